@@ -1,0 +1,158 @@
+"""YAML file -> frozen dataclass, strictly: a misspelt key, a wrong type or a bad value is one sentence with the key."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from mixtune.errors import InputError, did_you_mean
+
+T = TypeVar("T")
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that also reads 5e-4 as a number (YAML 1.1 wants 5.0e-4) and refuses a key given twice."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+)
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    pairs = [(loader.construct_object(k), v) for k, v in node.value]  # type: ignore[no-untyped-call]
+    for i, (key, _) in enumerate(pairs):
+        if any(key == earlier for earlier, _ in pairs[:i]):
+            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", node.start_mark)
+    loader.flatten_mapping(node)
+    return {loader.construct_object(k): loader.construct_object(v, deep=True) for k, v in node.value}  # type: ignore[no-untyped-call]
+
+
+_Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML file. Raises InputError when it is missing, unreadable, no YAML or no mapping."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file{_neighbours(path)}") from None
+    except (OSError, UnicodeDecodeError) as err:
+        raise InputError(f"{path}: cannot be read as a text file ({err})") from None
+    try:
+        data = yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
+    except yaml.YAMLError as err:
+        mark = getattr(err, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise InputError(f"{path}{line}: not valid YAML: {getattr(err, 'problem', None) or err}") from None
+    if not isinstance(data, dict):
+        raise InputError(f"{path}: expected keys and values, found {type(data).__name__}")
+    return data
+
+
+def _neighbours(path: Path) -> str:
+    names = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+    return f"; in {path.parent} there are: {', '.join(sorted(names))}" if names else ""
+
+
+def override(data: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
+    """A copy of ``data`` with ``key.sub=value`` assignments applied; values are read as YAML."""
+    data = json.loads(json.dumps(data, default=str))
+    for text in assignments:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise InputError(f"--set {text}: expected key=value, for example --set budget.epochs=5")
+        *parents, last = key.strip().split(".")
+        here = data
+        for name in parents:
+            here = here.setdefault(name, {})
+            if not isinstance(here, dict):
+                raise InputError(f"--set {text}: {name} is a value, not a section")
+        try:
+            here[last] = yaml.load(value, Loader=_Loader)  # noqa: S506
+        except yaml.YAMLError:
+            raise InputError(f"--set {text}: {value!r} is not valid YAML") from None
+    return data
+
+
+def parse(data: Mapping[str, Any], kind: type[T], source: str | Path) -> T:
+    """``data`` as the dataclass ``kind``, strictly typed. Raises InputError naming ``source`` and the key."""
+    from pydantic import ValidationError
+
+    try:
+        # JSON mode is the strict mode that still reads a list as a tuple and 1 as 1.0.
+        parsed: T = _adapter(kind).validate_json(json.dumps(data, default=str), strict=True)  # type: ignore[arg-type]
+    except ValidationError as err:
+        raise InputError(f"{source}: {_sentence(err.errors(), kind)}") from None
+    return parsed
+
+
+def load(path: str | Path, kind: type[T], assignments: Sequence[str] = ()) -> T:
+    """Read a YAML file, apply ``key=value`` assignments and check it against the dataclass ``kind``."""
+    return parse(override(read_yaml(path), assignments), kind, path)
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses and tuples as the dicts and lists that YAML and JSON know; fields that are None are left out."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        items = ((f.name, getattr(value, f.name)) for f in dataclasses.fields(value))
+        return {name: plain(v) for name, v in items if v is not None}
+    if isinstance(value, Mapping):
+        return {k: plain(v) for k, v in value.items()}
+    return [plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def to_yaml(value: Any) -> str:
+    """Readable YAML in the order given; floats keep every bit."""
+    return yaml.safe_dump(plain(value), sort_keys=False, allow_unicode=True, width=120, default_flow_style=None)
+
+
+@cache
+def _adapter(kind: type[Any]) -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
+
+
+def _sentence(errors: Sequence[Any], kind: type[Any]) -> str:
+    """The first error as 'key: what is wrong; what would be right'."""
+    error = errors[0]
+    key = ".".join(str(part) for part in error["loc"] if not str(part).startswith(("function-", "tagged-")))
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    match error["type"]:
+        case "unexpected_keyword_argument":
+            return (
+                f"unknown key {key}; {did_you_mean(str(error['loc'][-1]), _fields_at(kind, error['loc'][:-1]))}{more}"
+            )
+        case "missing" | "missing_argument":
+            return f"{key} is missing{more}"
+        case "value_error":
+            return f"{key + ': ' if key else ''}{str(error['msg']).removeprefix('Value error, ')}{more}"
+        case _:
+            said = str(error["msg"]).replace("Input should be", "must be")
+            return f"{key} {said[0].lower() + said[1:]}, not {error['input']!r}{more}"
+
+
+def _fields_at(kind: Any, loc: Sequence[Any]) -> list[str]:
+    """Field names of the dataclass that the error's path leads to."""
+    import types
+    import typing
+
+    for part in loc:
+        hints = typing.get_type_hints(kind) if dataclasses.is_dataclass(kind) else {}
+        kind = hints.get(str(part), kind) if hints else kind
+        while not dataclasses.is_dataclass(kind):
+            inside = [a for a in typing.get_args(kind) if a not in (types.NoneType, Ellipsis)]
+            nested = [a for a in inside if dataclasses.is_dataclass(a) or typing.get_args(a)]
+            if not nested:
+                break
+            kind = nested[0]
+    return [f.name for f in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []

@@ -1,0 +1,18 @@
+"""What a size regime is. Needs numpy only; imports nothing from the floors above."""
+
+from mixtune.regime.literature import PUBLISHED, published
+from mixtune.regime.regime import Mixture, Phase, Regime
+from mixtune.regime.schedule import Budget, Schedule, apportion
+from mixtune.regime.shapes import BatchShape
+
+__all__ = [
+    "PUBLISHED",
+    "BatchShape",
+    "Budget",
+    "Mixture",
+    "Phase",
+    "Regime",
+    "Schedule",
+    "apportion",
+    "published",
+]

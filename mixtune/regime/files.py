@@ -1,0 +1,102 @@
+"""Regime files: readable YAML that loads to exactly the regime that was saved."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mixtune.config import parse, read_yaml
+from mixtune.errors import InputError
+from mixtune.regime.regime import Mixture, Regime
+from mixtune.regime.shapes import BatchShape
+
+VERSION = 1
+_FORBID = {"extra": "forbid"}
+
+
+@dataclass(frozen=True)
+class _ShapeEntry:
+    __pydantic_config__ = _FORBID
+
+    S: int
+    B: int
+    p: float
+    D: int = 1
+
+
+@dataclass(frozen=True)
+class _PhaseEntry:
+    __pydantic_config__ = _FORBID
+
+    mixture: tuple[_ShapeEntry, ...]
+    share: float = 1.0
+
+    def to_mixture(self) -> Mixture:
+        return Mixture.of([BatchShape(e.S, e.B, e.D) for e in self.mixture], [e.p for e in self.mixture])
+
+    def __post_init__(self) -> None:
+        self.to_mixture()  # so that bad shapes and probabilities are reported with this phase's key
+
+
+@dataclass(frozen=True)
+class _RegimeFile:
+    __pydantic_config__ = _FORBID
+
+    version: int
+    base: BatchShape
+    phases: tuple[_PhaseEntry, ...]
+    name: str = ""
+    source: str = ""
+    training: dict[str, Any] = field(default_factory=dict)
+
+
+def load_regime(path: str | Path) -> tuple[Regime, dict[str, Any]]:
+    """The regime in a file, and its ``training`` section (how it was trained; empty where there is none).
+
+    Raises InputError naming the file and the key.
+    """
+    return regime_from_dict(read_yaml(path), path)
+
+
+def regime_from_dict(data: Mapping[str, Any], source: str | Path) -> tuple[Regime, dict[str, Any]]:
+    """The same for a mapping that has been read already; ``source`` is named in errors."""
+    if data.get("version") != VERSION:
+        raise InputError(
+            f"{source}: version must be {VERSION}, not {data.get('version')!r}; "
+            "a regime file opens with 'version: 1' and holds base and phases"
+        )
+    file = parse(data, _RegimeFile, source)
+    try:
+        mixtures, shares = [ph.to_mixture() for ph in file.phases], [ph.share for ph in file.phases]
+        return Regime.of(file.base, mixtures, shares, file.name, file.source), file.training
+    except ValueError as err:
+        raise InputError(f"{source}: phases: {err}") from None
+
+
+def regime_to_dict(regime: Regime, training: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The mapping that ``regime_from_dict`` reads."""
+    phases = [
+        {
+            "share": ph.share,
+            "mixture": [
+                {"S": s.S, "B": s.B, "D": s.D, "p": p} for s, p in zip(ph.mixture.shapes, ph.mixture.p, strict=True)
+            ],
+        }
+        for ph in regime.phases
+    ]
+    named = {k: v for k, v in (("name", regime.name), ("source", regime.source)) if v}
+    base = {"S": regime.base.S, "B": regime.base.B, "D": regime.base.D}
+    extra = {"training": dict(training)} if training else {}
+    return {"version": VERSION, **named, "base": base, "phases": phases, **extra}
+
+
+def save_regime(path: str | Path, regime: Regime, training: Mapping[str, Any] | None = None) -> None:
+    """Write a regime file. ``load_regime`` returns an equal regime, to the bit."""
+    text = f"# {regime}\n" + yaml.safe_dump(
+        regime_to_dict(regime, training), sort_keys=False, allow_unicode=True, width=120, default_flow_style=None
+    )
+    Path(path).write_text(text, encoding="utf-8")

@@ -1,0 +1,145 @@
+"""Mixture, Phase, Regime: how a training run mixes batch shapes, as plain frozen values.
+
+S, B, D as in ``shapes``.   p  share of *steps* (not of samples) that use a shape, as in the MixSize paper.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from mixtune.regime.shapes import BatchShape
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """A distribution over batch shapes; ``p[i]`` is the share of steps that use ``shapes[i]``."""
+
+    shapes: tuple[BatchShape, ...]
+    p: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.shapes:
+            raise ValueError("a mixture needs at least one batch shape")
+        if len(self.shapes) != len(self.p):
+            raise ValueError(f"{len(self.shapes)} batch shapes but {len(self.p)} probabilities")
+        if len(set(self.shapes)) < len(self.shapes):
+            twice = next(s for s in self.shapes if self.shapes.count(s) > 1)
+            raise ValueError(f"batch shape {twice} is listed twice; give it once with the sum of its p")
+        if any(not math.isfinite(x) or x < 0 for x in self.p):
+            raise ValueError(f"p must be finite and at least 0, not {list(self.p)}")
+        if abs(sum(self.p) - 1) > 1e-9:
+            raise ValueError(f"p must sum to 1, not {sum(self.p):g}")
+
+    @classmethod
+    def of(cls, shapes: Sequence[BatchShape], weights: Sequence[float] | None = None) -> Mixture:
+        """Normalise weights to probabilities and leave out shapes of weight 0 (no weights: uniform).
+
+        Probabilities that already sum to 1 are kept to the bit, so that a mixture read from a file is the one written.
+        """
+        w = [1.0] * len(shapes) if weights is None else [float(x) for x in weights]
+        if any(not math.isfinite(x) or x < 0 for x in w):
+            raise ValueError(f"probabilities must be finite and at least 0, not {w}")
+        if w and sum(w) <= 0:
+            raise ValueError("probabilities are all zero; at least one must be positive")
+        total = 1.0 if abs(sum(w) - 1) <= 1e-9 else sum(w)
+        kept = [(s, x / total) for s, x in zip(shapes, w, strict=True) if x > 0]
+        return cls(tuple(s for s, _ in kept), tuple(x for _, x in kept))
+
+    @classmethod
+    def of_samples(cls, shapes: Sequence[BatchShape], sample_shares: Sequence[float]) -> Mixture:
+        """The mixture whose shapes see these shares of *samples*: step share proportional to share / B.
+
+        The MixSize authors' code divides each epoch's samples by p (data.py, SampledDataRegime); we count steps.
+        """
+        return cls.of(shapes, [q / s.B for s, q in zip(shapes, sample_shares, strict=True)])
+
+    @property
+    def sample_shares(self) -> tuple[float, ...]:
+        """Share of the distinct samples that each shape sees: proportional to p*B."""
+        samples = [p * s.B for s, p in zip(self.shapes, self.p, strict=True)]
+        return tuple(x / sum(samples) for x in samples)
+
+    @property
+    def pixels(self) -> float:
+        """Expected pixels of a step."""
+        return sum(p * s.pixels for s, p in zip(self.shapes, self.p, strict=True))
+
+    @property
+    def samples(self) -> float:
+        """Expected distinct images of a step."""
+        return sum(p * s.B for s, p in zip(self.shapes, self.p, strict=True))
+
+    def __str__(self) -> str:
+        return " · ".join(f"{s} {100 * p:.0f}%" for s, p in zip(self.shapes, self.p, strict=True))
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A share of the training budget spent on one mixture."""
+
+    share: float
+    mixture: Mixture
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.share) or self.share <= 0:
+            raise ValueError(f"a phase's share must be positive, not {self.share!r}")
+
+
+@dataclass(frozen=True)
+class Regime:
+    """A sequence of phases. Nothing else: every published size regime is one of these.
+
+    ``base`` is the shape whose pixels are the compute budget of one step; ``name`` and ``source`` are for people and
+    do not take part in comparisons.
+    """
+
+    base: BatchShape
+    phases: tuple[Phase, ...]
+    name: str = field(default="", compare=False)
+    source: str = field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        if not self.phases:
+            raise ValueError("a regime needs at least one phase")
+        total = sum(ph.share for ph in self.phases)
+        if abs(total - 1) > 1e-9:
+            raise ValueError(f"the phases' shares must sum to 1, not {total:g}")
+
+    @classmethod
+    def of(
+        cls,
+        base: BatchShape,
+        mixtures: Sequence[Mixture],
+        shares: Sequence[float] | None = None,
+        name: str = "",
+        source: str = "",
+    ) -> Regime:
+        """A regime from mixtures in order; shares are normalised (none: equal)."""
+        w = [1.0] * len(mixtures) if shares is None else [float(x) for x in shares]
+        if any(not math.isfinite(x) or x <= 0 for x in w):
+            raise ValueError(f"phase shares must be positive, not {w}")
+        total = 1.0 if abs(sum(w) - 1) <= 1e-9 else sum(w)
+        phases = tuple(Phase(x / total, m) for x, m in zip(w, mixtures, strict=True))
+        return cls(base, phases, name, source)
+
+    @property
+    def shapes(self) -> tuple[BatchShape, ...]:
+        """All batch shapes in use, smallest size first."""
+        return tuple(sorted({s for ph in self.phases for s in ph.mixture.shapes}))
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """All image sizes in use, smallest first."""
+        return tuple(sorted({s.S for s in self.shapes}))
+
+    def __str__(self) -> str:
+        """One line for people: ``16x256 40% · 32x64 60%``; phases are joined by arrows, with their budget shares."""
+        if len(self.phases) == 1:
+            return str(self.phases[0].mixture)
+        return " → ".join(f"{100 * ph.share:.0f}%: {_phase(ph.mixture)}" for ph in self.phases)
+
+
+def _phase(mixture: Mixture) -> str:
+    return str(mixture.shapes[0]) if len(mixture.shapes) == 1 else f"({mixture})"

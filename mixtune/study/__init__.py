@@ -1,0 +1,1 @@
+"""Searching over regimes: the only floor that knows Ray, Optuna and MLflow."""

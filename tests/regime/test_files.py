@@ -1,0 +1,34 @@
+import pytest
+
+from mixtune.errors import InputError
+from mixtune.regime import PUBLISHED, BatchShape, published
+from mixtune.regime.files import load_regime, regime_from_dict, save_regime
+
+
+@pytest.mark.parametrize("base", [BatchShape(32, 64), BatchShape(224, 256)])
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_round_trip_is_exact(tmp_path, base, name):
+    regime = published(name, base, [base.S // 2, base.S], 4)
+    save_regime(tmp_path / "r.yaml", regime, {"seed": 3})
+    again, training = load_regime(tmp_path / "r.yaml")
+    assert (again, again.name, again.source, training) == (regime, regime.name, regime.source, {"seed": 3})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(version=2), "version must be 1, not 2"),
+        (dict(base={"S": 16, "B": 2, "batch": 3}), "unknown key base.batch; known: B, D, S"),
+        (dict(phases=[]), "phases: a regime needs at least one phase"),
+        (dict(phases=[{"mixture": [{"S": 8, "B": 2, "p": -1}]}]), r"phases.0: probabilities .* \[-1.0\]"),
+        (dict(phases=[{"mixture": [{"S": 8, "B": 2, "p": 0}]}]), "phases.0: probabilities are all zero"),
+        (dict(phases=[{"mixture": [{"S": 8, "B": "two", "p": 1}]}]), "phases.0.mixture.0.B must be .* not 'two'"),
+        (dict(phases=[{"share": 0, "mixture": [{"S": 8, "B": 2, "p": 1}]}]), "phase shares must be positive"),
+    ],
+)
+def test_bad_files_are_one_sentence_with_file_and_key(change, message):
+    good = {"version": 1, "base": {"S": 16, "B": 2}, "phases": [{"mixture": [{"S": 8, "B": 2, "p": 1}]}]}
+    assert regime_from_dict(good, "r.yaml")
+    with pytest.raises(InputError, match=message) as error:
+        regime_from_dict(good | change, "r.yaml")
+    assert str(error.value).startswith("r.yaml")

@@ -1,0 +1,73 @@
+"""The house rule: a floor imports only from floors below it, and runs without the libraries of those above."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FORBIDDEN = {
+    "mixtune/regime": {
+        "torch",
+        "torchvision",
+        "timm",
+        "ray",
+        "optuna",
+        "mlflow",
+        "mixtune.training",
+        "mixtune.study",
+        "analysis",
+    },
+    "mixtune/training": {"ray", "optuna", "mlflow", "mixtune.study", "analysis"},
+    "mixtune/study": {"analysis"},
+}
+ONLY = {"ray": "mixtune/study/tuning.py", "optuna": "mixtune/study/sampling.py", "mlflow": "mixtune/study/tracking.py"}
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module
+
+
+def within(name, package):
+    return name == package or name.startswith(package + ".")
+
+
+@pytest.mark.parametrize("floor", FORBIDDEN)
+def test_imports_point_down(floor):
+    for path in (ROOT / floor).glob("*.py"):
+        up = [i for i in imports(path) for bad in FORBIDDEN[floor] if within(i, bad)]
+        assert not up, f"{path.name} imports {up}"
+
+
+@pytest.mark.parametrize("library", ONLY)
+def test_one_module_knows_each_library_of_the_study(library):
+    users = {
+        str(p.relative_to(ROOT))
+        for p in (ROOT / "mixtune").rglob("*.py")
+        if any(within(i, library) for i in imports(p))
+    }
+    assert users <= {ONLY[library]}
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [("mixtune.regime.files", ["torch", "ray", "optuna", "mlflow"]), ("mixtune.train", ["ray", "optuna", "mlflow"])],
+)
+def test_lower_floors_run_where_upper_libraries_are_not_installed(module, absent):
+    block = "".join(f"sys.modules[{name!r}] = None; " for name in absent)
+    subprocess.run([sys.executable, "-c", f"import sys; {block}import {module}"], check=True, cwd=ROOT)
+
+
+def test_modules_stay_small():
+    long = {
+        str(p.relative_to(ROOT)): n
+        for p in (ROOT / "mixtune").rglob("*.py")
+        if (n := len(p.read_text().splitlines())) > 250
+    }
+    assert not long
