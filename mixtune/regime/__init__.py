@@ -1,5 +1,6 @@
 """What a size regime is. Needs numpy only; imports nothing from the floors above."""
 
+from mixtune.regime.cost import CostTable
 from mixtune.regime.literature import PUBLISHED, published
 from mixtune.regime.regime import Mixture, Phase, Regime
 from mixtune.regime.schedule import Budget, Schedule, apportion
@@ -9,6 +10,7 @@ __all__ = [
     "PUBLISHED",
     "BatchShape",
     "Budget",
+    "CostTable",
     "Mixture",
     "Phase",
     "Regime",

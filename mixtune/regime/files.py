@@ -11,7 +11,7 @@ import yaml
 
 from mixtune.config import parse, read_yaml
 from mixtune.errors import InputError
-from mixtune.regime.regime import Mixture, Regime
+from mixtune.regime.regime import Clock, Mixture, Regime
 from mixtune.regime.shapes import BatchShape
 
 VERSION = 1
@@ -51,6 +51,7 @@ class _RegimeFile:
     phases: tuple[_PhaseEntry, ...]
     name: str = ""
     source: str = ""
+    clock: Clock = "budget"
     training: dict[str, Any] = field(default_factory=dict)
 
 
@@ -72,7 +73,7 @@ def regime_from_dict(data: Mapping[str, Any], source: str | Path) -> tuple[Regim
     file = parse(data, _RegimeFile, source)
     try:
         mixtures, shares = [ph.to_mixture() for ph in file.phases], [ph.share for ph in file.phases]
-        return Regime.of(file.base, mixtures, shares, file.name, file.source), file.training
+        return Regime.of(file.base, mixtures, shares, file.name, file.source, file.clock), file.training
     except ValueError as err:
         raise InputError(f"{source}: phases: {err}") from None
 
@@ -90,8 +91,9 @@ def regime_to_dict(regime: Regime, training: Mapping[str, Any] | None = None) ->
     ]
     named = {k: v for k, v in (("name", regime.name), ("source", regime.source)) if v}
     base = {"S": regime.base.S, "B": regime.base.B, "D": regime.base.D}
+    clock = {"clock": regime.clock} if regime.clock != "budget" else {}
     extra = {"training": dict(training)} if training else {}
-    return {"version": VERSION, **named, "base": base, "phases": phases, **extra}
+    return {"version": VERSION, **named, "base": base, **clock, "phases": phases, **extra}
 
 
 def save_regime(path: str | Path, regime: Regime, training: Mapping[str, Any] | None = None) -> None:
