@@ -109,4 +109,4 @@ def gmacs(name: str, classes: int, S: int) -> float:
         net = create(name, classes).eval()
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             net(torch.empty(1, 3, S, S))
-    return counter.get_total_flops() / 2e9
+    return float(counter.get_total_flops()) / 2e9
