@@ -1,0 +1,116 @@
+"""Search for the best size regime: python -m mixtune.search --space search_spaces/digits.yaml
+
+Running the same command again continues the study. --dry-run shows what would be tried and needs no data.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from mixtune.cli import Parser, parse_args, python, run, shell, short
+from mixtune.config import load
+from mixtune.errors import InputError
+
+
+def parser() -> Parser:
+    """The command's flags: where and how much, never what is searched."""
+    p = Parser("mixtune.search", __doc__.split("\n")[0])
+    p.add_argument("--space", required=True, metavar="FILE", help="search space (YAML)")
+    p.add_argument("--out", metavar="FOLDER", help="the study's folder (default: studies/NAME)")
+    p.add_argument("--trials", type=int, metavar="N", help="trials in all (default: the file's)")
+    p.add_argument("--storage", metavar="URL", help="Optuna storage (default: study.db in the folder)")
+    p.add_argument("--tracking-uri", metavar="URI", help="MLflow tracking store (default: mlflow.db in the folder)")
+    p.add_argument("--address", metavar="HOST:PORT", help="an existing Ray cluster (default: this machine)")
+    p.add_argument("--dry-run", action="store_true", help="print the regimes that would be tried, and stop")
+    p.add_set()
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, call, print."""
+    args = parse_args(parser(), argv)
+    logging.basicConfig(format="note: %(message)s", level=logging.WARNING)
+    more = [] if args.trials is None else [f"trials={args.trials}"]
+
+    from mixtune.study.space import Space
+
+    space = load(args.space, Space, [*args.assignments, *more])
+
+    from mixtune.study import preflight
+
+    if args.dry_run:
+        from mixtune.study.sampling import check_named
+
+        check_named(space)
+        preflight.check_sizes(space, args.space)
+        known = preflight.TRAINING_IMAGES.get(space.task.dataset)
+        n = preflight.check_data(space, args.space) if known is None else round(known * (1 - space.task.validation))
+        n = min(n, space.task.samples or n)
+        preflight.check_batches(space, n, args.space)
+        print(preflight.plan(space, n))
+        return 0
+
+    from mixtune.study.conduct import Places, conduct, table
+
+    places = Places(
+        Path(args.out or Path("studies") / space.study).absolute(), args.storage, args.tracking_uri, args.address
+    )
+    result = conduct(space, args.space, places, _draw, lambda line: print(line, flush=True))
+    print()
+    print(table(space, result))
+    print()
+    for title, command in _next_commands(places, space.study, result):
+        print(f"{title}\n  {command}")
+    if result.interrupted:
+        print("\ninterrupted; nothing that was finished is lost", file=sys.stderr)
+        return 130
+    if result.best is None:
+        raise InputError(f"no trial of study {space.study} was completed; the reasons are printed above")
+    return 0
+
+
+def _draw(uri: str, study: str, folder: Path) -> list[Path]:
+    from analysis.pareto import draw
+
+    return draw(uri, study, folder)
+
+
+def _next_commands(places, study, result):  # type: ignore[no-untyped-def]
+    me, folder = python(), places.folder
+    resume = [me, "-m mixtune.search", shell("--space", folder / "space.yaml", "--out", folder)]
+    for flag, value in (
+        ("--storage", places.storage),
+        ("--tracking-uri", places.tracking),
+        ("--address", places.address),
+    ):
+        if value:
+            resume.append(shell(flag, value))
+    yield (
+        ("continue this study" if result.remaining else "add trials to this study"),
+        " ".join([*resume, *([] if result.remaining else [f"--trials {len(result.outcomes) + 10}"])]),
+    )
+    if result.best is None:
+        return
+    yield "train the best regime on its own", f"{me} -m mixtune.train {shell('--regime', result.best_file)}"
+    uri = places.tracking_uri
+    if places.tracking is None:
+        uri = f"sqlite:///{short(folder)}/mlflow.db"
+    yield (
+        "draw the figures again",
+        f"{me} -m analysis.pareto {shell('--study', study, '--tracking-uri', uri, '--out', folder / 'figures')}",
+    )
+    if uri.startswith("sqlite"):
+        yield (
+            f"browse it: start the server, then open http://127.0.0.1:5000/#/experiments/{result.experiment}/runs",
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false "
+            f"{me} -m mlflow server --workers 1 {shell('--backend-store-uri', uri)}",
+        )
+    else:
+        yield "browse it", f"{uri}/#/experiments/{result.experiment}/runs"
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,244 @@
+"""A study from start to end: lock its folder, open or resume it, run what remains, leave the best regime behind."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mixtune.config import plain, to_yaml
+from mixtune.errors import InputError
+from mixtune.regime import Regime
+from mixtune.regime.files import save_regime
+from mixtune.study import preflight, tracking, tuning
+from mixtune.study.console import Console, results_table
+from mixtune.study.events import Listeners
+from mixtune.study.sampling import Outcome, Trials, check_named
+from mixtune.study.space import Space
+
+log = logging.getLogger("mixtune")
+RESTARTS = 3  # a fault of Ray itself ends an experiment; the study goes on in a new one
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a study lives. ``storage`` and ``tracking`` default to files in ``folder``; ``address``: a Ray cluster."""
+
+    folder: Path
+    storage: str | None = None
+    tracking: str | None = None
+    address: str | None = None
+
+    @property
+    def storage_url(self) -> str:
+        """Optuna's storage."""
+        return self.storage or f"sqlite:///{self.folder}/study.db"
+
+    @property
+    def tracking_uri(self) -> str:
+        """MLflow's store."""
+        return self.tracking or tracking.default_uri(self.folder)
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a search ended."""
+
+    outcomes: list[Outcome]
+    best: Outcome | None
+    interrupted: bool
+    remaining: int
+    experiment: str
+    best_file: Path | None
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the study's folder. Raises InputError when it cannot be written or another search holds it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = (folder / "lock").open("a+")
+    except OSError as err:
+        raise InputError(
+            f"--out {folder}: cannot be written to ({err.strerror}); name another folder with --out"
+        ) from None
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"--out {folder}: another search is running there; wait for it or name another folder"
+            ) from None
+        yield
+
+
+def conduct(
+    space: Space,
+    source: str,
+    places: Places,
+    draw: Callable[[str, str, Path], list[Path]],
+    write: Callable[[str], None],
+) -> Result:
+    """Run a study to its end, or as far as it gets.
+
+    ``draw(tracking uri, study, folder)`` makes the figures. Raises InputError before anything is written when the
+    space, its data, the resources or the stores are not usable. The same
+    call on a folder that holds the study continues it.
+    """
+    check_named(space)
+    stride = preflight.check_sizes(space, source)
+    space = replace(space, task=replace(space.task, data=_absolute(space)))
+    preflight.check_data(space, source)
+    if places.address is None:
+        slots = preflight.slots(space, *preflight.local_resources())
+    tracking.check(places.tracking_uri)
+
+    with locked(places.folder), _terminable():
+        trials = Trials(places.storage_url, space, stride)
+        key = f"mlflow_parent {places.tracking_uri}"
+        tracker = tracking.Tracker(places.tracking_uri, space, places.folder, trials.noted(key))
+        trials.note(key, tracker.parent)
+        _save(places.folder / "space.yaml", to_yaml(space))
+        stale = trials.reconcile()
+        tracker.discard_unfinished()
+        _say_what_happens(trials, len(stale), places, write)
+        interrupted = False
+        if trials.remaining():
+            try:
+                cpus, gpus = preflight.local_resources()
+                tuning.connect(places.address, cpus, gpus)
+                if places.address is not None:
+                    slots = preflight.slots(space, *tuning.cluster())
+                write(
+                    f"{slots.at_once} at once, each on {slots.cpus} CPU core{'s' * (slots.cpus > 1)}"
+                    + (f" and {slots.gpus:g} GPU" if slots.gpus else "")
+                    + f"; score: {space.score}"
+                )
+                _run(trials, space, slots, places, tracker, write)
+            except KeyboardInterrupt:
+                interrupted = True
+            finally:
+                tuning.disconnect()
+                trials.reconcile()
+        return _close(trials, tracker, places, space, draw, interrupted)
+
+
+def _run(
+    trials: Trials,
+    space: Space,
+    slots: tuning.Slots,
+    places: Places,
+    tracker: tracking.Tracker,
+    write: Callable[[str], None],
+) -> None:
+    console = Console(space.trials, trials.best(), write)
+    console.header()
+    device = "cpu" if slots.gpus == 0 else space.device
+    training = replace(space.training(slots.cpus), device=device)
+    listeners = Listeners([console, tracker])
+    for attempt in range(1, RESTARTS + 1):
+        bridge = tuning.Bridge(trials, training, places.folder, listeners)
+        try:
+            tuning.run(bridge, slots, places.folder)
+        except KeyboardInterrupt:
+            bridge.interrupt()
+            raise
+        except Exception as err:
+            bridge.interrupt()
+            trials.reconcile()
+            if attempt == RESTARTS:
+                raise
+            log.warning("Ray ended the experiment (%s); starting it again", str(err).split("\n")[0])
+            tuning.disconnect()
+            tuning.connect(places.address, *preflight.local_resources())
+            continue
+        if not trials.remaining():
+            return
+        trials.reconcile()
+
+
+def _close(
+    trials: Trials,
+    tracker: tracking.Tracker,
+    places: Places,
+    space: Space,
+    draw: Callable[[str, str, Path], list[Path]],
+    interrupted: bool,
+) -> Result:
+    best, best_file = trials.best(), None
+    artifacts: list[Path] = []
+    if best is not None:
+        best_file = places.folder / "best.yaml"
+        kept = places.folder / "trials" / f"{best.number:04d}" / "regime.yaml"
+        if kept.exists():
+            _save(best_file, kept.read_text(encoding="utf-8"))
+        else:  # run by another machine of a cluster without a shared folder
+            save_regime(best_file, regime_of(space, best), plain(space.training()))
+        artifacts.append(best_file)
+        artifacts += draw(places.tracking_uri, space.study, places.folder / "figures")
+    remaining = trials.remaining()
+    summary: dict[str, Any] = {}
+    if best is not None:
+        summary = {"score": best.score, "trial": best.number, "family": best.published or "searched"}
+        summary["regime"] = str(regime_of(space, best))
+    try:
+        tracker.finish("FINISHED" if not remaining else "KILLED", summary, artifacts)
+    except Exception as err:
+        log.warning("MLflow could not be brought up to date: %s", str(err).split("\n")[0])
+    return Result(trials.outcomes(), best, interrupted, remaining, tracker.experiment, best_file)
+
+
+def regime_of(space: Space, outcome: Outcome) -> Regime:
+    """The regime that a finished trial trained."""
+    return space.regime(outcome.params, outcome.published)
+
+
+def table(space: Space, result: Result) -> str:
+    """The best trials beside the published regimes."""
+    return results_table(result.outcomes, lambda o: regime_of(space, o))
+
+
+def _say_what_happens(trials: Trials, stale: int, places: Places, write: Callable[[str], None]) -> None:
+    name, total, left = trials.space.study, trials.space.trials, trials.remaining()
+    if not trials.resumed:
+        write(f"study {name}: {total} trials, in {places.folder}")
+    elif left:
+        broken = f", {stale} of them were cut off and start again" if stale else ""
+        write(f"study {name} goes on: {total - left} of {total} trials are done{broken}")
+    else:
+        write(f"study {name} has all its {total} trials already; ask for more with --trials {total + 10}")
+
+
+def _absolute(space: Space) -> str | None:
+    """Ray's workers run elsewhere, so the data's folder is named in full."""
+    if space.task.dataset == "digits":
+        return None
+    root = space.task.data or os.environ.get("MIXTUNE_DATA", "data")
+    return str(Path(root).expanduser().absolute())
+
+
+def _save(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    partial = path.with_suffix(path.suffix + ".part")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends a search as Ctrl-C does."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

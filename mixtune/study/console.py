@@ -1,0 +1,79 @@
+"""What a person reads while a study runs and when it ends."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from mixtune.regime import Regime
+from mixtune.study.events import Candidate, State
+from mixtune.study.sampling import Outcome
+from mixtune.training.curve import Curve
+
+
+class Console:
+    """One line per event of a trial (a ``Listener``)."""
+
+    def __init__(self, trials: int, best: Outcome | None, write: Callable[[str], None] | None = None) -> None:
+        self._trials = trials
+        self._best, self._best_name = (best.score, f"#{best.number}") if best else (None, "")
+        self._write = write or (lambda line: print(line, flush=True))
+        self._began = time.monotonic()
+
+    def header(self) -> None:
+        """What the columns are."""
+        self._write(
+            f"{'time':>5}  {'trial':>5}  {'family':<11} {'budget':>6}  {'score':>7}  {'best so far':<12}  regime: "
+            "size x batch (x copies), % of steps"
+        )
+
+    def started(self, trial: Candidate) -> None:
+        """A trial begins."""
+        self._line(trial, "start", None)
+
+    def reported(self, trial: Candidate, report: Mapping[str, Any], score: float) -> None:
+        """A trial goes on; the last report is left to ``ended``."""
+        if not report["last"]:
+            self._line(trial, f"{100 * report['progress']:.0f} %", score)
+
+    def ended(self, trial: Candidate, state: State, score: float | None, reason: str, curve: Curve | None) -> None:
+        """A trial is done, pruned or failed."""
+        if state == "COMPLETE" and score is not None and (self._best is None or score > self._best):
+            self._best, self._best_name = score, f"#{trial.number}"
+        word = {"COMPLETE": "done", "PRUNED": "pruned", "FAIL": "FAILED", "INTERRUPTED": "broken"}[state]
+        self._line(trial, word, score)
+        if state == "FAIL":
+            self._write(f"{'':>7}#{trial.number} failed: {reason}")
+
+    def _line(self, trial: Candidate, done: str, score: float | None) -> None:
+        seconds = int(time.monotonic() - self._began)
+        best = "" if self._best is None else f"{self._best:.4f} {self._best_name}"
+        shown = "" if score is None else f"{score:.4f}"
+        name = f"#{trial.number}"
+        self._write(
+            f"{seconds // 60:2d}:{seconds % 60:02d}  {name:>5}  {trial.label:<11} {done:>6}  {shown:>7}  {best:<12}  "
+            f"{trial.regime}"
+        )
+
+
+def results_table(outcomes: Sequence[Outcome], regime_of: Callable[[Outcome], Regime], top: int = 5) -> str:
+    """The best searched trials beside the published regimes, best first, with top-1 in per cent at every size."""
+    complete = sorted((o for o in outcomes if o.state == "COMPLETE"), key=lambda o: -(o.score or 0.0))
+    searched = [o for o in complete if not o.published][:top]
+    shown = [o for o in complete if o.published or o in searched]
+    if not shown:
+        return "no trial was completed"
+    assert shown[0].curve is not None
+    sizes = shown[0].curve.sizes
+    head = f"{'trial':>5}  {'family':<11} {'score':>7}  " + "".join(f"{f'{S} px':>8}" for S in sizes) + "  regime"
+    lines = ["top-1 in % on the held-out images, by inference size", head]
+    for o in shown:
+        assert o.curve is not None
+        accuracies = "".join(f"{100 * p.top1:8.1f}" for p in o.curve.points)
+        name = f"#{o.number}"
+        lines.append(f"{name:>5}  {o.published or 'searched':<11} {o.score:7.4f}  {accuracies}  {regime_of(o)}")
+    states = [o.state for o in outcomes]
+    counts = f"{states.count('COMPLETE')} complete, {states.count('PRUNED')} pruned, {states.count('FAIL')} failed"
+    hidden = sum(not o.published for o in complete) - len(searched)
+    return "\n".join([*lines, f"trials: {counts}" + (f" ({hidden} more searched ones not shown)" if hidden else "")])

@@ -1,0 +1,147 @@
+"""What can be checked and told before the first trial: sizes, data, resources, and the plan of a dry run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from mixtune.errors import InputError
+from mixtune.regime import Regime, Schedule
+from mixtune.study.space import Space
+from mixtune.study.tuning import Slots
+from mixtune.training.networks import total_stride
+from mixtune.training.task import Classification, check_shapes
+
+# Training images of the data sets that a dry run may meet before they are there.
+TRAINING_IMAGES = {"digits": 1438, "cifar10": 50_000, "cifar100": 50_000, "imagenet": 1_281_167}
+
+
+def check_sizes(space: Space, source: str) -> int:
+    """The network's total stride. Raises InputError when a size of the space is off it, or a published regime is not in
+    the space.
+    """
+    try:
+        stride = total_stride(space.task.network)
+    except ValueError as err:
+        raise InputError(f"{source}: task.network: {err}") from None
+    for key, sizes in (
+        ("base.S", (space.base.S,)),
+        ("search.sizes", space.search.sizes),
+        ("evaluate.sizes", space.evaluate.sizes),
+    ):
+        for S in sizes:
+            if S % stride:
+                down, up = S // stride * stride, (S // stride + 1) * stride
+                near = f"{down} or {up}" if down else f"{up}"
+                raise InputError(
+                    f"{source}: {key}: {S} px is not a multiple of {space.task.network}'s total stride {stride}; "
+                    f"use {near}"
+                )
+    for name in space.published:
+        try:
+            space.published_params(name, stride)
+        except ValueError as err:
+            raise InputError(f"{source}: {err}") from None
+    return stride
+
+
+def check_data(space: Space, source: str) -> int:
+    """How many images a trial trains on. Raises InputError when the data are missing or too few for a shape."""
+    try:
+        task = Classification(space.task, device="cpu")
+    except InputError as err:
+        raise InputError(f"{source}: {err}") from None
+    check_batches(space, task.n_train, source)
+    return task.n_train
+
+
+def check_batches(space: Space, n_train: int, source: str) -> None:
+    """Raise InputError when some candidate cannot be filled from ``n_train`` images."""
+    base = space.base
+    try:
+        check_shapes([base], space.task.network, n_train)
+    except ValueError as err:
+        raise InputError(f"{source}: base: {err}; lower base.B") from None
+    # B is largest at the smallest size and the largest split.
+    worst = base.resized(min(space.search.sizes), space.search.split.high)
+    if n_train < worst.B:
+        raise InputError(
+            f"{source}: search.sizes: {worst.S} px with split {space.search.split.high:g} needs batches of {worst.B} "
+            f"distinct images, and there are {n_train} to train on; leave out {worst.S} px, lower base.B or split.high"
+        )
+    for name, params in _examples(space, 0).items():
+        try:
+            Schedule.build(space.regime(params, name), space.budget, n_train, space.seed)
+        except ValueError as err:
+            raise InputError(f"{source}: budget.epochs: regime {name}: {err}") from None
+
+
+def slots(space: Space, cpus: float, gpus: float) -> Slots:
+    """What one trial takes and how many run at once on this many CPUs and GPUs. Raises InputError when none fits."""
+    want = space.resources
+    if space.device == "cuda" and want.gpus == 0:
+        raise InputError("resources.gpus is 0 but device is cuda; give a trial a share of a GPU, or set device to cpu")
+    gpu = want.gpus if want.gpus is not None else float(gpus >= 1 and space.device != "cpu")
+    if gpu > gpus:
+        raise InputError(
+            f"resources.gpus: a trial asks for {gpu:g} GPUs and there are {gpus:g}; set resources.gpus=0 for CPUs"
+        )
+    by_gpu = int(gpus / gpu + 1e-9) if gpu else None
+    cpu = want.cpus or (max(1, int(cpus) // by_gpu) if by_gpu else 1)
+    if cpu > cpus:
+        raise InputError(f"resources.cpus: a trial asks for {cpu} CPU cores and there are {cpus:g}")
+    fit = int(cpus) // cpu if by_gpu is None else min(by_gpu, int(cpus) // cpu)
+    return Slots(cpu, gpu, min(want.at_once or fit, fit))
+
+
+def local_resources() -> tuple[int, int]:
+    """CPU cores and GPUs of this machine."""
+    from mixtune.training.task import available_cpus
+
+    return available_cpus(), torch.cuda.device_count()
+
+
+class _Random:
+    """Uniformly random parameters, for the examples of a dry run (the part of an Optuna trial that a space uses)."""
+
+    def __init__(self, seed: int) -> None:
+        self._rng = np.random.default_rng(seed)
+
+    def suggest_float(self, name: str, low: float, high: float) -> float:
+        """A number in [low, high]."""
+        return float(self._rng.uniform(low, high))
+
+    def suggest_categorical(self, name: str, choices: Sequence[str]) -> str:
+        """One of the choices."""
+        return choices[int(self._rng.integers(len(choices)))]
+
+
+def _examples(space: Space, sampled: int) -> dict[str, dict[str, object]]:
+    stride = total_stride(space.task.network)
+    points = {name: space.published_params(name, stride) for name in space.published}
+    return points | {f"sampled {i + 1}": space.suggest(_Random(space.seed + i)) for i in range(sampled)}
+
+
+def plan(space: Space, n_train: int, sampled: int = 4) -> str:
+    """The published regimes and a few sampled ones: steps, epochs, cost against the base, dearest step."""
+    lines = [
+        f"{n_train:,} training images; base {space.base}, {space.budget.epochs:g} epochs; equal {space.budget.spend}",
+        "",
+        f"{'regime':<11} {'steps':>9} {'epochs':>7} {'views':>8} {'compute':>8} {'peak':>14}  shapes SxBxD, % of steps",
+    ]
+    total = space.budget.epochs * n_train * space.base.pixels / space.base.B
+    for name, params in _examples(space, sampled).items():
+        regime: Regime = space.regime(params, name)
+        s = Schedule.build(regime, space.budget, n_train, space.seed)
+        dear = max(s.shapes, key=lambda shape: shape.pixels)
+        peak = f"{dear} {dear.pixels / space.base.pixels:.2f}x"
+        views = s.views / n_train
+        lines.append(
+            f"{name:<11} {len(s):>9,} {s.samples / n_train:>7.1f} {views:>7.1f}n {s.pixels / total:>7.3f}x {peak:>14}  "
+            f"{regime}"
+        )
+    lines += ["", "epochs: passes over the training images; views: images through the network, n per training image;"]
+    lines += ["compute: pixels of the whole run against the base; peak: the dearest step against a base step"]
+    return "\n".join(lines)

@@ -1,0 +1,205 @@
+"""The study in Optuna's storage, which is its only truth: what was asked, reported, pruned and finished.
+
+Starting and resuming are the same act. This is the only module that knows Optuna.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from mixtune.errors import InputError, did_you_mean
+from mixtune.study.space import Named, Space
+from mixtune.training.curve import Curve
+
+SAMPLERS: dict[str, Callable[..., optuna.samplers.BaseSampler]] = {
+    "tpe": optuna.samplers.TPESampler,
+    "random": optuna.samplers.RandomSampler,
+    "gp": optuna.samplers.GPSampler,
+    "qmc": optuna.samplers.QMCSampler,
+}
+PRUNERS: dict[str, Callable[..., optuna.pruners.BasePruner]] = {
+    "halving": optuna.pruners.SuccessiveHalvingPruner,
+    "hyperband": optuna.pruners.HyperbandPruner,
+    "median": optuna.pruners.MedianPruner,
+    "percentile": optuna.pruners.PercentilePruner,
+    "none": optuna.pruners.NopPruner,
+}
+FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished trial as the study remembers it. ``score`` is None where there was no report."""
+
+    number: int
+    state: str
+    score: float | None
+    params: Mapping[str, Any]
+    published: str
+    reason: str
+    curve: Curve | None
+
+
+class Trials:
+    """An open study: hands out candidates, takes reports, decides on pruning and records how trials ended."""
+
+    def __init__(self, url: str, space: Space, stride: int) -> None:
+        """Open or create the study ``space.study`` at an Optuna storage URL and enqueue the published regimes.
+
+        Raises InputError when the storage cannot be opened or holds a study with this name but another space.
+        """
+        self.space = space
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        optuna.logging.disable_default_handler()
+        points = {name: space.published_params(name, stride) for name in space.published}
+        storage = _open(url)
+        known = {s.study_name for s in optuna.get_all_study_summaries(storage)}
+        pruner = _make(space.pruner, PRUNERS, "pruner", {"halving": {"min_resource": 1, "reduction_factor": 2}})
+        self._study = optuna.create_study(
+            study_name=space.study, storage=storage, direction="maximize", pruner=pruner, load_if_exists=True
+        )
+        # The same seed after a restart would suggest the same candidates again.
+        seed = space.seed + len(self._study.get_trials(deepcopy=False))
+        self._study.sampler = _make(space.sampler, SAMPLERS, "sampler", {}, seed=seed)
+        if space.study in known:
+            self._check_same(url)
+        else:
+            self._study.set_user_attr("digest", space.digest())
+            for name, point in points.items():
+                self._study.enqueue_trial(point, user_attrs={"published": name})
+        self.resumed = space.study in known
+
+    def _check_same(self, url: str) -> None:
+        theirs = self._study.user_attrs.get("digest")
+        if theirs != self.space.digest():
+            raise InputError(
+                f"study {self.space.study!r} in {url} was started with another space (task, budget, recipe, search, "
+                "score, sampler, pruner or seed differ), so its scores do not compare; give this one another name with "
+                "--set study=NAME or another folder with --out"
+            )
+
+    def note(self, key: str, value: str) -> None:
+        """Remember something of the study as a whole."""
+        self._study.set_user_attr(key, value)
+
+    def noted(self, key: str) -> str | None:
+        """What was remembered."""
+        return self._study.user_attrs.get(key)
+
+    def reconcile(self) -> list[Mapping[str, Any]]:
+        """Close trials that a dead or interrupted search left running, and enqueue their points again.
+
+        They become FAIL and are listed as interrupted, which tells them from trials that failed by themselves. Every
+        order of writing here survives being killed half-way. Returns their user attributes.
+        """
+        trials = self._study.get_trials(deepcopy=False)
+        waiting = {t.user_attrs.get("retry_of") for t in trials if t.state is TrialState.WAITING}
+        stale = [t for t in trials if t.state is TrialState.RUNNING]
+        if stale:
+            self._study.set_user_attr("interrupted", sorted(self._interrupted() | {t.number for t in stale}))
+        for trial in stale:
+            if trial.params and trial.number not in waiting:
+                attrs = {k: v for k, v in trial.user_attrs.items() if k == "published"}
+                self._study.enqueue_trial(trial.params, user_attrs={**attrs, "retry_of": trial.number})
+            self._study.tell(trial.number, state=TrialState.FAIL)
+        return [trial.user_attrs for trial in stale]
+
+    def _interrupted(self) -> set[int]:
+        return set(self._study.user_attrs.get("interrupted", ()))
+
+    def remaining(self) -> int:
+        """How many trials are still to be run: those asked for, less those finished by themselves."""
+        return max(0, self.space.trials - len(self.outcomes()))
+
+    def ask(self) -> tuple[Trial, dict[str, Any]]:
+        """A new trial and its parameters."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Optuna's notices about its own experimental parts
+            trial = self._study.ask()
+            return trial, self.space.suggest(trial)
+
+    def report(self, trial: Trial, number: int, score: float, last: bool) -> bool:
+        """Record the score of report ``number`` (1, 2, ...); True when the trial should be pruned.
+
+        Published regimes run to the end, because they are what the others are compared with, and the last report is
+        never pruned: the whole budget is spent by then.
+        """
+        trial.report(score, number)
+        return not last and "published" not in trial.user_attrs and trial.should_prune()
+
+    def finish(self, trial: Trial, state: str, score: float | None, reason: str, curve: Curve | None) -> None:
+        """Record how a trial ended: COMPLETE with its score, PRUNED (Optuna keeps its last score) or FAIL."""
+        if reason:
+            trial.set_user_attr("reason", reason[:1000])
+        if curve is not None:
+            trial.set_user_attr("curve", json.dumps(curve.rows()))
+        if state == "COMPLETE" and (score is None or not math.isfinite(score)):
+            state, score = "FAIL", None
+        self._study.tell(trial, score if state == "COMPLETE" else None, state=TrialState[state])
+
+    def outcomes(self) -> list[Outcome]:
+        """All trials that ended by themselves, in order (those that an interruption ended are not among them)."""
+        interrupted = self._interrupted()
+        trials = self._study.get_trials(deepcopy=False, states=FINISHED)
+        return [_outcome(t) for t in trials if t.number not in interrupted]
+
+    def best(self) -> Outcome | None:
+        """The complete trial with the highest score; None when there is none."""
+        complete = [o for o in self.outcomes() if o.state == "COMPLETE" and o.score is not None]
+        return max(complete, key=lambda o: o.score or 0.0, default=None)
+
+
+def _outcome(trial: FrozenTrial) -> Outcome:
+    attrs, values = trial.user_attrs, trial.intermediate_values
+    score = trial.value if trial.state is TrialState.COMPLETE else (values[max(values)] if values else None)
+    curve = Curve.from_rows(json.loads(attrs["curve"])) if "curve" in attrs else None
+    published, reason = attrs.get("published", ""), attrs.get("reason", "")
+    return Outcome(trial.number, trial.state.name, score, trial.params, published, reason, curve)
+
+
+def _open(url: str) -> optuna.storages.RDBStorage:
+    connect = {"timeout": 60} if url.startswith("sqlite") else {}
+    try:
+        return optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": connect})
+    except Exception as err:
+        cause = str(err.__cause__ or err).split("\n")[0]
+        raise InputError(f"--storage {url}: not a usable Optuna storage ({cause})") from None
+
+
+def _make(
+    wanted: Named,
+    known: Mapping[str, Callable[..., Any]],
+    key: str,
+    defaults: Mapping[str, Mapping[str, Any]],
+    **extra: Any,
+) -> Any:
+    """The sampler or pruner of this name. Raises InputError for an unknown name or option."""
+    if wanted.name not in known:
+        raise InputError(f"{key}.name: unknown {key} {wanted.name!r}; {did_you_mean(wanted.name, known)}")
+    make = known[wanted.name]
+    options = {**defaults.get(wanted.name, {}), **wanted.options}
+    accepted: Sequence[str] = list(inspect.signature(make).parameters)
+    for option in options:
+        if option not in accepted:
+            raise InputError(f"{key}.options: {wanted.name} has no option {option!r}; {did_you_mean(option, accepted)}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return make(**options, **extra)
+    except (ValueError, TypeError, ImportError) as err:
+        raise InputError(f"{key}.options: {wanted.name}: {err}") from None
+
+
+def check_named(space: Space) -> None:
+    """Raise InputError when the sampler or pruner cannot be made; nothing is written."""
+    _make(space.sampler, SAMPLERS, "sampler", {}, seed=0)
+    _make(space.pruner, PRUNERS, "pruner", {})

@@ -1,0 +1,271 @@
+"""Ray Tune runs the trials; Optuna, through ``sampling.Trials``, decides what to try and when to stop.
+
+Ray's own OptunaSearch never prunes and records stopped trials as complete, so the bridge is ours. Any exception in a
+searcher or scheduler ends a Ray experiment, so none leaves them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# Read by Ray when it is imported or started: its own console output off, no logger files, no usage report.
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
+os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+import ray
+from ray import tune
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from mixtune.config import parse, plain
+from mixtune.errors import InputError
+from mixtune.regime.files import regime_from_dict, regime_to_dict, save_regime
+from mixtune.study.events import Candidate, Listeners, State
+from mixtune.study.sampling import Trials
+from mixtune.training.curve import Curve
+from mixtune.training.loop import Report, TrainingDivergedError
+from mixtune.training.run import Run, TrainingConfig
+
+log = logging.getLogger("mixtune")
+WEIGHTS = "weights.safetensors"
+
+
+@dataclass(frozen=True)
+class Slots:
+    """What one trial takes of the machine and how many run at once."""
+
+    cpus: int
+    gpus: float
+    at_once: int
+
+
+def connect(address: str | None, cpus: int, gpus: int) -> None:
+    """Start a Ray cluster on this machine, or join the one at ``address``. Raises InputError when that fails.
+
+    A local cluster listens on all interfaces, but asks for the token that Ray keeps in the home folder (its default).
+    """
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+    if address is None:
+        # Ray's memory monitor would end the whole experiment; the kernel's killer ends one trial.
+        os.environ.setdefault("RAY_memory_monitor_refresh_ms", "0")
+        ray.init("local", num_cpus=cpus, num_gpus=gpus, include_dashboard=False, object_store_memory=2**28, **quiet)
+        return
+    try:
+        ray.init(address, **quiet)
+    except Exception as err:
+        raise InputError(f"--address {address}: no Ray cluster answers there ({str(err).splitlines()[0]})") from None
+
+
+def disconnect() -> None:
+    """Stop the local cluster, or leave the other one."""
+    with contextlib.suppress(Exception):
+        ray.shutdown()
+
+
+def cluster() -> tuple[float, float]:
+    """CPUs and GPUs of the cluster in all."""
+    there = ray.cluster_resources()
+    return there.get("CPU", 0.0), there.get("GPU", 0.0)
+
+
+def metrics_of(report: Report, score: float, last: bool) -> dict[str, Any]:
+    """A report as the plain values that Ray carries to the driver."""
+    return {
+        "number": report.number,
+        "last": last,
+        "score": score,
+        "progress": report.progress,
+        "loss": report.loss,
+        "lr": report.lr,
+        "views_per_second": report.views_per_second,
+        "seconds": report.seconds,
+        "curve": report.curve.rows(),
+    }
+
+
+def run_trial(config: dict[str, Any]) -> None:
+    """What a Ray worker runs: train one regime and report. Bad luck is reported as ``failed``, not raised."""
+    try:
+        regime, _ = regime_from_dict(config["regime"], "regime")
+        training = parse(config["training"], TrainingConfig, "training")
+        job = Run.prepare(regime, training)
+        for report in job.reports():
+            last = report.step == len(job.schedule)
+            if last:
+                job.save_weights(Path(config["folder"]) / WEIGHTS)
+            tune.report(metrics_of(report, training.score.of(report.curve), last))
+    except (InputError, TrainingDivergedError) as err:
+        tune.report({"failed": str(err)})
+    except Exception as err:
+        Path(config["folder"], "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
+        tune.report({"failed": f"{type(err).__name__}: {err}"[:1000]})
+
+
+class Bridge:
+    """Joins Ray's trials to Optuna's: one of each per candidate, found by Ray's trial id."""
+
+    def __init__(self, trials: Trials, training: TrainingConfig, folder: Path, listeners: Listeners) -> None:
+        self.trials, self.listeners = trials, listeners
+        self._training, self._folder = training, folder
+        self._left = trials.remaining()
+        self._live: dict[str, _Live] = {}
+
+    def suggest(self, ray_id: str) -> dict[str, Any] | None:
+        """The configuration of a new trial; None when the study has all its trials."""
+        if self._left <= 0:
+            return None
+        self._left -= 1
+        trial, params = self.trials.ask()
+        published = str(trial.user_attrs.get("published", ""))
+        regime = self.trials.space.regime(params, published or f"searched {trial.number}")
+        folder = self._folder / "trials" / f"{trial.number:04d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        training = plain(self._training)
+        save_regime(folder / "regime.yaml", regime, training)
+        candidate = Candidate(trial.number, regime, params, folder, published)
+        self._live[ray_id] = _Live(candidate, trial)
+        self.listeners.tell("started", candidate)
+        return {"regime": regime_to_dict(regime), "training": training, "folder": str(folder)}
+
+    def report(self, ray_id: str, result: Mapping[str, Any]) -> bool:
+        """Take a worker's report; True when the trial is to be stopped."""
+        live = self._live[ray_id]
+        if "failed" in result:
+            live.state, live.reason = "FAIL", str(result["failed"])
+            return True
+        if "score" not in result:
+            return False
+        live.score, live.curve = float(result["score"]), Curve.from_rows(result["curve"])
+        pruned = self.trials.report(live.trial, int(result["number"]), live.score, bool(result["last"]))
+        self.listeners.tell("reported", live.candidate, result, live.score)
+        if pruned:
+            live.state, live.reason = "PRUNED", f"pruned at {100 * result['progress']:.0f} % of the budget"
+        elif result["last"]:
+            live.state, live.reason = "COMPLETE", ""
+        return pruned
+
+    def end(self, ray_id: str, error: bool) -> None:
+        """The trial's worker is done, stopped or dead."""
+        live = self._live.pop(ray_id, None)
+        if live is None:
+            return
+        if error and live.state != "COMPLETE":
+            live.state, live.reason = "FAIL", "its worker died (out of memory, or killed)"
+        if live.curve is not None:
+            save_curve(live.candidate.folder / "curve.csv", live.curve)
+        # The study is the record, so it is written first.
+        self.trials.finish(live.trial, live.state, live.score, live.reason, live.curve)
+        self.listeners.tell("ended", live.candidate, live.state, live.score, live.reason, live.curve)
+
+    def interrupt(self) -> None:
+        """The search ends early: tell the listeners. The study's own record is put right by ``Trials.reconcile``."""
+        for live in self._live.values():
+            self.listeners.tell("ended", live.candidate, "INTERRUPTED", live.score, "interrupted", live.curve)
+        self._live.clear()
+
+
+@dataclass
+class _Live:
+    candidate: Candidate
+    trial: Any  # optuna's live trial
+    state: State = "FAIL"
+    reason: str = "ended without its last report"
+    score: float | None = None
+    curve: Curve | None = None
+
+
+def save_curve(path: Path, curve: Curve) -> None:
+    """A curve as CSV, one row per size."""
+    rows = curve.rows()
+    lines = [",".join(rows[0]), *(",".join(repr(v) for v in row.values()) for row in rows)]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+class _Searcher(Searcher):  # type: ignore[misc]
+    """Asks the bridge for candidates and tells it of ends."""
+
+    def __init__(self, bridge: Bridge) -> None:
+        super().__init__()
+        self.bridge: Bridge | None = bridge
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+        """A configuration, or FINISHED."""
+        assert self.bridge is not None
+        try:
+            configuration = self.bridge.suggest(trial_id)
+            return str(Searcher.FINISHED) if configuration is None else configuration
+        except Exception:
+            log.exception("no candidate could be made; no further trials are started")
+            return str(Searcher.FINISHED)
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Ray's word that a trial ended, for whatever reason."""
+        assert self.bridge is not None
+        try:
+            self.bridge.end(trial_id, error)
+        except Exception:
+            log.exception("the end of a trial could not be recorded; resuming the study repeats it")
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing to save: the study is in Optuna's storage."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing to restore."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "bridge": None}  # holds open databases
+
+
+class _Scheduler(FIFOScheduler):  # type: ignore[misc]
+    """Stops what Optuna prunes."""
+
+    def __init__(self, bridge: Bridge) -> None:
+        super().__init__()
+        self.bridge: Bridge | None = bridge
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """CONTINUE or STOP."""
+        assert self.bridge is not None
+        try:
+            stop = self.bridge.report(trial.trial_id, result)
+        except Exception:
+            log.exception("a report could not be recorded; the trial goes on")
+            stop = False
+        return str(TrialScheduler.STOP if stop else TrialScheduler.CONTINUE)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "bridge": None}
+
+
+def run(bridge: Bridge, slots: Slots, folder: Path) -> None:
+    """Run trials until the study has as many as it asks for."""
+    for name in ("ray", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    # One experiment folder per start: Ray merges two of the same name.
+    name = f"start-{len(list((folder / 'ray').glob('start-*'))) + 1:03d}"
+    tuner = tune.Tuner(
+        tune.with_resources(run_trial, {"cpu": slots.cpus, "gpu": slots.gpus}),
+        tune_config=tune.TuneConfig(
+            search_alg=_Searcher(bridge),
+            scheduler=_Scheduler(bridge),
+            num_samples=-1,
+            max_concurrent_trials=slots.at_once,
+            reuse_actors=slots.gpus == 0,  # a worker's imports cost seconds; on a GPU a fresh process frees its memory
+            trial_dirname_creator=lambda trial: trial.trial_id,
+        ),
+        run_config=tune.RunConfig(name=name, storage_path=str((folder / "ray").absolute()), verbose=0),
+    )
+    with contextlib.redirect_stderr(sys.stderr):
+        tuner.fit()

@@ -1,0 +1,121 @@
+"""Train one regime on its own: python -m mixtune.train --regime FILE
+
+A regime file that a search wrote knows how it was trained, so it needs nothing else and gives the trial's score again.
+Any other regime file takes the task, budget and recipe of a search space: --space search_spaces/cifar10.yaml.
+"""
+
+from __future__ import annotations
+
+import csv
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mixtune.cli import Parser, parse_args, run, short
+from mixtune.config import override, parse, plain, read_yaml
+from mixtune.errors import InputError
+from mixtune.regime.files import load_regime, save_regime
+
+# What a search space says of each run, beside what it searches.
+SECTIONS = ("task", "budget", "recipe", "evaluate", "score", "seed", "device")
+
+
+def parser() -> Parser:
+    """The command's flags."""
+    p = Parser("mixtune.train", __doc__.split("\n")[0])
+    p.add_argument("--regime", required=True, metavar="FILE", help="regime file (YAML)")
+    p.add_argument("--space", metavar="FILE", help="take task, budget, recipe and evaluation from this search space")
+    p.add_argument("--seed", type=int, help="first seed (default: the one in the file, else 0)")
+    p.add_argument("--seeds", type=int, default=1, metavar="N", help="train N times, and give mean and deviation")
+    p.add_argument(
+        "--test",
+        action="store_true",
+        help="train on the whole training set and evaluate on the test set (default: hold out the validation part)",
+    )
+    p.add_argument("--out", metavar="FOLDER", help="write weights, curve and regime here (default: write nothing)")
+    p.add_set()
+    return p
+
+
+def settings(file: Mapping[str, Any], space: str | None, assignments: Sequence[str]) -> dict[str, Any]:
+    """The sections that describe a run, from a regime file's ``training`` or from a search space."""
+    sections = {k: v for k, v in read_yaml(space).items() if k in SECTIONS} if space else dict(file)
+    return override(sections, assignments)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, train, print."""
+    args = parse_args(parser(), argv)
+    regime, trained = load_regime(args.regime)
+    if not args.space and not trained:
+        raise InputError(
+            f"{args.regime}: has no training section (no search wrote it); say what to train with --space FILE"
+        )
+    if args.seeds < 1:
+        raise InputError(f"--seeds must be at least 1, not {args.seeds}")
+    data = settings(trained, args.space, args.assignments)
+    if args.seed is not None:
+        data["seed"] = args.seed
+
+    from mixtune.training.run import Run, TrainingConfig
+
+    source = args.space or f"{args.regime}: training"
+    first = parse(data, TrainingConfig, source)
+    out = Path(args.out) if args.out else None
+    if out:
+        _writable(out)
+    print(f"regime   {regime}")
+    scores: dict[int, list[float]] = {}
+    for seed in range(first.seed, first.seed + args.seeds):
+        config = parse(data | {"seed": seed}, TrainingConfig, source)
+        job = Run.prepare(regime, config, "test" if args.test else "validation")
+        if seed == first.seed:
+            judged = "test set" if args.test else f"hold-out of {100 * config.task.validation:g} %"
+            shared = f"{job.task.n_train} images, {judged}"
+            print(f"task     {config.task.network} on {config.task.dataset}, {shared}")
+            epochs = job.schedule.samples / job.task.n_train
+            print(f"steps    {len(job.schedule)} ({epochs:.1f} epochs) on {job.task.device}")
+        print(f"seed     {seed}", flush=True)
+        for report in job.reports():
+            speed = f"{report.views_per_second:,.0f} views/s"
+            accuracy = "  ".join(f"{p.S} px {100 * p.top1:.2f}" for p in report.curve.points)
+            print(f"  {100 * report.progress:3.0f} %  loss {report.loss:.4f}  {speed}  top-1 {accuracy}", flush=True)
+        print(f"score    {config.score.of(report.curve)!r}  ({config.score})")
+        for p in report.curve.points:
+            scores.setdefault(p.S, []).append(p.top1)
+        if out:
+            folder = out if args.seeds == 1 else out / f"seed{seed}"
+            folder.mkdir(parents=True, exist_ok=True)
+            job.save_weights(folder / "weights.safetensors")
+            save_regime(folder / "regime.yaml", regime, plain(config))
+            write_curve(folder / "curve.csv", report.curve.rows())
+    print("top-1, %" + (f", mean and deviation over {args.seeds} seeds" if args.seeds > 1 else ""))
+    for S, values in sorted(scores.items()):
+        spread = f" ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 else ""
+        print(f"  {S:4d} px  {100 * statistics.mean(values):.4f}{spread}")
+    if out:
+        print(f"written to {short(out)}")
+    return 0
+
+
+def write_curve(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """A curve as CSV, one row per size."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as err:
+        raise InputError(f"--out {folder}: cannot be written to ({err.strerror}); name another folder") from None
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,112 @@
+"""Networks by name: any of timm's, and the CIFAR ResNets that timm lacks (cifar_resnet8, 14, 20, ... 44, ... 110)."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from mixtune.errors import did_you_mean
+
+_CIFAR = re.compile(r"cifar_resnet(\d+)$")
+
+
+class _Block(nn.Module):
+    """Two 3x3 convolutions with a shortcut (He et al. 2016); a 1x1 convolution where the shape changes."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        same = inputs == outputs and stride == 1
+        self.shortcut = (
+            nn.Identity()
+            if same
+            else nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, inputs, H, W] -> [N, outputs, H/stride, W/stride]."""
+        y = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
+
+
+class CifarResNet(nn.Module):
+    """The 6n+2 layer ResNet for small images (He et al. 2016, section 4.2): widths 16, 32, 64, total stride 4.
+
+    Shortcuts are 1x1 convolutions and the pooling is global, as in the MixSize authors' code, so that any size works.
+    """
+
+    stride = 4
+
+    def __init__(self, depth: int, classes: int) -> None:
+        super().__init__()
+        if depth < 8 or (depth - 2) % 6:
+            raise ValueError(f"a CIFAR ResNet has 6n+2 layers (8, 14, 20, 26, 32, 44, 56, 110), not {depth}")
+        blocks = (depth - 2) // 6
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
+        layers: list[nn.Module] = []
+        inputs = 16
+        for width, stride in ((16, 1), (32, 2), (64, 2)):
+            for i in range(blocks):
+                layers.append(_Block(inputs, width, stride if i == 0 else 1))
+                inputs = width
+        self.layers = nn.Sequential(*layers)
+        self.fc = nn.Linear(64, classes)
+        for m in self.modules():
+            if isinstance(m, nn.Conv2d):
+                nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
+        nn.init.normal_(self.fc.weight, 0, 0.01)
+        nn.init.zeros_(self.fc.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, 3, S, S] -> logits [N, classes]."""
+        logits: Tensor = self.fc(self.layers(self.stem(x)).mean((2, 3)))
+        return logits
+
+
+def create(name: str, classes: int, seed: int = 0) -> nn.Module:
+    """A freshly initialised network; the same seed gives the same weights. Raises ValueError for an unknown name."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if match := _CIFAR.match(name):
+            return CifarResNet(int(match[1]), classes)
+        import timm
+
+        if not timm.is_model(name):
+            known = [f"cifar_resnet{n}" for n in (8, 14, 20, 32, 44, 56, 110)] + timm.list_models()
+            raise ValueError(f"unknown network {name!r}; {_nearest(name, known)}")
+        net: nn.Module = timm.create_model(name, pretrained=False, num_classes=classes)
+        return net
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    hint = did_you_mean(name, known)
+    return hint if hint.startswith("did") else "it may be any timm name or cifar_resnet8, 14, 20, 32, 44, 56, 110"
+
+
+@cache
+def total_stride(name: str) -> int:
+    """By how much the network shrinks an image side in all: training sizes must be multiples of it."""
+    if _CIFAR.match(name):
+        return CifarResNet.stride
+    with torch.device("meta"):
+        net = create(name, 2)
+    info = getattr(net, "feature_info", None)
+    return max((int(f["reduction"]) for f in info), default=1) if info else 1
+
+
+@cache
+def gmacs(name: str, classes: int, S: int) -> float:
+    """Multiply-accumulates of one S x S image through the network, in 10^9 (1 MAC = 2 FLOPs). Runs nothing."""
+    with torch.device("meta"):
+        net = create(name, classes).eval()
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            net(torch.empty(1, 3, S, S))
+    return float(counter.get_total_flops()) / 2e9

@@ -1,0 +1,100 @@
+"""One training run from its description: the code path that a trial of a search and a run on its own share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import nn
+
+from mixtune.errors import InputError
+from mixtune.regime import Budget, Regime, Schedule
+from mixtune.training.loop import Report, train
+from mixtune.training.recipe import Recipe
+from mixtune.training.score import Score
+from mixtune.training.task import Classification, TaskConfig, available_cpus, check_shapes
+
+Judge = Literal["validation", "test"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Where a network is judged: ``sizes`` in pixels; ``reports`` times, at equal shares of the budget."""
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
+    sizes: tuple[int, ...]
+    reports: int = 4
+
+    def __post_init__(self) -> None:
+        if not self.sizes or min(self.sizes) < 1 or len(set(self.sizes)) < len(self.sizes):
+            raise ValueError(f"sizes must be different positive image sizes, not {list(self.sizes)}")
+        if self.reports < 1:
+            raise ValueError(f"reports must be at least 1, not {self.reports}")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Everything but the regime that decides what a run gives. On a CPU, equal configurations give equal weights.
+
+    threads: CPU threads of torch (they decide the order of floating-point sums); None takes all cores there are.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
+    task: TaskConfig
+    budget: Budget
+    evaluate: Evaluation
+    recipe: Recipe = field(default_factory=Recipe)
+    score: Score = field(default_factory=Score)
+    seed: int = 0
+    threads: int | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ValueError(f"seed must be at least 0, not {self.seed}")
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"threads must be at least 1, not {self.threads}")
+        self.score.check(self.evaluate.sizes)
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A run that is ready to start: its task, network (trained in place) and schedule."""
+
+    task: Classification
+    network: nn.Module
+    schedule: Schedule
+    config: TrainingConfig
+
+    @classmethod
+    def prepare(cls, regime: Regime, config: TrainingConfig, judge: Judge = "validation") -> Run:
+        """Load the data, check the regime against it and build network and schedule.
+
+        Raises InputError for missing data, a size off the network's stride, a batch larger than the data set or a
+        budget below one step.
+        """
+        torch.set_num_threads(config.threads or available_cpus())
+        task = Classification(config.task, judge, config.device)
+        try:
+            check_shapes(regime.shapes, config.task.network, task.n_train)
+            schedule = Schedule.build(regime, config.budget, task.n_train, config.seed)
+        except ValueError as err:
+            raise InputError(f"regime {regime.name or regime}: {err}") from None
+        return cls(task, task.network(config.seed), schedule, config)
+
+    def reports(self) -> Iterator[Report]:
+        """Train; yields at each report point. The network is trained when the iterator ends."""
+        c = self.config
+        return train(self.task, self.network, self.schedule, c.recipe, c.evaluate.sizes, c.evaluate.reports, c.seed)
+
+    def save_weights(self, path: Path) -> None:
+        """Write the network's parameters and buffers as safetensors (nothing in it can execute)."""
+        from safetensors.torch import save_file
+
+        state = {k: v.contiguous() for k, v in self.network.state_dict().items()}
+        save_file(state, path, metadata={"network": self.config.task.network, "classes": str(self.task.classes)})

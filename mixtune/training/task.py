@@ -1,0 +1,177 @@
+"""Task: what is learnt: data, network, loss, evaluation and cost, so that the loop knows nothing of classification."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from mixtune.errors import InputError
+from mixtune.regime import BatchShape, Schedule
+from mixtune.training import data, networks, views
+from mixtune.training.curve import Curve
+from mixtune.training.evaluation import evaluate
+from mixtune.training.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """The ``task`` section: what is trained on what.
+
+    data: folder of the data set (default $MIXTUNE_DATA, else ./data; digits need none). validation: share of the
+    training set held out to judge trials. samples: train on only this many images, evenly from all classes (for short
+    searches). workers: processes that decode image files (default: one less than the trial's CPU threads).
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
+    dataset: Literal["digits", "cifar10", "cifar100", "folder", "imagenet"]
+    network: str
+    data: str | None = None
+    validation: float = 0.1
+    samples: int | None = None
+    augment: views.Augment = field(default_factory=views.Augment)
+    workers: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.validation < 1:
+            raise ValueError(
+                f"validation is the share of the training set held out, in (0, 1), not {self.validation!r}"
+            )
+        if self.samples is not None and self.samples < 1:
+            raise ValueError(f"samples must be at least 1, not {self.samples}")
+        if self.workers is not None and self.workers < 0:
+            raise ValueError(f"workers must be at least 0, not {self.workers}")
+
+
+class Task(Protocol):
+    """What the loop needs of a task."""
+
+    n_train: int
+
+    def network(self, seed: int) -> nn.Module:
+        """A fresh network on the task's device; the same seed gives the same weights."""
+
+    def batches(self, schedule: Schedule, seed: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """The inputs and targets of every step from ``start`` on, on the task's device."""
+
+    def loss(self, recipe: Recipe, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The scalar to minimise."""
+
+    def evaluate(self, network: nn.Module, sizes: Sequence[int]) -> Curve:
+        """The network's results at every size, on held-out images."""
+
+
+class Classification:
+    """Image classification with a hold-out of the training set, or with the test set for the final run.
+
+    ``judge="validation"`` trains on the rest of the training set and evaluates on the hold-out; ``judge="test"`` trains
+    on all of it and evaluates on the test set, which is otherwise never read. Raises InputError for missing data.
+    """
+
+    def __init__(
+        self, config: TaskConfig, judge: Literal["validation", "test"] = "validation", device: str = "auto"
+    ) -> None:
+        self.config = config
+        self.device = pick_device(device)
+        dataset = data.load(config.dataset, config.data)
+        self.classes = dataset.classes
+        self._flip = dataset.flips if config.augment.flip is None else config.augment.flip
+        scale = 255.0  # batches hold pixel values from 0 to 255
+        self._mean = torch.tensor(dataset.mean, device=self.device).view(1, 3, 1, 1) * scale
+        self._std = torch.tensor(dataset.std, device=self.device).view(1, 3, 1, 1) * scale
+        try:
+            self._train, self._held_out = _split(dataset, config, judge)
+        except ValueError as err:
+            raise InputError(f"task.validation: {config.dataset}: {err}") from None
+        self.n_train = len(self._train)
+        self._evaluated: dict[int, list[tuple[Tensor, Tensor]]] = {}
+
+    @property
+    def workers(self) -> int:
+        """Decoding processes: as configured, else one less than the CPU threads at hand."""
+        return max(0, torch.get_num_threads() - 1) if self.config.workers is None else self.config.workers
+
+    def network(self, seed: int) -> nn.Module:
+        """A fresh network on the task's device, channels last."""
+        net = networks.create(self.config.network, self.classes, seed)
+        return net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+    def batches(self, schedule: Schedule, seed: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Normalised inputs [B*D, 3, S, S] and labels [B*D] of every step from ``start`` on."""
+        augment = self.config.augment
+        if isinstance(self._train, data.Pixels):
+            raw = views.pixel_batches(self._train, schedule, augment, self._flip, seed, start)
+        else:
+            raw = views.file_batches(self._train, schedule, augment, self._flip, seed, start, self.workers)
+        return (self._ready(x, y) for x, y in raw)
+
+    def loss(self, recipe: Recipe, outputs: Tensor, targets: Tensor) -> Tensor:
+        """The recipe's cross-entropy."""
+        return recipe.loss(outputs, targets)
+
+    def evaluate(self, network: nn.Module, sizes: Sequence[int]) -> Curve:
+        """Accuracy, loss and calibration on the held-out images at every size."""
+        return evaluate(network, self._evaluation_batches, sizes, self.gmacs)
+
+    def gmacs(self, S: int) -> float:
+        """10^9 multiply-accumulates of one image at S."""
+        return networks.gmacs(self.config.network, self.classes, S)
+
+    def _evaluation_batches(self, S: int) -> Iterator[tuple[Tensor, Tensor]]:
+        batch = max(1, min(512, 512 * 64**2 // S**2))
+        if isinstance(self._held_out, data.Files):
+            batch = min(batch, 128)
+            yield from (self._ready(x, y) for x, y in views.file_eval_batches(self._held_out, S, batch, self.workers))
+        else:
+            if S not in self._evaluated:  # resized once, used at every report
+                self._evaluated[S] = [self._ready(x, y) for x, y in views.pixel_eval_batches(self._held_out, S, batch)]
+            yield from self._evaluated[S]
+
+    def _ready(self, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        x = pixels.to(self.device, non_blocking=True).float().sub_(self._mean).div_(self._std)
+        return x.contiguous(memory_format=torch.channels_last), labels.to(self.device, non_blocking=True)
+
+
+def _split(
+    dataset: data.DataSet, config: TaskConfig, judge: Literal["validation", "test"]
+) -> tuple[data.Source, data.Source]:
+    """(train, held out). The hold-out does not depend on the seed, so that all runs of a study are judged alike."""
+    train, held_out = dataset.train, dataset.test
+    if judge == "validation":
+        rest, part = data.stratified(train.labels, config.validation, seed=0)
+        train, held_out = train.subset(rest), train.subset(part)
+    if config.samples is not None and config.samples < len(train):
+        _, kept = data.stratified(train.labels, config.samples / len(train), seed=1)
+        train = train.subset(kept)
+    return train, held_out
+
+
+def pick_device(name: str) -> torch.device:
+    """ "auto" is the GPU where there is one. Raises InputError when "cuda" is asked for and absent."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("device: cuda was asked for, but torch sees no CUDA device here; use cpu or auto")
+    return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
+
+
+def check_shapes(shapes: Sequence[BatchShape], network: str, n_train: int) -> None:
+    """Raise ValueError when a size is no multiple of the network's stride or a batch is larger than the data set."""
+    stride = networks.total_stride(network)
+    for shape in shapes:
+        if shape.S % stride:
+            near = max(stride, round(shape.S / stride) * stride)
+            raise ValueError(
+                f"{shape.S} px is not a multiple of {network}'s total stride {stride} (nearest: {near}); off the grid "
+                "the cost is not proportional to S^2"
+            )
+        if n_train < shape.B:
+            raise ValueError(f"shape {shape} needs {shape.B} distinct images, and there are {n_train} to train on")
+
+
+def available_cpus() -> int:
+    """CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
