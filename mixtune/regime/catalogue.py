@@ -142,6 +142,11 @@ def from_literature(name: str, base: BatchShape, stride: int, devices: int = 1) 
     return Regime(made.base, made.phases, name, made.source, made.clock)
 
 
+def published_run(base: BatchShape) -> tuple[int, float]:
+    """Training images and epochs of the papers' runs: ImageNet for 90, or CIFAR for 200 where the base is small."""
+    return (50_000, 200.0) if base.S <= lit.SMALL_IMAGES else (1_281_167, 90.0)
+
+
 def at_published_bases() -> Iterator[Regime]:
     """Every regime at the base that it was published for: ImageNet's 224x256 or CIFAR's 32x64."""
     yield from (from_literature(name, IMAGENET, IMAGENET_STRIDE, IMAGENET_DEVICES) for name in _IMAGENET)
