@@ -69,6 +69,11 @@ def test_mixsize_authors_shapes_and_their_cost(base, adapt, S, expected):
     assert shape.pixels / base.pixels == pytest.approx(expected[2], abs=6e-4)
 
 
+def test_mixsize_keeps_d_plus_down_to_half_a_copy():
+    assert mixsize_shape(CIFAR, 42, "D+") == BatchShape(42, 64)  # 0.58 of a copy: rounded up to one
+    assert mixsize_shape(CIFAR, 46, "D+") == BatchShape(46, 31)  # 0.48 of a copy: fewer images instead
+
+
 def test_mixsize_is_rounded_on_each_device():
     assert mixsize_shape(IMAGENET, 96, "B+", devices=4).B == 4 * 348
     assert mixsize_shape(IMAGENET, 96, "B+", devices=1).B == 1394
@@ -172,6 +177,7 @@ def test_multiscale_pairs_of_the_imagenet_configuration():
         (224, 128, 320, 25, [128, 160, 192, 224, 256, 288, 320]),
         (256, 160, 320, 5, [160, 192, 256, 288, 320]),  # CVNets' defaults
         (240, 128, 352, 5, [128, 192, 256, 288, 352]),  # EfficientNet-B1: 240 rounds to 256
+        (224, 47, 224, 2, [64, 224]),  # 47 is nearer to 32, but would lose more than a tenth
     ],
 )
 def test_multiscale_sizes_of_published_configurations(base, low, high, n, sizes):

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixtune.regime import BatchShape, Budget, Schedule, apportion, published
+from mixtune.regime import BatchShape, Budget, Mixture, Regime, Schedule, apportion, published
 from mixtune.regime.files import load_regime, save_regime
-from tests.regime.strategies import regimes
+from tests.regime.strategies import regimes, shapes
 
 N = 2000
 
@@ -32,6 +32,15 @@ def test_the_budget_is_met_to_within_a_step(regime, spend):
     total = epochs * N * (regime.base.pixels / regime.base.B if spend == "compute" else 1)
     assert schedule.spent == (schedule.pixels if spend == "compute" else schedule.samples)
     assert abs(schedule.spent - total) <= schedule.cost.max()
+
+
+@given(shapes, st.lists(st.floats(0.1, 1), min_size=1, max_size=40))
+def test_a_run_of_one_shape_ends_within_half_a_step_whatever_its_phases(shape, shares):
+    """Forty phases of two steps and a bit each do not add up their roundings."""
+    regime = Regime.of(shape, [Mixture.of([shape])] * len(shares), shares)
+    steps = 27.3 * sum(shares) / min(shares)
+    schedule = Schedule.build(regime, Budget(steps * shape.B / N), N, 0, tolerance=1)
+    assert abs(len(schedule) - steps) <= 0.5 + 1e-9
 
 
 @given(regimes(), st.sampled_from(["compute", "epochs"]))
@@ -101,6 +110,18 @@ def test_resuming_anywhere_draws_what_an_unbroken_run_draws(regime, n_samples, s
     resumed = list(schedule.sample_batches(n_samples, seed, start))
     assert len(whole) == len(resumed)
     assert all(np.array_equal(a, b) for a, b in zip(whole, resumed, strict=True))
+
+
+@given(st.integers(20, 40), st.integers(41, 79), st.integers(0, 999), st.data())
+def test_resuming_is_exact_where_one_step_is_more_than_half_the_data(B, n_samples, seed, data):
+    """There the order of an epoch depends on all epochs before it."""
+    regime = Regime.of(BatchShape(8, B), [Mixture.of([BatchShape(8, B), BatchShape(4, n_samples - 1)])])
+    schedule = Schedule.build(regime, Budget(30), n_samples, 0)
+    whole = list(schedule.sample_batches(n_samples, seed))
+    start = data.draw(st.integers(0, len(schedule)))
+    resumed = list(schedule.sample_batches(n_samples, seed, start))
+    assert len(resumed) == len(whole) - start
+    assert all(np.array_equal(a, b) for a, b in zip(whole[start:], resumed, strict=True))
 
 
 @given(regimes())
