@@ -229,6 +229,13 @@ def test_entr_sizes_at_the_papers_base(name, sizes, authors):
         assert all(abs(s.pixels - base.pixels) <= s.S**2 / 2 for s in regime.shapes)
 
 
+def test_sizes_that_the_stride_moves_are_said():
+    assert imagenet("entr_gradual").source.endswith("at base 224 and stride 32: 89.6 → 96, 134.4 → 128, 179.2 → 192")
+    assert "→" not in from_literature("entr_gradual", BatchShape(250, 32), 50).source
+    assert "→" not in imagenet("mixsize144_b").source
+    assert "13.71 → 16, 18.29 → 16" in from_literature("mixsize144_b", CIFAR, 8).source
+
+
 # FFCV's ramp
 @pytest.mark.parametrize(
     ("epochs", "start", "end", "at_160"),

@@ -23,7 +23,11 @@ Build = Callable[[BatchShape, int, int], Regime]  # (base, stride, devices) -> r
 
 
 def _mixsize(relative: dict[float, float], split: float) -> Build:
-    return lambda base, stride, devices: lit.mixsize(base, lit.at_base(relative, base, stride), split)
+    def build(base: BatchShape, stride: int, devices: int) -> Regime:
+        made = lit.mixsize(base, lit.at_base(relative, base, stride), split)
+        return lit.snapping_said(made, relative, stride)
+
+    return build
 
 
 def _mixsize_authors(relative: dict[float, float], adapt: Adapt) -> Build:
@@ -67,7 +71,12 @@ def _curriculum(authors: bool) -> Build:
 
 def _entr(relative: tuple[float, ...], split: float | None) -> Build:
     """Sizes 100, 150, 200, 250 at base 250."""
-    return lambda base, stride, devices: lit.growing(base, [snapped(r * base.S, stride) for r in relative], split)
+
+    def build(base: BatchShape, stride: int, devices: int) -> Regime:
+        made = lit.growing(base, [snapped(r * base.S, stride) for r in relative], split)
+        return lit.snapping_said(made, relative, stride)
+
+    return build
 
 
 def _ffcv(split: float | None) -> Build:

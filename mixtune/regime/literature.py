@@ -6,7 +6,8 @@ keeps B and D as they are. The authors' own rounding is in ``rounding``. ``catal
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
 
 from mixtune.errors import did_you_mean
@@ -174,6 +175,14 @@ def at_base(relative: Mapping[float, float], base: BatchShape, stride: int) -> d
     return shares
 
 
+def snapping_said(regime: Regime, ratios: Iterable[float], stride: int) -> Regime:
+    """The regime with a note in its ``source`` of the published sizes that the stride moved; there may be none."""
+    wanted = [ratio * regime.base.S for ratio in sorted(ratios)]
+    moved = [f"{S:.4g} → {snapped(S, stride)}" for S in wanted if abs(S - snapped(S, stride)) > 1e-6]
+    note = f"at base {regime.base.S} and stride {stride}: {', '.join(moved)}" if moved else ""
+    return replace(regime, source=_cited(regime.source, note))
+
+
 def _resized(base: BatchShape, S: int, split: float | None) -> BatchShape:
     return BatchShape(S, base.B, base.D) if split is None else base.resized(S, split)
 
@@ -185,7 +194,7 @@ def _cited(*parts: str) -> str:
 def _mixsize(split: float, name: str) -> Callable[[BatchShape, Sequence[int], int], Regime]:
     def build(base: BatchShape, sizes: Sequence[int], stride: int) -> Regime:
         relative = MIXSIZE_CIFAR if base.S <= SMALL_IMAGES else MIXSIZE_144
-        return mixsize(base, at_base(relative, base, stride), split, name)
+        return snapping_said(mixsize(base, at_base(relative, base, stride), split, name), relative, stride)
 
     return build
 
