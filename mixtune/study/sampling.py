@@ -134,7 +134,9 @@ class Trials:
         never pruned: the whole budget is spent by then.
         """
         trial.report(score, number)
-        return not last and "published" not in trial.user_attrs and trial.should_prune()
+        # Asked of every trial, because halving pruners note a trial among the competitors when they are asked about it.
+        worse = not last and trial.should_prune()
+        return worse and "published" not in trial.user_attrs
 
     def finish(self, trial: Trial, state: str, score: float | None, reason: str, curve: Curve | None) -> None:
         """Record how a trial ended: COMPLETE with its score, PRUNED (Optuna keeps its last score) or FAIL."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
-import sys
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -147,6 +147,9 @@ class Bridge:
             return True
         if "score" not in result:
             return False
+        if not math.isfinite(float(result["score"])):
+            live.state, live.reason = "FAIL", f"the score is not finite ({result['score']})"
+            return True
         live.score, live.curve = float(result["score"]), Curve.from_rows(result["curve"])
         pruned = self.trials.report(live.trial, int(result["number"]), live.score, bool(result["last"]))
         self.listeners.tell("reported", live.candidate, result, live.score)
@@ -252,7 +255,7 @@ class _Scheduler(FIFOScheduler):  # type: ignore[misc]
 def run(bridge: Bridge, slots: Slots, folder: Path) -> None:
     """Run trials until the study has as many as it asks for."""
     for name in ("ray", "ray.tune"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # failed trials are told of by the listeners
     # One experiment folder per start: Ray merges two of the same name.
     name = f"start-{len(list((folder / 'ray').glob('start-*'))) + 1:03d}"
     tuner = tune.Tuner(
@@ -267,5 +270,4 @@ def run(bridge: Bridge, slots: Slots, folder: Path) -> None:
         ),
         run_config=tune.RunConfig(name=name, storage_path=str((folder / "ray").absolute()), verbose=0),
     )
-    with contextlib.redirect_stderr(sys.stderr):
-        tuner.fit()
+    tuner.fit()
