@@ -30,12 +30,12 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from mixtune.config import parse, plain
-from mixtune.errors import InputError
+from mixtune.errors import InputError, TrainingError
 from mixtune.regime.files import regime_from_dict, regime_to_dict, save_regime
 from mixtune.study.events import Candidate, Listeners, State
 from mixtune.study.sampling import Trials
 from mixtune.training.curve import Curve
-from mixtune.training.loop import Report, TrainingDivergedError
+from mixtune.training.loop import Report
 from mixtune.training.run import Run, TrainingConfig
 
 log = logging.getLogger("mixtune")
@@ -106,7 +106,7 @@ def run_trial(config: dict[str, Any]) -> None:
             if last:
                 job.save_weights(Path(config["folder"]) / WEIGHTS)
             tune.report(metrics_of(report, training.score.of(report.curve), last))
-    except (InputError, TrainingDivergedError) as err:
+    except (InputError, TrainingError) as err:
         tune.report({"failed": str(err)})
     except Exception as err:
         Path(config["folder"], "error.txt").write_text(traceback.format_exc(), encoding="utf-8")

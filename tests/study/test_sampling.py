@@ -97,6 +97,25 @@ def test_reconciling_that_is_itself_cut_off_repeats_nothing_twice(opened, monkey
     assert "published" not in third.user_attrs
 
 
+def test_a_study_that_was_killed_while_it_was_being_made_is_made_whole(opened, monkeypatch):
+    import optuna
+
+    original, calls = optuna.Study.enqueue_trial, []
+
+    def killed(self, *args, **kwargs):
+        if calls:
+            raise KeyboardInterrupt
+        calls.append(original(self, *args, **kwargs))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(optuna.Study, "enqueue_trial", killed)
+        with pytest.raises(KeyboardInterrupt):
+            opened()
+    trials = opened()
+    assert not trials.resumed
+    assert [trials.ask()[0].user_attrs.get("published") for _ in range(3)] == ["fixed", "multiscale", None]
+
+
 def test_resumed_studies_do_not_repeat_the_samples(opened):
     def searched(trials):
         while True:
