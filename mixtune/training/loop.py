@@ -14,13 +14,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from mixtune.errors import TrainingError
 from mixtune.regime import Schedule
 from mixtune.training.curve import Curve
 from mixtune.training.recipe import GradientSmoothing, Recipe
 from mixtune.training.task import Task
 
 
-class TrainingDivergedError(Exception):
+class TrainingDivergedError(TrainingError):
     """The loss is not finite any more."""
 
 

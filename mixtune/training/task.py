@@ -22,9 +22,9 @@ from mixtune.training.recipe import Recipe
 class TaskConfig:
     """The ``task`` section: what is trained on what.
 
-    data: folder of the data set (default $MIXTUNE_DATA, else ./data; digits need none). validation: share of the
-    training set held out to judge trials. samples: train on only this many images, evenly from all classes (for short
-    searches). workers: processes that decode image files (default: one less than the trial's CPU threads).
+    data: folder of the data set (default $MIXTUNE_DATA, else ./data; digits need none). samples: use only this
+    many of the training images, evenly from all classes (for short searches). validation: share of them held out to
+    judge trials. workers: processes that decode image files (default: one less than the trial's CPU threads).
     """
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
@@ -142,12 +142,12 @@ def _split(
 ) -> tuple[data.Source, data.Source]:
     """(train, held out). The hold-out does not depend on the seed, so that all runs of a study are judged alike."""
     train, held_out = dataset.train, dataset.test
-    if judge == "validation":
-        rest, part = data.stratified(train.labels, config.validation, seed=0)
-        train, held_out = train.subset(rest), train.subset(part)
     if config.samples is not None and config.samples < len(train):
         _, kept = data.stratified(train.labels, config.samples / len(train), seed=1)
         train = train.subset(kept)
+    if judge == "validation":
+        rest, part = data.stratified(train.labels, config.validation, seed=0)
+        train, held_out = train.subset(rest), train.subset(part)
     return train, held_out
 
 
