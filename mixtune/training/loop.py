@@ -16,7 +16,8 @@ from torch import nn
 
 from mixtune.regime import Schedule
 from mixtune.training.curve import Curve
-from mixtune.training.recipe import GradientSmoothing, Recipe
+from mixtune.training.recipe import Recipe
+from mixtune.training.smoothing import GradientSmoothing
 from mixtune.training.task import Task
 
 
