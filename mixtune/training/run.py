@@ -12,6 +12,7 @@ from torch import nn
 
 from mixtune.errors import InputError
 from mixtune.regime import Budget, Regime, Schedule
+from mixtune.training.calibration import Recalibration
 from mixtune.training.loop import Report, train
 from mixtune.training.recipe import Recipe
 from mixtune.training.score import Score
@@ -22,12 +23,16 @@ Judge = Literal["validation", "test"]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Where a network is judged: ``sizes`` in pixels; ``reports`` times, at equal shares of the budget."""
+    """Where a network is judged: ``sizes`` in pixels; ``reports`` times, at equal shares of the budget.
+
+    recalibrate: choose batch-norm statistics per size (``calibration``); absent, the running ones are used.
+    """
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
 
     sizes: tuple[int, ...]
     reports: int = 4
+    recalibrate: Recalibration | None = None
 
     def __post_init__(self) -> None:
         if not self.sizes or min(self.sizes) < 1 or len(set(self.sizes)) < len(self.sizes):
@@ -79,7 +84,7 @@ class Run:
         budget below one step.
         """
         torch.set_num_threads(config.threads or available_cpus())
-        task = Classification(config.task, judge, config.device)
+        task = Classification(config.task, judge, config.device, config.evaluate.recalibrate)
         try:
             check_shapes(regime.shapes, config.task.network, task.n_train)
             schedule = Schedule.build(regime, config.budget, task.n_train, config.seed)

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from mixtune.training.evaluation import calibration_error, evaluate, measure
+from mixtune.training.evaluation import calibration_error, evaluate, measure, predict
 
 
 class Fixed(nn.Module):
@@ -63,8 +63,10 @@ def test_the_mode_is_left_as_found_and_sizes_come_sorted():
     network = nn.Sequential(Fixed(5), nn.Dropout(0.9))
     for training in (True, False):
         network.train(training)
-        curve = evaluate(network, lambda S: batches(50, 5, S), [16, 8], lambda S: S / 10)
+        curve = evaluate(network, lambda S: predict(network, batches(50, 5, S)), [16, 8], lambda S: S / 10)
         assert network.training is training
         assert curve.sizes == (8, 16)
         assert curve.at(16).gmacs == 1.6
-    assert evaluate(network, lambda S: batches(50, 5, S), [8, 16], lambda S: S / 10) == curve  # dropout is off
+    assert (
+        evaluate(network, lambda S: predict(network, batches(50, 5, S)), [8, 16], lambda S: S / 10) == curve
+    )  # dropout is off
