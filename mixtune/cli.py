@@ -1,4 +1,4 @@
-"""What all commands share: InputError becomes one sentence and exit code 2, Ctrl-C exit code 130."""
+"""What all commands share: InputError becomes a sentence and exit code 2, TrainingError 1, Ctrl-C 130."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TextIO
 
-from mixtune.errors import InputError
+from mixtune.errors import InputError, TrainingError
 
 
 def run(main: Callable[[], int | None]) -> None:
@@ -21,6 +21,9 @@ def run(main: Callable[[], int | None]) -> None:
     except InputError as err:
         print(f"error: {err}", file=sys.stderr)
         code = 2
+    except TrainingError as err:
+        print(f"failed: {err}", file=sys.stderr)
+        code = 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = 130

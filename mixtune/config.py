@@ -124,7 +124,8 @@ def _adapter(kind: type[Any]) -> Any:
 
 def _sentence(errors: Sequence[Any], kind: type[Any]) -> str:
     """The first error as 'key: what is wrong; what would be right'."""
-    error = errors[0]
+    # A misspelt key is also a missing one: the misspelling says more.
+    error = next((e for e in errors if e["type"] == "unexpected_keyword_argument"), errors[0])
     key = ".".join(str(part) for part in error["loc"] if not str(part).startswith(("function-", "tagged-")))
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     match error["type"]:

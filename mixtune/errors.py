@@ -1,4 +1,4 @@
-"""What a user did wrong, said in one sentence: the only exception that the commands turn into exit code 2."""
+"""The exceptions that are said in one sentence, without a traceback."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from collections.abc import Iterable
 
 class InputError(Exception):
     """Bad input. The message is one sentence that names the file, the key and what would be right."""
+
+
+class TrainingError(Exception):
+    """A run that could not go on, neither for bad input nor for a bug: said in one sentence, exit code 1."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from mixtune.cli import Parser, parse_args, python, run, shell, short
 from mixtune.config import load
-from mixtune.errors import InputError
 
 
 def parser() -> Parser:
@@ -46,9 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         check_named(space)
         preflight.check_sizes(space, args.space)
-        known = preflight.TRAINING_IMAGES.get(space.task.dataset)
-        n = preflight.check_data(space, args.space) if known is None else round(known * (1 - space.task.validation))
-        n = min(n, space.task.samples or n)
+        n = preflight.expected_images(space, args.space)
         preflight.check_batches(space, n, args.space)
         print(preflight.plan(space, n))
         return 0
@@ -68,7 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\ninterrupted; nothing that was finished is lost", file=sys.stderr)
         return 130
     if result.best is None:
-        raise InputError(f"no trial of study {space.study} was completed; the reasons are printed above")
+        print(f"\nno trial of study {space.study} was completed; the reasons are printed above", file=sys.stderr)
+        return 1
     return 0
 
 

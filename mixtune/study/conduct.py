@@ -209,7 +209,7 @@ def _say_what_happens(trials: Trials, stale: int, places: Places, write: Callabl
     if not trials.resumed:
         write(f"study {name}: {total} trials, in {places.folder}")
     elif left:
-        broken = f", {stale} of them were cut off and start again" if stale else ""
+        broken = f"; {stale} that were cut off start again" if stale else ""
         write(f"study {name} goes on: {total - left} of {total} trials are done{broken}")
     else:
         write(f"study {name} has all its {total} trials already; ask for more with --trials {total + 10}")

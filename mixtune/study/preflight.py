@@ -57,6 +57,14 @@ def check_data(space: Space, source: str) -> int:
     return task.n_train
 
 
+def expected_images(space: Space, source: str) -> int:
+    """How many images a trial would train on: known for the usual data sets, read from disk for a folder."""
+    known = TRAINING_IMAGES.get(space.task.dataset)
+    if known is None:
+        return check_data(space, source)
+    return round(min(known, space.task.samples or known) * (1 - space.task.validation))
+
+
 def check_batches(space: Space, n_train: int, source: str) -> None:
     """Raise InputError when some candidate cannot be filled from ``n_train`` images."""
     base = space.base

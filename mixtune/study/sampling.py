@@ -62,7 +62,6 @@ class Trials:
         optuna.logging.disable_default_handler()
         points = {name: space.published_params(name, stride) for name in space.published}
         storage = _open(url)
-        known = {s.study_name for s in optuna.get_all_study_summaries(storage)}
         pruner = _make(space.pruner, PRUNERS, "pruner", {"halving": {"min_resource": 1, "reduction_factor": 2}})
         self._study = optuna.create_study(
             study_name=space.study, storage=storage, direction="maximize", pruner=pruner, load_if_exists=True
@@ -70,13 +69,15 @@ class Trials:
         # The same seed after a restart would suggest the same candidates again.
         seed = space.seed + len(self._study.get_trials(deepcopy=False))
         self._study.sampler = _make(space.sampler, SAMPLERS, "sampler", {}, seed=seed)
-        if space.study in known:
+        self.resumed = "digest" in self._study.user_attrs
+        if self.resumed:
             self._check_same(url)
-        else:
+        else:  # new, or killed while it was being made: the digest is written last
+            there = {t.user_attrs.get("published") for t in self._study.get_trials(deepcopy=False)}
+            for name in space.published:
+                if name not in there:
+                    self._study.enqueue_trial(points[name], user_attrs={"published": name})
             self._study.set_user_attr("digest", space.digest())
-            for name, point in points.items():
-                self._study.enqueue_trial(point, user_attrs={"published": name})
-        self.resumed = space.study in known
 
     def _check_same(self, url: str) -> None:
         theirs = self._study.user_attrs.get("digest")
@@ -134,7 +135,9 @@ class Trials:
         never pruned: the whole budget is spent by then.
         """
         trial.report(score, number)
-        return not last and "published" not in trial.user_attrs and trial.should_prune()
+        # Asked of every trial, because halving pruners note a trial among the competitors when they are asked about it.
+        worse = not last and trial.should_prune()
+        return worse and "published" not in trial.user_attrs
 
     def finish(self, trial: Trial, state: str, score: float | None, reason: str, curve: Curve | None) -> None:
         """Record how a trial ended: COMPLETE with its score, PRUNED (Optuna keeps its last score) or FAIL."""

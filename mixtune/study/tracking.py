@@ -89,7 +89,15 @@ class Tracker:
             with contextlib.suppress(MlflowException):  # another store than last time: begin a new parent there
                 self._client.update_run(run_id, status="RUNNING")
                 return run_id
-        tags = {"mixtune.study": self._space.study, "mixtune.kind": "study"}
+        tags = {
+            "mixtune.study": self._space.study,
+            "mixtune.kind": "study",
+            "mlflow.note.content": (
+                f"How should {self._space.task.network} mix image sizes on {self._space.task.dataset}, for the compute "
+                f"of {self._space.budget.epochs:g} epochs at {self._space.base.S} px? One child run per trial; the tag "
+                "mixtune.state tells COMPLETE, PRUNED and FAIL apart; figures are among this run's artifacts."
+            ),
+        }
         run = self._client.create_run(self.experiment, run_name=f"study {self._space.study}", tags=tags)
         parent = str(run.info.run_id)
         sections = plain(self._space)
@@ -116,6 +124,7 @@ class Tracker:
             "mixtune.network": self._space.task.network,
             "mixtune.dataset": self._space.task.dataset,
             "mixtune.seed": str(self._space.seed),
+            "mlflow.note.content": f"{trial.label}: {trial.regime} (size x batch (x copies), % of steps)",
         }
         name = f"{trial.number:03d} {trial.label}"
         run_id = str(self._client.create_run(self.experiment, run_name=name, tags=tags).info.run_id)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
-import sys
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,12 +30,12 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from mixtune.config import parse, plain
-from mixtune.errors import InputError
+from mixtune.errors import InputError, TrainingError
 from mixtune.regime.files import regime_from_dict, regime_to_dict, save_regime
 from mixtune.study.events import Candidate, Listeners, State
 from mixtune.study.sampling import Trials
 from mixtune.training.curve import Curve
-from mixtune.training.loop import Report, TrainingDivergedError
+from mixtune.training.loop import Report
 from mixtune.training.run import Run, TrainingConfig
 
 log = logging.getLogger("mixtune")
@@ -106,7 +106,7 @@ def run_trial(config: dict[str, Any]) -> None:
             if last:
                 job.save_weights(Path(config["folder"]) / WEIGHTS)
             tune.report(metrics_of(report, training.score.of(report.curve), last))
-    except (InputError, TrainingDivergedError) as err:
+    except (InputError, TrainingError) as err:
         tune.report({"failed": str(err)})
     except Exception as err:
         Path(config["folder"], "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
@@ -147,6 +147,9 @@ class Bridge:
             return True
         if "score" not in result:
             return False
+        if not math.isfinite(float(result["score"])):
+            live.state, live.reason = "FAIL", f"the score is not finite ({result['score']})"
+            return True
         live.score, live.curve = float(result["score"]), Curve.from_rows(result["curve"])
         pruned = self.trials.report(live.trial, int(result["number"]), live.score, bool(result["last"]))
         self.listeners.tell("reported", live.candidate, result, live.score)
@@ -252,7 +255,7 @@ class _Scheduler(FIFOScheduler):  # type: ignore[misc]
 def run(bridge: Bridge, slots: Slots, folder: Path) -> None:
     """Run trials until the study has as many as it asks for."""
     for name in ("ray", "ray.tune"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # failed trials are told of by the listeners
     # One experiment folder per start: Ray merges two of the same name.
     name = f"start-{len(list((folder / 'ray').glob('start-*'))) + 1:03d}"
     tuner = tune.Tuner(
@@ -267,5 +270,4 @@ def run(bridge: Bridge, slots: Slots, folder: Path) -> None:
         ),
         run_config=tune.RunConfig(name=name, storage_path=str((folder / "ray").absolute()), verbose=0),
     )
-    with contextlib.redirect_stderr(sys.stderr):
-        tuner.fit()
+    tuner.fit()

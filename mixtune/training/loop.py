@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from mixtune.errors import TrainingError
 from mixtune.regime import Schedule
 from mixtune.training.checkpoint import Checkpoint
 from mixtune.training.curve import Curve
@@ -23,7 +24,7 @@ from mixtune.training.recipe import Recipe
 from mixtune.training.task import Task
 
 
-class TrainingDivergedError(Exception):
+class TrainingDivergedError(TrainingError):
     """The loss is not finite any more."""
 
 

@@ -25,9 +25,9 @@ from mixtune.training.recipe import Recipe
 class TaskConfig:
     """The ``task`` section: what is trained on what.
 
-    data: folder of the data set (default $MIXTUNE_DATA, else ./data; digits need none). validation: share of the
-    training set held out to judge trials. samples: train on only this many images, evenly from all classes (for short
-    searches). workers: processes that decode image files (default: one less than the trial's CPU threads).
+    data: folder of the data set (default $MIXTUNE_DATA, else ./data; digits need none). samples: use only this
+    many of the training images, evenly from all classes (for short searches). validation: share of them held out to
+    judge trials. workers: processes that decode image files (default: one less than the trial's CPU threads).
     """
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
@@ -190,15 +190,15 @@ def _split(
     all runs of a study are judged alike.
     """
     train, held_out, choice = dataset.train, dataset.test, None
+    if config.samples is not None and config.samples < len(train):
+        _, kept = data.stratified(train.labels, config.samples / len(train), seed=1)
+        train = train.subset(kept)
     if judge == "validation":
         rest, part = data.stratified(train.labels, config.validation, seed=0)
         train, held_out = train.subset(rest), train.subset(part)
     elif choosing:
         rest, part = data.stratified(train.labels, min(config.validation, 2048 / len(train)), seed=0)
         train, choice = train.subset(rest), train.subset(part)
-    if config.samples is not None and config.samples < len(train):
-        _, kept = data.stratified(train.labels, config.samples / len(train), seed=1)
-        train = train.subset(kept)
     return train, held_out, choice
 
 

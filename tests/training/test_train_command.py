@@ -3,13 +3,13 @@ import io
 
 import pytest
 from safetensors.torch import load_file
-from test_loop import config, regime, same
 
 from mixtune.cli import Bar, duration
 from mixtune.config import plain
 from mixtune.errors import InputError
 from mixtune.regime.files import save_regime
 from mixtune.train import main
+from tests.training.test_loop import config, regime, same
 
 
 @pytest.fixture

@@ -1,0 +1,34 @@
+import copy
+
+import pytest
+import yaml
+
+# A study of seconds: real images, a real network, a tiny budget.
+TINY = {
+    "study": "tiny",
+    "task": {"dataset": "digits", "network": "cifar_resnet8", "validation": 0.25, "samples": 400},
+    "base": {"S": 8, "B": 32},
+    "budget": {"epochs": 1},
+    "evaluate": {"sizes": [8, 12], "reports": 2},
+    "search": {"sizes": [4, 8, 12]},
+    "published": ["fixed", "multiscale"],
+    "trials": 4,
+}
+
+
+@pytest.fixture
+def tiny():
+    """The settings of a tiny study, to be changed freely."""
+    return copy.deepcopy(TINY)
+
+
+@pytest.fixture
+def space_file(tmp_path):
+    """Writes settings to a YAML file and returns its path."""
+
+    def write(settings, name="space.yaml"):
+        path = tmp_path / name
+        path.write_text(yaml.safe_dump(settings, sort_keys=False))
+        return path
+
+    return write

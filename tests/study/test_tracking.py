@@ -1,0 +1,100 @@
+import pytest
+from mlflow import MlflowClient
+
+from mixtune.config import parse
+from mixtune.errors import InputError
+from mixtune.regime import published
+from mixtune.regime.files import save_regime
+from mixtune.study.events import Candidate
+from mixtune.study.space import Space
+from mixtune.study.tracking import Tracker, check, children, default_uri
+from tests.study.test_sampling import CURVE
+
+
+@pytest.fixture
+def tracker(tmp_path, tiny):
+    folder = tmp_path / "a folder"
+    folder.mkdir()
+    return Tracker(default_uri(folder), parse(tiny, Space, "f"), folder)
+
+
+def candidate(tracker, number=0):
+    folder = tracker._folder / "trials" / str(number)
+    folder.mkdir(parents=True)
+    space = tracker._space
+    regime = published("fixed", space.base, space.search.sizes, 4)
+    save_regime(folder / "regime.yaml", regime)
+    return Candidate(number, regime, space.published_params("fixed", 4), folder, "fixed")
+
+
+def runs(tracker, kind):
+    found = MlflowClient(tracker.uri).search_runs([tracker.experiment], f"tags.`mixtune.kind` = '{kind}'")
+    return sorted(found, key=lambda r: r.info.run_name)
+
+
+REPORT = {"progress": 0.5, "loss": 1.5, "lr": 0.1, "views_per_second": 100.0, "seconds": 2.0, "curve": CURVE.rows()}
+
+
+@pytest.mark.parametrize(("state", "status"), [("COMPLETE", "FINISHED"), ("PRUNED", "KILLED"), ("FAIL", "FAILED")])
+def test_a_trial_is_a_child_run_whose_end_is_told_apart(tracker, state, status):
+    trial = candidate(tracker)
+    tracker.started(trial)
+    tracker.reported(trial, REPORT, 0.5)
+    tracker.ended(trial, state, 0.5, "because", CURVE)
+    (parent,), (child,) = runs(tracker, "study"), runs(tracker, "trial")
+    assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert (child.info.status, child.data.tags["mixtune.state"]) == (status, state)
+    assert child.data.params["family"] == "fixed"
+    assert child.data.params["w_8"] == "1"
+    client = MlflowClient(tracker.uri)
+    assert [(m.step, m.value) for m in client.get_metric_history(child.info.run_id, "curve/top1")] == [(8, 0.5)]
+    assert [(m.step, m.value) for m in client.get_metric_history(child.info.run_id, "train/loss")] == [(50, 1.5)]
+    assert "regime.yaml" in [a.path for a in client.list_artifacts(child.info.run_id)]
+
+
+def test_reading_back_gives_tags_and_curves(tracker):
+    trial = candidate(tracker)
+    tracker.started(trial)
+    tracker.ended(trial, "COMPLETE", 0.5, "", CURVE)
+    ((tags, points),) = children(tracker.uri, "tiny")
+    assert tags["mixtune.trial"] == "0"
+    assert {S: dict(v) for S, v in points.items()} == {r.pop("S"): r for r in CURVE.rows()}
+
+
+def test_interrupted_and_stale_runs_leave_no_trace(tracker, tiny):
+    for number in (0, 1):
+        tracker.started(candidate(tracker, number))
+    tracker.ended(Candidate(0, None, {}, tracker._folder, "fixed"), "INTERRUPTED", None, "", None)
+    assert len(runs(tracker, "trial")) == 1
+    again = Tracker(tracker.uri, tracker._space, tracker._folder, tracker.parent)
+    again.discard_unfinished()
+    assert runs(again, "trial") == []
+    assert again.parent == tracker.parent
+
+
+def test_the_parent_holds_the_space_the_best_and_the_figures(tracker):
+    figure = tracker._folder / "pareto.png"
+    figure.write_bytes(b"png")
+    tracker.finish("FINISHED", {"score": 0.9, "trial": 3}, [figure])
+    (parent,) = runs(tracker, "study")
+    assert parent.data.params["task.network"] == "cifar_resnet8"
+    assert parent.data.metrics["best/score"] == 0.9
+    assert parent.data.tags["mixtune.best.trial"] == "3"
+    paths = [a.path for a in MlflowClient(tracker.uri).list_artifacts(parent.info.run_id, "figures")]
+    assert paths == ["figures/pareto.png"]
+
+
+def test_a_server_that_does_not_answer_is_one_sentence():
+    with pytest.raises(InputError, match="no MLflow tracking server answers there"):
+        check("http://127.0.0.1:9")
+
+
+@pytest.mark.parametrize("uri", ["sqlite:////nowhere/mlflow.db"])
+def test_a_missing_store_is_one_sentence(uri):
+    with pytest.raises(InputError, match="there is no such file"):
+        list(children(uri, "x"))
+
+
+def test_an_unknown_study_is_one_sentence(tracker):
+    with pytest.raises(InputError, match="holds no trials of this study"):
+        list(children(tracker.uri, "other"))

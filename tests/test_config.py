@@ -1,0 +1,91 @@
+from dataclasses import dataclass, field
+
+import pytest
+
+from mixtune.config import load, override, parse, plain, read_yaml, to_yaml
+from mixtune.errors import InputError
+
+
+@dataclass(frozen=True)
+class Inner:
+    __pydantic_config__ = {"extra": "forbid"}
+
+    rate: float
+    sizes: tuple[int, ...] = (1, 2)
+
+
+@dataclass(frozen=True)
+class Outer:
+    __pydantic_config__ = {"extra": "forbid"}
+
+    inner: Inner
+    name: str = "x"
+    many: tuple[Inner, ...] = field(default=())
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"inner": {"rate": 1}, "nmae": "y"}, "f.yaml: unknown key nmae; did you mean 'name'?"),
+        ({"inner": {"rate": 1, "size": [1]}}, "f.yaml: unknown key inner.size; did you mean 'sizes'?"),
+        ({"inner": {"rate": "fast"}}, "f.yaml: inner.rate must be a valid number, not 'fast'"),
+        ({"inner": {"rate": True}}, "f.yaml: inner.rate must be a valid number, not True"),
+        ({"inner": {"rate": 1, "sizes": [1.5]}}, "f.yaml: inner.sizes.0 must be a valid integer"),
+        ({"name": "x"}, "f.yaml: inner is missing"),
+        ({"inner": {"rate": 1}, "many": [{"rate": 1}, {"rat": 1}]}, "unknown key many.1.rat; did you mean 'rate'?"),
+    ],
+)
+def test_mistakes_are_named_with_file_and_key(data, message):
+    with pytest.raises(InputError) as error:
+        parse(data, Outer, "f.yaml")
+    assert message in str(error.value)
+
+
+def test_round_trip_through_yaml(tmp_path):
+    value = Outer(Inner(1 / 3, (3,)), "n", (Inner(5e-4),))
+    path = tmp_path / "f.yaml"
+    path.write_text(to_yaml(value))
+    assert load(path, Outer) == value
+    assert plain(value)["many"] == [{"rate": 5e-4, "sizes": [1, 2]}]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: 1\na: 2\n", "line 1: not valid YAML: key 'a' is given twice"),
+        ("a: [1\n", "not valid YAML"),
+        ("- 1\n", "expected keys and values, found list"),
+        ("", "expected keys and values, found NoneType"),
+        ("a: !!python/object/apply:os.system [ls]\n", "not valid YAML: could not determine a constructor"),
+    ],
+)
+def test_bad_yaml_is_one_sentence(tmp_path, text, message):
+    path = tmp_path / "f.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError) as error:
+        read_yaml(path)
+    assert message in str(error.value)
+    assert str(path) in str(error.value)
+
+
+def test_missing_file_names_its_neighbours(tmp_path):
+    (tmp_path / "digits.yaml").write_text("a: 1")
+    with pytest.raises(InputError, match=r"no such file; in .* there are: digits.yaml"):
+        read_yaml(tmp_path / "digit.yaml")
+
+
+def test_numbers_with_an_exponent_are_numbers(tmp_path):
+    (tmp_path / "f.yaml").write_text("a: 5e-4\nb: 1E3\nc: e5\n")
+    assert read_yaml(tmp_path / "f.yaml") == {"a": 5e-4, "b": 1000.0, "c": "e5"}
+
+
+def test_override_sets_nested_keys_and_leaves_the_original():
+    data = {"a": {"b": 1}}
+    assert override(data, ["a.b=2", "a.c=[1, x]", "d.e=1e-3"]) == {"a": {"b": 2, "c": [1, "x"]}, "d": {"e": 1e-3}}
+    assert data == {"a": {"b": 1}}
+
+
+@pytest.mark.parametrize("text", ["a", "=1", "a.b.c=1", "a=[1"])
+def test_bad_overrides_are_refused(text):
+    with pytest.raises(InputError, match="--set"):
+        override({"a": {"b": 1}}, [text])

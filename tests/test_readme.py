@@ -1,0 +1,59 @@
+"""The README says only what the code does: its table is the committed measurement, its commands and files exist."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from benchmarks import digits
+from mixtune.cli import Parser
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_table_is_the_committed_measurement():
+    data = json.loads((ROOT / "docs/digits.json").read_text())
+    assert digits.write_readme(README, digits.table(data)) == README
+    assert len({r["name"] for r in data["regimes"]}) >= 7
+    assert all(len(r["runs"]) == data["seeds"] for r in data["regimes"])
+
+
+@pytest.mark.parametrize(
+    "path", sorted(set(re.findall(r"\]\((docs/[^)]+)\)|`((?:search_spaces|mixtune|docs)/[\w/.]+)`", README)))
+)
+def test_every_file_it_names_exists(path):
+    assert (ROOT / (path[0] or path[1])).exists()
+
+
+COMMANDS = [
+    c
+    for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    for c in block.splitlines()
+    if c.startswith("python")
+]
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_every_command_has_flags_that_parse(line, monkeypatch):
+    import importlib
+
+    words = shlex.split(line, comments=True)
+    module = importlib.import_module(words[2])
+    seen = []
+
+    def record(self, args=None, namespace=None):
+        seen.append(super(Parser, self).parse_args(args, namespace))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Parser, "parse_args", record)
+    with pytest.raises(KeyboardInterrupt):
+        module.main(words[3:])
+    assert seen
+
+
+def test_make_targets_it_names_exist():
+    targets = set(re.findall(r"^(\w[\w-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"`?make ([a-z-]+)", README)) <= targets

@@ -1,0 +1,184 @@
+"""The chain as a user drives it: real Ray, Optuna storage and MLflow store, in a folder with a space in its name."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def command(*args, cwd=ROOT, **extra):
+    environment = os.environ | {"PYTHONPATH": str(ROOT)} | extra
+    return subprocess.run(
+        [sys.executable, "-m", *map(str, args)], cwd=cwd, capture_output=True, text=True, timeout=240, env=environment
+    )
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """A finished tiny study: (its folder, what the search printed)."""
+    import yaml
+
+    from tests.conftest import TINY
+
+    folder = tmp_path_factory.mktemp("my studies")
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    done = command("mixtune.search", "--space", "tiny.yaml", "--out", "my study", cwd=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "my study", done.stdout
+
+
+def printed_command(text, title):
+    line = re.search(rf"^{title}.*\n  (.*)$", text, re.MULTILINE)[1]
+    return shlex.split(line)
+
+
+def run_printed(words, cwd):
+    at = words.index("-m")
+    return command(*words[at + 1 :], cwd=cwd)
+
+
+def test_the_search_prints_readable_lines_and_a_table(study):
+    _, text = study
+    assert re.search(r"#0 +fixed +start +8x32 100%", text)
+    assert re.search(r"#1 +multiscale +\d+ % +0\.\d{4} .*4x128 33% · 8x32 33% · 12x14 33%", text)
+    assert re.search(r"#0 +fixed +done +0\.\d{4} +0\.\d{4} #0", text)
+    assert "top-1 in % on the held-out images" in text
+    assert "Traceback" not in text
+
+
+def test_everything_lies_in_the_study_folder(study):
+    folder, _ = study
+    names = {p.name for p in folder.iterdir()}
+    assert {"space.yaml", "study.db", "mlflow.db", "artifacts", "trials", "figures", "best.yaml"} <= names
+    assert {p.name for p in folder.parent.iterdir()} == {"tiny.yaml", "my study"}
+    assert (folder / "trials" / "0000" / "weights.safetensors").exists()
+
+
+def test_optuna_and_mlflow_hold_the_same_trials(study):
+    import optuna
+    from mlflow import MlflowClient
+
+    folder, _ = study
+    trials = optuna.load_study(study_name="tiny", storage=f"sqlite:///{folder}/study.db").trials
+    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    experiment = client.get_experiment_by_name("mixtune")
+    runs = client.search_runs([experiment.experiment_id])
+    states = {
+        r.data.tags["mixtune.trial"]: r.data.tags["mixtune.state"] for r in runs if "mixtune.trial" in r.data.tags
+    }
+    assert states == {str(t.number): t.state.name for t in trials}
+    assert len(trials) == 4
+    (parent,) = (r for r in runs if r.data.tags["mixtune.kind"] == "study")
+    figures = {a.path for a in client.list_artifacts(parent.info.run_id, "figures")}
+    assert figures == {"figures/pareto.png", "figures/pareto.svg", "figures/pareto.csv"}
+
+
+def test_the_printed_training_command_gives_the_trials_score_exactly(study):
+    import optuna
+
+    folder, text = study
+    best = optuna.load_study(study_name="tiny", storage=f"sqlite:///{folder}/study.db").best_value
+    block = "import sys\nfor name in ('ray', 'optuna', 'mlflow'):\n    sys.modules[name] = None\n"
+    words = printed_command(text, "train the best regime")
+    arguments = words[words.index("-m") + 2 :]
+    code = f"{block}from mixtune.train import main\nmain({arguments!r})"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=folder.parent,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"score    {best!r} " in done.stdout
+
+
+def test_the_printed_figure_command_draws_the_same_table(study):
+    folder, text = study
+    table = folder / "figures" / "pareto.csv"
+    before = table.read_text()
+    table.unlink()
+    assert run_printed(printed_command(text, "draw the figures"), folder.parent).returncode == 0
+    assert table.read_text() == before
+
+
+def test_the_printed_command_adds_trials_and_a_finished_study_says_so(study):
+    folder, text = study
+    words = printed_command(text, "add trials")
+    words[words.index("--trials") + 1] = "5"
+    more = run_printed(words, folder.parent)
+    assert more.returncode == 0, more.stderr
+    assert "study tiny goes on: 4 of 5 trials are done" in more.stdout
+    again = run_printed(words, folder.parent)
+    assert again.returncode == 0
+    assert "has all its 5 trials already" in again.stdout
+    assert "start" not in again.stdout.replace("start the server", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--space", "nothing.yaml"], "nothing.yaml: no such file"),
+        (["--space", "{space}", "--set", "task.netwrok=x"], "unknown key task.netwrok; did you mean 'network'?"),
+        (["--space", "{space}", "--set", "task.network=resnet1000"], "task.network: unknown network 'resnet1000'"),
+        (["--space", "{space}", "--set", "search.sizes=[4, 8, 10, 12]"], "search.sizes: 10 px is not a multiple of"),
+        (["--space", "{space}", "--set", "base.B=500"], "base: shape 8x500 needs 500 distinct images, and there are"),
+        (["--space", "{space}", "--set", "base.B=110"], "4 px with split 1 needs batches of 440 distinct images"),
+        (
+            ["--space", "{space}", "--set", "task.dataset=folder", "--set", "task.data=/nowhere"],
+            "the folder train/ with",
+        ),
+        (["--space", "{space}", "--set", "task.dataset=imagenet"], "point to the folder that holds train/ and val/"),
+        (["--space", "{space}", "--set", "resources.gpus=8"], "resources.gpus: a trial asks for 8 GPUs and there are"),
+        (["--space", "{space}", "--set", "resources.cpus=999"], "resources.cpus: a trial asks for 999 CPU cores"),
+        (["--space", "{space}", "--set", "budget.epochs=0.01"], "less than one step"),
+        (["--space", "{space}", "--set", "pruner.name=hlaving"], "unknown pruner 'hlaving'; did you mean 'halving'?"),
+        (["--space", "{space}", "--out", "{file}/x"], "cannot be written to"),
+        (["--space", "{space}", "--tracking-uri", "http://127.0.0.1:9"], "no MLflow tracking server answers there"),
+        (["--space", "{space}", "--storage", "sqlite:////nowhere/s.db"], "not a usable Optuna storage"),
+        (["--spaec", "x"], "see python -m mixtune.search --help"),
+    ],
+)
+def test_bad_input_is_one_sentence_exit_code_two_and_nothing_written(
+    tmp_path, space_file, tiny, capsys, arguments, message
+):
+    from mixtune import cli, search
+
+    known = {"{space}": str(space_file(tiny)), "{file}": str(tmp_path / "space.yaml")}
+    out = [] if "--out" in arguments else ["--out", str(tmp_path / "out")]
+    for key, value in known.items():
+        arguments = [a.replace(key, value) for a in arguments]
+    with pytest.raises(SystemExit) as stop:
+        cli.run(lambda: search.main([*arguments, *out]))
+    assert stop.value.code == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert message in said.err
+    assert said.err.count("\n") == 1
+    assert not (tmp_path / "out" / "study.db").exists()
+
+
+def test_a_dry_run_needs_no_data_and_writes_nothing(tmp_path):
+    done = command("mixtune.search", "--space", ROOT / "search_spaces/imagenet.yaml", "--dry-run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"mixsize_d +[\d,]+ +29\.9 +89\.8n +1\.000x +96x279x5 1\.00x", done.stdout)
+    assert re.search(r"sampled 4 ", done.stdout)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_searches_in_one_folder_are_refused(tmp_path, space_file, tiny):
+    import fcntl
+
+    from mixtune import search
+    from mixtune.errors import InputError
+
+    with (tmp_path / "lock").open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        with pytest.raises(InputError, match="another search is running there"):
+            search.main(["--space", str(space_file(tiny)), "--out", str(tmp_path)])

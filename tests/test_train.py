@@ -1,0 +1,101 @@
+import re
+
+import pytest
+import torch
+
+from mixtune import cli, train
+from mixtune.config import parse, plain
+from mixtune.regime import BatchShape, published
+from mixtune.regime.files import load_regime, save_regime
+from mixtune.study.space import Space
+
+
+@pytest.fixture
+def regime_file(tmp_path, tiny):
+    """A regime file as a search writes it."""
+    space = parse(tiny, Space, "f")
+    path = tmp_path / "regime.yaml"
+    save_regime(path, published("multiscale", space.base, [4, 8, 12], 4), plain(space.training(1)))
+    return path
+
+
+def scores(text):
+    return re.findall(r"^score +(\S+)", text, re.MULTILINE)
+
+
+def test_the_same_seed_gives_the_same_score_and_weights(regime_file, tmp_path, capsys):
+    from safetensors.torch import load_file
+
+    for out in ("a", "b"):
+        train.main(["--regime", str(regime_file), "--out", str(tmp_path / out)])
+    first, second = scores(capsys.readouterr().out)
+    assert first == second
+    a, b = (load_file(tmp_path / out / "weights.safetensors") for out in ("a", "b"))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_what_is_written_re_trains_itself(regime_file, tmp_path, capsys):
+    train.main(["--regime", str(regime_file), "--seed", "3", "--out", str(tmp_path / "out")])
+    train.main(["--regime", str(tmp_path / "out" / "regime.yaml")])
+    first, second = scores(capsys.readouterr().out)
+    assert first == second
+    assert load_regime(tmp_path / "out" / "regime.yaml")[1]["seed"] == 3
+
+
+def test_several_seeds_give_mean_and_deviation(regime_file, capsys):
+    train.main(["--regime", str(regime_file), "--seeds", "2", "--set", "evaluate.reports=1"])
+    text = capsys.readouterr().out
+    assert len(set(scores(text))) == 2
+    assert re.search(r"8 px +\d+\.\d+ ± \d+\.\d+", text)
+
+
+def test_a_published_regime_trains_with_a_search_space(tmp_path, tiny, space_file, capsys):
+    path = tmp_path / "fixed.yaml"
+    save_regime(path, published("fixed", BatchShape(8, 32), [8], 4))
+    train.main(["--regime", str(path), "--space", str(space_file(tiny)), "--test"])
+    text = capsys.readouterr().out
+    assert "on digits, 400 images, test set" in text
+    assert len(scores(text)) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--regime", "{missing}"], "no such file"),
+        (["--regime", "{bare}"], "has no training section"),
+        (["--regime", "{file}", "--seeds", "0"], "--seeds must be at least 1"),
+        (["--regime", "{file}", "--set", "recipe.lrr=1"], "unknown key recipe.lrr; did you mean 'lr'?"),
+        (
+            ["--regime", "{file}", "--set", "task.network=resnet18"],
+            "4 px is not a multiple of resnet18's total stride 32",
+        ),
+        (["--regime", "{file}", "--out", "{file}/x"], "cannot be written to"),
+        (["--regime", "{file}", "--set", "device=cuda"], "torch sees no CUDA device"),
+        (["--regime", "{file}", "--set", "task.samples=60"], "needs 128 distinct images"),
+        (["--regime", "{file}", "--set", "task.dataset=cifar10", "--set", "task.data={empty}"], "no intact CIFAR10 in"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_two(tmp_path, regime_file, capsys, monkeypatch, arguments, message):
+    if "cuda" in str(arguments) and torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    save_regime(tmp_path / "bare.yaml", published("fixed", BatchShape(8, 32), [8], 4))
+    known = {
+        "missing": tmp_path / "no.yaml",
+        "bare": tmp_path / "bare.yaml",
+        "file": regime_file,
+        "empty": tmp_path / "e",
+    }
+    filled = [a.format(**known) for a in arguments]
+    with pytest.raises(SystemExit) as stop:
+        cli.run(lambda: train.main(filled))
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_loss_that_is_no_number_ends_with_a_sentence(regime_file, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.run(lambda: train.main(["--regime", str(regime_file), "--set", "recipe.lr=1e30"]))
+    assert stop.value.code == 1
+    assert "a lower recipe.lr" in capsys.readouterr().err
