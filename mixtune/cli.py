@@ -6,8 +6,10 @@ import argparse
 import shlex
 import shutil
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TextIO
 
 from mixtune.errors import InputError, TrainingError
 
@@ -51,6 +53,56 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:  # type: ignore[override]
         """Bad flags are bad input like any other."""
         raise InputError(f"{message}; see {self.prog} --help")
+
+
+class Bar:
+    """One line that says how far a run is, how fast and how long it will take; nothing where stderr is no terminal."""
+
+    WIDTH = 30
+
+    def __init__(self, total: int, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self.total, self.stream, self.clock = total, stream or sys.stderr, clock
+        self.shown = self.stream.isatty()
+        self._first: tuple[float, int] | None = None  # when, and after which step, this process began to count
+        self._views, self._drawn = 0, -1.0
+
+    def step(self, step: int, views: int) -> None:
+        """``step`` of ``total`` is done, and took ``views`` images. Drawn at most five times a second."""
+        if not self.shown:
+            return
+        now = self.clock()
+        if self._first is None:
+            self._first = (now, step)
+            return
+        self._views += views
+        if now - self._drawn >= 0.2:
+            self._drawn = now
+            self.stream.write("\r\033[K" + self.line(step, now))
+            self.stream.flush()
+
+    def line(self, step: int, now: float) -> str:
+        """The line after ``step``, at clock ``now``."""
+        assert self._first is not None
+        began, first = self._first
+        spent = max(now - began, 1e-9)
+        full = self.WIDTH * step // self.total
+        left = duration(spent / (step - first) * (self.total - step)) if step > first else "?"
+        bar = "█" * full + "░" * (self.WIDTH - full)
+        return f"  {bar} {100 * step // self.total:3d} %  {self._views / spent:,.0f} views/s  {left} left"
+
+    def clear(self) -> None:
+        """Take the line away, so that a report can be printed."""
+        if self.shown:
+            self.stream.write("\r\033[K")
+            self.stream.flush()
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: 45 s, 3 min 20 s, 2 h 05 min."""
+    s = round(seconds)
+    if s < 60:
+        return f"{s} s"
+    return f"{s // 60} min {s % 60:02d} s" if s < 3600 else f"{s // 3600} h {s % 3600 // 60:02d} min"
 
 
 def python() -> str:

@@ -12,11 +12,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mixtune.cli import Parser, parse_args, run, short
+from mixtune.cli import Bar, Parser, parse_args, run, short
 from mixtune.config import override, parse, plain, read_yaml
 from mixtune.errors import InputError
 from mixtune.regime.files import load_regime, save_regime
 
+CHECKPOINT = "checkpoint.pt"
 # What a search space says of each run, beside what it searches.
 SECTIONS = ("task", "budget", "recipe", "evaluate", "score", "seed", "device")
 
@@ -33,7 +34,11 @@ def parser() -> Parser:
         action="store_true",
         help="train on the whole training set and evaluate on the test set (default: hold out the validation part)",
     )
-    p.add_argument("--out", metavar="FOLDER", help="write weights, curve and regime here (default: write nothing)")
+    p.add_argument(
+        "--out",
+        metavar="FOLDER",
+        help="write weights, curve, regime and a checkpoint here; the same command again goes on from that",
+    )
     p.add_set()
     return p
 
@@ -77,15 +82,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             epochs = job.schedule.samples / job.task.n_train
             print(f"steps    {len(job.schedule)} ({epochs:.1f} epochs) on {job.task.device}")
         print(f"seed     {seed}", flush=True)
-        for report in job.reports():
+        folder = (out if args.seeds == 1 else out / f"seed{seed}") if out else None
+        kept = folder / CHECKPOINT if folder else None
+        if kept and kept.exists():
+            print(f"resuming {short(kept)}", flush=True)
+        bar = Bar(len(job.schedule))
+        for report in job.reports(kept, on_step=bar.step):
+            bar.clear()
             speed = f"{report.views_per_second:,.0f} views/s"
             accuracy = "  ".join(f"{p.S} px {100 * p.top1:.2f}" for p in report.curve.points)
             print(f"  {100 * report.progress:3.0f} %  loss {report.loss:.4f}  {speed}  top-1 {accuracy}", flush=True)
         print(f"score    {config.score.of(report.curve)!r}  ({config.score})")
         for p in report.curve.points:
             scores.setdefault(p.S, []).append(p.top1)
-        if out:
-            folder = out if args.seeds == 1 else out / f"seed{seed}"
+        if folder:
             folder.mkdir(parents=True, exist_ok=True)
             job.save_weights(folder / "weights.safetensors")
             save_regime(folder / "regime.yaml", regime, plain(config))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
@@ -24,38 +25,69 @@ def calibration_error(confidence: Tensor, correct: Tensor, bins: int = BINS) -> 
     return float(gap.abs().sum() / len(confidence))
 
 
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """What a network said of N images. All are tensors [N] on the network's device.
+
+    confidence: in the first choice, from 0 to 1; correct: whether that was right; top5: whether one of the first five
+    was; loss: cross-entropy in nats.
+    """
+
+    confidence: Tensor
+    correct: Tensor
+    top5: Tensor
+    loss: Tensor
+
+    def part(self, which: slice) -> Predictions:
+        """The predictions of some of the images."""
+        return Predictions(self.confidence[which], self.correct[which], self.top5[which], self.loss[which])
+
+    @classmethod
+    def join(cls, parts: Sequence[Predictions]) -> Predictions:
+        """The predictions of all the images of ``parts``."""
+        return cls(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(cls)))
+
+    def metrics(self) -> dict[str, float]:
+        """top1, top5, loss and ece."""
+        return {
+            "top1": float(self.correct.double().mean()),
+            "top5": float(self.top5.double().mean()),
+            "loss": float(self.loss.double().mean()),
+            "ece": calibration_error(self.confidence, self.correct),
+        }
+
+
+def judged(logits: Tensor, targets: Tensor) -> Predictions:
+    """Predictions from logits [N, classes] and labels [N]."""
+    logits = logits.float()
+    confidence, predicted = logits.softmax(1).max(1)
+    best = logits.topk(min(5, logits.shape[1]), dim=1).indices
+    loss = F.cross_entropy(logits, targets, reduction="none")
+    return Predictions(confidence, predicted == targets, (best == targets[:, None]).any(1), loss)
+
+
 @torch.inference_mode()
+def predict(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Predictions:
+    """A network in evaluation mode over normalised batches ([N, 3, S, S], [N])."""
+    return Predictions.join([judged(network(inputs), targets) for inputs, targets in batches])
+
+
 def measure(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
     """top1, top5, loss and ece of a network in evaluation mode over normalised batches ([N, 3, S, S], [N])."""
-    confidences, corrects, losses, top5 = [], [], [], []
-    for inputs, targets in batches:
-        logits = network(inputs).float()
-        confidence, predicted = logits.softmax(1).max(1)
-        confidences.append(confidence)
-        corrects.append(predicted == targets)
-        losses.append(F.cross_entropy(logits, targets, reduction="none"))
-        best = logits.topk(min(5, logits.shape[1]), dim=1).indices
-        top5.append((best == targets[:, None]).any(1))
-    confidence, correct = torch.cat(confidences), torch.cat(corrects)
-    return {
-        "top1": float(correct.double().mean()),
-        "top5": float(torch.cat(top5).double().mean()),
-        "loss": float(torch.cat(losses).double().mean()),
-        "ece": calibration_error(confidence, correct),
-    }
+    return predict(network, batches).metrics()
 
 
 def evaluate(
     network: nn.Module,
-    batches: Callable[[int], Iterable[tuple[Tensor, Tensor]]],
+    predictions: Callable[[int], Predictions],
     sizes: Sequence[int],
     gmacs: Callable[[int], float],
 ) -> Curve:
-    """The network's curve. ``batches(S)`` gives the evaluation images at S; the network's mode is left as found."""
+    """The network's curve from its ``predictions(S)``, made in evaluation mode; its mode is left as found."""
     training = network.training
     network.eval()
     try:
-        points = [Point(S=S, gmacs=gmacs(S), **measure(network, batches(S))) for S in sorted(sizes)]
+        points = [Point(S=S, gmacs=gmacs(S), **predictions(S).metrics()) for S in sorted(sizes)]
     finally:
         network.train(training)
     return Curve(tuple(points))

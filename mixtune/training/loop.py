@@ -5,9 +5,10 @@ So a trial of a search and a run on its own are the same code and, from the same
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,8 +17,10 @@ from torch import nn
 
 from mixtune.errors import TrainingError
 from mixtune.regime import Schedule
+from mixtune.training.checkpoint import Checkpoint
 from mixtune.training.curve import Curve
-from mixtune.training.recipe import GradientSmoothing, Recipe
+from mixtune.training.engine import Engine
+from mixtune.training.recipe import Recipe
 from mixtune.training.task import Task
 
 
@@ -59,55 +62,67 @@ def train(
     sizes: Sequence[int],
     reports: int,
     seed: int,
+    checkpoint: Checkpoint | None = None,
+    on_step: Callable[[int, int], None] | None = None,
 ) -> Iterator[Report]:
     """Train ``network`` in place through the whole schedule, evaluating at ``sizes`` at each of ``reports`` points.
 
-    Raises TrainingDivergedError when the mean loss of a stretch is not finite.
+    Where ``checkpoint`` exists the run goes on from it: the reports made so far are yielded again, so that the
+    sequence is that of an unbroken run, and on a CPU the weights are too, to the bit. ``on_step(step, views)`` is
+    called after every step, with the steps done and the images that one took. Raises TrainingDivergedError when the
+    mean loss of a stretch is not finite.
     """
     rates = recipe.learning_rates(schedule.progress)
-    optimizer = recipe.optimizer(network)
-    smooth = GradientSmoothing(network) if recipe.smoothing else None
-    device = next(network.parameters()).device
+    engine = Engine(task, network, recipe, seed)
     ends = report_steps(schedule, reports)
     progress = np.append(schedule.progress[1:], 1.0)
 
-    began = mark = time.perf_counter()
-    total = torch.zeros((), device=device)  # summed on the device: nothing is read back between reports
-    steps = seen = 0
-    network.train()
-    for step, (inputs, targets) in enumerate(task.batches(schedule, seed), start=1):
-        for group in optimizer.param_groups:
-            group["lr"] = float(rates[step - 1])
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            loss = task.loss(recipe, network(inputs), targets)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        if smooth is not None:
-            smooth()
-        optimizer.step()
-        total += loss.detach()
-        steps, seen = steps + 1, seen + len(targets)
+    start, steps, earlier = 0, 0, 0.0  # earlier: seconds before this process
+    total = torch.zeros((), device=engine.device)  # summed on the device: nothing is read back between reports
+    done: list[Report] = []
+    state = checkpoint.load() if checkpoint else None
+    if state:
+        engine.load_state_dict(state["engine"])
+        start, steps, earlier = (state[k] for k in ("step", "steps", "seconds"))
+        total.copy_(state["total"])
+        done = [Report(**(r | {"curve": Curve.from_rows(r["curve"])})) for r in state["reports"]]
+        yield from done
 
-        if step in ends:
+    began = mark = time.perf_counter()
+
+    def save(step: int) -> None:
+        if checkpoint:
+            made = [dataclasses.asdict(r) | {"curve": r.curve.rows()} for r in done]
+            spent = earlier + time.perf_counter() - began
+            position = {"step": step, "steps": steps, "seconds": spent, "total": total.cpu()}
+            checkpoint.save({"engine": engine.state_dict(), "reports": made, **position})
+
+    trained = 0  # views since the clock was last started
+    network.train()
+    for step, (inputs, targets) in enumerate(task.batches(schedule, seed, start), start=start + 1):
+        total += engine.step(inputs, targets, float(rates[step - 1]), step - 1)
+        steps, trained = steps + 1, trained + len(targets)
+        if on_step:
+            on_step(step, len(targets))
+        due = checkpoint is not None and checkpoint.due
+
+        if step in ends or due:
             mean = float(total) / steps
             if not math.isfinite(mean):
                 raise TrainingDivergedError(
                     f"the training loss became {mean} before step {step} of {len(schedule)} "
                     f"(lr {rates[step - 1]:.3g}); a lower recipe.lr or a longer recipe.warmup would help"
                 )
-            speed = seen / (time.perf_counter() - mark)
-            curve = task.evaluate(network, sizes)
-            now = time.perf_counter()
-            yield Report(
-                ends.index(step) + 1,
-                step,
-                float(progress[step - 1]),
-                mean,
-                float(rates[step - 1]),
-                speed,
-                now - began,
-                curve,
-            )
-            mark = time.perf_counter()
+        if step in ends:
+            speed = trained / (time.perf_counter() - mark)
+            curve = task.evaluate(engine.judged, sizes)
+            seconds = earlier + time.perf_counter() - began
+            place, lr = float(progress[step - 1]), float(rates[step - 1])
+            done.append(Report(len(done) + 1, step, place, mean, lr, speed, seconds, curve))
             total.zero_()
-            steps = seen = 0
+            steps = 0
+            save(step)
+            yield done[-1]
+            mark, trained = time.perf_counter(), 0
+        elif due:
+            save(step)

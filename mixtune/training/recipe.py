@@ -79,29 +79,3 @@ class Recipe:
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy over the B*D views. logits [B*D, classes], targets [B*D]."""
         return nn.functional.cross_entropy(logits, targets, label_smoothing=self.label_smoothing)
-
-
-class GradientSmoothing:
-    """MixSize's gradient smoothing: every step's gradient gets the norm of a running average over all shapes.
-
-    R <- m R + (1-m) g, then every gradient is multiplied by R / (g + eps), where g is the global L2 norm; the first
-    step only sets R. It is two-sided (scales up as well as down), runs before weight decay, and one R serves all sizes.
-    Source: the MixSize authors' regularization.py (a later version of it lost the second term, so that R decays to 0).
-    Nothing is read back from the device.
-    """
-
-    def __init__(self, network: nn.Module, momentum: float = 0.9, eps: float = 1e-6) -> None:
-        self._parameters = [p for p in network.parameters() if p.requires_grad]
-        self._momentum, self._eps = momentum, eps
-        self.norm: Tensor | None = None
-
-    @torch.no_grad()
-    def __call__(self) -> None:
-        """Rescale the gradients in place."""
-        grads = [p.grad for p in self._parameters if p.grad is not None]
-        g = torch.stack(torch._foreach_norm(grads)).norm()
-        if self.norm is None:
-            self.norm = g.clone()
-            return
-        self.norm.mul_(self._momentum).add_(g, alpha=1 - self._momentum)
-        torch._foreach_mul_(grads, self.norm / (g + self._eps))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -10,8 +10,11 @@ from typing import Literal
 import torch
 from torch import nn
 
+from mixtune.config import plain
 from mixtune.errors import InputError
 from mixtune.regime import Budget, Regime, Schedule
+from mixtune.training.calibration import Recalibration
+from mixtune.training.checkpoint import Checkpoint, digest, replace_file
 from mixtune.training.loop import Report, train
 from mixtune.training.recipe import Recipe
 from mixtune.training.score import Score
@@ -22,12 +25,16 @@ Judge = Literal["validation", "test"]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Where a network is judged: ``sizes`` in pixels; ``reports`` times, at equal shares of the budget."""
+    """Where a network is judged: ``sizes`` in pixels; ``reports`` times, at equal shares of the budget.
+
+    recalibrate: choose batch-norm statistics per size (``calibration``); absent, the running ones are used.
+    """
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
 
     sizes: tuple[int, ...]
     reports: int = 4
+    recalibrate: Recalibration | None = None
 
     def __post_init__(self) -> None:
         if not self.sizes or min(self.sizes) < 1 or len(set(self.sizes)) < len(self.sizes):
@@ -70,6 +77,7 @@ class Run:
     network: nn.Module
     schedule: Schedule
     config: TrainingConfig
+    judge: Judge = "validation"
 
     @classmethod
     def prepare(cls, regime: Regime, config: TrainingConfig, judge: Judge = "validation") -> Run:
@@ -79,22 +87,49 @@ class Run:
         budget below one step.
         """
         torch.set_num_threads(config.threads or available_cpus())
-        task = Classification(config.task, judge, config.device)
+        task = Classification(config.task, judge, config.device, config.evaluate.recalibrate)
         try:
             check_shapes(regime.shapes, config.task.network, task.n_train)
             schedule = Schedule.build(regime, config.budget, task.n_train, config.seed)
         except ValueError as err:
             raise InputError(f"regime {regime.name or regime}: {err}") from None
-        return cls(task, task.network(config.seed), schedule, config)
+        return cls(task, task.network(config.seed), schedule, config, judge)
 
-    def reports(self) -> Iterator[Report]:
-        """Train; yields at each report point. The network is trained when the iterator ends."""
+    def reports(
+        self,
+        checkpoint: Path | None = None,
+        every: float = 300.0,
+        on_step: Callable[[int, int], None] | None = None,
+    ) -> Iterator[Report]:
+        """Train; yields at each report point. The network is trained when the iterator ends.
+
+        checkpoint: a file that is written at every report and every so many seconds; where it exists already, the run
+        goes on from it and yields its earlier reports again. on_step: see ``loop.train``. Raises InputError for a
+        damaged or foreign file.
+        """
         c = self.config
-        return train(self.task, self.network, self.schedule, c.recipe, c.evaluate.sizes, c.evaluate.reports, c.seed)
+        kept = Checkpoint(checkpoint, c.task.network, self.identity, every) if checkpoint else None
+        sizes, reports = c.evaluate.sizes, c.evaluate.reports
+        return train(self.task, self.network, self.schedule, c.recipe, sizes, reports, c.seed, kept, on_step)
+
+    @property
+    def identity(self) -> str:
+        """Equal for runs that give the same results: of regime, task, recipe, evaluation, seed and judge."""
+        settings = plain(self.config)
+        for section, key in (("task", "data"), ("task", "workers")):
+            settings[section].pop(key, None)
+        for key in ("threads", "device", "score"):
+            settings.pop(key, None)
+        shapes = [str(s) for s in self.schedule.shapes]
+        return digest(settings, shapes, self.schedule.index.tolist(), self.task.n_train, self.judge)
 
     def save_weights(self, path: Path) -> None:
-        """Write the network's parameters and buffers as safetensors (nothing in it can execute)."""
-        from safetensors.torch import save_file
+        """Write the network's parameters and buffers as safetensors (nothing in it can execute).
+
+        Raises InputError when the file cannot be written; an earlier one is intact then.
+        """
+        from safetensors.torch import save
 
         state = {k: v.contiguous() for k, v in self.network.state_dict().items()}
-        save_file(state, path, metadata={"network": self.config.task.network, "classes": str(self.task.classes)})
+        named = {"network": self.config.task.network, "classes": str(self.task.classes)}
+        replace_file(path, save(state, metadata=named))

@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from mixtune.errors import InputError
 from mixtune.regime import BatchShape, Schedule
-from mixtune.training import data, networks, views
+from mixtune.training import calibration, data, networks, views
+from mixtune.training.calibration import Recalibration, Statistics
 from mixtune.training.curve import Curve
-from mixtune.training.evaluation import evaluate
+from mixtune.training.evaluation import Predictions, evaluate, predict
 from mixtune.training.recipe import Recipe
 
 
@@ -71,10 +74,18 @@ class Classification:
 
     ``judge="validation"`` trains on the rest of the training set and evaluates on the hold-out; ``judge="test"`` trains
     on all of it and evaluates on the test set, which is otherwise never read. Raises InputError for missing data.
+
+    With ``recalibration`` the batch-norm statistics are chosen per size. The hold-out is cross-fitted: each half is
+    judged with what was chosen on the other. For the test set up to 2,048 training images are held back to choose on,
+    so that the test images are only ever judged. ``chosen`` holds, by size, the statistics of the last evaluation.
     """
 
     def __init__(
-        self, config: TaskConfig, judge: Literal["validation", "test"] = "validation", device: str = "auto"
+        self,
+        config: TaskConfig,
+        judge: Literal["validation", "test"] = "validation",
+        device: str = "auto",
+        recalibration: Recalibration | None = None,
     ) -> None:
         self.config = config
         self.device = pick_device(device)
@@ -85,10 +96,12 @@ class Classification:
         self._mean = torch.tensor(dataset.mean, device=self.device).view(1, 3, 1, 1) * scale
         self._std = torch.tensor(dataset.std, device=self.device).view(1, 3, 1, 1) * scale
         try:
-            self._train, self._held_out = _split(dataset, config, judge)
+            self._train, self._held_out, self._choice = _split(dataset, config, judge, recalibration is not None)
         except ValueError as err:
             raise InputError(f"task.validation: {config.dataset}: {err}") from None
         self.n_train = len(self._train)
+        self._recalibration = recalibration
+        self.chosen: dict[int, tuple[str, Statistics]] = {}
         self._evaluated: dict[int, list[tuple[Tensor, Tensor]]] = {}
 
     @property
@@ -116,21 +129,54 @@ class Classification:
 
     def evaluate(self, network: nn.Module, sizes: Sequence[int]) -> Curve:
         """Accuracy, loss and calibration on the held-out images at every size."""
-        return evaluate(network, self._evaluation_batches, sizes, self.gmacs)
+        return evaluate(network, lambda S: self._predictions(network, S), sizes, self.gmacs)
+
+    def _predictions(self, network: nn.Module, S: int) -> Predictions:
+        running = predict(network, self._evaluation_batches(S))
+        if self._recalibration is None:
+            return running
+        candidates = {
+            str(kind): calibration.recalibrate(network, self._calibration_batches(kind, S))
+            for kind in self._recalibration.views
+        }
+        choice = None if self._choice is None else partial(self._whole, self._choice, S)
+        images = partial(self._evaluation_batches, S)
+        best, predictions = calibration.judge(network, images, choice, running, candidates)
+        self.chosen[S] = (best, candidates.get(best, {}))
+        return predictions
+
+    def _calibration_batches(self, kind: str, S: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Training images at S in full batches of 128, or fewer at large sizes, as in training or as in evaluation."""
+        assert self._recalibration is not None
+        B = max(1, min(128, 512 * 64**2 // S**2, self.n_train, self._recalibration.images))
+        steps = max(1, min(self._recalibration.images, self.n_train) // B)
+        schedule = Schedule((BatchShape(S, B),), np.zeros(steps, np.int16), np.ones(1))
+        if kind == "train":
+            yield from self.batches(schedule, seed=0)
+        else:
+            drawn = np.concatenate(list(schedule.sample_batches(self.n_train, seed=0)))
+            yield from self._whole(self._train.subset(drawn), S, B)
 
     def gmacs(self, S: int) -> float:
         """10^9 multiply-accumulates of one image at S."""
         return networks.gmacs(self.config.network, self.classes, S)
 
     def _evaluation_batches(self, S: int) -> Iterator[tuple[Tensor, Tensor]]:
-        batch = max(1, min(512, 512 * 64**2 // S**2))
         if isinstance(self._held_out, data.Files):
-            batch = min(batch, 128)
-            yield from (self._ready(x, y) for x, y in views.file_eval_batches(self._held_out, S, batch, self.workers))
+            yield from self._whole(self._held_out, S)
         else:
             if S not in self._evaluated:  # resized once, used at every report
-                self._evaluated[S] = [self._ready(x, y) for x, y in views.pixel_eval_batches(self._held_out, S, batch)]
+                self._evaluated[S] = list(self._whole(self._held_out, S))
             yield from self._evaluated[S]
+
+    def _whole(self, source: data.Source, S: int, batch: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images as they are evaluated at S, normalised."""
+        batch = batch or max(1, min(512, 512 * 64**2 // S**2))
+        if isinstance(source, data.Files):
+            raw = views.file_eval_batches(source, S, min(batch, 128), self.workers)
+        else:
+            raw = views.pixel_eval_batches(source, S, batch)
+        return (self._ready(x, y) for x, y in raw)
 
     def _ready(self, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         x = pixels.to(self.device, non_blocking=True).float().sub_(self._mean).div_(self._std)
@@ -138,17 +184,22 @@ class Classification:
 
 
 def _split(
-    dataset: data.DataSet, config: TaskConfig, judge: Literal["validation", "test"]
-) -> tuple[data.Source, data.Source]:
-    """(train, held out). The hold-out does not depend on the seed, so that all runs of a study are judged alike."""
-    train, held_out = dataset.train, dataset.test
+    dataset: data.DataSet, config: TaskConfig, judge: Literal["validation", "test"], choosing: bool
+) -> tuple[data.Source, data.Source, data.Source | None]:
+    """(train, held out, images to choose on before the test set is judged). None of them depends on the seed, so that
+    all runs of a study are judged alike.
+    """
+    train, held_out, choice = dataset.train, dataset.test, None
     if config.samples is not None and config.samples < len(train):
         _, kept = data.stratified(train.labels, config.samples / len(train), seed=1)
         train = train.subset(kept)
     if judge == "validation":
         rest, part = data.stratified(train.labels, config.validation, seed=0)
         train, held_out = train.subset(rest), train.subset(part)
-    return train, held_out
+    elif choosing:
+        rest, part = data.stratified(train.labels, min(config.validation, 2048 / len(train)), seed=0)
+        train, choice = train.subset(rest), train.subset(part)
+    return train, held_out, choice
 
 
 def pick_device(name: str) -> torch.device:

@@ -1,0 +1,104 @@
+"""Checkpoint: everything a run needs to go on as if it had never stopped, in one file that is replaced atomically.
+
+All randomness is keyed by (seed, step), so the position is the state of every random generator.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mixtune.errors import InputError
+
+VERSION = 1
+
+
+def digest(*parts: Any) -> str:
+    """A short name for plain values: equal values, equal names."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a file so that a reader, or a kill at any moment, finds the old content or the new, never a part.
+
+    Raises InputError when it cannot be written; what was there stays.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as err:
+        temporary.unlink(missing_ok=True)
+        raise InputError(f"{path}: cannot be written ({err.strerror or err}); the earlier file is intact") from None
+
+
+@dataclass
+class Checkpoint:
+    """One run's checkpoint file. It is written at every report and, in between, every ``every`` seconds.
+
+    ``network`` and ``run`` say whose it is: a file of another network or run is refused.
+    """
+
+    path: Path
+    network: str
+    run: str
+    every: float = 300.0
+    _written: float = field(default_factory=time.monotonic)
+
+    @property
+    def due(self) -> bool:
+        """Whether the last one is old enough to be replaced."""
+        return time.monotonic() - self._written >= self.every
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        """Write tensors and plain values. Raises InputError when the disk refuses; the earlier file is intact then."""
+        buffer = io.BytesIO()
+        torch.save({"version": VERSION, "network": self.network, "run": self.run, **state}, buffer)
+        replace_file(self.path, buffer.getvalue())
+        self._written = time.monotonic()
+
+    def load(self) -> dict[str, Any] | None:
+        """What was saved, on the CPU; None when there is nothing yet. Nothing in the file can execute.
+
+        Raises InputError for a file that is damaged, of another network or of another run.
+        """
+        if not self.path.exists():
+            return None
+        state = read(self.path)
+        if state["network"] != self.network:
+            raise InputError(
+                f"{self.path} is a checkpoint of {state['network']}, not of {self.network}; name another folder"
+            )
+        if state["run"] != self.run:
+            raise InputError(
+                f"{self.path} belongs to a run with another regime, recipe, task or seed; "
+                "name another folder, or delete the file to start over"
+            )
+        return state
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint file. Raises InputError when it is missing or damaged."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        whole = isinstance(state, dict) and state.get("version") == VERSION
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except Exception:  # a truncated file fails in many ways, inside torch, zip and pickle
+        whole = False
+    if not whole:
+        raise InputError(f"{path} is no whole mixtune checkpoint (truncated or foreign); delete it to start over")
+    return dict(state)

@@ -1,0 +1,161 @@
+import dataclasses
+import errno
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+
+from mixtune.errors import InputError
+from mixtune.training import checkpoint as module
+from mixtune.training.checkpoint import Checkpoint, read
+from mixtune.training.loop import TrainingDivergedError
+from mixtune.training.recipe import Recipe
+from mixtune.training.run import Run
+from tests.training.test_loop import config, regime, same, weights
+
+
+class KilledError(Exception):
+    pass
+
+
+def interrupted(run, path, at, every):
+    """Train until step ``at`` and die there, as a kill would: nothing is tidied up."""
+    real = run.task.batches
+
+    def batches(*args, **kwargs):
+        for n, batch in enumerate(real(*args, **kwargs)):
+            if n == at:
+                raise KilledError
+            yield batch
+
+    run.task.batches = batches
+    with pytest.raises(KilledError):
+        list(run.reports(path, every))
+
+
+def facts(reports):
+    return [(r.number, r.step, r.progress, r.loss, r.lr, r.curve) for r in reports]
+
+
+@pytest.mark.parametrize("every", [0.0, 1e9])  # after every step, or at reports only
+@pytest.mark.parametrize("at", [1, 4, 7])
+def test_a_killed_and_resumed_run_is_the_unbroken_one_to_the_bit(tmp_path, every, at):
+    unbroken = Run.prepare(regime(), config())
+    expected = facts(unbroken.reports())
+    path = tmp_path / "checkpoint.pt"
+    interrupted(Run.prepare(regime(), config()), path, at, every)
+    resumed = Run.prepare(regime(), config())
+    got = facts(resumed.reports(path, every))
+    assert same(weights(unbroken), weights(resumed))
+    assert got == expected
+
+
+def test_a_finished_run_gives_its_reports_and_weights_again_without_training(tmp_path):
+    first, again = (Run.prepare(regime(), config()) for _ in range(2))
+    expected = list(first.reports(tmp_path / "c.pt"))
+    assert list(again.reports(tmp_path / "c.pt")) == expected
+    assert same(weights(first), weights(again))
+
+
+def test_a_run_killed_by_the_system_resumes(tmp_path):
+    """kill -9 of a process that trains with a checkpoint after every step."""
+    script = f"""
+        from pathlib import Path
+        from tests.training.test_loop import config, regime
+        from mixtune.training.run import Run
+        for _ in Run.prepare(regime(), config()).reports(Path({str(tmp_path / "c.pt")!r}), 0.0):
+            print("report", flush=True)
+    """
+    root = Path(__file__).parents[2]
+    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)], stdout=subprocess.PIPE, cwd=root)
+    assert process.stdout.readline() == b"report\n"
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    unbroken, resumed = (Run.prepare(regime(), config()) for _ in range(2))
+    assert facts(unbroken.reports()) == facts(resumed.reports(tmp_path / "c.pt"))
+    assert same(weights(unbroken), weights(resumed))
+
+
+@pytest.fixture
+def written(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    interrupted(Run.prepare(regime(), config()), path, 7, 1e9)
+    return path
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
+def test_a_truncated_file_is_one_sentence(written, share):
+    content = written.read_bytes()
+    written.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(InputError, match=r"checkpoint\.pt is no whole mixtune checkpoint .*delete it to start over"):
+        list(Run.prepare(regime(), config()).reports(written))
+
+
+def test_a_file_that_would_execute_something_is_refused(written):
+    class Evil:
+        def __reduce__(self):
+            return os.system, ("touch executed",)
+
+    torch.save({"version": 1, "evil": Evil()}, written)
+    with pytest.raises(InputError, match="no whole mixtune checkpoint"):
+        read(written)
+    assert not Path("executed").exists()
+
+
+def test_a_checkpoint_of_another_network_or_run_is_refused_and_stays(written):
+    before = written.read_bytes()
+    other = config(task=dataclasses.replace(config().task, network="cifar_resnet14"))
+    with pytest.raises(InputError, match="is a checkpoint of cifar_resnet8, not of cifar_resnet14"):
+        list(Run.prepare(regime(), other).reports(written))
+    for run in (
+        Run.prepare(regime("fixed"), config()),
+        Run.prepare(regime(), config(seed=1)),
+        Run.prepare(regime(), config(recipe=Recipe(lr=0.2))),
+        Run.prepare(regime(), config(), "test"),
+    ):
+        with pytest.raises(InputError, match="another regime, recipe, task or seed"):
+            list(run.reports(written))
+    assert written.read_bytes() == before
+
+
+def test_a_full_disk_leaves_the_earlier_checkpoint(written, monkeypatch):
+    before = written.read_bytes()
+
+    def full(fd):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(module.os, "fsync", full)
+    with pytest.raises(InputError, match=r"cannot be written \(No space left on device\); the earlier file is intact"):
+        list(Run.prepare(regime(), config()).reports(written, 0.0))
+    assert written.read_bytes() == before
+    assert [p.name for p in written.parent.iterdir()] == [written.name]  # no litter
+
+
+def test_diverged_weights_are_never_written(tmp_path):
+    run = Run.prepare(regime(), config(recipe=Recipe(lr=1e20, warmup=0.0, smoothing=False)))
+    with pytest.raises(TrainingDivergedError):
+        list(run.reports(tmp_path / "c.pt", 0.0))
+    if (tmp_path / "c.pt").exists():
+        total = read(tmp_path / "c.pt")["total"]
+        assert torch.isfinite(total)
+
+
+def test_weights_are_safetensors_that_name_their_network(tmp_path):
+    from safetensors import safe_open
+
+    run = Run.prepare(regime(), config())
+    run.save_weights(tmp_path / "w.safetensors")
+    with safe_open(tmp_path / "w.safetensors", "pt") as file:
+        assert file.metadata() == {"network": "cifar_resnet8", "classes": "10"}
+        assert all(torch.equal(file.get_tensor(k), v) for k, v in run.network.state_dict().items())
+
+
+def test_a_checkpoint_is_due_when_it_is_old(tmp_path):
+    assert Checkpoint(tmp_path / "c", "n", "r", every=0.0).due
+    assert not Checkpoint(tmp_path / "c", "n", "r", every=1e6).due
