@@ -32,18 +32,20 @@ def draw(regimes: Sequence[Regime], stem: Path, captions: Sequence[str] | None =
         raise InputError("figures need matplotlib, which is not installed here; use --no-figure") from None
     columns = min(columns, len(regimes))
     rows = math.ceil(len(regimes) / columns)
-    sizes = sorted({S for r in regimes for S in r.sizes})
+    bases = [r.base.S for r in regimes]  # regimes of one base share their axis of sizes
+    sizes = {base: sorted({S for r in regimes if base == r.base.S for S in r.sizes}) for base in bases}
     colours = _colours(sorted({s.D for r in regimes for s in r.shapes}))
     style = {"font.size": 6.5, "font.family": "DejaVu Sans", "axes.linewidth": 0.5, "svg.hashsalt": "mixtune"}
     with mpl.rc_context(style):
         figure = Figure(figsize=(WIDTH * columns + 0.6, HEIGHT * rows + 0.75), layout="constrained")
         panels = list(figure.subplots(rows, columns, squeeze=False).flat)
         for i, regime in enumerate(regimes):
-            _panel(panels[i], regime, sizes, colours)
+            _panel(panels[i], regime, sizes[bases[i]], colours)
             panels[i].set_title(regime.name or f"regime {i + 1}", fontsize=7, pad=11 if captions else 4)
             if captions:
                 panels[i].text(0.5, 1.03, captions[i], ha="center", transform=panels[i].transAxes, color="0.35")
-            panels[i].tick_params(labelleft=i % columns == 0, labelbottom=i + columns >= len(regimes))
+            same_as_left = i % columns > 0 and bases[i] == bases[i - 1]
+            panels[i].tick_params(labelleft=not same_as_left, labelbottom=i + columns >= len(regimes))
         for spare in panels[len(regimes) :]:
             spare.set_axis_off()
         figure.supxlabel("share of the training compute", fontsize=7.5)

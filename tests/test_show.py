@@ -45,22 +45,6 @@ def test_the_figure_is_written_twice_and_does_not_depend_on_the_day(capsys, tmp_
     assert (tmp_path / "a.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
-def test_bars_lie_where_their_compute_is():
-    from matplotlib.figure import Figure
-
-    from analysis.timeline import _colours, _panel
-
-    regime, _ = load_regime(file("entr_stepwise_authors"))
-    panel = Figure().subplots()
-    _panel(panel, regime, regime.sizes, _colours([1]))
-    (first,), (second,) = (c.get_paths() for c in panel.collections)
-    # Equal steps at 96 and 224 of the same batch: the compute is as 96^2 to 224^2.
-    border = 96**2 / (96**2 + 224**2)
-    assert (first.get_extents().x0, first.get_extents().x1) == pytest.approx((0, border))
-    assert (second.get_extents().x0, second.get_extents().x1) == pytest.approx((border, 1))
-    assert (second.get_extents().y0 + second.get_extents().y1) / 2 == pytest.approx(224)
-
-
 def test_a_budget_in_seconds(capsys, tmp_path):
     seconds = {BatchShape(96, 1394): 0.4, BatchShape(224, 256): 0.2}
     CostTable("seconds", seconds, "a test").save(tmp_path / "seconds.yaml")
