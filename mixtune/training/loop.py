@@ -64,16 +64,18 @@ def train(
     seed: int,
     checkpoint: Checkpoint | None = None,
     on_step: Callable[[int, int], None] | None = None,
+    teacher: nn.Module | None = None,
 ) -> Iterator[Report]:
     """Train ``network`` in place through the whole schedule, evaluating at ``sizes`` at each of ``reports`` points.
 
     Where ``checkpoint`` exists the run goes on from it: the reports made so far are yielded again, so that the
     sequence is that of an unbroken run, and on a CPU the weights are too, to the bit. ``on_step(step, views)`` is
-    called after every step, with the steps done and the images that one took. Raises TrainingDivergedError when the
-    mean loss of a stretch is not finite.
+    called after every step, with the steps done and the images that one took. ``teacher``: for distillation.
+    Raises TrainingDivergedError when the mean loss of a stretch is not finite.
     """
-    rates = recipe.learning_rates(schedule.progress)
-    engine = Engine(task, network, recipe, seed)
+    B = np.array([s.B for s in schedule.shapes])[schedule.index]
+    rates = recipe.learning_rates(schedule.progress, B)
+    engine = Engine(task, network, recipe, seed, teacher)
     ends = report_steps(schedule, reports)
     progress = np.append(schedule.progress[1:], 1.0)
 
@@ -86,6 +88,8 @@ def train(
         start, steps, earlier = (state[k] for k in ("step", "steps", "seconds"))
         total.copy_(state["total"])
         done = [Report(**(r | {"curve": Curve.from_rows(r["curve"])})) for r in state["reports"]]
+        if start == len(schedule):
+            engine.finish()
         yield from done
 
     began = mark = time.perf_counter()
@@ -122,6 +126,8 @@ def train(
             total.zero_()
             steps = 0
             save(step)
+            if step == len(schedule):
+                engine.finish()
             yield done[-1]
             mark, trained = time.perf_counter(), 0
         elif due:

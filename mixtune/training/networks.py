@@ -31,6 +31,10 @@ class _Block(nn.Module):
             else nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
         )
 
+    def zero_init_last(self) -> None:
+        """Start as the identity (Bag of Tricks, "zero gamma"). timm's residual blocks have the same method."""
+        nn.init.zeros_(self.bn2.weight)
+
     def forward(self, x: Tensor) -> Tensor:
         """[N, inputs, H, W] -> [N, outputs, H/stride, W/stride]."""
         y = F.relu(self.bn1(self.conv1(x)))
@@ -45,7 +49,7 @@ class CifarResNet(nn.Module):
 
     stride = 4
 
-    def __init__(self, depth: int, classes: int) -> None:
+    def __init__(self, depth: int, classes: int, dropout: float = 0.0) -> None:
         super().__init__()
         if depth < 8 or (depth - 2) % 6:
             raise ValueError(f"a CIFAR ResNet has 6n+2 layers (8, 14, 20, 26, 32, 44, 56, 110), not {depth}")
@@ -58,6 +62,7 @@ class CifarResNet(nn.Module):
                 layers.append(_Block(inputs, width, stride if i == 0 else 1))
                 inputs = width
         self.layers = nn.Sequential(*layers)
+        self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(64, classes)
         for m in self.modules():
             if isinstance(m, nn.Conv2d):
@@ -67,23 +72,46 @@ class CifarResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, 3, S, S] -> logits [N, classes]."""
-        logits: Tensor = self.fc(self.layers(self.stem(x)).mean((2, 3)))
+        logits: Tensor = self.fc(self.dropout(self.layers(self.stem(x)).mean((2, 3))))
         return logits
 
 
-def create(name: str, classes: int, seed: int = 0) -> nn.Module:
-    """A freshly initialised network; the same seed gives the same weights. Raises ValueError for an unknown name."""
+def create(name: str, classes: int, seed: int = 0, dropout: float = 0.0, drop_path: float = 0.0) -> nn.Module:
+    """A freshly initialised network; the same seed gives the same weights.
+
+    dropout: before the classifier; drop_path: of the last residual branch, growing linearly from the first (stochastic
+    depth). Raises ValueError for an unknown name and for a network that has no such option.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if match := _CIFAR.match(name):
-            return CifarResNet(int(match[1]), classes)
+            if drop_path:
+                raise ValueError(f"{name} has no drop_path")
+            return CifarResNet(int(match[1]), classes, dropout)
         import timm
 
         if not timm.is_model(name):
             known = [f"cifar_resnet{n}" for n in (8, 14, 20, 32, 44, 56, 110)] + timm.list_models()
             raise ValueError(f"unknown network {name!r}; {_nearest(name, known)}")
-        net: nn.Module = timm.create_model(name, pretrained=False, num_classes=classes)
+        options = {k: v for k, v in (("drop_rate", dropout), ("drop_path_rate", drop_path)) if v}
+        try:
+            net: nn.Module = timm.create_model(name, pretrained=False, num_classes=classes, **options)
+        except TypeError:
+            raise ValueError(f"{name} does not take {' and '.join(options)}") from None
         return net
+
+
+def set_zero_gamma(network: nn.Module, on: bool) -> None:
+    """Start the last norm's scale of every residual block at 0, or at 1.
+
+    Raises ValueError where there is no block whose last norm is known.
+    """
+    blocks = [m for m in network.modules() if hasattr(m, "zero_init_last")]
+    norms = [[m for n, m in block.named_children() if re.fullmatch(r"bn\d", n)] for block in blocks]
+    if not norms or not all(norms):
+        raise ValueError("zero_gamma needs residual blocks that end in a norm, and this network has none")
+    for *_, last in norms:
+        nn.init.constant_(last.weight, 0.0 if on else 1.0)  # type: ignore[arg-type]
 
 
 def _nearest(name: str, known: list[str]) -> str:

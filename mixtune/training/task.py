@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mixtune.errors import InputError
 from mixtune.regime import BatchShape, Schedule
-from mixtune.training import calibration, data, networks, views
+from mixtune.training import calibration, data, mixing, networks, views
 from mixtune.training.calibration import Recalibration, Statistics
 from mixtune.training.curve import Curve
 from mixtune.training.evaluation import Predictions, evaluate, predict
@@ -62,7 +62,10 @@ class Task(Protocol):
     def batches(self, schedule: Schedule, seed: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """The inputs and targets of every step from ``start`` on, on the task's device."""
 
-    def loss(self, recipe: Recipe, outputs: Tensor, targets: Tensor) -> Tensor:
+    def blend(self, recipe: Recipe, inputs: Tensor, targets: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """The batch with the recipe's mixup or cutmix."""
+
+    def loss(self, recipe: Recipe, outputs: Any, targets: Tensor) -> Tensor:
         """The scalar to minimise."""
 
     def evaluate(self, network: nn.Module, sizes: Sequence[int]) -> Curve:
@@ -109,9 +112,9 @@ class Classification:
         """Decoding processes: as configured, else one less than the CPU threads at hand."""
         return max(0, torch.get_num_threads() - 1) if self.config.workers is None else self.config.workers
 
-    def network(self, seed: int) -> nn.Module:
+    def network(self, seed: int, dropout: float = 0.0, drop_path: float = 0.0) -> nn.Module:
         """A fresh network on the task's device, channels last."""
-        net = networks.create(self.config.network, self.classes, seed)
+        net = networks.create(self.config.network, self.classes, seed, dropout, drop_path)
         return net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
     def batches(self, schedule: Schedule, seed: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
@@ -123,7 +126,11 @@ class Classification:
             raw = views.file_batches(self._train, schedule, augment, self._flip, seed, start, self.workers)
         return (self._ready(x, y) for x, y in raw)
 
-    def loss(self, recipe: Recipe, outputs: Tensor, targets: Tensor) -> Tensor:
+    def blend(self, recipe: Recipe, inputs: Tensor, targets: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Images and soft labels blended by the recipe's mixup or cutmix."""
+        return mixing.blend(inputs, targets, self.classes, recipe.mixup, recipe.cutmix, rng)
+
+    def loss(self, recipe: Recipe, outputs: Any, targets: Tensor) -> Tensor:
         """The recipe's cross-entropy."""
         return recipe.loss(outputs, targets)
 
