@@ -134,13 +134,16 @@ class Classification:
         """The recipe's cross-entropy."""
         return recipe.loss(outputs, targets)
 
-    def evaluate(self, network: nn.Module, sizes: Sequence[int]) -> Curve:
-        """Accuracy, loss and calibration on the held-out images at every size."""
-        return evaluate(network, lambda S: self._predictions(network, S), sizes, self.gmacs)
+    def evaluate(self, network: nn.Module, sizes: Sequence[int], calibrated: bool = True) -> Curve:
+        """Accuracy, loss and calibration on the held-out images at every size.
 
-    def _predictions(self, network: nn.Module, S: int) -> Predictions:
+        calibrated False: with the running batch-norm statistics, whatever the task's recalibration.
+        """
+        return evaluate(network, lambda S: self._predictions(network, S, calibrated), sizes, self.gmacs)
+
+    def _predictions(self, network: nn.Module, S: int, calibrated: bool) -> Predictions:
         running = predict(network, self._evaluation_batches(S))
-        if self._recalibration is None:
+        if self._recalibration is None or not calibrated:
             return running
         candidates = {
             str(kind): calibration.recalibrate(network, self._calibration_batches(kind, S))
