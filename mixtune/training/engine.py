@@ -39,8 +39,13 @@ class Engine:
         if self.average is not None:
             self.network.load_state_dict(self.average.state_dict())
 
-    def step(self, inputs: Tensor, targets: Tensor, lr: float, number: int) -> Tensor:
-        """Train on one batch; ``number`` counts steps from 0. Returns the loss, on the device, detached."""
+    def step(self, inputs: Tensor, targets: Tensor, lr: float, number: int, progress: float = 1.0) -> Tensor:
+        """Train on one batch; ``number`` counts steps from 0. Returns the loss, on the device, detached.
+
+        progress: share of the budget spent, for networks whose drop path grows with it.
+        """
+        if hasattr(self.network, "progress"):
+            self.network.progress = progress  # type: ignore[assignment]
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         # Dropout draws from torch's global generator: keyed by the step, a resumed run draws what an unbroken one does.

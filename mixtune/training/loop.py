@@ -74,10 +74,11 @@ def train(
     Raises TrainingDivergedError when the mean loss of a stretch is not finite.
     """
     B = np.array([s.B for s in schedule.shapes])[schedule.index]
-    rates = recipe.learning_rates(schedule.progress, B)
+    before = schedule.progress
+    rates = recipe.learning_rates(before, B)
     engine = Engine(task, network, recipe, seed, teacher)
     ends = report_steps(schedule, reports)
-    progress = np.append(schedule.progress[1:], 1.0)
+    progress = np.append(before[1:], 1.0)
 
     start, steps, earlier = 0, 0, 0.0  # earlier: seconds before this process
     total = torch.zeros((), device=engine.device)  # summed on the device: nothing is read back between reports
@@ -104,7 +105,7 @@ def train(
     trained = 0  # views since the clock was last started
     network.train()
     for step, (inputs, targets) in enumerate(task.batches(schedule, seed, start), start=start + 1):
-        total += engine.step(inputs, targets, float(rates[step - 1]), step - 1)
+        total += engine.step(inputs, targets, float(rates[step - 1]), step - 1, float(before[step - 1]))
         steps, trained = steps + 1, trained + len(targets)
         if on_step:
             on_step(step, len(targets))

@@ -39,6 +39,7 @@ class TaskConfig:
     samples: int | None = None
     augment: views.Augment = field(default_factory=views.Augment)
     workers: int | None = None
+    weights: str | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.validation < 1:
@@ -114,7 +115,7 @@ class Classification:
 
     def network(self, seed: int, dropout: float = 0.0, drop_path: float = 0.0) -> nn.Module:
         """A fresh network on the task's device, channels last."""
-        net = networks.create(self.config.network, self.classes, seed, dropout, drop_path)
+        net = networks.create(self.config.network, self.classes, seed, dropout, drop_path, self.config.weights)
         return net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
     def batches(self, schedule: Schedule, seed: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:

@@ -39,7 +39,9 @@ def load_weights(network: nn.Module, path: str | Path, name: str, new_head: bool
     """
     found, own = read_weights(path), network.state_dict()
     if new_head:
-        head = {k for k in list(own)[-2:] if k in found and found[k].shape != own[k].shape}
+        linear = {n for n, m in network.named_modules() if isinstance(m, nn.Linear)}
+        other = {k for k in own if k in found and found[k].shape != own[k].shape}
+        head = {k for k in other if k.rpartition(".")[0] in linear and found[k].shape[1:] == own[k].shape[1:]}
         found = {k: own[k] if k in head else v for k, v in found.items()}
     strangers = sorted(set(found) ^ set(own)) or sorted(k for k in own if found[k].shape != own[k].shape)
     if strangers:
