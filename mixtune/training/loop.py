@@ -28,6 +28,22 @@ class TrainingDivergedError(TrainingError):
     """The loss is not finite any more."""
 
 
+class OutOfMemoryError(TrainingError):
+    """A step did not fit into the device's memory."""
+
+
+def _too_large(schedule: Schedule, step: int) -> str:
+    """What did not fit at ``step`` (from 1), and what has or would."""
+    shape = schedule.shapes[schedule.index[step - 1]]
+    done = [schedule.shapes[i] for i in set(schedule.index[: step - 1].tolist()) - {schedule.index[step - 1]}]
+    said = f"the device's memory does not hold a step of shape {shape} (S x B x D, step {step} of {len(schedule)})"
+    if not done:
+        return f"{said}, the first shape tried; start with half the batch: base.B {max(1, shape.B // 2)}"
+    fits = max(done, key=lambda s: s.pixels)
+    B = max(1, min(shape.B - 1, fits.pixels // (shape.S**2 * shape.D)))
+    return f"{said}; {fits} did fit, and so should a batch of {B} at this size: lower base.B to match"
+
+
 @dataclass(frozen=True)
 class Report:
     """The state of a run at one of its report points.
@@ -105,7 +121,10 @@ def train(
     trained = 0  # views since the clock was last started
     network.train()
     for step, (inputs, targets) in enumerate(task.batches(schedule, seed, start), start=start + 1):
-        total += engine.step(inputs, targets, float(rates[step - 1]), step - 1, float(before[step - 1]))
+        try:
+            total += engine.step(inputs, targets, float(rates[step - 1]), step - 1, float(before[step - 1]))
+        except torch.OutOfMemoryError:
+            raise OutOfMemoryError(_too_large(schedule, step)) from None
         steps, trained = steps + 1, trained + len(targets)
         if on_step:
             on_step(step, len(targets))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, Protocol
@@ -17,6 +16,8 @@ from mixtune.regime import BatchShape, Schedule
 from mixtune.training import calibration, data, mixing, networks, views
 from mixtune.training.calibration import Recalibration, Statistics
 from mixtune.training.curve import Curve
+from mixtune.training.device import available_cpus as available_cpus
+from mixtune.training.device import pick_device
 from mixtune.training.evaluation import Predictions, evaluate, predict
 from mixtune.training.recipe import Recipe
 
@@ -180,14 +181,34 @@ class Classification:
                 self._evaluated[S] = list(self._whole(self._held_out, S))
             yield from self._evaluated[S]
 
-    def _whole(self, source: data.Source, S: int, batch: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    def altered(self, S: int, change: Callable[[Tensor, int], Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """The held-out images at S after ``change(pixels [N, 3, S, S] from 0 to 255, number of the batch)``."""
+        return self._whole(self._held_out, S, change=change)
+
+    @property
+    def small(self) -> bool:
+        """Whether the images are held in memory, which are those of 32 pixels or fewer."""
+        return isinstance(self._held_out, data.Pixels)
+
+    @property
+    def flips(self) -> bool:
+        """Whether a mirrored image still shows its class."""
+        return self._flip
+
+    def _whole(
+        self,
+        source: data.Source,
+        S: int,
+        batch: int | None = None,
+        change: Callable[[Tensor, int], Tensor] = lambda pixels, _: pixels,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """Images as they are evaluated at S, normalised."""
         batch = batch or max(1, min(512, 512 * 64**2 // S**2))
         if isinstance(source, data.Files):
             raw = views.file_eval_batches(source, S, min(batch, 128), self.workers)
         else:
             raw = views.pixel_eval_batches(source, S, batch)
-        return (self._ready(x, y) for x, y in raw)
+        return (self._ready(change(x, i), y) for i, (x, y) in enumerate(raw))
 
     def _ready(self, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         x = pixels.to(self.device, non_blocking=True).float().sub_(self._mean).div_(self._std)
@@ -213,13 +234,6 @@ def _split(
     return train, held_out, choice
 
 
-def pick_device(name: str) -> torch.device:
-    """ "auto" is the GPU where there is one. Raises InputError when "cuda" is asked for and absent."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("device: cuda was asked for, but torch sees no CUDA device here; use cpu or auto")
-    return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
-
-
 def check_shapes(shapes: Sequence[BatchShape], network: str, n_train: int) -> None:
     """Raise ValueError when a size is no multiple of the network's stride or a batch is larger than the data set."""
     stride = networks.total_stride(network)
@@ -232,8 +246,3 @@ def check_shapes(shapes: Sequence[BatchShape], network: str, n_train: int) -> No
             )
         if n_train < shape.B:
             raise ValueError(f"shape {shape} needs {shape.B} distinct images, and there are {n_train} to train on")
-
-
-def available_cpus() -> int:
-    """CPU cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
