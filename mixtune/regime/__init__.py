@@ -1,18 +1,23 @@
 """What a size regime is. Needs numpy only; imports nothing from the floors above."""
 
+from mixtune.regime.catalogue import LITERATURE, from_literature
+from mixtune.regime.cost import CostTable
 from mixtune.regime.literature import PUBLISHED, published
 from mixtune.regime.regime import Mixture, Phase, Regime
 from mixtune.regime.schedule import Budget, Schedule, apportion
 from mixtune.regime.shapes import BatchShape
 
 __all__ = [
+    "LITERATURE",
     "PUBLISHED",
     "BatchShape",
     "Budget",
+    "CostTable",
     "Mixture",
     "Phase",
     "Regime",
     "Schedule",
     "apportion",
+    "from_literature",
     "published",
 ]

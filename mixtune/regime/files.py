@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
 from mixtune.config import parse, read_yaml
 from mixtune.errors import InputError
-from mixtune.regime.regime import Mixture, Regime
+from mixtune.regime.regime import Clock, Mixture, Regime
 from mixtune.regime.shapes import BatchShape
 
 VERSION = 1
@@ -34,9 +35,11 @@ class _PhaseEntry:
 
     mixture: tuple[_ShapeEntry, ...]
     share: float = 1.0
+    p_of: Literal["steps", "samples"] = "steps"
 
     def to_mixture(self) -> Mixture:
-        return Mixture.of([BatchShape(e.S, e.B, e.D) for e in self.mixture], [e.p for e in self.mixture])
+        make = Mixture.of if self.p_of == "steps" else Mixture.of_samples
+        return make([BatchShape(e.S, e.B, e.D) for e in self.mixture], [e.p for e in self.mixture])
 
     def __post_init__(self) -> None:
         self.to_mixture()  # so that bad shapes and probabilities are reported with this phase's key
@@ -51,12 +54,14 @@ class _RegimeFile:
     phases: tuple[_PhaseEntry, ...]
     name: str = ""
     source: str = ""
+    clock: Clock = "budget"
     training: dict[str, Any] = field(default_factory=dict)
 
 
 def load_regime(path: str | Path) -> tuple[Regime, dict[str, Any]]:
     """The regime in a file, and its ``training`` section (how it was trained; empty where there is none).
 
+    A phase with ``p_of: samples`` gives shares of the samples, as the MixSize authors' code counts; they are converted.
     Raises InputError naming the file and the key.
     """
     return regime_from_dict(read_yaml(path), path)
@@ -72,7 +77,7 @@ def regime_from_dict(data: Mapping[str, Any], source: str | Path) -> tuple[Regim
     file = parse(data, _RegimeFile, source)
     try:
         mixtures, shares = [ph.to_mixture() for ph in file.phases], [ph.share for ph in file.phases]
-        return Regime.of(file.base, mixtures, shares, file.name, file.source), file.training
+        return Regime.of(file.base, mixtures, shares, file.name, file.source, file.clock), file.training
     except ValueError as err:
         raise InputError(f"{source}: phases: {err}") from None
 
@@ -90,13 +95,29 @@ def regime_to_dict(regime: Regime, training: Mapping[str, Any] | None = None) ->
     ]
     named = {k: v for k, v in (("name", regime.name), ("source", regime.source)) if v}
     base = {"S": regime.base.S, "B": regime.base.B, "D": regime.base.D}
+    clock = {"clock": regime.clock} if regime.clock != "budget" else {}
     extra = {"training": dict(training)} if training else {}
-    return {"version": VERSION, **named, "base": base, "phases": phases, **extra}
+    return {"version": VERSION, **named, "base": base, **clock, "phases": phases, **extra}
 
 
 def save_regime(path: str | Path, regime: Regime, training: Mapping[str, Any] | None = None) -> None:
     """Write a regime file. ``load_regime`` returns an equal regime, to the bit."""
-    text = f"# {regime}\n" + yaml.safe_dump(
-        regime_to_dict(regime, training), sort_keys=False, allow_unicode=True, width=120, default_flow_style=None
-    )
-    Path(path).write_text(text, encoding="utf-8")
+    data = regime_to_dict(regime, training)
+    phases = data.pop("phases")
+    end = {key: data.pop(key) for key in ("training",) if key in data}
+    text = "# " + _wrapped(str(regime)) + _dump(data) + "phases:\n"
+    for entry, phase in zip(phases, regime.phases, strict=True):
+        # Written line by line for the comments: p counts steps, and readers of the papers look for samples.
+        text += f"- share: {_dump(entry['share'])}  mixture:\n"
+        for row, q in zip(entry["mixture"], phase.mixture.sample_shares, strict=True):
+            text += f"  - {_dump(row)}".rstrip() + f"  # {100 * q:.3g} % of the samples\n"
+    Path(path).write_text(text + (_dump(end) if end else ""), encoding="utf-8")
+
+
+def _dump(value: Any) -> str:
+    text = yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=10_000, default_flow_style=None)
+    return text.removesuffix("...\n")
+
+
+def _wrapped(text: str) -> str:
+    return "\n# ".join(textwrap.wrap(text, 116)) + "\n"

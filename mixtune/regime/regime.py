@@ -6,10 +6,14 @@ S, B, D as in ``shapes``.   p  share of *steps* (not of samples) that use a shap
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 from mixtune.regime.shapes import BatchShape
+
+Clock = Literal["budget", "epochs", "steps"]
+StepCost = Callable[[BatchShape], float]
 
 
 @dataclass(frozen=True)
@@ -71,13 +75,17 @@ class Mixture:
         """Expected distinct images of a step."""
         return sum(p * s.B for s, p in zip(self.shapes, self.p, strict=True))
 
+    def expected(self, cost: StepCost) -> float:
+        """Expected cost of a step."""
+        return sum(p * cost(s) for s, p in zip(self.shapes, self.p, strict=True))
+
     def __str__(self) -> str:
         return " · ".join(f"{s} {100 * p:.0f}%" for s, p in zip(self.shapes, self.p, strict=True))
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A share of the training budget spent on one mixture."""
+    """A share of the run spent on one mixture (of the budget, unless the regime's clock says otherwise)."""
 
     share: float
     mixture: Mixture
@@ -92,15 +100,20 @@ class Regime:
     """A sequence of phases. Nothing else: every published size regime is one of these.
 
     ``base`` is the shape whose pixels are the compute budget of one step; ``name`` and ``source`` are for people and
-    do not take part in comparisons.
+    do not take part in comparisons. ``clock`` says what the phases' shares are shares of: whatever the *budget* counts
+    (the default), *epochs* (distinct images, as progressive resizing is published) or *steps* (timm's sliding window).
+    ``shares_of`` converts exactly from any clock to any cost.
     """
 
     base: BatchShape
     phases: tuple[Phase, ...]
     name: str = field(default="", compare=False)
     source: str = field(default="", compare=False)
+    clock: Clock = "budget"
 
     def __post_init__(self) -> None:
+        if self.clock not in get_args(Clock):
+            raise ValueError(f"clock must be one of {', '.join(get_args(Clock))}, not {self.clock!r}")
         if not self.phases:
             raise ValueError("a regime needs at least one phase")
         total = sum(ph.share for ph in self.phases)
@@ -115,6 +128,7 @@ class Regime:
         shares: Sequence[float] | None = None,
         name: str = "",
         source: str = "",
+        clock: Clock = "budget",
     ) -> Regime:
         """A regime from mixtures in order; shares are normalised (none: equal)."""
         w = [1.0] * len(mixtures) if shares is None else [float(x) for x in shares]
@@ -122,7 +136,19 @@ class Regime:
             raise ValueError(f"phase shares must be positive, not {w}")
         total = 1.0 if abs(sum(w) - 1) <= 1e-9 else sum(w)
         phases = tuple(Phase(x / total, m) for x, m in zip(w, mixtures, strict=True))
-        return cls(base, phases, name, source)
+        return cls(base, phases, name, source, clock)
+
+    def shares_of(self, cost: StepCost, budget_cost: StepCost | None = None) -> tuple[float, ...]:
+        """Each phase's share of the run's total ``cost``; they sum to 1.
+
+        ``cost``: what one step of a shape takes (``lambda s: 1`` for steps, ``lambda s: s.B`` for epochs, pixels,
+        seconds). ``budget_cost`` is what a step takes from the budget, pixels unless given; it matters only where the
+        clock is the budget's. With n_i steps in phase i, share_i is proportional to n_i * (clock's cost of a step).
+        """
+        clocks: dict[Clock, StepCost] = {"epochs": lambda s: s.B, "steps": lambda s: 1.0}
+        clock = clocks.get(self.clock, budget_cost or (lambda s: s.pixels))
+        spent = [ph.share * ph.mixture.expected(cost) / ph.mixture.expected(clock) for ph in self.phases]
+        return tuple(x / sum(spent) for x in spent)
 
     @property
     def shapes(self) -> tuple[BatchShape, ...]:

@@ -6,36 +6,55 @@ the same regime with a smaller budget.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
-from mixtune.regime.regime import Mixture, Regime
+from mixtune.regime.cost import Unit, samples, step_cost
+from mixtune.regime.regime import Mixture, Regime, StepCost
 from mixtune.regime.shapes import BatchShape
+
+TOLERANCE = 0.05  # the largest share by which a run may miss its budget; whole steps leave far less in a real run
 
 
 @dataclass(frozen=True)
 class Budget:
     """How much training a run may spend: ``epochs`` of the base shape.
 
-    ``spend="compute"``: every regime gets the same pixels (then B+ is an accuracy regime).
+    ``spend="compute"``: every regime gets the same compute (then B+ is an accuracy regime).
     ``spend="epochs"``: every regime sees the same number of samples (then B+ is a speed regime).
+    ``cost`` is what compute is counted in: "pixels" (S^2*B*D), or measured "gmacs" or "seconds", which need a table.
     """
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
 
     epochs: float
     spend: Literal["compute", "epochs"] = "compute"
+    cost: Unit = "pixels"
 
     def __post_init__(self) -> None:
         if not np.isfinite(self.epochs) or self.epochs <= 0:
             raise ValueError(f"epochs must be positive, not {self.epochs!r}")
+        if self.spend == "epochs" and self.cost != "pixels":
+            raise ValueError(f"a budget spent as equal epochs counts images, not {self.cost}; leave cost out")
+
+    @classmethod
+    def of_total(cls, total: float, cost: Unit, base: BatchShape, n_samples: int, table: StepCost) -> Budget:
+        """The budget of ``total`` GMACs or seconds: as many epochs of the base shape as they pay for.
+
+        For example an hour on this machine: ``Budget.of_total(3600, "seconds", base, n_samples, table)``.
+        """
+        return cls(total / (n_samples / base.B * step_cost(table, cost)(base)), "compute", cost)
+
+    def total(self, base: BatchShape, n_samples: int, step: StepCost) -> float:
+        """The whole budget, in the units of ``step``."""
+        return self.epochs * n_samples / base.B * step(base)
 
     def scaled(self, share: float) -> Budget:
         """The same budget at a lower fidelity."""
-        return Budget(self.epochs * share, self.spend)
+        return replace(self, epochs=self.epochs * share)
 
 
 def apportion(p: Sequence[float], n: int) -> np.ndarray:
@@ -50,37 +69,61 @@ def apportion(p: Sequence[float], n: int) -> np.ndarray:
 class Schedule:
     """Every step of a run: ``shapes[index[t]]`` is what step t feeds the network.
 
-    ``cost[i]`` is what a step of ``shapes[i]`` takes from the budget (pixels, or samples when epochs are spent), so
-    ``progress`` is the share of the budget spent before each step: the learning rate's clock.
+    ``cost[i]`` is what a step of ``shapes[i]`` takes from the budget (pixels, GMACs, seconds, or samples when epochs
+    are spent), so ``progress`` is the share of the budget spent before each step: the learning rate's clock.
     """
 
     shapes: tuple[BatchShape, ...]
     index: np.ndarray  # [n_steps], into shapes
     cost: np.ndarray  # [n_shapes], budget units per step
+    phase_steps: tuple[int, ...] = ()  # [n_phases], steps of each phase, in order
 
     @classmethod
-    def build(cls, regime: Regime, budget: Budget, n_samples: int, seed: int) -> Schedule:
+    def build(
+        cls,
+        regime: Regime,
+        budget: Budget,
+        n_samples: int,
+        seed: int,
+        cost: StepCost | Mapping[BatchShape, float] | None = None,
+        tolerance: float = TOLERANCE,
+    ) -> Schedule:
         """Spend ``budget`` (counted in epochs of ``n_samples`` images at the regime's base shape) on ``regime``.
 
-        Steps of a phase are shared out by largest remainder and put in random order, keyed by (seed, phase).
-        Raises ValueError when a phase's share of the budget does not pay for a single step.
+        Steps of a phase are shared out by largest remainder and put in random order, keyed by (seed, phase). ``cost``
+        is what one step of a shape takes, in the budget's unit: a ``CostTable``, a mapping or a function.
+        Raises ValueError when a phase's share of the budget does not pay for a single step, when the whole run misses
+        the budget by more than ``tolerance`` (a share of it), and when a shape's cost is needed but not given.
         """
-        in_pixels = budget.spend == "compute"
-        base = regime.base
-        total = budget.epochs * n_samples * (base.pixels / base.B if in_pixels else 1)
+        step = samples if budget.spend == "epochs" else step_cost(cost, budget.cost)
+        total = budget.total(regime.base, n_samples, step)
         shapes = regime.shapes
-        parts = []
-        for i, phase in enumerate(regime.phases):
+        costs = np.array([step(s) for s in shapes], float)
+        parts, spent, due = [], 0.0, 0.0
+        for i, (phase, share) in enumerate(zip(regime.phases, regime.shares_of(step, step), strict=True)):
             mixture = phase.mixture
-            n = round(phase.share * total / (mixture.pixels if in_pixels else mixture.samples))
-            if n < 1:
+            due += share * total
+            ids = np.array([shapes.index(s) for s in mixture.shapes])
+            # Each phase ends where the budget says, so that no phase inherits the rounding of those before it.
+            counts = _steps(mixture, costs[ids], due - spent)
+            if counts.sum() < 1:
                 raise ValueError(
-                    f"phase {i + 1} of {len(regime.phases)} ({mixture}) gets {100 * phase.share:.0f} % of a budget of "
+                    f"phase {i + 1} of {len(regime.phases)} ({mixture}) gets {100 * share:.0f} % of a budget of "
                     f"{budget.epochs:g} epochs of {n_samples} images: less than one step"
                 )
-            parts.append(_shuffled(mixture, shapes, n, np.random.default_rng((seed, i))))
-        cost = np.array([s.pixels if in_pixels else s.B for s in shapes], float)
-        return cls(shapes, np.concatenate(parts), cost)
+            spent += float(counts @ costs[ids])
+            order = np.repeat(ids.astype(np.int16), counts)
+            parts.append(np.random.default_rng((seed, i)).permutation(order))
+        schedule = cls(shapes, np.concatenate(parts), costs, tuple(len(part) for part in parts))
+        if abs(spent / total - 1) > tolerance:
+            unit = "images" if budget.spend == "epochs" else budget.cost
+            raise ValueError(
+                f"{regime.name or regime} cannot meet its budget of {budget.epochs:g} epochs of {n_samples} images: "
+                f"{len(schedule)} whole steps spend {spent:.4g} {unit} for {total:.4g} "
+                f"({100 * (spent / total - 1):+.1f} %, "
+                f"{100 * tolerance:g} % allowed); try more epochs or smaller batches"
+            )
+        return schedule
 
     def __len__(self) -> int:
         return len(self.index)
@@ -88,8 +131,19 @@ class Schedule:
     def __iter__(self) -> Iterator[BatchShape]:
         return (self.shapes[i] for i in self.index)
 
+    @property
+    def counts(self) -> np.ndarray:
+        """Steps of each shape. [n_shapes]"""
+        n: np.ndarray = np.bincount(self.index, minlength=len(self.shapes))
+        return n
+
     def _total(self, per_shape: Sequence[float]) -> float:
-        return float(np.bincount(self.index, minlength=len(self.shapes)) @ np.asarray(per_shape, float))
+        return float(self.counts @ np.asarray(per_shape, float))
+
+    @property
+    def spent(self) -> float:
+        """What the whole run takes from the budget, in the budget's units."""
+        return self._total(self.cost.tolist())
 
     @property
     def progress(self) -> np.ndarray:
@@ -120,29 +174,50 @@ class Schedule:
         takes what is left of the old one and starts the new one with samples it does not yet hold. All ranks and
         every resumed run draw the same numbers. Raises ValueError when a batch is larger than the data set.
         """
-        largest = max(s.B for s in self.shapes)
+        B = np.array([s.B for s in self.shapes])
+        largest = int(B.max())
         if largest > n_samples:
             raise ValueError(f"a batch of {largest} distinct images cannot be drawn from {n_samples} images")
-        epoch, used = 0, 0
+        first, before = self._resume_point(B, n_samples, start)
+        epoch, used = divmod(before, n_samples)
         order = np.random.default_rng((seed, epoch)).permutation(n_samples)
-        for step, i in enumerate(self.index):
-            B = self.shapes[i].B
-            batch = order[used : used + B]
+        for t in range(first, len(self.index)):
+            size = int(B[self.index[t]])
+            batch = order[used : used + size]
             used += len(batch)
-            if len(batch) < B:
+            if len(batch) < size:
                 epoch += 1
                 order = np.random.default_rng((seed, epoch)).permutation(n_samples)
                 # Samples already in this step move behind the first ones that are not: a stable partition of the
                 # first B entries, which hold at least the number needed.
-                head = order[:B]
+                head = order[:size]
                 seen = np.isin(head, batch)
-                order[:B] = np.concatenate([head[~seen], head[seen]])
-                used = B - len(batch)
+                order[:size] = np.concatenate([head[~seen], head[seen]])
+                used = size - len(batch)
                 batch = np.concatenate([batch, order[:used]])
-            if step >= start:
+            if t >= start:
                 yield batch
 
+    def _resume_point(self, B: np.ndarray, n_samples: int, start: int) -> tuple[int, int]:
+        """The step to begin at so that ``start`` is drawn as in an unbroken run, and the samples drawn before it.
 
-def _shuffled(mixture: Mixture, shapes: tuple[BatchShape, ...], n: int, rng: np.random.Generator) -> np.ndarray:
-    ids = [shapes.index(s) for s in mixture.shapes]
-    return rng.permutation(np.repeat(np.asarray(ids, np.int16), apportion(mixture.p, n)))
+        An epoch's order depends on the epoch before it only through the step that straddles the two: samples in that
+        step move within the head (the first B entries) of the new order. So it is enough to begin with the last step
+        that starts in the epoch before, unless heads and tails can overlap (a batch of more than half the data).
+        """
+        before = np.concatenate([[0], np.cumsum(B[self.index[:start]])])  # samples drawn before each step
+        epoch = int(before[-1]) // n_samples
+        if epoch == 0 or 2 * int(B.max()) > n_samples:
+            return 0, 0
+        first = int(np.searchsorted(before, epoch * n_samples, side="right")) - 1
+        return first, int(before[first])
+
+
+def _steps(mixture: Mixture, costs: np.ndarray, due: float) -> np.ndarray:
+    """Steps of each shape in a phase, apportioned for the whole number of steps that comes nearest to ``due``.
+
+    [len(mixture.p)]; where shapes cost differently that number may be one beside the expected one.
+    """
+    n = int(due / float(np.dot(mixture.p, costs)))
+    options = [apportion(mixture.p, max(0, k)) for k in (n, n + 1, n - 1, n + 2)]
+    return min(options, key=lambda counts: abs(float(counts @ costs) - due))

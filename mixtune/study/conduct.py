@@ -17,6 +17,7 @@ from mixtune.errors import InputError
 from mixtune.regime import Regime
 from mixtune.regime.files import save_regime
 from mixtune.study import preflight, tracking, tuning
+from mixtune.study.bridge import Bridge
 from mixtune.study.console import Console, results_table
 from mixtune.study.events import Listeners
 from mixtune.study.sampling import Outcome, Trials, check_named
@@ -143,7 +144,7 @@ def _run(
     training = replace(space.training(slots.cpus), device=device)
     listeners = Listeners([console, tracker])
     for attempt in range(1, RESTARTS + 1):
-        bridge = tuning.Bridge(trials, training, places.folder, listeners)
+        bridge = Bridge(trials, training, places.folder, listeners)
         try:
             tuning.run(bridge, slots, places.folder)
         except KeyboardInterrupt:

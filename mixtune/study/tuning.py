@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import os
 import traceback
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,12 +27,10 @@ from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from mixtune.config import parse, plain
+from mixtune.config import parse
 from mixtune.errors import InputError, TrainingError
-from mixtune.regime.files import regime_from_dict, regime_to_dict, save_regime
-from mixtune.study.events import Candidate, Listeners, State
-from mixtune.study.sampling import Trials
-from mixtune.training.curve import Curve
+from mixtune.regime.files import regime_from_dict
+from mixtune.study.bridge import Bridge
 from mixtune.training.loop import Report
 from mixtune.training.run import Run, TrainingConfig
 
@@ -111,89 +107,6 @@ def run_trial(config: dict[str, Any]) -> None:
     except Exception as err:
         Path(config["folder"], "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
         tune.report({"failed": f"{type(err).__name__}: {err}"[:1000]})
-
-
-class Bridge:
-    """Joins Ray's trials to Optuna's: one of each per candidate, found by Ray's trial id."""
-
-    def __init__(self, trials: Trials, training: TrainingConfig, folder: Path, listeners: Listeners) -> None:
-        self.trials, self.listeners = trials, listeners
-        self._training, self._folder = training, folder
-        self._left = trials.remaining()
-        self._live: dict[str, _Live] = {}
-
-    def suggest(self, ray_id: str) -> dict[str, Any] | None:
-        """The configuration of a new trial; None when the study has all its trials."""
-        if self._left <= 0:
-            return None
-        self._left -= 1
-        trial, params = self.trials.ask()
-        published = str(trial.user_attrs.get("published", ""))
-        regime = self.trials.space.regime(params, published or f"searched {trial.number}")
-        folder = self._folder / "trials" / f"{trial.number:04d}"
-        folder.mkdir(parents=True, exist_ok=True)
-        training = plain(self._training)
-        save_regime(folder / "regime.yaml", regime, training)
-        candidate = Candidate(trial.number, regime, params, folder, published)
-        self._live[ray_id] = _Live(candidate, trial)
-        self.listeners.tell("started", candidate)
-        return {"regime": regime_to_dict(regime), "training": training, "folder": str(folder)}
-
-    def report(self, ray_id: str, result: Mapping[str, Any]) -> bool:
-        """Take a worker's report; True when the trial is to be stopped."""
-        live = self._live[ray_id]
-        if "failed" in result:
-            live.state, live.reason = "FAIL", str(result["failed"])
-            return True
-        if "score" not in result:
-            return False
-        if not math.isfinite(float(result["score"])):
-            live.state, live.reason = "FAIL", f"the score is not finite ({result['score']})"
-            return True
-        live.score, live.curve = float(result["score"]), Curve.from_rows(result["curve"])
-        pruned = self.trials.report(live.trial, int(result["number"]), live.score, bool(result["last"]))
-        self.listeners.tell("reported", live.candidate, result, live.score)
-        if pruned:
-            live.state, live.reason = "PRUNED", f"pruned at {100 * result['progress']:.0f} % of the budget"
-        elif result["last"]:
-            live.state, live.reason = "COMPLETE", ""
-        return pruned
-
-    def end(self, ray_id: str, error: bool) -> None:
-        """The trial's worker is done, stopped or dead."""
-        live = self._live.pop(ray_id, None)
-        if live is None:
-            return
-        if error and live.state != "COMPLETE":
-            live.state, live.reason = "FAIL", "its worker died (out of memory, or killed)"
-        if live.curve is not None:
-            save_curve(live.candidate.folder / "curve.csv", live.curve)
-        # The study is the record, so it is written first.
-        self.trials.finish(live.trial, live.state, live.score, live.reason, live.curve)
-        self.listeners.tell("ended", live.candidate, live.state, live.score, live.reason, live.curve)
-
-    def interrupt(self) -> None:
-        """The search ends early: tell the listeners. The study's own record is put right by ``Trials.reconcile``."""
-        for live in self._live.values():
-            self.listeners.tell("ended", live.candidate, "INTERRUPTED", live.score, "interrupted", live.curve)
-        self._live.clear()
-
-
-@dataclass
-class _Live:
-    candidate: Candidate
-    trial: Any  # optuna's live trial
-    state: State = "FAIL"
-    reason: str = "ended without its last report"
-    score: float | None = None
-    curve: Curve | None = None
-
-
-def save_curve(path: Path, curve: Curve) -> None:
-    """A curve as CSV, one row per size."""
-    rows = curve.rows()
-    lines = [",".join(rows[0]), *(",".join(repr(v) for v in row.values()) for row in rows)]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 class _Searcher(Searcher):  # type: ignore[misc]

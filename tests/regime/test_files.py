@@ -14,11 +14,30 @@ def test_round_trip_is_exact(tmp_path, base, name):
     assert (again, again.name, again.source, training) == (regime, regime.name, regime.source, {"seed": 3})
 
 
+def test_p_may_be_given_as_shares_of_the_samples():
+    shapes = [{"S": 16, "B": 256, "p": 0.5}, {"S": 32, "B": 64, "p": 0.5}]
+    data = {"version": 1, "base": {"S": 32, "B": 64}, "phases": [{"p_of": "samples", "mixture": shapes}]}
+    regime, _ = regime_from_dict(data, "r.yaml")
+    assert regime.phases[0].mixture.p == pytest.approx((0.2, 0.8))
+    assert regime.phases[0].mixture.sample_shares == pytest.approx((0.5, 0.5))
+
+
+def test_files_are_readable_and_say_both_shares(tmp_path):
+    path = tmp_path / "r.yaml"
+    save_regime(path, published("mixsize_b", BatchShape(32, 64), [16, 32], 8))
+    lines = path.read_text().splitlines()
+    assert lines[0] == "# 16x256 5% · 24x114 17% · 32x64 31% · 48x28 47%"
+    assert lines[1:3] == ["version: 1", "name: mixsize_b"]
+    assert "  - {S: 24, B: 114, D: 1, p: 0.17" in path.read_text()
+    assert sum(line.endswith("# 30 % of the samples") for line in lines) == 2
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (dict(version=2), "version must be 1, not 2"),
         (dict(base={"S": 16, "B": 2, "batch": 3}), "unknown key base.batch; known: B, D, S"),
+        (dict(clock="days"), "clock must be 'budget', 'epochs' or 'steps', not 'days'"),
         (dict(phases=[]), "phases: a regime needs at least one phase"),
         (dict(phases=[{"mixture": [{"S": 8, "B": 2, "p": -1}]}]), r"phases.0: probabilities .* \[-1.0\]"),
         (dict(phases=[{"mixture": [{"S": 8, "B": 2, "p": 0}]}]), "phases.0: probabilities are all zero"),

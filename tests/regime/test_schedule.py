@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
-from mixtune.regime import PUBLISHED, BatchShape, Budget, Schedule, apportion, published
+from mixtune.regime import PUBLISHED, BatchShape, Budget, Mixture, Regime, Schedule, apportion, published
 
 BASE = BatchShape(16, 32)
 SIZES = [8, 12, 16, 20, 24]
@@ -69,3 +69,11 @@ def test_a_batch_larger_than_the_data_is_refused_with_the_numbers():
 def test_a_budget_below_one_step_is_refused():
     with pytest.raises(ValueError, match="less than one step"):
         Schedule.build(published("fixed", BASE, SIZES, 4), Budget(0.001), N, 0)
+
+
+def test_a_run_that_cannot_meet_its_budget_is_refused_with_the_numbers():
+    regime = Regime.of(BatchShape(16, 100), [Mixture.of([BatchShape(16, 700)])], name="too large a step")
+    message = r"too large a step cannot meet .* of 1 epochs of 1000 .* 1 whole steps .* \(-30.0 %, 5 % allowed\)"
+    with pytest.raises(ValueError, match=message):
+        Schedule.build(regime, Budget(1), N, 0)
+    assert len(Schedule.build(regime, Budget(1), N, 0, tolerance=0.31)) == 1

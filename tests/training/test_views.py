@@ -81,7 +81,7 @@ def test_resuming_at_a_step_gives_the_same_batches(kind, files):
 
 
 def test_the_number_of_workers_does_not_matter(files):
-    steps = schedule(len(files), epochs=2)
+    steps = schedule(len(files), epochs=4)
     assert equal(batches(files, steps, workers=0), batches(files, steps, workers=2))
     a, b = (list(views.file_eval_batches(files, 16, 5, workers)) for workers in (0, 2))
     assert equal(a, b)

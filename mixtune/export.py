@@ -1,0 +1,80 @@
+"""Write a regime in another form: python -m mixtune.export --regime FILE --timm
+
+For timm's train.py (--timm), for another base shape (--base 224x256 --stride 32 --out FILE), or all published regimes
+as files (--published FOLDER).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from mixtune.cli import Parser, parse_args, run, shell
+from mixtune.errors import InputError
+from mixtune.regime import BatchShape, Budget
+from mixtune.regime.catalogue import published_run, write_published
+from mixtune.regime.files import load_regime, save_regime
+from mixtune.regime.rebase import rebased
+from mixtune.regime.timm_flags import timm_flags
+
+
+def parser() -> Parser:
+    """The command's flags."""
+    p = Parser("mixtune.export", __doc__.split("\n")[0])
+    p.add_argument("--regime", metavar="FILE", help="regime file (YAML)")
+    p.add_argument("--timm", action="store_true", help="print the flags of timm's train.py that train this regime")
+    p.add_argument("--epochs", type=float, help="timm: budget in epochs of the base shape (default: 90 or 200)")
+    p.add_argument("--samples", type=int, help="timm: training images (default: ImageNet's or CIFAR's)")
+    p.add_argument("--spend", choices=("compute", "epochs"), default="compute", help="timm: what the budget counts")
+    p.add_argument("--processes", type=int, default=1, help="timm: processes (GPUs) that share each batch")
+    p.add_argument("--spread", type=float, default=0.65, help="timm: spread of a sliding window (default timm's 0.65)")
+    p.add_argument("--random-mix", type=float, default=0.1, help="timm: its random mix (default timm's 0.1)")
+    p.add_argument("--base", metavar="SxB[xD]", help="re-base: the new base shape, for example 224x256")
+    p.add_argument("--stride", type=int, default=32, help="re-base: sizes become multiples of this (default 32)")
+    p.add_argument("--out", metavar="FILE", help="re-base: the regime file to write")
+    p.add_argument("--published", metavar="FOLDER", help="write every published regime as a file into this folder")
+    return p
+
+
+def shape(text: str) -> BatchShape:
+    """``224x256`` or ``224x256x1`` as a batch shape. Raises InputError."""
+    if not re.fullmatch(r"\d+x\d+(x\d+)?", text):
+        raise InputError(f"--base {text}: expected size x batch, for example 224x256")
+    try:
+        return BatchShape(*(int(part) for part in text.split("x")))
+    except ValueError as err:
+        raise InputError(f"--base {text}: {err}") from None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, call, print."""
+    args = parse_args(parser(), argv)
+    if (args.published is None) == (args.regime is None):
+        raise InputError("give either --regime FILE with --timm or --base, or --published FOLDER")
+    if args.published is not None:
+        print(f"wrote {len(write_published(args.published))} regimes into {args.published}")
+        return 0
+    if args.timm == (args.base is not None) or (args.base is None) != (args.out is None):
+        raise InputError("--regime FILE needs either --timm, or --base with --out")
+    regime, _ = load_regime(args.regime)
+    try:
+        if args.base:
+            moved = rebased(regime, shape(args.base), args.stride)
+            save_regime(args.out, moved)  # not its training section: that describes runs at the old base
+            print(f"wrote {args.out}: {moved}\n{moved.source}")
+        else:
+            n, usual = published_run(regime.base)
+            n, epochs = args.samples or n, args.epochs or usual
+            found = timm_flags(regime, Budget(epochs, args.spend), n, args.processes, args.spread, args.random_mix)
+            print(
+                f"# {regime.name or regime}: {found.steps:,} steps for {epochs:g} epochs of {n:,} images "
+                f"at {regime.base} (equal {args.spend}); timm gives {100 * found.deviation:.2f} % of them other sizes"
+            )
+            print(shell(*found.flags))
+    except ValueError as err:
+        raise InputError(f"{args.regime}: {err}") from None
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)
