@@ -27,6 +27,7 @@ class Engine:
         self.smooth = GradientSmoothing(network) if recipe.smoothing else None
         self.average = Average(network, recipe.ema) if recipe.ema else None
         self.teacher = teacher
+        self._frozen = False
         self.device = next(network.parameters()).device
 
     @property
@@ -42,12 +43,17 @@ class Engine:
     def step(self, inputs: Tensor, targets: Tensor, lr: float, number: int, progress: float = 1.0) -> Tensor:
         """Train on one batch; ``number`` counts steps from 0. Returns the loss, on the device, detached.
 
-        progress: share of the budget spent, for networks whose drop path grows with it.
+        progress: share of the budget spent, for frozen layers and for networks whose drop path grows with it.
         """
         if hasattr(self.network, "progress"):
             self.network.progress = progress  # type: ignore[assignment]
+        frozen = progress < self.recipe.frozen
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["scale"]
+            if frozen != self._frozen and not group["head"]:
+                for p in group["params"]:
+                    p.requires_grad_(not frozen)
+        self._frozen = frozen
         # Dropout draws from torch's global generator: keyed by the step, a resumed run draws what an unbroken one does.
         torch.manual_seed(int(np.random.SeedSequence((self.seed, number, _DROPOUT)).generate_state(1)[0]))
         recipe = self.recipe

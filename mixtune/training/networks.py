@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from functools import cache
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -158,6 +159,24 @@ def _timm(name: str, classes: int, dropout: float, drop_path: float, pretrained:
             f"the pretrained weights of {name} could not be had ({type(err).__name__}); name a file instead"
         ) from None
     return net
+
+
+def layer_groups(network: nn.Module, n: int) -> list[list[nn.Parameter]]:
+    """The parameters in ``n`` groups in the order of the network's parts; the last group is its last part, the head.
+
+    The parts before it are divided into n-1 runs of about as many parts each. Raises ValueError for fewer parts than
+    groups.
+    """
+    parts = [part for part in network.children() if any(True for _ in part.parameters())]
+    if n > len(parts):
+        raise ValueError(f"groups must be at most {len(parts)}, the parts of this network, not {n}")
+    if n == 1:
+        return [list(network.parameters())]
+    size = (len(parts) - 1) / (n - 1)
+    cuts = [round(i * size) for i in range(n)]
+    groups = [[p for part in parts[a:b] for p in part.parameters()] for a, b in pairwise(cuts)]
+    own = list(network.parameters(recurse=False))  # tokens and positions belong to the first layers
+    return [own + groups[0], *groups[1:], list(parts[-1].parameters())]
 
 
 def set_zero_gamma(network: nn.Module, on: bool) -> None:

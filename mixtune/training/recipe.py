@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mixtune.training import rates
 from mixtune.training.distillation import Distillation
+from mixtune.training.networks import layer_groups
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,9 @@ class Recipe:
     (False) or as the network has it. mixup, cutmix: alphas, 0 for off. ema: decay per step of an average of the
     weights, which then is what is evaluated and kept; 0 for off. distill: learn from a teacher. dropout, drop_path:
     shares, passed to the network. aux_weight: of an auxiliary head's loss, where the network has one.
+    For fine-tuning (``finetune``): the layers form ``groups``; the head, which is the last, has the learning rate lr,
+    each group before it ``group_decay`` times that of the next; for the share ``frozen`` of the budget only the head's
+    weights move, while batch-norm statistics follow the images throughout.
     """
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
@@ -54,6 +58,9 @@ class Recipe:
     dropout: float = 0.0
     drop_path: float = 0.0
     aux_weight: float = 0.4
+    groups: int = 1
+    group_decay: float = 1.0
+    frozen: float = 0.0
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.lr) or self.lr <= 0:
@@ -68,16 +75,20 @@ class Recipe:
             raise ValueError(f"warmup is a share of the budget in [0, 1), not {self.warmup!r}")
         if list(self.milestones) != sorted(self.milestones) or not all(0 < m < 1 for m in self.milestones):
             raise ValueError(f"milestones are rising shares of the budget in (0, 1), not {list(self.milestones)}")
-        for name in ("label_smoothing", "ema", "dropout", "drop_path", "floor"):
+        for name in ("label_smoothing", "ema", "dropout", "drop_path", "floor", "frozen"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie in [0, 1), not {getattr(self, name)!r}")
         for name in ("mixup", "cutmix", "aux_weight"):
             if not math.isfinite(getattr(self, name)) or getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0, not {getattr(self, name)!r}")
-        if self.scaling_batch < 1 or self.cycles < 1:
-            raise ValueError(f"scaling_batch and cycles must be at least 1, not {self.scaling_batch}, {self.cycles}")
-        if not math.isfinite(self.cycle_growth) or self.cycle_growth <= 0:
-            raise ValueError(f"cycle_growth must be positive, not {self.cycle_growth!r}")
+        for name in ("scaling_batch", "cycles", "groups"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("cycle_growth", "group_decay"):
+            if not math.isfinite(getattr(self, name)) or getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive, not {getattr(self, name)!r}")
+        if self.frozen and self.groups < 2:
+            raise ValueError("frozen needs groups of at least 2: the head and what is frozen")
         if self.schedule == "cyclic" and self.floor == 0:
             raise ValueError("schedule cyclic starts at floor * lr: give a floor above 0, for example 0.1")
 
@@ -118,13 +129,17 @@ class Recipe:
         return values
 
     def optimizer(self, network: nn.Module) -> torch.optim.SGD:
-        """SGD; biases and norm parameters are not decayed (Bag of Tricks, "no bias decay")."""
-        decayed = [p for p in network.parameters() if p.ndim > 1]
-        others = [p for p in network.parameters() if p.ndim <= 1]
-        groups = [
-            {"params": decayed, "weight_decay": self.weight_decay},
-            {"params": others, "weight_decay": 0.0},
-        ]
+        """SGD; biases and norm parameters are not decayed (Bag of Tricks, "no bias decay").
+
+        Each parameter group has its ``scale`` of the learning rate and says whether it is the ``head``'s.
+        """
+        groups = []
+        for i, parameters in enumerate(reversed(layer_groups(network, self.groups))):
+            scale = self.group_decay**i
+            decayed, others = [p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim <= 1]
+            for members, decay in ((decayed, self.weight_decay), (others, 0.0)):
+                if members:
+                    groups.append({"params": members, "weight_decay": decay, "scale": scale, "head": i == 0})
         return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=self.nesterov, foreach=True)
 
     def loss(self, outputs: Tensor | tuple[Tensor, Tensor], targets: Tensor) -> Tensor:

@@ -101,6 +101,7 @@ class Run:
             network = task.network(config.seed, recipe.dropout, recipe.drop_path)
             if recipe.zero_gamma is not None:
                 networks.set_zero_gamma(network, recipe.zero_gamma)
+            networks.layer_groups(network, recipe.groups)
         except ValueError as err:
             raise InputError(f"recipe: {config.task.network}: {err}") from None
         teacher = recipe.distill.teacher(task.classes, task.device) if recipe.distill else None
