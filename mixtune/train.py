@@ -39,6 +39,7 @@ def parser() -> Parser:
         metavar="FOLDER",
         help="write weights, curve, regime and a checkpoint here; the same command again goes on from that",
     )
+    p.add_argument("--find-rate", action="store_true", help="only try learning rates, and say which one to take")
     p.add_set()
     return p
 
@@ -63,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.seed is not None:
         data["seed"] = args.seed
 
+    from mixtune.training.finetune import find_rate, standardised_accuracy
     from mixtune.training.run import Run, TrainingConfig
 
     source = args.space or f"{args.regime}: training"
@@ -82,6 +84,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             epochs = job.schedule.samples / job.task.n_train
             print(f"steps    {len(job.schedule)} ({epochs:.1f} epochs) on {job.task.device}")
         print(f"seed     {seed}", flush=True)
+        if args.find_rate:
+            found = find_rate(job.task, job.network, job.schedule, job.recipe, seed)
+            print(f"rate     {found.suggestion:.3g}, where the loss falls fastest ({len(found.rates)} rates tried)")
+            return 0
         folder = (out if args.seeds == 1 else out / f"seed{seed}") if out else None
         kept = folder / CHECKPOINT if folder else None
         if kept and kept.exists():
@@ -93,6 +99,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             accuracy = "  ".join(f"{p.S} px {100 * p.top1:.2f}" for p in report.curve.points)
             print(f"  {100 * report.progress:3.0f} %  loss {report.loss:.4f}  {speed}  top-1 {accuracy}", flush=True)
         print(f"score    {config.score.of(report.curve)!r}  ({config.score})")
+        best = max(report.curve.points, key=lambda p: p.top1)
+        minutes = report.seconds / 60
+        print(
+            f"time     {minutes:.2f} min of training and evaluation; standardised accuracy sqrt(top-1 at {best.S} px / "
+            f"min) {standardised_accuracy(best.top1, minutes):.3f}"
+        )
         for p in report.curve.points:
             scores.setdefault(p.S, []).append(p.top1)
         if folder:

@@ -13,6 +13,7 @@ from torch import nn
 from mixtune.config import plain
 from mixtune.errors import InputError
 from mixtune.regime import Budget, Regime, Schedule
+from mixtune.training import networks
 from mixtune.training.calibration import Recalibration
 from mixtune.training.checkpoint import Checkpoint, digest, replace_file
 from mixtune.training.loop import Report, train
@@ -77,6 +78,8 @@ class Run:
     network: nn.Module
     schedule: Schedule
     config: TrainingConfig
+    recipe: Recipe
+    teacher: nn.Module | None = None
     judge: Judge = "validation"
 
     @classmethod
@@ -93,7 +96,16 @@ class Run:
             schedule = Schedule.build(regime, config.budget, task.n_train, config.seed)
         except ValueError as err:
             raise InputError(f"regime {regime.name or regime}: {err}") from None
-        return cls(task, task.network(config.seed), schedule, config, judge)
+        recipe = config.recipe.scaled(regime.base.B)
+        try:
+            network = task.network(config.seed, recipe.dropout, recipe.drop_path)
+            if recipe.zero_gamma is not None:
+                networks.set_zero_gamma(network, recipe.zero_gamma)
+            networks.layer_groups(network, recipe.groups)
+        except ValueError as err:
+            raise InputError(f"recipe: {config.task.network}: {err}") from None
+        teacher = recipe.distill.teacher(task.classes, task.device) if recipe.distill else None
+        return cls(task, network, schedule, config, recipe, teacher, judge)
 
     def reports(
         self,
@@ -110,7 +122,9 @@ class Run:
         c = self.config
         kept = Checkpoint(checkpoint, c.task.network, self.identity, every) if checkpoint else None
         sizes, reports = c.evaluate.sizes, c.evaluate.reports
-        return train(self.task, self.network, self.schedule, c.recipe, sizes, reports, c.seed, kept, on_step)
+        return train(
+            self.task, self.network, self.schedule, self.recipe, sizes, reports, c.seed, kept, on_step, self.teacher
+        )
 
     @property
     def identity(self) -> str:
