@@ -115,7 +115,7 @@ def run_trial(config: dict[str, Any]) -> None:
         regime, _ = regime_from_dict(config["regime"], "regime")
         training = parse(config["training"], TrainingConfig, "training")
         job = Run.prepare(regime, training)
-        for report in job.reports():
+        for report in job.reports(Path(config["checkpoint"])):
             last = report.step == len(job.schedule)
             if last:
                 job.save_weights(Path(config["folder"]) / WEIGHTS)
