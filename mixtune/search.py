@@ -6,6 +6,7 @@ Running the same command again continues the study. --dry-run shows what would b
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,6 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(parser(), argv)
     logging.basicConfig(format="note: %(message)s", level=logging.WARNING)
     more = [] if args.trials is None else [f"trials={args.trials}"]
+
+    if args.address and (Path.home() / ".ray" / "auth_token").exists():
+        # A cluster asks for the token by default, but Ray hands it out only when told to before it is imported.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
 
     from mixtune.study.space import Space
 

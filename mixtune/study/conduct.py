@@ -90,8 +90,8 @@ def conduct(
     """Run a study to its end, or as far as it gets.
 
     ``draw(tracking uri, study, folder)`` makes the figures. Raises InputError before anything is written when the
-    space, its data, the resources or the stores are not usable. The same
-    call on a folder that holds the study continues it.
+    space, its data, the resources or the stores are not usable. The same call on a folder that holds the study
+    continues it.
     """
     check_named(space)
     stride = preflight.check_sizes(space, source)
@@ -99,6 +99,9 @@ def conduct(
     preflight.check_data(space, source)
     if places.address is None:
         slots = preflight.slots(space, *preflight.local_resources())
+    else:
+        tuning.connect(places.address, 0, 0)
+        slots = preflight.slots(space, *tuning.cluster())
     tracking.check(places.tracking_uri)
 
     with locked(places.folder), _terminable():
@@ -113,10 +116,8 @@ def conduct(
         interrupted = False
         if trials.remaining():
             try:
-                cpus, gpus = preflight.local_resources()
-                tuning.connect(places.address, cpus, gpus)
-                if places.address is not None:
-                    slots = preflight.slots(space, *tuning.cluster())
+                if places.address is None:
+                    tuning.connect(None, *preflight.local_resources())
                 write(
                     f"{slots.at_once} at once, each on {slots.cpus} CPU core{'s' * (slots.cpus > 1)}"
                     + (f" and {slots.gpus:g} GPU" if slots.gpus else "")
@@ -134,7 +135,7 @@ def conduct(
 def _run(
     trials: Trials,
     space: Space,
-    slots: tuning.Slots,
+    slots: preflight.Slots,
     places: Places,
     tracker: tracking.Tracker,
     write: Callable[[str], None],

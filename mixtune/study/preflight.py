@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -11,12 +11,20 @@ import torch
 from mixtune.errors import InputError
 from mixtune.regime import Budget, Regime, Schedule
 from mixtune.study.space import Space
-from mixtune.study.tuning import Slots
 from mixtune.training.networks import total_stride
 from mixtune.training.task import Classification, check_shapes
 
 # Training images of the data sets that a dry run may meet before they are there.
 TRAINING_IMAGES = {"digits": 1438, "cifar10": 50_000, "cifar100": 50_000, "imagenet": 1_281_167}
+
+
+@dataclass(frozen=True)
+class Slots:
+    """What one trial takes of the machine and how many run at once."""
+
+    cpus: int
+    gpus: float
+    at_once: int
 
 
 def check_sizes(space: Space, source: str) -> int:

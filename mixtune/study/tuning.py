@@ -13,7 +13,6 @@ import shlex
 import sys
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,21 +33,13 @@ from mixtune.config import parse
 from mixtune.errors import InputError, TrainingError
 from mixtune.regime.files import regime_from_dict
 from mixtune.study.bridge import Bridge
+from mixtune.study.preflight import Slots
 from mixtune.training.loop import Report
 from mixtune.training.run import Run, TrainingConfig
 
 T = TypeVar("T")
 log = logging.getLogger("mixtune")
 WEIGHTS = "weights.safetensors"
-
-
-@dataclass(frozen=True)
-class Slots:
-    """What one trial takes of the machine and how many run at once."""
-
-    cpus: int
-    gpus: float
-    at_once: int
 
 
 def connect(address: str | None, cpus: int, gpus: int) -> None:
@@ -69,7 +60,10 @@ def connect(address: str | None, cpus: int, gpus: int) -> None:
     try:
         ray.init(address, **quiet)
     except Exception as err:
-        raise InputError(f"--address {address}: no Ray cluster answers there ({str(err).splitlines()[0]})") from None
+        raise InputError(
+            f"--address {address}: no Ray cluster answers there ({str(err).splitlines()[0]}); if it asks for a token, "
+            "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
+        ) from None
 
 
 def disconnect() -> None:
