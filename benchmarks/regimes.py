@@ -214,7 +214,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = Path(args.out or ROOT / "benchmarks" / "results" / f"{args.plan}.json").absolute()
     work = Path(args.work or ROOT / "benchmarks" / "work" / args.plan).absolute()
     deadline = time.time() + 60 * args.minutes
-    named = digest(repr(plan))
+    named, made_on = digest(repr(plan)), hardware()  # the commit that the runs start from
     runs: list[dict[str, Any]] = []
     if out.exists() and (old := json.loads(out.read_text()))["plan"] == named:
         runs = old["runs"]
@@ -225,7 +225,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for future in as_completed(waiting):
             if result := future.result():
                 runs.append(result)
-                content = {"plan": named, "settings": repr(plan), "hardware": hardware(), "runs": runs}
+                content = {"plan": named, "settings": repr(plan), "hardware": made_on, "runs": runs}
                 replace_file(out, json.dumps(content, indent=1).encode())
                 place = f"{result['regime']}, equal {result['spend']}, seed {result['seed']}"
                 print(f"{len(runs)} of {len(jobs(plan))}: {place}: {result['seconds']:.0f} s", flush=True)
