@@ -102,8 +102,10 @@ class Run:
             if recipe.zero_gamma is not None:
                 networks.set_zero_gamma(network, recipe.zero_gamma)
             networks.layer_groups(network, recipe.groups)
+            for S in (min(*regime.sizes, *config.evaluate.sizes), max(*regime.sizes, *config.evaluate.sizes)):
+                networks.check_size(config.task.network, task.classes, S)
         except ValueError as err:
-            raise InputError(f"recipe: {config.task.network}: {err}") from None
+            raise InputError(f"{config.task.network}: {err}") from None
         teacher = recipe.distill.teacher(task.classes, task.device) if recipe.distill else None
         return cls(task, network, schedule, config, recipe, teacher, judge)
 
