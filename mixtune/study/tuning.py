@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shlex
+import sys
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +58,10 @@ def connect(address: str | None, cpus: int, gpus: int) -> None:
     if address is None:
         # Ray's memory monitor would end the whole experiment; the kernel's killer ends one trial.
         os.environ.setdefault("RAY_memory_monitor_refresh_ms", "0")
+        # Ray starts workers through a shell and does not quote the interpreter: a path with a space in it needs it.
+        interpreter = shlex.quote(sys.executable)
+        if interpreter != sys.executable:
+            quiet["runtime_env"] = {"py_executable": interpreter}
         ray.init("local", num_cpus=cpus, num_gpus=gpus, include_dashboard=False, object_store_memory=2**28, **quiet)
         return
     try:
