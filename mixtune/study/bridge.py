@@ -23,6 +23,7 @@ from mixtune.training.run import TrainingConfig
 class _Live:
     candidate: Candidate
     trial: Any  # optuna's live trial
+    checkpoint: Path  # of this trial and of its earlier attempts, should the search have been cut off
     state: State = "FAIL"
     reason: str = "ended without its last report"
     score: float | None = None
@@ -51,9 +52,16 @@ class Bridge:
         training = plain(self._training)
         save_regime(folder / "regime.yaml", regime, training)
         candidate = Candidate(trial.number, regime, params, folder, published)
-        self._live[run_id] = _Live(candidate, trial)
+        lineage = int(trial.user_attrs.get("lineage", trial.number))
+        checkpoint = self._folder / "checkpoints" / f"{lineage:04d}.pt"
+        self._live[run_id] = _Live(candidate, trial, checkpoint)
         self.listeners.tell("started", candidate)
-        return {"regime": regime_to_dict(regime), "training": training, "folder": str(folder)}
+        return {
+            "regime": regime_to_dict(regime),
+            "training": training,
+            "folder": str(folder),
+            "checkpoint": str(checkpoint),
+        }
 
     def report(self, run_id: str, result: Mapping[str, Any]) -> bool:
         """Take a worker's report; True when the trial is to be stopped."""
@@ -86,6 +94,7 @@ class Bridge:
             save_curve(live.candidate.folder / "curve.csv", live.curve)
         # The study is the record, so it is written first.
         self.trials.finish(live.trial, live.state, live.score, live.reason, live.curve)
+        live.checkpoint.unlink(missing_ok=True)
         self.listeners.tell("ended", live.candidate, live.state, live.score, live.reason, live.curve)
 
     def interrupt(self) -> None:

@@ -10,7 +10,7 @@ import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mixtune.config import plain, to_yaml
 from mixtune.errors import InputError
@@ -22,6 +22,7 @@ from mixtune.study.console import Console, results_table
 from mixtune.study.events import Listeners
 from mixtune.study.sampling import Outcome, Trials, check_named
 from mixtune.study.space import Space
+from mixtune.training import timing
 
 log = logging.getLogger("mixtune")
 RESTARTS = 3  # a fault of Ray itself ends an experiment; the study goes on in a new one
@@ -139,9 +140,13 @@ def _run(
     write: Callable[[str], None],
 ) -> None:
     console = Console(space.trials, trials.best(), write)
-    console.header()
-    device = "cpu" if slots.gpus == 0 else space.device
+    device: Literal["auto", "cpu", "cuda"] = "cpu" if slots.gpus == 0 else space.device
     training = replace(space.training(slots.cpus), device=device)
+    if space.budget.cost != "pixels":
+        write(f"measuring the {space.budget.cost} of a step of every shape, once (kept in costs.yaml)")
+        costs = tuning.call(timing.step_costs, slots, training, space.shapes(), places.folder / "costs.yaml")
+        training = replace(training, costs=costs)
+    console.header()
     listeners = Listeners([console, tracker])
     for attempt in range(1, RESTARTS + 1):
         bridge = Bridge(trials, training, places.folder, listeners)

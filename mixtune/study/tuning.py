@@ -12,9 +12,10 @@ import os
 import shlex
 import sys
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 # Read by Ray when it is imported or started: its own console output off, no logger files, no usage report.
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
@@ -36,6 +37,7 @@ from mixtune.study.bridge import Bridge
 from mixtune.training.loop import Report
 from mixtune.training.run import Run, TrainingConfig
 
+T = TypeVar("T")
 log = logging.getLogger("mixtune")
 WEIGHTS = "weights.safetensors"
 
@@ -82,6 +84,16 @@ def cluster() -> tuple[float, float]:
     return there.get("CPU", 0.0), there.get("GPU", 0.0)
 
 
+def call(function: Callable[..., T], slots: Slots, *arguments: Any) -> T:
+    """Run a function once where a trial would run, with a trial's share of the machine. Raises what it raises."""
+    remote = ray.remote(num_cpus=slots.cpus, num_gpus=slots.gpus)(function)
+    try:
+        result: T = ray.get(remote.remote(*arguments))
+    except ray.exceptions.RayTaskError as err:
+        raise (err.cause if isinstance(err.cause, InputError) else err) from None
+    return result
+
+
 def metrics_of(report: Report, score: float, last: bool) -> dict[str, Any]:
     """A report as the plain values that Ray carries to the driver."""
     return {
@@ -103,7 +115,7 @@ def run_trial(config: dict[str, Any]) -> None:
         regime, _ = regime_from_dict(config["regime"], "regime")
         training = parse(config["training"], TrainingConfig, "training")
         job = Run.prepare(regime, training)
-        for report in job.reports():
+        for report in job.reports(Path(config["checkpoint"])):
             last = report.step == len(job.schedule)
             if last:
                 job.save_weights(Path(config["folder"]) / WEIGHTS)
