@@ -28,7 +28,7 @@ from typing import Any, Literal
 from mixtune.cli import Parser, parse_args, run
 from mixtune.regime import BatchShape, Budget, published
 from mixtune.training.calibration import Recalibration
-from mixtune.training.checkpoint import digest, replace_file
+from mixtune.training.checkpoint import digest, essence, replace_file
 from mixtune.training.recipe import Recipe
 from mixtune.training.run import Evaluation, Run, TrainingConfig
 from mixtune.training.task import TaskConfig
@@ -214,7 +214,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = Path(args.out or ROOT / "benchmarks" / "results" / f"{args.plan}.json").absolute()
     work = Path(args.work or ROOT / "benchmarks" / "work" / args.plan).absolute()
     deadline = time.time() + 60 * args.minutes
-    named = digest(repr(plan))
+    named, made_on = digest(essence(plan)), hardware()  # the commit that the runs start from
     runs: list[dict[str, Any]] = []
     if out.exists() and (old := json.loads(out.read_text()))["plan"] == named:
         runs = old["runs"]
@@ -225,7 +225,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for future in as_completed(waiting):
             if result := future.result():
                 runs.append(result)
-                content = {"plan": named, "settings": repr(plan), "hardware": hardware(), "runs": runs}
+                content = {"plan": named, "settings": essence(plan), "hardware": made_on, "runs": runs}
                 replace_file(out, json.dumps(content, indent=1).encode())
                 place = f"{result['regime']}, equal {result['spend']}, seed {result['seed']}"
                 print(f"{len(runs)} of {len(jobs(plan))}: {place}: {result['seconds']:.0f} s", flush=True)

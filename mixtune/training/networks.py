@@ -217,3 +217,11 @@ def gmacs(name: str, classes: int, S: int) -> float:
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             net(torch.empty(1, 3, S, S))
     return float(counter.get_total_flops()) / 2e9
+
+
+def check_size(name: str, classes: int, S: int) -> None:
+    """Raise ValueError when the network cannot take S x S images: too small for it, or it is made for one size."""
+    try:
+        gmacs(name, classes, S)
+    except (RuntimeError, AssertionError) as err:
+        raise ValueError(f"this network does not take images of {S} px ({str(err).splitlines()[0]})") from None

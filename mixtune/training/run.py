@@ -10,12 +10,11 @@ from typing import Literal
 import torch
 from torch import nn
 
-from mixtune.config import plain
 from mixtune.errors import InputError
 from mixtune.regime import BatchShape, Budget, Regime, Schedule
 from mixtune.training import networks
 from mixtune.training.calibration import Recalibration
-from mixtune.training.checkpoint import Checkpoint, digest, replace_file
+from mixtune.training.checkpoint import Checkpoint, digest, essence, replace_file
 from mixtune.training.loop import Report, train
 from mixtune.training.recipe import Recipe
 from mixtune.training.score import Score
@@ -118,8 +117,10 @@ class Run:
             if recipe.zero_gamma is not None:
                 networks.set_zero_gamma(network, recipe.zero_gamma)
             networks.layer_groups(network, recipe.groups)
+            for S in (min(*regime.sizes, *config.evaluate.sizes), max(*regime.sizes, *config.evaluate.sizes)):
+                networks.check_size(config.task.network, task.classes, S)
         except ValueError as err:
-            raise InputError(f"recipe: {config.task.network}: {err}") from None
+            raise InputError(f"{config.task.network}: {err}") from None
         teacher = recipe.distill.teacher(task.classes, task.device) if recipe.distill else None
         return cls(task, network, schedule, config, recipe, teacher, judge)
 
@@ -145,7 +146,7 @@ class Run:
     @property
     def identity(self) -> str:
         """Equal for runs that give the same results: of regime, task, recipe, evaluation, seed and judge."""
-        settings = plain(self.config)
+        settings = essence(self.config)
         for section, key in (("task", "data"), ("task", "workers")):
             settings[section].pop(key, None)
         for key in ("threads", "device", "score", "costs"):

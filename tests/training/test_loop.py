@@ -1,9 +1,11 @@
+import dataclasses
 import itertools
 
 import numpy as np
 import pytest
 import torch
 
+from mixtune.errors import InputError
 from mixtune.regime import BatchShape, Budget, Schedule, published
 from mixtune.training.loop import OutOfMemoryError, TrainingDivergedError, report_steps
 from mixtune.training.recipe import Recipe
@@ -134,3 +136,9 @@ def test_out_of_memory_names_the_shape_and_what_would_fit(first):
     with pytest.raises(OutOfMemoryError, match=r"does not hold a step of shape \d+x\d+.*base\.B") as error:
         list(run.reports())
     assert ("did fit" in str(error.value)) is not first
+
+
+def test_images_too_small_for_the_network_are_refused_before_training():
+    small = dataclasses.replace(config().task, network="inception_v3")
+    with pytest.raises(InputError, match="does not take images of 32 px"):
+        Run.prepare(published("fixed", BatchShape(32, 8), [32], 32), config(task=small, evaluate=Evaluation((32,), 1)))

@@ -5,7 +5,7 @@ from torch import nn
 
 from mixtune.errors import InputError
 from mixtune.training.amoeba import AmoebaNet
-from mixtune.training.networks import create, gmacs, total_stride
+from mixtune.training.networks import check_size, create, gmacs, total_stride
 
 
 def count(network):
@@ -195,3 +195,10 @@ def test_pretrained_weights_that_cannot_be_downloaded_are_one_sentence(monkeypat
     monkeypatch.setattr(timm, "create_model", offline)
     with pytest.raises(InputError, match=r"pretrained weights of resnet18 could not be had .* name a file"):
         create("resnet18", 10, weights="pretrained")
+
+
+@pytest.mark.parametrize(("name", "S"), [("inception_v3", 32), ("vit_tiny_patch16_224", 64)])
+def test_a_size_that_a_network_cannot_take_is_one_sentence(name, S):
+    with pytest.raises(ValueError, match=f"does not take images of {S} px"):
+        check_size(name, 10, S)
+    check_size(name, 10, 224)
