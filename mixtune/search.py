@@ -55,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(preflight.plan(space, n))
         return 0
 
-    from mixtune.study.conduct import Places, conduct, table
+    from mixtune.study.conduct import conduct, table
+    from mixtune.study.folder import Places
 
     places = Places(
         Path(args.out or Path("studies") / space.study).absolute(), args.storage, args.tracking_uri, args.address

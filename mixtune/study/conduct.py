@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 import signal
@@ -13,39 +12,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mixtune.config import plain, to_yaml
-from mixtune.errors import InputError
 from mixtune.regime import Regime
 from mixtune.regime.files import save_regime
 from mixtune.study import preflight, tracking, tuning
 from mixtune.study.bridge import Bridge
 from mixtune.study.console import Console, results_table
 from mixtune.study.events import Listeners
+from mixtune.study.folder import Places, locked, save
 from mixtune.study.sampling import Outcome, Trials, check_named
 from mixtune.study.space import Space
 from mixtune.training import timing
 
 log = logging.getLogger("mixtune")
 RESTARTS = 3  # a fault of Ray itself ends an experiment; the study goes on in a new one
-
-
-@dataclass(frozen=True)
-class Places:
-    """Where a study lives. ``storage`` and ``tracking`` default to files in ``folder``; ``address``: a Ray cluster."""
-
-    folder: Path
-    storage: str | None = None
-    tracking: str | None = None
-    address: str | None = None
-
-    @property
-    def storage_url(self) -> str:
-        """Optuna's storage."""
-        return self.storage or f"sqlite:///{self.folder}/study.db"
-
-    @property
-    def tracking_uri(self) -> str:
-        """MLflow's store."""
-        return self.tracking or tracking.default_uri(self.folder)
 
 
 @dataclass(frozen=True)
@@ -58,26 +37,6 @@ class Result:
     remaining: int
     experiment: str
     best_file: Path | None
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the study's folder. Raises InputError when it cannot be written or another search holds it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = (folder / "lock").open("a+")
-    except OSError as err:
-        raise InputError(
-            f"--out {folder}: cannot be written to ({err.strerror}); name another folder with --out"
-        ) from None
-    with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f"--out {folder}: another search is running there; wait for it or name another folder"
-            ) from None
-        yield
 
 
 def conduct(
@@ -109,7 +68,7 @@ def conduct(
         key = f"mlflow_parent {places.tracking_uri}"
         tracker = tracking.Tracker(places.tracking_uri, space, places.folder, trials.noted(key))
         trials.note(key, tracker.parent)
-        _save(places.folder / "space.yaml", to_yaml(space))
+        save(places.folder / "space.yaml", to_yaml(space))
         stale = trials.reconcile()
         tracker.discard_unfinished()
         _say_what_happens(trials, len(stale), places, write)
@@ -184,7 +143,7 @@ def _close(
         best_file = places.folder / "best.yaml"
         kept = places.folder / "trials" / f"{best.number:04d}" / "regime.yaml"
         if kept.exists():
-            _save(best_file, kept.read_text(encoding="utf-8"))
+            save(best_file, kept.read_text(encoding="utf-8"))
         else:  # run by another machine of a cluster without a shared folder
             save_regime(best_file, regime_of(space, best), plain(space.training()))
         artifacts.append(best_file)
@@ -228,13 +187,6 @@ def _absolute(space: Space) -> str | None:
         return None
     root = space.task.data or os.environ.get("MIXTUNE_DATA", "data")
     return str(Path(root).expanduser().absolute())
-
-
-def _save(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    partial = path.with_suffix(path.suffix + ".part")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
 
 
 @contextlib.contextmanager
