@@ -15,7 +15,8 @@ from mixtune.cli import Parser, parse_args, run, short
 from mixtune.config import parse
 from mixtune.errors import InputError
 from mixtune.regime.files import load_regime
-from mixtune.train import settings, write_curve
+from mixtune.train import settings
+from mixtune.training.curve import write_csv
 
 
 def parser() -> Parser:
@@ -122,9 +123,9 @@ def _write(folder: Path, curve: Sequence[dict[str, Any]], corruptions: Sequence[
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_curve(folder / "curve.csv", curve)
+        write_csv(folder / "curve.csv", curve)
         if corruptions:
-            write_curve(folder / "corruptions.csv", corruptions)
+            write_csv(folder / "corruptions.csv", corruptions)
         figure = Figure(figsize=(6, 4), layout="constrained")
         axes = figure.subplots()
         axes.plot([r["gmacs"] for r in curve], [100 * r["top1"] for r in curve], "o-")

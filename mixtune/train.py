@@ -6,7 +6,6 @@ Any other regime file takes the task, budget and recipe of a search space: --spa
 
 from __future__ import annotations
 
-import csv
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from mixtune.cli import Bar, Parser, parse_args, run, short
 from mixtune.config import override, parse, plain, read_yaml
 from mixtune.errors import InputError
 from mixtune.regime.files import load_regime, save_regime
+from mixtune.training.curve import write_csv
 
 CHECKPOINT = "checkpoint.pt"
 # What a search space says of each run, beside what it searches.
@@ -111,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             folder.mkdir(parents=True, exist_ok=True)
             job.save_weights(folder / "weights.safetensors")
             save_regime(folder / "regime.yaml", regime, plain(config))
-            write_curve(folder / "curve.csv", report.curve.rows())
+            write_csv(folder / "curve.csv", report.curve.rows())
     print("top-1, %" + (f", mean and deviation over {args.seeds} seeds" if args.seeds > 1 else ""))
     for S, values in sorted(scores.items()):
         spread = f" ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 else ""
@@ -119,14 +119,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if out:
         print(f"written to {short(out)}")
     return 0
-
-
-def write_curve(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """A curve as CSV, one row per size."""
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def _writable(folder: Path) -> None:

@@ -15,7 +15,7 @@ from mixtune.config import plain
 from mixtune.regime.files import regime_to_dict, save_regime
 from mixtune.study.events import Candidate, Listeners, State
 from mixtune.study.sampling import Trials
-from mixtune.training.curve import Curve
+from mixtune.training.curve import Curve, write_csv
 from mixtune.training.run import TrainingConfig
 
 
@@ -91,7 +91,7 @@ class Bridge:
         if error and live.state != "COMPLETE":
             live.state, live.reason = "FAIL", "its worker died (out of memory, or killed)"
         if live.curve is not None:
-            save_curve(live.candidate.folder / "curve.csv", live.curve)
+            write_csv(live.candidate.folder / "curve.csv", live.curve.rows())
         # The study is the record, so it is written first.
         self.trials.finish(live.trial, live.state, live.score, live.reason, live.curve)
         live.checkpoint.unlink(missing_ok=True)
@@ -102,10 +102,3 @@ class Bridge:
         for live in self._live.values():
             self.listeners.tell("ended", live.candidate, "INTERRUPTED", live.score, "interrupted", live.curve)
         self._live.clear()
-
-
-def save_curve(path: Path, curve: Curve) -> None:
-    """A curve as CSV, one row per size."""
-    rows = curve.rows()
-    lines = [",".join(rows[0]), *(",".join(repr(v) for v in row.values()) for row in rows)]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 
@@ -66,6 +68,14 @@ class Curve:
             there = [*METRICS, *(m for m in MEASURED if row.get(m) not in (None, ""))]
             points.append(Point(int(row["S"]), **{m: float(row[m]) for m in there}))
         return cls(tuple(points))
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Rows of a curve as CSV, one per size; every bit of a number is kept."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def hypervolume(costs: Sequence[float], accuracies: Sequence[float], low: float, high: float) -> float:
