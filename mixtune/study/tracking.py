@@ -95,7 +95,7 @@ class Tracker:
             "mixtune.kind": "study",
             "mlflow.note.content": (
                 f"How should {self._space.task.network} mix image sizes on {self._space.task.dataset}, for the compute "
-                f"of {self._space.budget.epochs:g} epochs at {self._space.base.S} px? One child run per trial; the tag "
+                f"of {self._space.budget} at {self._space.base.S} px? One child run per trial; the tag "
                 "mixtune.state tells COMPLETE, PRUNED and FAIL apart; figures are among this run's artifacts."
             ),
         }
