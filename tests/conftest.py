@@ -16,6 +16,25 @@ TINY = {
 }
 
 
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory):
+    """Puts an empty MLflow database into a folder: a copy, because making one takes seconds."""
+    import shutil
+
+    from mixtune.study.tracking import default_uri
+
+    made = tmp_path_factory.mktemp("store")
+    from mlflow import MlflowClient
+
+    MlflowClient(default_uri(made)).search_experiments(max_results=1)
+
+    def into(folder):
+        shutil.copy(made / "mlflow.db", folder / "mlflow.db")
+        return default_uri(folder)
+
+    return into
+
+
 @pytest.fixture
 def tiny():
     """The settings of a tiny study, to be changed freely."""

@@ -1,4 +1,4 @@
-"""MLflow: one parent run per study, one child run per trial, written by the driver. The only module that knows MLflow.
+"""MLflow: one parent run per study, one child run per trial, written by the driver. Writes; ``store`` reads.
 
 MLflow has no state for a pruned run: it is KILLED there, and the tag ``mixtune.state`` (COMPLETE, PRUNED, FAIL) tells.
 """
@@ -6,56 +6,24 @@ MLflow has no state for a pruned run: it is KILLED there, and the tag ``mixtune.
 from __future__ import annotations
 
 import contextlib
-import logging
-import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
-
-from mixtune.config import plain, to_yaml
-from mixtune.errors import InputError
-from mixtune.study.events import Candidate, State
-from mixtune.study.space import Space
-from mixtune.training.curve import METRICS, Curve
-
-# A tracking server that has gone away must not hold the search up: by default one call retries for minutes.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
-for _name in ("alembic", "mlflow"):  # after the import, which sets levels of its own
-    logging.getLogger(_name).setLevel(logging.ERROR)
+from mixtune.config import plain, to_yaml
+from mixtune.errors import InputError
+from mixtune.study.events import Candidate, State
+from mixtune.study.space import Space
+from mixtune.study.store import CURVE, EXPERIMENT, cause, check, children, default_uri, opened
+from mixtune.training.curve import METRICS, Curve
 
-EXPERIMENT = "mixtune"
 _STATUS: dict[State, str] = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED", "INTERRUPTED": "KILLED"}
-
-
-def default_uri(folder: Path) -> str:
-    """The tracking store inside a study's folder."""
-    return f"sqlite:///{folder.absolute()}/mlflow.db"
-
-
-def check(uri: str) -> None:
-    """Raise InputError when a tracking server does not answer; a file is made when it is first written."""
-    if uri.startswith("sqlite"):
-        return
-    try:
-        MlflowClient(uri).search_experiments(max_results=1)
-    except Exception as err:
-        raise InputError(
-            f"--tracking-uri {uri}: no MLflow tracking server answers there ({_cause(err)}); start it, or leave "
-            "the option out to log into the study's folder"
-        ) from None
-
-
-def _cause(err: Exception) -> str:
-    return str(err).split("\n")[0][:200]
 
 
 class Tracker:
@@ -72,7 +40,7 @@ class Tracker:
             self.experiment = self._experiment()
             self.parent = self._parent(parent)
         except Exception as err:
-            raise InputError(f"--tracking-uri {uri}: MLflow cannot write there ({_cause(err)})") from None
+            raise InputError(f"--tracking-uri {uri}: MLflow cannot write there ({cause(err)})") from None
         self._runs: dict[int, str] = {}
 
     def _experiment(self) -> str:
@@ -160,10 +128,7 @@ class Tracker:
         if reason:
             self._client.set_tag(run_id, "mixtune.reason", reason[:5000])
         if curve is not None:
-            # The image size is the step: MLflow's own chart is then accuracy against size.
-            now, rows = int(1000 * time.time()), curve.rows()
-            metrics = [Metric(f"curve/{m}", float(row[m]), now, int(row["S"])) for row in rows for m in METRICS]
-            self._client.log_batch(run_id, metrics=metrics)
+            self._client.log_batch(run_id, metrics=_curve_metrics(curve, int(1000 * time.time())))
         for path in sorted(trial.folder.glob("*")):
             if path.name != "regime.yaml":
                 self._client.log_artifact(run_id, str(path))
@@ -191,33 +156,33 @@ class Tracker:
         self._client.set_terminated(self.parent, status=status)
 
 
-def children(uri: str, study: str) -> Iterator[tuple[dict[str, str], dict[int, dict[str, float]]]]:
-    """For every trial of a study that has a curve: its tags, and its curve as {S: {metric: value}}.
+def record_repeat(
+    uri: str, parent: str, name: str, tags: Mapping[str, str], params: Mapping[str, str], curve: Curve, score: float
+) -> None:
+    """A finished run with another seed as a child run (kind "repeat"); one that is there already is left alone.
 
-    Raises InputError when the store holds no such study.
+    ``tags``: without their prefix; study, trial, judge and seed tell runs apart. Raises InputError when the store
+    does not take it.
     """
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
-        raise InputError(f"--tracking-uri {uri}: there is no such file; it is the mlflow.db in the study's folder")
-    client = MlflowClient(uri)
     try:
-        experiment = client.get_experiment_by_name(EXPERIMENT)
-    except Exception as err:
-        raise InputError(f"--tracking-uri {uri}: cannot be read ({_cause(err)})") from None
-    if experiment is None:
-        raise InputError(f"--tracking-uri {uri}: holds no experiment {EXPERIMENT!r}; was a search logged there?")
-    where = f"tags.`mixtune.study` = '{study}' and tags.`mixtune.kind` = 'trial'"
-    found, token = False, None
-    while True:
-        page = client.search_runs([experiment.experiment_id], where, max_results=500, page_token=token)
-        for run in page:
-            found = True
-            curve: dict[int, dict[str, float]] = {}
-            for metric in METRICS:
-                for m in client.get_metric_history(run.info.run_id, f"curve/{metric}"):
-                    curve.setdefault(m.step, {})[metric] = m.value
-            yield dict(run.data.tags), curve
-        token = page.token
-        if not token:
-            break
-    if not found:
-        raise InputError(f"--study {study}: {uri} holds no trials of this study")
+        client, experiment = opened(uri)
+        wanted = {k: tags[k] for k in ("study", "trial", "judge", "seed")} | {"kind": "repeat"}
+        where = " and ".join(f"tags.`mixtune.{k}` = '{v}'" for k, v in wanted.items())
+        if client.search_runs([experiment], where, max_results=1):
+            return
+        named = {f"mixtune.{k}": v for k, v in tags.items()} | {"mixtune.kind": "repeat", "mixtune.state": "COMPLETE"}
+        run = client.create_run(experiment, run_name=name, tags={"mlflow.parentRunId": parent, **named})
+        now = int(1000 * time.time())
+        metrics = [*_curve_metrics(curve, now), Metric("score", score, now, 100)]
+        client.log_batch(run.info.run_id, metrics=metrics, params=[Param(k, v) for k, v in params.items()])
+        client.set_terminated(run.info.run_id)
+    except MlflowException as err:
+        raise InputError(f"--tracking-uri {uri}: MLflow cannot write there ({cause(err)})") from None
+
+
+def _curve_metrics(curve: Curve, now: int) -> list[Metric]:
+    """The image size is the step: MLflow's own chart is then accuracy against size."""
+    return [Metric(f"{CURVE}{m}", float(row[m]), now, int(row["S"])) for row in curve.rows() for m in METRICS]
+
+
+__all__ = ["Tracker", "check", "children", "default_uri", "record_repeat"]

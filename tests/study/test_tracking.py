@@ -7,15 +7,15 @@ from mixtune.regime import published
 from mixtune.regime.files import save_regime
 from mixtune.study.events import Candidate
 from mixtune.study.space import Space
-from mixtune.study.tracking import Tracker, check, children, default_uri
+from mixtune.study.tracking import Tracker, check, children
 from tests.study.test_sampling import CURVE
 
 
 @pytest.fixture
-def tracker(tmp_path, tiny):
+def tracker(tmp_path, tiny, empty_store):
     folder = tmp_path / "a folder"
     folder.mkdir()
-    return Tracker(default_uri(folder), parse(tiny, Space, "f"), folder)
+    return Tracker(empty_store(folder), parse(tiny, Space, "f"), folder)
 
 
 def candidate(tracker, number=0):
