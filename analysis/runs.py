@@ -190,7 +190,7 @@ def _finished(run: Stored) -> FinishedTrial | None:
         tags["mixtune.family"],
         tags["mixtune.regime"],
         Curve.from_rows(rows),
-        run.params,
+        {f"w_{int(k[2:])}" if k.startswith("w_") else k: v for k, v in run.params.items()},  # w_08 is w_8
         {metric: dict(sorted(values.items())) for metric, values in sorted(more.items())},
         run.metrics.get("seconds"),
         int(tags.get("mixtune.seed", 0)),

@@ -1,4 +1,4 @@
-"""MLflow's store: where a study is tracked, whether that answers, and what it holds. Reads; ``tracking`` writes.
+"""MLflow's store: where a study is tracked, whether that answers, and what it holds. Reads; ``delivery`` writes.
 
 These two are the only modules that know MLflow.
 """

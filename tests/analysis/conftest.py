@@ -42,6 +42,7 @@ class Made:
         report = {"progress": 1.0, "loss": 1.0, "lr": 0.0, "views_per_second": 9.0, "seconds": 60.0 + number}
         self.tracker.reported(trial, report | {"curve": found.rows()}, 0.5)
         self.tracker.ended(trial, state, 0.5, "", found)
+        assert self.tracker.flush()
 
 
 @pytest.fixture
