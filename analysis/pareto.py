@@ -17,11 +17,11 @@ from mixtune.cli import run
 from mixtune.errors import InputError
 from mixtune.training.curve import cost_range, front, hypervolume
 
-# What the cost axis can be: metric by size (None: the curve's own GMACs), and its name with units.
+# What the cost axis can be: how many of a curve's units make one of the axis, and its name with units.
 COSTS = {
-    "gmacs": (None, "inference cost, GMACs per image"),
-    "latency": ("latency_ms", "measured latency, ms per image"),
-    "memory": ("memory_mb", "peak memory, MB"),
+    "gmacs": (1.0, "inference cost, GMACs per image"),
+    "latency": (1e-3, "measured latency, ms per image"),
+    "memory": (2.0**20, "peak memory, MiB"),
 }
 
 
@@ -43,16 +43,13 @@ def draw_study(study: StudyRuns, folder: Path, cost: str = "gmacs") -> tuple[lis
 
 def costed(trial: FinishedTrial, cost: str) -> list[tuple[int, float, float]]:
     """(S, cost, top-1) of a trial's curve. Raises InputError when this cost was not measured."""
-    metric, _ = COSTS[cost]
-    if metric is None:
-        return [(p.S, p.gmacs, p.top1) for p in trial.curve.points]
-    known = trial.more.get(metric, {})
-    if not known:
+    known = [(p.S, getattr(p, cost), p.top1) for p in trial.curve.points]
+    if any(c is None for _, c, _ in known):
         raise InputError(
-            f"--cost {cost}: trial {trial.number} has no metric curve/{metric} in MLflow, so it was not measured in "
-            "this study; use --cost gmacs"
+            f"--cost {cost}: trial {trial.number} has no metric curve/{cost} at every size in MLflow, so it was not "
+            "measured in this study; use --cost gmacs"
         )
-    return [(p.S, known[p.S], p.top1) for p in trial.curve.points if p.S in known]
+    return [(S, c / COSTS[cost][0], top1) for S, c, top1 in known]
 
 
 Points = dict[int, list[tuple[int, float, float]]]

@@ -15,7 +15,7 @@ from mixtune.errors import InputError
 from mixtune.regime import BatchShape, Budget, Regime
 from mixtune.study.space import NEGLIGIBLE, Search, Space
 from mixtune.study.store import Stored, default_uri, parent_of, stored
-from mixtune.training.curve import METRICS, Curve
+from mixtune.training.curve import MEASURED, METRICS, Curve
 from mixtune.training.run import Evaluation
 from mixtune.training.score import Score
 from mixtune.training.task import TaskConfig
@@ -27,7 +27,7 @@ BySize = Mapping[int, float]
 class FinishedTrial:
     """A run that was trained to the end: its number, family (a published name or "searched"), regime and curve.
 
-    ``params``: its point of the search space; ``more``: other metrics by size (latency_ms, corruption/...);
+    ``params``: its point of the search space; ``more``: other metrics by size (corruption/...);
     ``seconds``: of training and evaluation together; ``judge``: which images the curve is of.
     """
 
@@ -182,7 +182,7 @@ def _finished(run: Stored) -> FinishedTrial | None:
         return None
     more: dict[str, dict[int, float]] = {}
     for S, values in run.curve.items():
-        for metric in set(values) - set(METRICS):
+        for metric in set(values) - set(METRICS) - set(MEASURED):
             more.setdefault(metric, {})[S] = values[metric]
     tags = run.tags
     return FinishedTrial(

@@ -6,6 +6,7 @@ Running the same command again continues the study. --dry-run shows what would b
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,6 +35,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="note: %(message)s", level=logging.WARNING)
     more = [] if args.trials is None else [f"trials={args.trials}"]
 
+    if args.address and (Path.home() / ".ray" / "auth_token").exists():
+        # A cluster asks for the token by default, but Ray hands it out only when told to before it is imported.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+
     from mixtune.study.space import Space
 
     space = load(args.space, Space, [*args.assignments, *more])
@@ -50,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(preflight.plan(space, n))
         return 0
 
-    from mixtune.study.conduct import Places, conduct, table
+    from mixtune.study.conduct import conduct, table
+    from mixtune.study.folder import Places
 
     places = Places(
         Path(args.out or Path("studies") / space.study).absolute(), args.storage, args.tracking_uri, args.address

@@ -6,7 +6,6 @@ Any other regime file takes the task, budget and recipe of a search space: --spa
 
 from __future__ import annotations
 
-import csv
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from mixtune.cli import Bar, Parser, parse_args, run, short
 from mixtune.config import override, parse, plain, read_yaml
 from mixtune.errors import InputError
 from mixtune.regime.files import load_regime, save_regime
+from mixtune.training.curve import write_csv
 
 CHECKPOINT = "checkpoint.pt"
 # What a search space says of each run, beside what it searches.
@@ -39,6 +39,7 @@ def parser() -> Parser:
         metavar="FOLDER",
         help="write weights, curve, regime and a checkpoint here; the same command again goes on from that",
     )
+    p.add_argument("--find-rate", action="store_true", help="only try learning rates, and say which one to take")
     p.add_set()
     return p
 
@@ -63,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.seed is not None:
         data["seed"] = args.seed
 
+    from mixtune.training.finetune import find_rate, standardised_accuracy
     from mixtune.training.run import Run, TrainingConfig
 
     source = args.space or f"{args.regime}: training"
@@ -82,6 +84,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             epochs = job.schedule.samples / job.task.n_train
             print(f"steps    {len(job.schedule)} ({epochs:.1f} epochs) on {job.task.device}")
         print(f"seed     {seed}", flush=True)
+        if args.find_rate:
+            found = find_rate(job.task, job.network, job.schedule, job.recipe, seed)
+            print(f"rate     {found.suggestion:.3g}, where the loss falls fastest ({len(found.rates)} rates tried)")
+            return 0
         folder = (out if args.seeds == 1 else out / f"seed{seed}") if out else None
         kept = folder / CHECKPOINT if folder else None
         if kept and kept.exists():
@@ -93,13 +99,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             accuracy = "  ".join(f"{p.S} px {100 * p.top1:.2f}" for p in report.curve.points)
             print(f"  {100 * report.progress:3.0f} %  loss {report.loss:.4f}  {speed}  top-1 {accuracy}", flush=True)
         print(f"score    {config.score.of(report.curve)!r}  ({config.score})")
+        best = max(report.curve.points, key=lambda p: p.top1)
+        minutes = report.seconds / 60
+        print(
+            f"time     {minutes:.2f} min of training and evaluation; standardised accuracy sqrt(top-1 at {best.S} px / "
+            f"min) {standardised_accuracy(best.top1, minutes):.3f}"
+        )
         for p in report.curve.points:
             scores.setdefault(p.S, []).append(p.top1)
         if folder:
             folder.mkdir(parents=True, exist_ok=True)
             job.save_weights(folder / "weights.safetensors")
             save_regime(folder / "regime.yaml", regime, plain(config))
-            write_curve(folder / "curve.csv", report.curve.rows())
+            write_csv(folder / "curve.csv", report.curve.rows())
     print("top-1, %" + (f", mean and deviation over {args.seeds} seeds" if args.seeds > 1 else ""))
     for S, values in sorted(scores.items()):
         spread = f" ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 else ""
@@ -107,14 +119,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if out:
         print(f"written to {short(out)}")
     return 0
-
-
-def write_curve(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """A curve as CSV, one row per size."""
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def _writable(folder: Path) -> None:

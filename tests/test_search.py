@@ -12,11 +12,11 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-def command(*args, cwd=ROOT, **extra):
-    environment = os.environ | {"PYTHONPATH": str(ROOT)} | extra
-    return subprocess.run(
-        [sys.executable, "-m", *map(str, args)], cwd=cwd, capture_output=True, text=True, timeout=240, env=environment
-    )
+def command(*args, cwd=ROOT, interpreter=sys.executable):
+    packages = [str(ROOT), *(p for p in sys.path if p.endswith("-packages"))]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(packages)}
+    words = [str(interpreter), "-m", *map(str, args)]
+    return subprocess.run(words, cwd=cwd, capture_output=True, text=True, timeout=240, env=environment)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,10 @@ def study(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("my studies")
     (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY))
-    done = command("mixtune.search", "--space", "tiny.yaml", "--out", "my study", cwd=folder)
+    # Even the interpreter lies in a folder with a space, as in an environment built inside such a checkout.
+    interpreter = tmp_path_factory.mktemp("my environment") / "python"
+    interpreter.symlink_to(Path(sys.executable).resolve())
+    done = command("mixtune.search", "--space", "tiny.yaml", "--out", "my study", cwd=folder, interpreter=interpreter)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder / "my study", done.stdout
 

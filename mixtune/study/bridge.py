@@ -15,7 +15,7 @@ from mixtune.config import plain
 from mixtune.regime.files import regime_to_dict, save_regime
 from mixtune.study.events import Candidate, Listeners, State
 from mixtune.study.sampling import Trials
-from mixtune.training.curve import Curve
+from mixtune.training.curve import Curve, write_csv
 from mixtune.training.run import TrainingConfig
 
 
@@ -23,6 +23,7 @@ from mixtune.training.run import TrainingConfig
 class _Live:
     candidate: Candidate
     trial: Any  # optuna's live trial
+    checkpoint: Path  # of this trial and of its earlier attempts, should the search have been cut off
     state: State = "FAIL"
     reason: str = "ended without its last report"
     score: float | None = None
@@ -51,9 +52,16 @@ class Bridge:
         training = plain(self._training)
         save_regime(folder / "regime.yaml", regime, training)
         candidate = Candidate(trial.number, regime, params, folder, published)
-        self._live[run_id] = _Live(candidate, trial)
+        lineage = int(trial.user_attrs.get("lineage", trial.number))
+        checkpoint = self._folder / "checkpoints" / f"{lineage:04d}.pt"
+        self._live[run_id] = _Live(candidate, trial, checkpoint)
         self.listeners.tell("started", candidate)
-        return {"regime": regime_to_dict(regime), "training": training, "folder": str(folder)}
+        return {
+            "regime": regime_to_dict(regime),
+            "training": training,
+            "folder": str(folder),
+            "checkpoint": str(checkpoint),
+        }
 
     def report(self, run_id: str, result: Mapping[str, Any]) -> bool:
         """Take a worker's report; True when the trial is to be stopped."""
@@ -83,9 +91,10 @@ class Bridge:
         if error and live.state != "COMPLETE":
             live.state, live.reason = "FAIL", "its worker died (out of memory, or killed)"
         if live.curve is not None:
-            save_curve(live.candidate.folder / "curve.csv", live.curve)
+            write_csv(live.candidate.folder / "curve.csv", live.curve.rows())
         # The study is the record, so it is written first.
         self.trials.finish(live.trial, live.state, live.score, live.reason, live.curve)
+        live.checkpoint.unlink(missing_ok=True)
         self.listeners.tell("ended", live.candidate, live.state, live.score, live.reason, live.curve)
 
     def interrupt(self) -> None:
@@ -93,10 +102,3 @@ class Bridge:
         for live in self._live.values():
             self.listeners.tell("ended", live.candidate, "INTERRUPTED", live.score, "interrupted", live.curve)
         self._live.clear()
-
-
-def save_curve(path: Path, curve: Curve) -> None:
-    """A curve as CSV, one row per size."""
-    rows = curve.rows()
-    lines = [",".join(rows[0]), *(",".join(repr(v) for v in row.values()) for row in rows)]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -3,48 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mixtune.config import plain, to_yaml
-from mixtune.errors import InputError
 from mixtune.regime import Regime
 from mixtune.regime.files import save_regime
 from mixtune.study import preflight, tracking, tuning
 from mixtune.study.bridge import Bridge
 from mixtune.study.console import Console, results_table
 from mixtune.study.events import Listeners
+from mixtune.study.folder import Places, locked, save
 from mixtune.study.sampling import Outcome, Trials, check_named
 from mixtune.study.space import Space
+from mixtune.training import timing
 
 log = logging.getLogger("mixtune")
 RESTARTS = 3  # a fault of Ray itself ends an experiment; the study goes on in a new one
-
-
-@dataclass(frozen=True)
-class Places:
-    """Where a study lives. ``storage`` and ``tracking`` default to files in ``folder``; ``address``: a Ray cluster."""
-
-    folder: Path
-    storage: str | None = None
-    tracking: str | None = None
-    address: str | None = None
-
-    @property
-    def storage_url(self) -> str:
-        """Optuna's storage."""
-        return self.storage or f"sqlite:///{self.folder}/study.db"
-
-    @property
-    def tracking_uri(self) -> str:
-        """MLflow's store."""
-        return self.tracking or tracking.default_uri(self.folder)
 
 
 @dataclass(frozen=True)
@@ -59,26 +39,6 @@ class Result:
     best_file: Path | None
 
 
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the study's folder. Raises InputError when it cannot be written or another search holds it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = (folder / "lock").open("a+")
-    except OSError as err:
-        raise InputError(
-            f"--out {folder}: cannot be written to ({err.strerror}); name another folder with --out"
-        ) from None
-    with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f"--out {folder}: another search is running there; wait for it or name another folder"
-            ) from None
-        yield
-
-
 def conduct(
     space: Space,
     source: str,
@@ -89,8 +49,8 @@ def conduct(
     """Run a study to its end, or as far as it gets.
 
     ``draw(tracking uri, study, folder)`` makes the figures. Raises InputError before anything is written when the
-    space, its data, the resources or the stores are not usable. The same
-    call on a folder that holds the study continues it.
+    space, its data, the resources or the stores are not usable. The same call on a folder that holds the study
+    continues it.
     """
     check_named(space)
     stride = preflight.check_sizes(space, source)
@@ -98,6 +58,9 @@ def conduct(
     preflight.check_data(space, source)
     if places.address is None:
         slots = preflight.slots(space, *preflight.local_resources())
+    else:
+        tuning.connect(places.address, 0, 0)
+        slots = preflight.slots(space, *tuning.cluster())
     tracking.check(places.tracking_uri)
 
     with locked(places.folder), _terminable():
@@ -105,17 +68,15 @@ def conduct(
         key = f"mlflow_parent {places.tracking_uri}"
         tracker = tracking.Tracker(places.tracking_uri, space, places.folder, trials.noted(key))
         trials.note(key, tracker.parent)
-        _save(places.folder / "space.yaml", to_yaml(space))
+        save(places.folder / "space.yaml", to_yaml(space))
         stale = trials.reconcile()
         tracker.discard_unfinished()
         _say_what_happens(trials, len(stale), places, write)
         interrupted = False
         if trials.remaining():
             try:
-                cpus, gpus = preflight.local_resources()
-                tuning.connect(places.address, cpus, gpus)
-                if places.address is not None:
-                    slots = preflight.slots(space, *tuning.cluster())
+                if places.address is None:
+                    tuning.connect(None, *preflight.local_resources())
                 write(
                     f"{slots.at_once} at once, each on {slots.cpus} CPU core{'s' * (slots.cpus > 1)}"
                     + (f" and {slots.gpus:g} GPU" if slots.gpus else "")
@@ -133,15 +94,19 @@ def conduct(
 def _run(
     trials: Trials,
     space: Space,
-    slots: tuning.Slots,
+    slots: preflight.Slots,
     places: Places,
     tracker: tracking.Tracker,
     write: Callable[[str], None],
 ) -> None:
     console = Console(space.trials, trials.best(), write)
-    console.header()
-    device = "cpu" if slots.gpus == 0 else space.device
+    device: Literal["auto", "cpu", "cuda"] = "cpu" if slots.gpus == 0 else space.device
     training = replace(space.training(slots.cpus), device=device)
+    if space.budget.cost != "pixels":
+        write(f"measuring the {space.budget.cost} of a step of every shape, once (kept in costs.yaml)")
+        costs = tuning.call(timing.step_costs, slots, training, space.shapes(), places.folder / "costs.yaml")
+        training = replace(training, costs=costs)
+    console.header()
     listeners = Listeners([console, tracker])
     for attempt in range(1, RESTARTS + 1):
         bridge = Bridge(trials, training, places.folder, listeners)
@@ -178,7 +143,7 @@ def _close(
         best_file = places.folder / "best.yaml"
         kept = places.folder / "trials" / f"{best.number:04d}" / "regime.yaml"
         if kept.exists():
-            _save(best_file, kept.read_text(encoding="utf-8"))
+            save(best_file, kept.read_text(encoding="utf-8"))
         else:  # run by another machine of a cluster without a shared folder
             save_regime(best_file, regime_of(space, best), plain(space.training()))
         artifacts.append(best_file)
@@ -223,13 +188,6 @@ def _absolute(space: Space) -> str | None:
         return None
     root = space.task.data or os.environ.get("MIXTUNE_DATA", "data")
     return str(Path(root).expanduser().absolute())
-
-
-def _save(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    partial = path.with_suffix(path.suffix + ".part")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from mixtune.errors import InputError
 from mixtune.study.identity import Identity
 from mixtune.study.outbox import PermanentError, Record
 from mixtune.study.store import CURVE, EXPERIMENT, cause, opened
-from mixtune.training.curve import METRICS, Curve
+from mixtune.training.curve import Curve
 
 # What the store will never take, however often it is asked.
 _PERMANENT = {
@@ -161,4 +161,4 @@ def record_repeat(
 
 def curve_metrics(curve: Curve) -> list[list[Any]]:
     """[name, value, step]: the image size is the step, so that MLflow's own chart is accuracy against size."""
-    return [[f"{CURVE}{m}", float(row[m]), int(row["S"])] for row in curve.rows() for m in METRICS]
+    return [[f"{CURVE}{m}", float(v), int(row["S"])] for row in curve.rows() for m, v in row.items() if m != "S"]

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from mixtune.errors import InputError
-from mixtune.regime import Regime, Schedule
+from mixtune.regime import Budget, Regime, Schedule
 from mixtune.study.space import Space
-from mixtune.study.tuning import Slots
 from mixtune.training.networks import total_stride
 from mixtune.training.task import Classification, check_shapes
 
 # Training images of the data sets that a dry run may meet before they are there.
 TRAINING_IMAGES = {"digits": 1438, "cifar10": 50_000, "cifar100": 50_000, "imagenet": 1_281_167}
+
+
+@dataclass(frozen=True)
+class Slots:
+    """What one trial takes of the machine and how many run at once."""
+
+    cpus: int
+    gpus: float
+    at_once: int
 
 
 def check_sizes(space: Space, source: str) -> int:
@@ -65,6 +74,11 @@ def expected_images(space: Space, source: str) -> int:
     return round(min(known, space.task.samples or known) * (1 - space.task.validation))
 
 
+def in_pixels(space: Space) -> Budget:
+    """The budget counted in pixels, for what is looked at before anything is measured."""
+    return replace(space.budget, cost="pixels")
+
+
 def check_batches(space: Space, n_train: int, source: str) -> None:
     """Raise InputError when some candidate cannot be filled from ``n_train`` images."""
     base = space.base
@@ -81,7 +95,7 @@ def check_batches(space: Space, n_train: int, source: str) -> None:
         )
     for name, params in _examples(space, 0).items():
         try:
-            Schedule.build(space.regime(params, name), space.budget, n_train, space.seed)
+            Schedule.build(space.regime(params, name), in_pixels(space), n_train, space.seed)
         except ValueError as err:
             raise InputError(f"{source}: budget.epochs: regime {name}: {err}") from None
 
@@ -142,7 +156,7 @@ def plan(space: Space, n_train: int, sampled: int = 4) -> str:
     total = space.budget.epochs * n_train * space.base.pixels / space.base.B
     for name, params in _examples(space, sampled).items():
         regime: Regime = space.regime(params, name)
-        s = Schedule.build(regime, space.budget, n_train, space.seed)
+        s = Schedule.build(regime, in_pixels(space), n_train, space.seed)
         dear = max(s.shapes, key=lambda shape: shape.pixels)
         peak = f"{dear} {dear.pixels / space.base.pixels:.2f}x"
         views = s.views / n_train
@@ -152,4 +166,8 @@ def plan(space: Space, n_train: int, sampled: int = 4) -> str:
         )
     lines += ["", "epochs: passes over the training images; views: images through the network, n per training image;"]
     lines += ["compute: pixels of the whole run against the base; peak: the dearest step against a base step"]
+    if space.budget.cost != "pixels":
+        lines.append(
+            f"counted in pixels here; the search first measures the {space.budget.cost} of a step of every shape"
+        )
     return "\n".join(lines)

@@ -110,7 +110,9 @@ class Trials:
         for trial in stale:
             if trial.params and trial.number not in waiting:
                 attrs = {k: v for k, v in trial.user_attrs.items() if k == "published"}
-                self._study.enqueue_trial(trial.params, user_attrs={**attrs, "retry_of": trial.number})
+                # The checkpoint is found by the number of the first attempt.
+                lineage = {"lineage": trial.user_attrs.get("lineage", trial.number), "retry_of": trial.number}
+                self._study.enqueue_trial(trial.params, user_attrs=attrs | lineage)
             self._study.tell(trial.number, state=TrialState.FAIL)
         return [trial.user_attrs for trial in stale]
 

@@ -142,11 +142,20 @@ class Space:
         if len(set(self.published)) < len(self.published):
             raise ValueError(f"published must list different regimes, not {list(self.published)}")
 
-    def training(self, threads: int | None = None) -> TrainingConfig:
+    def training(self, threads: int | None = None, costs: dict[str, float] | None = None) -> TrainingConfig:
         """What every trial shares, beside its regime."""
         return TrainingConfig(
-            self.task, self.budget, self.evaluate, self.recipe, self.score, self.seed, threads, self.device
+            self.task, self.budget, self.evaluate, self.recipe, self.score, self.seed, threads, self.device, costs
         )
+
+    def shapes(self) -> list[BatchShape]:
+        """Every batch shape that a candidate of this space can have, the base included."""
+        found = {self.base}
+        for S in self.search.sizes:
+            fewest = self.base.resized(S, self.search.split.high).D
+            most = self.base.resized(S, self.search.split.low).D
+            found |= {BatchShape(S, max(1, round(self.base.pixels / (S**2 * D))), D) for D in range(fewest, most + 1)}
+        return sorted(found)
 
     def digest(self) -> str:
         """Changes when the meaning of a score or a parameter does; not with the number of trials or the resources."""

@@ -9,10 +9,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shlex
+import sys
 import traceback
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 # Read by Ray when it is imported or started: its own console output off, no logger files, no usage report.
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
@@ -31,20 +33,13 @@ from mixtune.config import parse
 from mixtune.errors import InputError, TrainingError
 from mixtune.regime.files import regime_from_dict
 from mixtune.study.bridge import Bridge
+from mixtune.study.preflight import Slots
 from mixtune.training.loop import Report
 from mixtune.training.run import Run, TrainingConfig
 
+T = TypeVar("T")
 log = logging.getLogger("mixtune")
 WEIGHTS = "weights.safetensors"
-
-
-@dataclass(frozen=True)
-class Slots:
-    """What one trial takes of the machine and how many run at once."""
-
-    cpus: int
-    gpus: float
-    at_once: int
 
 
 def connect(address: str | None, cpus: int, gpus: int) -> None:
@@ -56,12 +51,19 @@ def connect(address: str | None, cpus: int, gpus: int) -> None:
     if address is None:
         # Ray's memory monitor would end the whole experiment; the kernel's killer ends one trial.
         os.environ.setdefault("RAY_memory_monitor_refresh_ms", "0")
+        # Ray starts workers through a shell and does not quote the interpreter: a path with a space in it needs it.
+        interpreter = shlex.quote(sys.executable)
+        if interpreter != sys.executable:
+            quiet["runtime_env"] = {"py_executable": interpreter}
         ray.init("local", num_cpus=cpus, num_gpus=gpus, include_dashboard=False, object_store_memory=2**28, **quiet)
         return
     try:
         ray.init(address, **quiet)
     except Exception as err:
-        raise InputError(f"--address {address}: no Ray cluster answers there ({str(err).splitlines()[0]})") from None
+        raise InputError(
+            f"--address {address}: no Ray cluster answers there ({str(err).splitlines()[0]}); if it asks for a token, "
+            "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
+        ) from None
 
 
 def disconnect() -> None:
@@ -74,6 +76,16 @@ def cluster() -> tuple[float, float]:
     """CPUs and GPUs of the cluster in all."""
     there = ray.cluster_resources()
     return there.get("CPU", 0.0), there.get("GPU", 0.0)
+
+
+def call(function: Callable[..., T], slots: Slots, *arguments: Any) -> T:
+    """Run a function once where a trial would run, with a trial's share of the machine. Raises what it raises."""
+    remote = ray.remote(num_cpus=slots.cpus, num_gpus=slots.gpus)(function)
+    try:
+        result: T = ray.get(remote.remote(*arguments))
+    except ray.exceptions.RayTaskError as err:
+        raise (err.cause if isinstance(err.cause, InputError) else err) from None
+    return result
 
 
 def metrics_of(report: Report, score: float, last: bool) -> dict[str, Any]:
@@ -97,7 +109,7 @@ def run_trial(config: dict[str, Any]) -> None:
         regime, _ = regime_from_dict(config["regime"], "regime")
         training = parse(config["training"], TrainingConfig, "training")
         job = Run.prepare(regime, training)
-        for report in job.reports():
+        for report in job.reports(Path(config["checkpoint"])):
             last = report.step == len(job.schedule)
             if last:
                 job.save_weights(Path(config["folder"]) / WEIGHTS)

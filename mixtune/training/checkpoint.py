@@ -11,7 +11,7 @@ import json
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,20 @@ VERSION = 1
 def digest(*parts: Any) -> str:
     """A short name for plain values: equal values, equal names."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def essence(value: Any) -> Any:
+    """A dataclass as plain values without the fields that are at their defaults, so that a switch that is added to a
+    later version, and is off, does not make an old run another one.
+    """
+    if not is_dataclass(value) or isinstance(value, type):
+        return value
+    kept = {}
+    for f in fields(value):
+        default = f.default_factory() if f.default_factory is not MISSING else f.default
+        if (here := getattr(value, f.name)) != default:
+            kept[f.name] = essence(here)
+    return kept
 
 
 def replace_file(path: Path, data: bytes) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 
@@ -14,7 +16,8 @@ class Point:
     """One network at one inference size.
 
     S: image side in pixels; gmacs: 10^9 multiply-accumulates per image; top1, top5: accuracy from 0 to 1; loss:
-    cross-entropy in nats; ece: expected calibration error from 0 to 1 (15 equal bins of confidence).
+    cross-entropy in nats; ece: expected calibration error from 0 to 1 (15 equal bins of confidence). Where they were
+    measured: latency in seconds per image and memory, the peak in bytes, both at the batch that the measurement states.
     """
 
     S: int
@@ -23,9 +26,12 @@ class Point:
     top5: float
     loss: float
     ece: float
+    latency: float | None = None
+    memory: float | None = None
 
 
-METRICS = tuple(f.name for f in dataclasses.fields(Point) if f.name != "S")
+MEASURED = ("latency", "memory")  # what a machine decides; a curve may be without
+METRICS = tuple(f.name for f in dataclasses.fields(Point) if f.name != "S" and f.name not in MEASURED)
 
 
 @dataclass(frozen=True)
@@ -51,13 +57,25 @@ class Curve:
         raise KeyError(f"not evaluated at {S} px; sizes: {', '.join(map(str, self.sizes))}")
 
     def rows(self) -> list[dict[str, Any]]:
-        """One plain dict per size, for CSV and JSON."""
-        return [dataclasses.asdict(p) for p in self.points]
+        """One plain dict per size, for CSV and JSON, without what was not measured."""
+        return [{k: v for k, v in dataclasses.asdict(p).items() if v is not None} for p in self.points]
 
     @classmethod
     def from_rows(cls, rows: Iterable[Mapping[str, Any]]) -> Curve:
         """The inverse of ``rows``; values may be text."""
-        return cls(tuple(Point(int(r["S"]), **{m: float(r[m]) for m in METRICS}) for r in rows))
+        points = []
+        for row in rows:
+            there = [*METRICS, *(m for m in MEASURED if row.get(m) not in (None, ""))]
+            points.append(Point(int(row["S"]), **{m: float(row[m]) for m in there}))
+        return cls(tuple(points))
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Rows of a curve as CSV, one per size; every bit of a number is kept."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def hypervolume(costs: Sequence[float], accuracies: Sequence[float], low: float, high: float) -> float:

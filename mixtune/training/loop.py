@@ -28,6 +28,22 @@ class TrainingDivergedError(TrainingError):
     """The loss is not finite any more."""
 
 
+class OutOfMemoryError(TrainingError):
+    """A step did not fit into the device's memory."""
+
+
+def _too_large(schedule: Schedule, step: int) -> str:
+    """What did not fit at ``step`` (from 1), and what has or would."""
+    shape = schedule.shapes[schedule.index[step - 1]]
+    done = [schedule.shapes[i] for i in set(schedule.index[: step - 1].tolist()) - {schedule.index[step - 1]}]
+    said = f"the device's memory does not hold a step of shape {shape} (S x B x D, step {step} of {len(schedule)})"
+    if not done:
+        return f"{said}, the first shape tried; start with half the batch: base.B {max(1, shape.B // 2)}"
+    fits = max(done, key=lambda s: s.pixels)
+    B = max(1, min(shape.B - 1, fits.pixels // (shape.S**2 * shape.D)))
+    return f"{said}; {fits} did fit, and so should a batch of {B} at this size: lower base.B to match"
+
+
 @dataclass(frozen=True)
 class Report:
     """The state of a run at one of its report points.
@@ -64,18 +80,21 @@ def train(
     seed: int,
     checkpoint: Checkpoint | None = None,
     on_step: Callable[[int, int], None] | None = None,
+    teacher: nn.Module | None = None,
 ) -> Iterator[Report]:
     """Train ``network`` in place through the whole schedule, evaluating at ``sizes`` at each of ``reports`` points.
 
     Where ``checkpoint`` exists the run goes on from it: the reports made so far are yielded again, so that the
     sequence is that of an unbroken run, and on a CPU the weights are too, to the bit. ``on_step(step, views)`` is
-    called after every step, with the steps done and the images that one took. Raises TrainingDivergedError when the
-    mean loss of a stretch is not finite.
+    called after every step, with the steps done and the images that one took. ``teacher``: for distillation.
+    Raises TrainingDivergedError when the mean loss of a stretch is not finite.
     """
-    rates = recipe.learning_rates(schedule.progress)
-    engine = Engine(task, network, recipe, seed)
+    B = np.array([s.B for s in schedule.shapes])[schedule.index]
+    before = schedule.progress
+    rates = recipe.learning_rates(before, B)
+    engine = Engine(task, network, recipe, seed, teacher)
     ends = report_steps(schedule, reports)
-    progress = np.append(schedule.progress[1:], 1.0)
+    progress = np.append(before[1:], 1.0)
 
     start, steps, earlier = 0, 0, 0.0  # earlier: seconds before this process
     total = torch.zeros((), device=engine.device)  # summed on the device: nothing is read back between reports
@@ -86,6 +105,8 @@ def train(
         start, steps, earlier = (state[k] for k in ("step", "steps", "seconds"))
         total.copy_(state["total"])
         done = [Report(**(r | {"curve": Curve.from_rows(r["curve"])})) for r in state["reports"]]
+        if start == len(schedule):
+            engine.finish()
         yield from done
 
     began = mark = time.perf_counter()
@@ -100,7 +121,10 @@ def train(
     trained = 0  # views since the clock was last started
     network.train()
     for step, (inputs, targets) in enumerate(task.batches(schedule, seed, start), start=start + 1):
-        total += engine.step(inputs, targets, float(rates[step - 1]), step - 1)
+        try:
+            total += engine.step(inputs, targets, float(rates[step - 1]), step - 1, float(before[step - 1]))
+        except torch.OutOfMemoryError:
+            raise OutOfMemoryError(_too_large(schedule, step)) from None
         steps, trained = steps + 1, trained + len(targets)
         if on_step:
             on_step(step, len(targets))
@@ -122,6 +146,8 @@ def train(
             total.zero_()
             steps = 0
             save(step)
+            if step == len(schedule):
+                engine.finish()
             yield done[-1]
             mark, trained = time.perf_counter(), 0
         elif due:

@@ -10,11 +10,11 @@ from typing import Literal
 import torch
 from torch import nn
 
-from mixtune.config import plain
 from mixtune.errors import InputError
-from mixtune.regime import Budget, Regime, Schedule
+from mixtune.regime import BatchShape, Budget, Regime, Schedule
+from mixtune.training import networks
 from mixtune.training.calibration import Recalibration
-from mixtune.training.checkpoint import Checkpoint, digest, replace_file
+from mixtune.training.checkpoint import Checkpoint, digest, essence, replace_file
 from mixtune.training.loop import Report, train
 from mixtune.training.recipe import Recipe
 from mixtune.training.score import Score
@@ -48,6 +48,7 @@ class TrainingConfig:
     """Everything but the regime that decides what a run gives. On a CPU, equal configurations give equal weights.
 
     threads: CPU threads of torch (they decide the order of floating-point sums); None takes all cores there are.
+    costs: measured cost of a step by shape ("16x32" or "16x32x2"), for a budget in GMACs or seconds (``timing``).
     """
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
@@ -60,6 +61,21 @@ class TrainingConfig:
     seed: int = 0
     threads: int | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    costs: dict[str, float] | None = None
+
+    def cost(self, shape: BatchShape) -> float:
+        """The cost of a step in the budget's unit. Raises ValueError for a shape that was not measured."""
+        if self.budget.cost == "pixels":
+            return float(shape.pixels)
+        known = self.costs or {}
+        if str(shape) not in known:
+            raise ValueError(f"costs: no {self.budget.cost} were measured for a step of {shape}")
+        return known[str(shape)]
+
+    def schedule(self, regime: Regime, n_train: int) -> Schedule:
+        """Every step of the run. Raises ValueError when the regime cannot meet the budget."""
+        cost = None if self.budget.spend == "epochs" else self.cost
+        return Schedule.build(regime, self.budget, n_train, self.seed, cost)
 
     def __post_init__(self) -> None:
         if self.seed < 0:
@@ -77,6 +93,8 @@ class Run:
     network: nn.Module
     schedule: Schedule
     config: TrainingConfig
+    recipe: Recipe
+    teacher: nn.Module | None = None
     judge: Judge = "validation"
 
     @classmethod
@@ -90,10 +108,21 @@ class Run:
         task = Classification(config.task, judge, config.device, config.evaluate.recalibrate)
         try:
             check_shapes(regime.shapes, config.task.network, task.n_train)
-            schedule = Schedule.build(regime, config.budget, task.n_train, config.seed)
+            schedule = config.schedule(regime, task.n_train)
         except ValueError as err:
             raise InputError(f"regime {regime.name or regime}: {err}") from None
-        return cls(task, task.network(config.seed), schedule, config, judge)
+        recipe = config.recipe.scaled(regime.base.B)
+        try:
+            network = task.network(config.seed, recipe.dropout, recipe.drop_path)
+            if recipe.zero_gamma is not None:
+                networks.set_zero_gamma(network, recipe.zero_gamma)
+            networks.layer_groups(network, recipe.groups)
+            for S in (min(*regime.sizes, *config.evaluate.sizes), max(*regime.sizes, *config.evaluate.sizes)):
+                networks.check_size(config.task.network, task.classes, S)
+        except ValueError as err:
+            raise InputError(f"{config.task.network}: {err}") from None
+        teacher = recipe.distill.teacher(task.classes, task.device) if recipe.distill else None
+        return cls(task, network, schedule, config, recipe, teacher, judge)
 
     def reports(
         self,
@@ -110,15 +139,17 @@ class Run:
         c = self.config
         kept = Checkpoint(checkpoint, c.task.network, self.identity, every) if checkpoint else None
         sizes, reports = c.evaluate.sizes, c.evaluate.reports
-        return train(self.task, self.network, self.schedule, c.recipe, sizes, reports, c.seed, kept, on_step)
+        return train(
+            self.task, self.network, self.schedule, self.recipe, sizes, reports, c.seed, kept, on_step, self.teacher
+        )
 
     @property
     def identity(self) -> str:
         """Equal for runs that give the same results: of regime, task, recipe, evaluation, seed and judge."""
-        settings = plain(self.config)
+        settings = essence(self.config)
         for section, key in (("task", "data"), ("task", "workers")):
             settings[section].pop(key, None)
-        for key in ("threads", "device", "score"):
+        for key in ("threads", "device", "score", "costs"):
             settings.pop(key, None)
         shapes = [str(s) for s in self.schedule.shapes]
         return digest(settings, shapes, self.schedule.index.tolist(), self.task.n_train, self.judge)

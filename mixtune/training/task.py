@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -14,9 +13,11 @@ from torch import Tensor, nn
 
 from mixtune.errors import InputError
 from mixtune.regime import BatchShape, Schedule
-from mixtune.training import calibration, data, networks, views
+from mixtune.training import calibration, data, mixing, networks, views
 from mixtune.training.calibration import Recalibration, Statistics
 from mixtune.training.curve import Curve
+from mixtune.training.device import available_cpus as available_cpus
+from mixtune.training.device import pick_device
 from mixtune.training.evaluation import Predictions, evaluate, predict
 from mixtune.training.recipe import Recipe
 
@@ -39,6 +40,7 @@ class TaskConfig:
     samples: int | None = None
     augment: views.Augment = field(default_factory=views.Augment)
     workers: int | None = None
+    weights: str | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.validation < 1:
@@ -62,7 +64,10 @@ class Task(Protocol):
     def batches(self, schedule: Schedule, seed: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """The inputs and targets of every step from ``start`` on, on the task's device."""
 
-    def loss(self, recipe: Recipe, outputs: Tensor, targets: Tensor) -> Tensor:
+    def blend(self, recipe: Recipe, inputs: Tensor, targets: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """The batch with the recipe's mixup or cutmix."""
+
+    def loss(self, recipe: Recipe, outputs: Any, targets: Tensor) -> Tensor:
         """The scalar to minimise."""
 
     def evaluate(self, network: nn.Module, sizes: Sequence[int]) -> Curve:
@@ -109,9 +114,9 @@ class Classification:
         """Decoding processes: as configured, else one less than the CPU threads at hand."""
         return max(0, torch.get_num_threads() - 1) if self.config.workers is None else self.config.workers
 
-    def network(self, seed: int) -> nn.Module:
+    def network(self, seed: int, dropout: float = 0.0, drop_path: float = 0.0) -> nn.Module:
         """A fresh network on the task's device, channels last."""
-        net = networks.create(self.config.network, self.classes, seed)
+        net = networks.create(self.config.network, self.classes, seed, dropout, drop_path, self.config.weights)
         return net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
     def batches(self, schedule: Schedule, seed: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
@@ -123,17 +128,24 @@ class Classification:
             raw = views.file_batches(self._train, schedule, augment, self._flip, seed, start, self.workers)
         return (self._ready(x, y) for x, y in raw)
 
-    def loss(self, recipe: Recipe, outputs: Tensor, targets: Tensor) -> Tensor:
+    def blend(self, recipe: Recipe, inputs: Tensor, targets: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Images and soft labels blended by the recipe's mixup or cutmix."""
+        return mixing.blend(inputs, targets, self.classes, recipe.mixup, recipe.cutmix, rng)
+
+    def loss(self, recipe: Recipe, outputs: Any, targets: Tensor) -> Tensor:
         """The recipe's cross-entropy."""
         return recipe.loss(outputs, targets)
 
-    def evaluate(self, network: nn.Module, sizes: Sequence[int]) -> Curve:
-        """Accuracy, loss and calibration on the held-out images at every size."""
-        return evaluate(network, lambda S: self._predictions(network, S), sizes, self.gmacs)
+    def evaluate(self, network: nn.Module, sizes: Sequence[int], calibrated: bool = True) -> Curve:
+        """Accuracy, loss and calibration on the held-out images at every size.
 
-    def _predictions(self, network: nn.Module, S: int) -> Predictions:
+        calibrated False: with the running batch-norm statistics, whatever the task's recalibration.
+        """
+        return evaluate(network, lambda S: self._predictions(network, S, calibrated), sizes, self.gmacs)
+
+    def _predictions(self, network: nn.Module, S: int, calibrated: bool) -> Predictions:
         running = predict(network, self._evaluation_batches(S))
-        if self._recalibration is None:
+        if self._recalibration is None or not calibrated:
             return running
         candidates = {
             str(kind): calibration.recalibrate(network, self._calibration_batches(kind, S))
@@ -169,14 +181,34 @@ class Classification:
                 self._evaluated[S] = list(self._whole(self._held_out, S))
             yield from self._evaluated[S]
 
-    def _whole(self, source: data.Source, S: int, batch: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    def altered(self, S: int, change: Callable[[Tensor, int], Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """The held-out images at S after ``change(pixels [N, 3, S, S] from 0 to 255, number of the batch)``."""
+        return self._whole(self._held_out, S, change=change)
+
+    @property
+    def small(self) -> bool:
+        """Whether the images are held in memory, which are those of 32 pixels or fewer."""
+        return isinstance(self._held_out, data.Pixels)
+
+    @property
+    def flips(self) -> bool:
+        """Whether a mirrored image still shows its class."""
+        return self._flip
+
+    def _whole(
+        self,
+        source: data.Source,
+        S: int,
+        batch: int | None = None,
+        change: Callable[[Tensor, int], Tensor] = lambda pixels, _: pixels,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """Images as they are evaluated at S, normalised."""
         batch = batch or max(1, min(512, 512 * 64**2 // S**2))
         if isinstance(source, data.Files):
             raw = views.file_eval_batches(source, S, min(batch, 128), self.workers)
         else:
             raw = views.pixel_eval_batches(source, S, batch)
-        return (self._ready(x, y) for x, y in raw)
+        return (self._ready(change(x, i), y) for i, (x, y) in enumerate(raw))
 
     def _ready(self, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         x = pixels.to(self.device, non_blocking=True).float().sub_(self._mean).div_(self._std)
@@ -202,13 +234,6 @@ def _split(
     return train, held_out, choice
 
 
-def pick_device(name: str) -> torch.device:
-    """ "auto" is the GPU where there is one. Raises InputError when "cuda" is asked for and absent."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("device: cuda was asked for, but torch sees no CUDA device here; use cpu or auto")
-    return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
-
-
 def check_shapes(shapes: Sequence[BatchShape], network: str, n_train: int) -> None:
     """Raise ValueError when a size is no multiple of the network's stride or a batch is larger than the data set."""
     stride = networks.total_stride(network)
@@ -221,8 +246,3 @@ def check_shapes(shapes: Sequence[BatchShape], network: str, n_train: int) -> No
             )
         if n_train < shape.B:
             raise ValueError(f"shape {shape} needs {shape.B} distinct images, and there are {n_train} to train on")
-
-
-def available_cpus() -> int:
-    """CPU cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

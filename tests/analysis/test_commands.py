@@ -120,7 +120,7 @@ def test_too_few_trials_for_importances_are_one_sentence(made, tmp_path):
 
 
 def test_a_cost_that_was_not_measured_is_one_sentence(study, tmp_path):
-    with pytest.raises(InputError, match=r"--cost latency: trial 0 has no metric curve/latency_ms"):
+    with pytest.raises(InputError, match=r"--cost latency: trial 0 has no metric curve/latency at every size"):
         call("pareto", study, tmp_path, "--cost", "latency")
 
 
@@ -129,7 +129,7 @@ def test_measured_costs_and_corruptions_are_drawn_where_they_are(made, tmp_path)
     client = MlflowClient(made.uri)
     (run,) = (r for r in client.search_runs([made.tracker.experiment]) if "mixtune.trial" in r.data.tags)
     for S, latency, top1 in ((8, 1.5, 0.4), (12, 2.5, 0.45)):
-        client.log_metric(run.info.run_id, "curve/latency_ms", latency, step=S)
+        client.log_metric(run.info.run_id, "curve/latency", latency / 1000, step=S)
         client.log_metric(run.info.run_id, "curve/corruption/blur", top1, step=S)
     call("pareto", made, tmp_path, "--cost", "latency")
     assert [r["latency"] for r in csv.DictReader((tmp_path / "pareto.csv").open())] == ["1.5", "2.5"]
@@ -152,7 +152,7 @@ def test_efficiency_is_entrs_formula_in_both_readings(study, tmp_path):
 def repeated(made, number, curves, out):
     """What ``mixtune.train --seeds`` would have written for a trial's regime."""
     from mixtune.config import plain
-    from mixtune.train import write_curve
+    from mixtune.training.curve import write_csv
 
     regime, _ = load_regime(made.folder / "trials" / f"{number:04d}" / "regime.yaml")
     space = made.space
@@ -161,7 +161,7 @@ def repeated(made, number, curves, out):
         folder.mkdir(parents=True)
         config = TrainingConfig(space.task, space.budget, space.evaluate, seed=seed)
         save_regime(folder / "regime.yaml", regime, plain(config))
-        write_curve(folder / "curve.csv", found.rows())
+        write_csv(folder / "curve.csv", found.rows())
     return str(out)
 
 

@@ -111,3 +111,26 @@ def test_trial_folders_hold_a_regime_file_that_says_how_it_was_trained(bridge, t
     assert str(regime) == "8x32 100%"
     assert parse(training, TrainingConfig, "f") == bridge.trials.space.training(1)
     assert configuration["training"] == training
+
+
+def test_a_trial_that_was_cut_off_goes_on_from_its_first_attempts_checkpoint(bridge):
+    def cut_off(number):
+        configuration = bridge.suggest(str(number))
+        bridge.interrupt()
+        bridge.trials.reconcile()
+        return configuration["checkpoint"]
+
+    first, second = cut_off(0), cut_off(1)
+    assert first != second
+    assert [bridge.suggest("again")["checkpoint"], bridge.suggest("once more")["checkpoint"]] == [first, second]
+
+
+def test_the_checkpoint_of_a_finished_trial_is_removed(bridge):
+    from pathlib import Path
+
+    path = Path(bridge.suggest("a")["checkpoint"])
+    path.parent.mkdir()
+    path.write_bytes(b"state")
+    bridge.report("a", report(1, 0.5, last=True))
+    bridge.end("a", error=False)
+    assert not path.exists()

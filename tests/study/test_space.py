@@ -107,3 +107,12 @@ def test_digest_ignores_what_does_not_change_scores(tiny):
     one = parse(tiny, Space, "f").digest()
     assert parse(tiny | {"trials": 9, "resources": {"cpus": 2}}, Space, "f").digest() == one
     assert parse(tiny | {"budget": {"epochs": 2}}, Space, "f").digest() != one
+
+
+@pytest.mark.parametrize("name", ["digits", "cifar10", "imagenet"])
+def test_the_shapes_of_a_space_are_those_its_candidates_have(name):
+    space = load(f"search_spaces/{name}.yaml", Space)
+    known = set(space.shapes())
+    assert {space.base.resized(S, split) for S in space.search.sizes for split in np.linspace(0, 1, 101)} <= known
+    for seed in range(50):
+        assert set(space.regime(space.suggest(Uniform(seed))).shapes) <= known

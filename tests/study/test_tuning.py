@@ -9,6 +9,7 @@ from mixtune.config import parse
 from mixtune.study import tuning
 from mixtune.study.bridge import Bridge
 from mixtune.study.events import Listeners
+from mixtune.study.preflight import Slots
 from mixtune.study.sampling import Trials
 from mixtune.study.space import Space
 from tests.conftest import TINY
@@ -28,7 +29,7 @@ def faulty_ray(tmp_path_factory):
     tuning.run_trial = _faulty_trial
     try:
         tuning.connect(None, 2, 0)
-        tuning.run(bridge, tuning.Slots(1, 0, 2), folder)
+        tuning.run(bridge, Slots(1, 0, 2), folder)
     finally:
         tuning.run_trial = before
         tuning.disconnect()

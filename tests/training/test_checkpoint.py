@@ -12,7 +12,7 @@ import torch
 
 from mixtune.errors import InputError
 from mixtune.training import checkpoint as module
-from mixtune.training.checkpoint import Checkpoint, read
+from mixtune.training.checkpoint import Checkpoint, essence, read
 from mixtune.training.loop import TrainingDivergedError
 from mixtune.training.recipe import Recipe
 from mixtune.training.run import Run
@@ -159,3 +159,17 @@ def test_weights_are_safetensors_that_name_their_network(tmp_path):
 def test_a_checkpoint_is_due_when_it_is_old(tmp_path):
     assert Checkpoint(tmp_path / "c", "n", "r", every=0.0).due
     assert not Checkpoint(tmp_path / "c", "n", "r", every=1e6).due
+
+
+def test_a_switch_that_is_off_does_not_make_a_run_another_one():
+    """What a run is called depends on the settings that are not at their defaults, whatever fields come later."""
+    assert essence(Recipe()) == {}
+    assert essence(Recipe(lr=0.2)) == {"lr": 0.2}
+    assert essence(config())["task"] == {
+        "dataset": "digits",
+        "network": "cifar_resnet8",
+        "samples": 200,
+        "validation": 0.25,
+    }
+    assert Run.prepare(regime(), config()).identity == Run.prepare(regime(), config(recipe=Recipe(ema=0.0))).identity
+    assert Run.prepare(regime(), config()).identity != Run.prepare(regime(), config(recipe=Recipe(ema=0.9))).identity

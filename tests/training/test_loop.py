@@ -1,11 +1,13 @@
+import dataclasses
 import itertools
 
 import numpy as np
 import pytest
 import torch
 
+from mixtune.errors import InputError
 from mixtune.regime import BatchShape, Budget, Schedule, published
-from mixtune.training.loop import TrainingDivergedError, report_steps
+from mixtune.training.loop import OutOfMemoryError, TrainingDivergedError, report_steps
 from mixtune.training.recipe import Recipe
 from mixtune.training.run import Evaluation, Run, TrainingConfig
 from mixtune.training.task import TaskConfig
@@ -119,3 +121,24 @@ def test_nothing_is_read_back_from_the_device_between_reports(monkeypatch):
     list(run.reports())
     assert reads.count("__float__") + reads.count("item") <= 2
     assert not {"__bool__", "tolist"} & set(reads)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_out_of_memory_names_the_shape_and_what_would_fit(first):
+    run = Run.prepare(regime(), config(budget=Budget(6)))
+    limit = 0 if first else 2016  # pixels: 12x14, the first step, fits, and 8x32 with 2048 does not
+
+    def full(_, args):
+        if args[0].shape[0] * args[0].shape[-1] ** 2 > limit and run.network.training:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    run.network.register_forward_pre_hook(full)
+    with pytest.raises(OutOfMemoryError, match=r"does not hold a step of shape \d+x\d+.*base\.B") as error:
+        list(run.reports())
+    assert ("did fit" in str(error.value)) is not first
+
+
+def test_images_too_small_for_the_network_are_refused_before_training():
+    small = dataclasses.replace(config().task, network="inception_v3")
+    with pytest.raises(InputError, match="does not take images of 32 px"):
+        Run.prepare(published("fixed", BatchShape(32, 8), [32], 32), config(task=small, evaluate=Evaluation((32,), 1)))

@@ -1,8 +1,11 @@
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
-from mixtune.training.networks import create, gmacs, total_stride
+from mixtune.errors import InputError
+from mixtune.training.amoeba import AmoebaNet
+from mixtune.training.networks import check_size, create, gmacs, total_stride
 
 
 def count(network):
@@ -87,3 +90,115 @@ def test_cifar_networks_work_at_every_size(S):
 def test_unknown_names_are_refused_with_a_hint(name, message):
     with pytest.raises(ValueError, match=message):
         create(name, 10)
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [("wrn40_1", 0.6), ("wrn40_2", 2.2), ("wrn40_4", 8.9), ("wrn16_8", 11.0), ("wrn22_8", 17.2), ("wrn28_10", 36.5)],
+)
+def test_wide_resnets_have_the_published_parameters(name, millions):
+    """Zagoruyko & Komodakis 2016, tables 2 to 4; WRN-28-10 takes 5.2 G multiply-accumulates."""
+    with torch.device("meta"):
+        network = create(name, 10)
+    assert round(count(network) / 1e6, 1) == millions
+    assert len(network.layers) == 3 * (int(name[3:5]) - 4) // 6
+    if name == "wrn28_10":
+        assert gmacs(name, 10, 32) == pytest.approx(5.24, abs=0.01)
+
+
+def test_amoebanet_has_the_published_parameters_up_to_rounding():
+    """Real et al. 2019, table 1: AmoebaNet-A (6, 36) has 3.2 M, without the auxiliary head; this form has 3.15 M."""
+    with torch.device("meta"):
+        network = create("amoebanet_a", 10)
+    main = sum(p.numel() for n, p in network.named_parameters() if not n.startswith("auxiliary"))
+    assert main / 1e6 == pytest.approx(3.2, rel=0.02)
+    assert len(network.cells) == 20
+
+
+@pytest.mark.parametrize("S", [16, 20, 24, 32, 48])
+def test_amoebanets_auxiliary_head_works_at_every_size(S):
+    network = AmoebaNet(6, 8, 7)
+    logits, auxiliary = network.train()(torch.zeros(2, 3, S, S))
+    assert logits.shape == auxiliary.shape == (2, 7)
+    assert network.eval()(torch.zeros(2, 3, S, S)).shape == (2, 7)
+
+
+def test_the_auxiliary_loss_reaches_the_cells_before_it():
+    torch.manual_seed(0)
+    network = AmoebaNet(3, 8, 5).train()
+    _, auxiliary = network(torch.randn(4, 3, 16, 16))
+    auxiliary.sum().backward()
+    assert network.stem[0].weight.grad.abs().sum() > 0
+    assert network.fc.weight.grad is None
+
+
+def test_drop_path_grows_with_progress_and_keeps_the_mean():
+    torch.manual_seed(0)
+    network = AmoebaNet(3, 8, 5, drop_path=0.4).train()
+    for m in network.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            m.eval()
+    x = torch.randn(1, 3, 16, 16)
+    cell = network.cells[0]
+    stem = network.stem(x)
+    whole = cell(stem, stem, 0.0)
+    many = torch.cat([cell(stem, stem, 0.4) for _ in range(600)])
+    first = many[:, : cell.channels // 3]  # the sum of a separable convolution and an average pool
+    assert torch.allclose(first.mean(0), whole[0, : cell.channels // 3], atol=4 * float(first.std(0).max()) / 600**0.5)
+    assert first.std() > 0
+    network.progress = 0.0
+    assert torch.equal(network(x)[0], network(x)[0])  # nothing is dropped at the start
+    network.progress = 1.0
+    assert not torch.equal(network(x)[0], network(x)[0])
+
+
+def test_dropout_of_a_wide_resnet_lies_inside_its_blocks():
+    network = create("wrn10_1", 10, dropout=0.3)
+    assert [m.p for m in network.modules() if isinstance(m, nn.Dropout)] == [0.3] * 3
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
+@pytest.mark.parametrize("name", ["cifar_resnet8", "resnet18"])
+def test_weights_come_from_a_file_and_another_number_of_classes_gets_a_fresh_head(name, suffix, tmp_path):
+    source, path = create(name, 10, seed=1), tmp_path / f"w.{suffix}"
+    if suffix == "safetensors":
+        save_file(source.state_dict(), path)
+    else:
+        torch.save({"state_dict": source.state_dict()}, path)
+    same, other = create(name, 10, weights=str(path)), create(name, 3, weights=str(path))
+    for k, v in source.state_dict().items():
+        assert torch.equal(same.state_dict()[k], v)
+        assert k.startswith("fc.") or torch.equal(other.state_dict()[k], v)
+    assert torch.equal(other.fc.weight, create(name, 3).fc.weight)
+
+
+def test_unusable_weights_are_one_sentence(tmp_path):
+    path = tmp_path / "w.safetensors"
+    save_file(create("cifar_resnet8", 10).state_dict(), path)
+    with pytest.raises(InputError, match="another network than cifar_resnet14"):
+        create("cifar_resnet14", 10, weights=str(path))
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(InputError, match="no whole weight file"):
+        create("cifar_resnet8", 10, weights=str(path))
+    with pytest.raises(InputError, match="no such file"):
+        create("cifar_resnet8", 10, weights=str(tmp_path / "none.pt"))
+    with pytest.raises(ValueError, match="no pretrained weights of cifar_resnet8"):
+        create("cifar_resnet8", 10, weights="pretrained")
+
+
+def test_pretrained_weights_that_cannot_be_downloaded_are_one_sentence(monkeypatch):
+    import timm
+
+    def offline(name, pretrained, **options):
+        raise OSError("no network")
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    with pytest.raises(InputError, match=r"pretrained weights of resnet18 could not be had .* name a file"):
+        create("resnet18", 10, weights="pretrained")
+
+
+@pytest.mark.parametrize(("name", "S"), [("inception_v3", 32), ("vit_tiny_patch16_224", 64)])
+def test_a_size_that_a_network_cannot_take_is_one_sentence(name, S):
+    with pytest.raises(ValueError, match=f"does not take images of {S} px"):
+        check_size(name, 10, S)
+    check_size(name, 10, 224)

@@ -27,6 +27,65 @@ def test_steps_fall_at_the_milestones():
     assert rates == pytest.approx(expected)
 
 
+def test_linear_falls_to_its_floor():
+    rates = Recipe(lr=0.5, schedule="linear", warmup=0.0, floor=0.1).learning_rates(PROGRESS)
+    assert rates == pytest.approx(0.5 * (1 - 0.9 * PROGRESS))
+
+
+def test_warm_restarts_are_the_published_formula():
+    """SGDR's rate with T_i = T_0 T_mult^i; torch's schedule is the oracle."""
+    T0, mult = 100, 2  # 100 + 200 + 400 = 700 steps
+    recipe = Recipe(lr=0.3, schedule="sgdr", warmup=0.0, cycles=3, cycle_growth=2.0, floor=0.01)
+    rates = recipe.learning_rates(np.arange(700) / 700)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.3)
+    theirs = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, T0, mult, eta_min=0.003)
+    expected = []
+    for _ in range(700):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        theirs.step()
+    assert rates == pytest.approx(expected, abs=1e-9)
+
+
+def test_one_cycle_of_sgdr_is_cosine():
+    assert Recipe(schedule="sgdr").learning_rates(PROGRESS) == pytest.approx(Recipe().learning_rates(PROGRESS))
+
+
+def test_triangles_are_torchs_cyclic_rate():
+    rates = Recipe(lr=0.3, schedule="cyclic", warmup=0.0, cycles=4, floor=0.1).learning_rates(np.arange(400) / 400)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.3)
+    theirs = torch.optim.lr_scheduler.CyclicLR(optimizer, 0.03, 0.3, step_size_up=50, cycle_momentum=False)
+    expected = []
+    for _ in range(400):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        theirs.step()
+    assert rates == pytest.approx(expected, abs=1e-9)
+
+
+def test_the_rate_is_scaled_to_the_base_batch_or_to_every_step():
+    """Bag of Tricks: lr = 0.1 b / 256."""
+    assert Recipe(lr=0.1, scaling="base").scaled(1024).lr == pytest.approx(0.4)
+    assert Recipe(lr=0.1).scaled(1024).lr == 0.1
+    B = np.where(np.arange(1000) % 2, 256, 64)
+    plain, scaled = (Recipe(scaling=s).learning_rates(PROGRESS, B) for s in ("none", "step"))
+    assert scaled == pytest.approx(plain * B / 256)
+
+
+def test_an_auxiliary_heads_loss_is_added_with_its_weight():
+    torch.manual_seed(0)
+    a, b, y = torch.randn(4, 3), torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
+    expected = F.cross_entropy(a, y) + 0.4 * F.cross_entropy(b, y)
+    assert Recipe().loss((a, b), y).item() == pytest.approx(expected.item())
+
+
+def test_soft_labels_of_one_class_are_the_hard_loss():
+    torch.manual_seed(0)
+    a, y = torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
+    for recipe in (Recipe(), Recipe(label_smoothing=0.2)):
+        assert recipe.loss(a, F.one_hot(y, 3).float()).item() == pytest.approx(recipe.loss(a, y).item(), rel=1e-5)
+
+
 def test_constant_stays():
     assert set(Recipe(schedule="constant", warmup=0).learning_rates(PROGRESS)) == {0.1}
 
@@ -99,6 +158,14 @@ def test_label_smoothing_is_the_published_mixture_with_the_uniform_distribution(
         (dict(warmup=1.0), "warmup is a share"),
         (dict(milestones=(0.5, 0.2)), "milestones are rising"),
         (dict(label_smoothing=1.0), "label_smoothing"),
+        (dict(ema=1.0), "ema must lie"),
+        (dict(mixup=-0.1), "mixup must be"),
+        (dict(schedule="cyclic"), "give a floor above 0"),
+        (dict(frozen=0.5), "frozen needs groups"),
+        (dict(groups=0), "groups must be"),
+        (dict(group_decay=-1.0), "group_decay must be"),
+        (dict(cycles=0), "cycles must be"),
+        (dict(cycle_growth=0.0), "cycle_growth must be"),
     ],
 )
 def test_bad_values_are_refused(bad, message):

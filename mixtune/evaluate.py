@@ -1,0 +1,141 @@
+"""Evaluate a trained network at any sizes: python -m mixtune.evaluate --weights FOLDER
+
+FOLDER is what mixtune.train --out wrote (weights and how they were trained). A weight file on its own needs a search
+space that says what it was trained on: --weights FILE --space search_spaces/cifar10.yaml
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mixtune.cli import Parser, parse_args, run, short
+from mixtune.config import parse
+from mixtune.errors import InputError
+from mixtune.regime.files import load_regime
+from mixtune.train import settings
+from mixtune.training.curve import write_csv
+
+
+def parser() -> Parser:
+    """The command's flags."""
+    p = Parser("mixtune.evaluate", __doc__.split("\n")[0])
+    p.add_argument("--weights", required=True, metavar="PATH", help="a folder of mixtune.train, or a weight file")
+    p.add_argument("--space", metavar="FILE", help="take task and sizes from this search space")
+    p.add_argument("--sizes", metavar="S,S,...", help="inference sizes in pixels (default: those of the training)")
+    p.add_argument("--test", action="store_true", help="on the test set (default: the hold-out of the training set)")
+    p.add_argument("--recalibrate", action="store_true", help="choose batch-norm statistics per size, on other images")
+    p.add_argument("--mirror", action="store_true", help="test-time augmentation: mean over the image and its mirror")
+    p.add_argument("--latency", type=int, metavar="BATCH", help="measure latency and peak memory in batches of this")
+    p.add_argument("--corruptions", type=int, metavar="S", help="also top-1 under corruptions at this size")
+    p.add_argument("--out", metavar="FOLDER", help="write curve.csv, curve.png and corruptions.csv here")
+    p.add_set()
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, evaluate, print."""
+    args = parse_args(parser(), argv)
+    given = Path(args.weights)
+    trained: dict[str, Any] = {}
+    path = given
+    if given.is_dir():
+        path = given / "weights.safetensors"
+        trained = load_regime(given / "regime.yaml")[1]
+    if not args.space and not trained:
+        raise InputError(f"--weights {given}: say what it was trained on with --space FILE (or name a run's folder)")
+    source = args.space or f"{given / 'regime.yaml'}: training"
+
+    from mixtune.training.calibration import Recalibration
+    from mixtune.training.cost import with_cost
+    from mixtune.training.robustness import Mirrored, robustness
+    from mixtune.training.run import TrainingConfig
+    from mixtune.training.task import Classification, check_shapes
+    from mixtune.training.weights import load_weights
+
+    config = parse(settings(trained, args.space, args.assignments), TrainingConfig, source)
+    sizes = _sizes(args.sizes) if args.sizes else config.evaluate.sizes
+    recalibration = (config.evaluate.recalibrate or Recalibration()) if args.recalibrate else None
+    task = Classification(config.task, "test" if args.test else "validation", config.device, recalibration)
+    try:
+        from mixtune.regime import BatchShape
+
+        check_shapes(
+            [BatchShape(S, 1) for S in (*sizes, *([args.corruptions] if args.corruptions else []))],
+            config.task.network,
+            1,
+        )
+        task.config = dataclasses.replace(config.task, weights=None)
+        network = task.network(0)
+    except ValueError as err:
+        raise InputError(f"{source}: {err}") from None
+    if args.mirror and not task.flips:
+        raise InputError(f"--mirror: a mirrored image of {config.task.dataset} is of another class")
+    load_weights(network, path, config.task.network)
+    judged = Mirrored(network) if args.mirror else network
+    curve = task.evaluate(judged, sizes)
+    if args.latency is not None:
+        if args.latency < 1:
+            raise InputError(f"--latency must be at least 1 image, not {args.latency}")
+        curve = with_cost(curve, judged, args.latency, task.device)
+
+    print(f"{config.task.network} on {config.task.dataset}, {'test set' if args.test else 'hold-out'}, {task.device}")
+    print(f"{'px':>5} {'top-1 %':>8} {'top-5 %':>8} {'loss':>7} {'ECE %':>6} {'GMACs':>9}" + _extra_head(args))
+    for p in curve.points:
+        line = f"{p.S:>5} {100 * p.top1:>8.2f} {100 * p.top5:>8.2f} {p.loss:>7.4f} {100 * p.ece:>6.2f} {p.gmacs:>9.4g}"
+        line += f" {1e3 * p.latency:>9.3f}" if p.latency is not None else ""
+        line += f" {p.memory / 2**20:>9.0f}" if p.memory is not None else ""
+        line += f"  {task.chosen[p.S][0]}" if recalibration else ""
+        print(line)
+    rows = robustness(task, judged, args.corruptions) if args.corruptions else []
+    if rows:
+        print(f"\ntop-1 % at {args.corruptions} px under corruptions of severity 1 to 5")
+        for family in dict.fromkeys(r["family"] for r in rows):
+            values = [100 * float(r["top1"]) for r in rows if r["family"] == family]
+            print(f"  {family:<11}" + "".join(f"{v:8.2f}" for v in values))
+    if args.out:
+        folder = Path(args.out)
+        _write(folder, curve.rows(), rows)
+        print(f"written to {short(folder)}")
+    return 0
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    try:
+        sizes = tuple(sorted({int(s) for s in text.split(",")}))
+    except ValueError:
+        sizes = ()
+    if not sizes or sizes[0] < 1:
+        raise InputError(f"--sizes must be positive whole numbers with commas between, such as 24,32, not {text!r}")
+    return sizes
+
+
+def _extra_head(args: Any) -> str:
+    if args.latency is None:
+        return ""
+    return f" ms/image at batch {args.latency}; peak MiB where there is a GPU"
+
+
+def _write(folder: Path, curve: Sequence[dict[str, Any]], corruptions: Sequence[dict[str, Any]]) -> None:
+    from matplotlib.figure import Figure
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_csv(folder / "curve.csv", curve)
+        if corruptions:
+            write_csv(folder / "corruptions.csv", corruptions)
+        figure = Figure(figsize=(6, 4), layout="constrained")
+        axes = figure.subplots()
+        axes.plot([r["gmacs"] for r in curve], [100 * r["top1"] for r in curve], "o-")
+        for r in curve:
+            axes.annotate(f"{r['S']} px", (r["gmacs"], 100 * r["top1"]), textcoords="offset points", xytext=(4, -10))
+        axes.set(xscale="log", xlabel="inference cost, GMACs per image", ylabel="top-1, %")
+        figure.savefig(folder / "curve.png", dpi=150)
+    except OSError as err:
+        raise InputError(f"--out {folder}: cannot be written to ({err.strerror}); name another folder") from None
+
+
+if __name__ == "__main__":
+    run(main)

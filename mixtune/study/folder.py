@@ -1,0 +1,59 @@
+"""Where a study lives: its folder, held by one search at a time, and the stores that stand in for files in it."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from mixtune.errors import InputError
+from mixtune.study import tracking
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a study lives. ``storage`` and ``tracking`` default to files in ``folder``; ``address``: a Ray cluster."""
+
+    folder: Path
+    storage: str | None = None
+    tracking: str | None = None
+    address: str | None = None
+
+    @property
+    def storage_url(self) -> str:
+        """Optuna's storage."""
+        return self.storage or f"sqlite:///{self.folder}/study.db"
+
+    @property
+    def tracking_uri(self) -> str:
+        """MLflow's store."""
+        return self.tracking or tracking.default_uri(self.folder)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the study's folder. Raises InputError when it cannot be written or another search holds it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = (folder / "lock").open("a+")
+    except OSError as err:
+        raise InputError(
+            f"--out {folder}: cannot be written to ({err.strerror}); name another folder with --out"
+        ) from None
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"--out {folder}: another search is running there; wait for it or name another folder"
+            ) from None
+        yield
+
+
+def save(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    partial = path.with_suffix(path.suffix + ".part")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)

@@ -1,0 +1,52 @@
+"""EMA: an exponential moving average of a network's weights and statistics, which is what is evaluated and kept."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Average:
+    """The average network: after step t it is ``d * average + (1-d) * weights`` with d = min(decay, (1+t) / (10+t)).
+
+    The smaller decay at the start forgets the random initialisation. Floating-point buffers are averaged as well:
+    batch-norm statistics of single steps are of single sizes. Counters are copied.
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.network = copy.deepcopy(network).requires_grad_(False)
+        self.decay = decay
+        self._pairs = [
+            (mine, theirs)
+            for mine, theirs in zip(_tensors(self.network), _tensors(network), strict=True)
+            if mine.is_floating_point()
+        ]
+        self._counters = [
+            (mine, theirs)
+            for mine, theirs in zip(_tensors(self.network), _tensors(network), strict=True)
+            if not mine.is_floating_point()
+        ]
+
+    @torch.no_grad()
+    def update(self, steps: int) -> None:
+        """Take in the network's weights after ``steps`` steps."""
+        decay = min(self.decay, (1 + steps) / (10 + steps))
+        mine, theirs = zip(*self._pairs, strict=True)
+        torch._foreach_lerp_(mine, theirs, 1 - decay)
+        for a, b in self._counters:
+            a.copy_(b)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The average's weights and buffers."""
+        return self.network.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over a saved average."""
+        self.network.load_state_dict(state)
+
+
+def _tensors(network: nn.Module) -> list[Tensor]:
+    return [*network.parameters(), *network.buffers()]

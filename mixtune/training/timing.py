@@ -1,0 +1,78 @@
+"""Timing: what a training step costs by batch shape, measured, for budgets in seconds or GMACs instead of pixels."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mixtune.regime import BatchShape, CostTable, Schedule
+from mixtune.training.engine import Engine
+from mixtune.training.run import TrainingConfig
+from mixtune.training.task import Classification, available_cpus
+
+WARM_UP, TIMED = 3, 7  # steps of each shape; the median of the timed ones counts
+
+
+def place(config: TrainingConfig) -> str:
+    """What the times hold for: the network, the data set, and the device with its threads."""
+    if config.device != "cpu" and torch.cuda.is_available():
+        where = torch.cuda.get_device_name()
+    else:
+        where = f"cpu, {config.threads or available_cpus()} threads"
+    return f"{config.task.network} on {config.task.dataset}, {where}"
+
+
+def step_seconds(config: TrainingConfig, shapes: Iterable[BatchShape], known: CostTable | None = None) -> CostTable:
+    """Seconds of one whole step (views, forward, backward, optimiser) of each shape, in real batches of the task.
+
+    Shapes that ``known`` holds are not timed again. Raises InputError for missing data.
+    """
+    torch.set_num_threads(config.threads or available_cpus())
+    task = Classification(config.task, "validation", config.device)
+    engine = Engine(task, task.network(config.seed), config.recipe, config.seed)
+    engine.network.train()
+
+    def measure(shape: BatchShape) -> float:
+        steps = Schedule((shape,), np.zeros(WARM_UP + TIMED, np.int16), np.ones(1))
+        marks = [time.perf_counter()]
+        for number, (inputs, targets) in enumerate(task.batches(steps, config.seed)):
+            engine.step(inputs, targets, 0.0, number)  # a learning rate of 0: the weights stay as they are
+            if engine.device.type == "cuda":
+                torch.cuda.synchronize()
+            marks.append(time.perf_counter())
+        return statistics.median(b - a for a, b in zip(marks[WARM_UP:], marks[WARM_UP + 1 :], strict=False))
+
+    table = known or CostTable("seconds", {}, place(config))
+    return table.extended(shapes, measure)
+
+
+def gmacs_table(config: TrainingConfig, shapes: Iterable[BatchShape]) -> CostTable:
+    """GMACs of one step's views, forward, of each shape (training takes three times as many, of every shape alike)."""
+    from mixtune.training import data, networks
+
+    classes = data.load(config.task.dataset, config.task.data).classes
+    shapes = list(shapes)
+    per_image = {S: networks.gmacs(config.task.network, classes, S) for S in {s.S for s in shapes}}
+    return CostTable.from_gmacs(per_image, shapes, config.task.network)
+
+
+def step_costs(config: TrainingConfig, shapes: Iterable[BatchShape], path: Path) -> dict[str, float]:
+    """The cost of a step of every shape in the unit of the budget, by the shape's name ("16x32").
+
+    Times already in the file at ``path`` are used again; the file is brought up to date. Raises InputError when it was
+    measured on another network, data set or device.
+    """
+    if config.budget.cost == "gmacs":
+        table = gmacs_table(config, shapes)
+    else:
+        known = CostTable.load(path, place(config)) if path.exists() else None
+        table = step_seconds(config, shapes, known)
+    partial = path.with_suffix(".part")
+    table.save(partial)
+    partial.replace(path)
+    return {str(shape): cost for shape, cost in table.costs.items()}

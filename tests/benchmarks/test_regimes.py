@@ -1,0 +1,61 @@
+import statistics
+
+import pytest
+
+from benchmarks.regimes import PLANS, Job, Plan, jobs, table, verdict
+from mixtune.regime import BatchShape, Budget, Schedule, published
+from mixtune.training.recipe import Recipe
+
+
+@pytest.mark.parametrize(
+    ("differences", "word"),
+    [
+        ([1.0, 1.1, 0.9], "better"),
+        ([-1.0, -1.1, -0.9], "worse"),
+        ([1.0, -1.0, 0.2], "no difference"),
+        ([2.0, 0.1, 0.3], "no difference"),  # all above 0, but three seeds do not carry it
+    ],
+)
+def test_the_verdict_is_students_interval(differences, word):
+    scipy = pytest.importorskip("scipy.stats")
+    n = len(differences)
+    low, high = scipy.t.interval(0.95, n - 1, statistics.mean(differences), scipy.sem(differences))
+    said = verdict(differences)
+    assert said.endswith(word)
+    assert f"{low:+.2f} to {high:+.2f}" in said
+
+
+def test_a_single_seed_has_no_verdict():
+    assert "no verdict" in verdict([3.0])
+
+
+def test_every_seed_brings_a_run_of_every_regime():
+    plan = PLANS["gpu"]
+    first = jobs(plan)[: len(plan.regimes) * len(plan.spend)]
+    assert {j.seed for j in first} == {1}
+    assert {(j.regime, j.spend) for j in first} == {(r, s) for r in plan.regimes for s in plan.spend}
+    assert len(set(jobs(plan))) == len(jobs(plan)) == plan.seeds * len(first)
+
+
+def test_the_gpu_plan_is_the_papers():
+    """MixSize: ResNet-44, batch 64, 200 epochs: 156K steps of the fixed size, lr steps after epochs 81, 122, 164."""
+    plan = PLANS["gpu"]
+    steps = len(Schedule.build(published("fixed", plan.base, plan.sizes, 4), Budget(plan.epochs), 50_000, 0))
+    assert steps == pytest.approx(156_250, abs=1)
+    assert [round(m * plan.epochs) for m in plan.recipe.milestones] == [81, 122, 164]
+    assert (plan.network, plan.recipe.lr, plan.recipe.smoothing) == ("cifar_resnet44", 0.1, True)
+
+
+def test_the_table_pairs_the_seeds_that_are_there():
+    plan = Plan("cifar_resnet8", BatchShape(16, 64), 1, (8, 16), Recipe(), ("compute",), 2, 1)
+    runs = []
+    for job, top1 in (
+        (Job("fixed", "compute", 1), 0.5),
+        (Job("fixed", "compute", 2), 0.6),
+        (Job("mixsize_b", "compute", 2), 0.7),
+    ):
+        curve = {"8": top1, "16": top1 + 0.1}
+        runs.append(vars(job) | {"steps": 10, "epochs": 1.0, "top1": {"running": curve, "calibrated": curve}})
+    text = "\n".join(table(plan, runs))
+    assert "mixsize_b against fixed, mean over sizes: +10.00 points from a single seed" in text
+    assert "60.00 ± 7.07" in text  # the mean over two sizes, 55 and 65

@@ -1,0 +1,74 @@
+import csv
+
+import pytest
+
+from mixtune import evaluate, train
+from mixtune.config import plain
+from mixtune.errors import InputError
+from mixtune.regime.files import save_regime
+from tests.training.test_loop import config, regime
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    save_regime(folder / "regime.yaml", regime(), plain(config()))
+    train.main(["--regime", str(folder / "regime.yaml"), "--out", str(folder / "out")])
+    return folder / "out"
+
+
+def rows(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_curve_of_training_comes_out_again_to_the_bit(trained, tmp_path, capsys):
+    assert evaluate.main(["--weights", str(trained), "--out", str(tmp_path)]) == 0
+    assert rows(tmp_path / "curve.csv") == rows(trained / "curve.csv")
+    assert (tmp_path / "curve.png").stat().st_size > 1000
+    assert "hold-out" in capsys.readouterr().out
+
+
+def test_any_sizes_with_latency_and_corruptions(trained, tmp_path, capsys):
+    flags = ["--sizes", "20,8", "--latency", "4", "--corruptions", "8", "--recalibrate", "--test"]
+    assert evaluate.main(["--weights", str(trained), *flags, "--out", str(tmp_path)]) == 0
+    curve = rows(tmp_path / "curve.csv")
+    assert [r["S"] for r in curve] == ["8", "20"]
+    assert all(float(r["latency"]) > 0 for r in curve)
+    assert len(rows(tmp_path / "corruptions.csv")) == 30
+    out = capsys.readouterr().out
+    assert "test set" in out
+    assert "batch 4" in out
+
+
+def test_a_checkpoint_and_a_bare_file_work_with_a_space(trained, tmp_path, capsys, tiny, space_file):
+    space = space_file(tiny | {"task": plain(config().task)})
+    for name in ("checkpoint.pt", "weights.safetensors"):
+        out = tmp_path / name
+        flags = ["--space", str(space), "--sizes", "8,12", "--out", str(out), "--set", "device=cpu"]
+        assert evaluate.main(["--weights", str(trained / name), *flags]) == 0
+        assert [r["top1"] for r in rows(out / "curve.csv")] == [r["top1"] for r in rows(trained / "curve.csv")]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--sizes", "8,x"], "--sizes must be positive whole numbers"),
+        (["--sizes", "9"], "9 px is not a multiple"),
+        (["--mirror"], "mirrored image of digits is of another class"),
+        (["--latency", "0"], "--latency must be at least 1"),
+        (["--set", "task.network=cifar_resnet14"], "another network than cifar_resnet14"),
+    ],
+)
+def test_bad_input_is_one_sentence(trained, flags, message):
+    with pytest.raises(InputError, match=message):
+        evaluate.main(["--weights", str(trained), *flags])
+
+
+def test_missing_and_truncated_files_are_one_sentence(trained, tmp_path):
+    with pytest.raises(InputError, match="--space FILE"):
+        evaluate.main(["--weights", str(trained / "weights.safetensors")])
+    (tmp_path / "weights.safetensors").write_bytes((trained / "weights.safetensors").read_bytes()[:1000])
+    (tmp_path / "regime.yaml").write_bytes((trained / "regime.yaml").read_bytes())
+    with pytest.raises(InputError, match="no whole weight file"):
+        evaluate.main(["--weights", str(tmp_path)])

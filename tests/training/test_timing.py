@@ -1,0 +1,64 @@
+import pytest
+
+from mixtune.config import parse
+from mixtune.errors import InputError
+from mixtune.regime import BatchShape, CostTable, published
+from mixtune.study.space import Space
+from mixtune.training import networks, timing
+from mixtune.training.run import Run
+
+SHAPES = [BatchShape(8, 32), BatchShape(24, 32), BatchShape(4, 128)]
+
+
+@pytest.fixture
+def config(tiny):
+    tiny["budget"] = {"epochs": 2, "cost": "seconds"}
+    return parse(tiny, Space, "f").training(1)
+
+
+def test_a_step_of_nine_times_the_pixels_takes_longer(config):
+    table = timing.step_seconds(config, SHAPES)
+    assert table.unit == "seconds"
+    assert table(BatchShape(24, 32)) > 1.5 * table(BatchShape(8, 32)) > 0
+
+
+def test_shapes_are_timed_once_and_kept_beside_the_study(config, tmp_path):
+    path = tmp_path / "costs.yaml"
+    first = timing.step_costs(config, SHAPES[:2], path)
+    again = timing.step_costs(config, SHAPES, path)
+    assert {k: again[k] for k in first} == first
+    assert set(again) == {"8x32", "24x32", "4x128"}
+    assert CostTable.load(path).measured_on == "cifar_resnet8 on digits, cpu, 1 threads"
+
+
+def test_times_of_another_place_are_refused(config, tmp_path):
+    path = tmp_path / "costs.yaml"
+    CostTable("seconds", {BatchShape(8, 32): 1.0}, "resnet50 on imagenet, H200").save(path)
+    with pytest.raises(InputError, match="measured on 'resnet50 on imagenet, H200', not on 'cifar_resnet8 on digits"):
+        timing.step_costs(config, SHAPES, path)
+
+
+def test_gmacs_of_a_step_are_those_of_its_views(tiny, tmp_path):
+    tiny["budget"] = {"epochs": 2, "cost": "gmacs"}
+    config = parse(tiny, Space, "f").training(1)
+    costs = timing.step_costs(config, [BatchShape(8, 16, 3)], tmp_path / "costs.yaml")
+    assert costs == {"8x16x3": pytest.approx(48 * networks.gmacs("cifar_resnet8", 10, 8))}
+
+
+@pytest.mark.parametrize("slow", [1.0, 3.0])
+def test_a_run_spends_its_budget_in_measured_cost(tiny, slow):
+    """Where steps at 4 px take ``slow`` times as long as pixels say, there are that many fewer of them."""
+    tiny["budget"] = {"epochs": 4, "cost": "seconds"}
+    space = parse(tiny, Space, "f")
+    costs = {"8x32": 1.0, "4x128": slow}
+    regime = published("stepwise", space.base, [4, 8], 4)
+    schedule = Run.prepare(regime, space.training(1, costs)).schedule
+    assert schedule.pixels < 4 * 300 * 64 * 1.05
+    small = sum(shape.S == 4 for shape in schedule)
+    large = sum(shape.S == 8 for shape in schedule)
+    assert small * slow == pytest.approx(large, abs=slow)
+
+
+def test_a_run_without_its_costs_is_refused(config):
+    with pytest.raises(InputError, match="no seconds were measured for a step of 8x32"):
+        Run.prepare(published("fixed", BatchShape(8, 32), [8], 4), config)
