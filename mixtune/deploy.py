@@ -18,6 +18,7 @@ from mixtune.pick import Need, Trained, useful_sizes
 from mixtune.training import data, networks
 from mixtune.training.curve import Curve, Point
 from mixtune.training.task import Classification
+from mixtune.training.views import CROP_RATIO
 from mixtune.training.weights import load_weights
 
 CLOSE = 1e-3  # how far the logits of a written network may be from the original's
@@ -64,6 +65,8 @@ def restore(run: Trained, S: int) -> tuple[Deployed, str]:
 
 def description(run: Trained, point: Point, chosen: str, needs: Sequence[Need]) -> dict[str, Any]:
     """What whoever deploys the network must know, as plain values."""
+    dataset = data.load(run.config.task.dataset, run.config.task.data)
+    classes, files = dataset.classes, isinstance(dataset.train, data.Files)
     accuracy = {k: v for k, v in Curve((point,)).rows()[0].items() if k != "S"}
     return {
         "network": run.config.task.network,
@@ -75,6 +78,8 @@ def description(run: Trained, point: Point, chosen: str, needs: Sequence[Need]) 
         "batch_norm": chosen,
         "input": "RGB pixels from 0 to 1, [N, 3, H, W], resized to size x size; normalisation is inside",
         "output": "logits, [N, classes]",
+        "classes": classes,
+        "crop": CROP_RATIO if files else 1.0,
     }
 
 
@@ -115,6 +120,16 @@ def _torch(network: Deployed, folder: Path, sizes: Sequence[int]) -> Path:
     loaded = torch.export.load(path).module()
     _check(network, lambda x: loaded(x), sizes, "torch.export")
     return path
+
+
+def _mlflow(network: Deployed, folder: Path, sizes: Sequence[int]) -> Path:
+    import yaml
+
+    from mixtune.serving import save_model
+
+    if not (folder / "network.pt2").exists():
+        _torch(network, folder, sizes)
+    return save_model(folder, yaml.safe_load((folder / "deploy.yaml").read_text(encoding="utf-8")))
 
 
 def program(network: Deployed, sizes: Sequence[int]) -> torch.export.ExportedProgram:
@@ -170,4 +185,5 @@ WRITERS: dict[str, Callable[[Deployed, Path, Sequence[int]], Path]] = {
     "safetensors": _safetensors,
     "torch": _torch,
     "onnx": _onnx,
+    "mlflow": _mlflow,
 }

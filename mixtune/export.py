@@ -38,7 +38,9 @@ def parser() -> Parser:
     p.add_argument("--published", metavar="FOLDER", help="write every published regime as a file into this folder")
     p.add_argument("--run", metavar="FOLDER", action="append", help="a run of mixtune.train --out (may be repeated)")
     p.add_argument("--network", metavar="FOLDER", help="write the run's network into this folder")
-    p.add_argument("--formats", default="safetensors,torch", metavar="F,F", help="of safetensors, torch and onnx")
+    p.add_argument("--formats", default="safetensors,torch", metavar="F,F", help="of safetensors, torch, onnx, mlflow")
+    p.add_argument("--register", metavar="NAME", help="register the network in MLflow under this name, alias best")
+    p.add_argument("--tracking-uri", metavar="URI", help="--register: the MLflow store")
     p.add_argument("--at-most", action="append", default=[], metavar="COST", help="'1.5 GMACs', '3 ms' or '512 MiB'")
     p.add_argument("--at-least", action="append", default=[], metavar="ACCURACY", help="top-1, such as '76 %%'")
     return p
@@ -53,6 +55,10 @@ def export_network(args: argparse.Namespace) -> int:
     needs = [Need.parse("at most", text) for text in args.at_most]
     needs += [Need.parse("at least", text) for text in args.at_least]
     formats = args.formats.split(",")
+    if args.register and not (args.network and args.tracking_uri):
+        raise InputError("--register NAME needs --network FOLDER, and --tracking-uri to say which MLflow store")
+    if args.register and "torch" not in formats:
+        formats.append("torch")  # what is served is made of it
     for name in formats:
         if name not in deploy.WRITERS:
             raise InputError(f"--formats: unknown format {name!r}; {did_you_mean(name, deploy.WRITERS)}")
@@ -66,6 +72,11 @@ def export_network(args: argparse.Namespace) -> int:
         about = deploy.description(run_, point, chosen, needs)
         for path in deploy.save(network, Path(args.network), run_.curve.sizes, formats, about):
             print(f"wrote {path}")
+        if args.register:
+            from mixtune.serving import register
+
+            said = register(Path(args.network), about, args.tracking_uri, args.register)
+            print(f"registered {said}; serve it with MLFLOW_TRACKING_URI set: mlflow models serve -m {said}")
     return 0
 
 

@@ -7,28 +7,12 @@ import torch
 import yaml
 from safetensors import safe_open
 
-from mixtune import deploy, export, train
-from mixtune.config import parse, plain
+from mixtune import deploy, export
 from mixtune.deploy import Deployed
 from mixtune.errors import InputError
 from mixtune.pick import Need, Trained, pick, useful_sizes
-from mixtune.regime import published
-from mixtune.regime.files import save_regime
-from mixtune.study.space import Space
 from mixtune.training import networks
 from mixtune.training.curve import Curve, Point
-
-
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory):
-    """A run of seconds, as mixtune.train writes it."""
-    from tests.conftest import TINY
-
-    folder = tmp_path_factory.mktemp("run")
-    space = parse(TINY, Space, "f")
-    save_regime(folder / "fixed.yaml", published("fixed", space.base, space.search.sizes, 4), plain(space.training(1)))
-    train.main(["--regime", str(folder / "fixed.yaml"), "--out", str(folder / "out")])
-    return folder / "out"
 
 
 def run(*points):

@@ -26,7 +26,7 @@ FORBIDDEN = {
 ONLY = {
     "ray": {"mixtune/study/tuning.py"},
     "optuna": {"mixtune/study/sampling.py"},
-    "mlflow": {"mixtune/study/store.py", "mixtune/study/delivery.py"},
+    "mlflow": {"mixtune/study/store.py", "mixtune/study/delivery.py", "mixtune/serving.py", "mixtune/served_model.py"},
 }
 
 
