@@ -2,14 +2,17 @@
 
 A folder is what ``python -m mixtune.train --regime FILE --seeds N --out FOLDER`` wrote. Each seed becomes a child run,
 so that figures show mean and deviation and differences are tested over seeds. Recording it again changes nothing.
+What ``mixtune.evaluate --corruptions`` wrote into the same folder is recorded too.
 """
 
 from __future__ import annotations
 
 import csv
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
+from analysis.robustness import PREFIX as CORRUPTION
 from analysis.runs import FinishedTrial, StudyRuns, read_study, store
 from mixtune.cli import Parser, parse_args, run, short
 from mixtune.errors import InputError
@@ -37,6 +40,21 @@ def trial_of(study: StudyRuns, regime: Regime) -> FinishedTrial:
     raise InputError(f"{regime.name or regime}: no complete trial of study {study.name} trained this regime ({regime})")
 
 
+def corruptions(folder: Path) -> dict[str, dict[int, float]]:
+    """Top-1 by corruption and size, mean over severities, where ``mixtune.evaluate --corruptions`` left them there."""
+    found: dict[str, dict[int, list[float]]] = {}
+    try:
+        with (folder / "corruptions.csv").open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                by_size = found.setdefault(f"{CORRUPTION}{row['family']}", {})
+                by_size.setdefault(int(row["S"]), []).append(float(row["top1"]))
+    except FileNotFoundError:
+        return {}
+    except (OSError, KeyError, ValueError) as err:
+        raise InputError(f"{folder / 'corruptions.csv'}: is not what mixtune.evaluate wrote ({err})") from None
+    return {kind: {S: statistics.fmean(v) for S, v in by_size.items()} for kind, by_size in found.items()}
+
+
 def record(study: StudyRuns, folder: Path, judge: str) -> int:
     """Log every run in a folder; returns how many. Raises InputError for a run of another task, regime or network."""
     single = runs_in(folder)
@@ -57,7 +75,9 @@ def record(study: StudyRuns, folder: Path, judge: str) -> int:
         tags |= {"study": study.name, "judge": judge, "network": str(training["task"]["network"])}
         tags |= {"dataset": str(training["task"]["dataset"])}
         name = f"{trial.number:03d} {trial.family} {judge} seed {seed}"
-        record_repeat(study.uri, study.parent, name, tags, dict(trial.params), curve, study.score.of(curve))
+        record_repeat(
+            study.uri, study.parent, name, tags, dict(trial.params), curve, study.score.of(curve), corruptions(path)
+        )
     return len(single)
 
 

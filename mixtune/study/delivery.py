@@ -136,12 +136,19 @@ class Sender:
 
 
 def record_repeat(
-    uri: str, parent: str, name: str, tags: Mapping[str, str], params: Mapping[str, str], curve: Curve, score: float
+    uri: str,
+    parent: str,
+    name: str,
+    tags: Mapping[str, str],
+    params: Mapping[str, str],
+    curve: Curve,
+    score: float,
+    more: Mapping[str, Mapping[int, float]],
 ) -> None:
     """A finished run with another seed as a child run (kind "repeat"); one that is there already is left alone.
 
-    ``tags``: without their prefix; study, trial, judge and seed tell runs apart. Raises InputError when the store
-    does not take it.
+    ``tags``: without their prefix; study, trial, judge and seed tell runs apart. ``more``: other metrics by size.
+    Raises InputError when the store does not take it.
     """
     try:
         client, experiment = opened(uri)
@@ -152,7 +159,9 @@ def record_repeat(
         named = {f"mixtune.{k}": v for k, v in tags.items()} | {"mixtune.kind": "repeat", "mixtune.state": "COMPLETE"}
         run = client.create_run(experiment, run_name=name, tags={"mlflow.parentRunId": parent, **named})
         now = int(1000 * time.time())
-        metrics = [Metric(k, v, now, step) for k, v, step in [*curve_metrics(curve), ["score", score, 100]]]
+        every = [*curve_metrics(curve), ["score", score, 100]]
+        every += [[f"{CURVE}{k}", v, S] for k, values in more.items() for S, v in values.items()]
+        metrics = [Metric(k, v, now, step) for k, v, step in every]
         client.log_batch(run.info.run_id, metrics=metrics, params=[Param(k, v) for k, v in params.items()])
         client.set_terminated(run.info.run_id)
     except MlflowException as err:

@@ -174,6 +174,8 @@ def test_repeated_runs_give_deviations_and_a_paired_test(made, tmp_path, capsys)
         repeated(made, 0, [curve(0.50, 0.60), curve(0.52, 0.60), curve(0.51, 0.62)], tmp_path / "a"),
         repeated(made, 1, [curve(0.60, 0.61), curve(0.63, 0.60), curve(0.61, 0.62)], tmp_path / "b"),
     ]
+    said = "S,family,severity,top1\n8,blur,1,0.4\n8,blur,2,0.2\n"
+    (tmp_path / "a" / "seed0" / "corruptions.csv").write_text(said)
     for _ in range(2):  # the second time changes nothing
         assert main(["--study", "tiny", "--tracking-uri", made.uri, "--judge", "test", *folders]) == 0
     read = read_study(made.uri, "tiny")
@@ -189,6 +191,11 @@ def test_repeated_runs_give_deviations_and_a_paired_test(made, tmp_path, capsys)
     rows = {(r["family"], r["S"]): r for r in csv.DictReader((tmp_path / "out" / "pareto.csv").open())}
     assert rows["fixed", "8"]["seeds"] == "3"
     assert float(rows["fixed", "8"]["deviation"]) == pytest.approx(0.01)
+    call("robustness", made, tmp_path / "out")
+    rows = list(csv.DictReader((tmp_path / "out" / "robustness.csv").open()))
+    found = [r["corruption/blur"] for r in rows if r["family"] == "fixed"]
+    assert (float(found[0]), found[1]) == (pytest.approx(0.3), "")
+    assert {r["corruption/blur"] for r in rows if r["family"] == "searched"} == {""}
 
 
 def test_runs_of_other_regimes_or_nothing_are_refused(study, made, tmp_path):
