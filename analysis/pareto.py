@@ -1,131 +1,205 @@
-"""Accuracy against inference cost: python -m analysis.pareto --study NAME --tracking-uri URI --out FOLDER
+"""Accuracy against inference cost: python -m analysis.pareto --study NAME
 
 Writes pareto.png, pareto.svg and pareto.csv: the published regimes by name, and the front of the searched ones.
 """
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from analysis.runs import FinishedTrial, finished_trials
-from mixtune.cli import Parser, parse_args, run, short
+from analysis import style
+from analysis.command import parser, perform
+from analysis.runs import FinishedTrial, StudyRuns, read_study
+from analysis.statistics import mean_sd
+from mixtune.cli import run
 from mixtune.errors import InputError
 from mixtune.training.curve import cost_range, front, hypervolume
 
-# Okabe and Ito's colours, told apart by colour-blind readers; black is kept for the searched front.
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
-MARKERS = ("o", "s", "^", "v", "P", "X", "d")
+# What the cost axis can be: how many of a curve's units make one of the axis, and its name with units.
+COSTS = {
+    "gmacs": (1.0, "inference cost, GMACs per image"),
+    "latency": (1e-3, "measured latency, ms per image"),
+    "memory": (2.0**20, "peak memory, MiB"),
+}
 
 
-def draw(uri: str, study: str, folder: Path) -> list[Path]:
+def draw(uri: str, name: str, folder: Path) -> list[Path]:
     """Read the study from MLflow and write figure and table into ``folder``; returns their paths."""
-    trials = finished_trials(uri, study)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        table = folder / "pareto.csv"
-        _write_csv(table, trials)
-    except OSError as err:
-        raise InputError(f"--out {folder}: cannot be written to ({err.strerror}); name another folder") from None
-    return [*_figure(trials, study, folder), table]
+    return draw_study(read_study(uri, name), folder)[0]
 
 
-def searched_front(trials: Sequence[FinishedTrial]) -> list[tuple[FinishedTrial, int]]:
+def draw_study(study: StudyRuns, folder: Path, cost: str = "gmacs") -> tuple[list[Path], list[str]]:
+    """The files, and one line on each front's hypervolume. Raises InputError for a cost that was not measured."""
+    points = {t.number: costed(t, cost) for t in study.trials}
+    volumes = _volumes(study, points)
+    with style.figure(3.5) as figure:
+        _figure(figure, study, points, volumes, cost)
+        return style.write(figure, folder, "pareto", _rows(study, points, cost)), [
+            f"hypervolume of the front of the {kind} regimes: {100 * volume:.2f} %" for kind, volume in volumes.items()
+        ]
+
+
+def costed(trial: FinishedTrial, cost: str) -> list[tuple[int, float, float]]:
+    """(S, cost, top-1) of a trial's curve. Raises InputError when this cost was not measured."""
+    known = [(p.S, getattr(p, cost), p.top1) for p in trial.curve.points]
+    if any(c is None for _, c, _ in known):
+        raise InputError(
+            f"--cost {cost}: trial {trial.number} has no metric curve/{cost} at every size in MLflow, so it was not "
+            "measured in this study; use --cost gmacs"
+        )
+    return [(S, c / COSTS[cost][0], top1) for S, c, top1 in known]
+
+
+Points = dict[int, list[tuple[int, float, float]]]
+
+
+def front_of(points: Points, numbers: Sequence[int]) -> list[tuple[int, int]]:
+    """The non-dominated (trial, size) pairs of these trials, cheapest first."""
+    pairs = [(n, *p) for n in numbers for p in points[n]]
+    kept = front([cost for _, _, cost, _ in pairs], [top1 for *_, top1 in pairs])
+    return [pairs[i][:2] for i in kept]
+
+
+def searched_front(trials: Sequence[FinishedTrial], cost: str = "gmacs") -> list[tuple[FinishedTrial, int]]:
     """The non-dominated (trial, size) pairs of the searched regimes, cheapest first."""
-    pairs = [(t, p) for t in trials if t.searched for p in t.curve.points]
-    kept = front([p.gmacs for _, p in pairs], [p.top1 for _, p in pairs])
-    return [(pairs[i][0], pairs[i][1].S) for i in kept]
+    mine = {t.number: t for t in trials if t.searched}
+    return [(mine[n], S) for n, S in front_of({n: costed(t, cost) for n, t in mine.items()}, list(mine))]
 
 
-def _write_csv(path: Path, trials: Sequence[FinishedTrial]) -> None:
-    on_front = {(t.number, S) for t, S in searched_front(trials)}
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["trial", "family", "S", "gmacs", "top1", "searched_front", "hypervolume", "regime"])
-        for t in trials:
-            costs = [p.gmacs for p in t.curve.points]
-            volume = hypervolume(costs, [p.top1 for p in t.curve.points], *cost_range(costs))
-            for p in t.curve.points:
-                row = [t.number, t.family, p.S, p.gmacs, p.top1, (t.number, p.S) in on_front, volume, t.regime]
-                writer.writerow(row)
+def _volumes(study: StudyRuns, points: Points) -> dict[str, float]:
+    """Hypervolume of the front of all searched and of all published curves, over the same range of costs."""
+    axis = cost_range(sorted({cost for each in points.values() for _, cost, _ in each}))
+    kinds = {
+        "published": [t.number for t in study.trials if not t.searched],
+        "searched": [t.number for t in study.trials if t.searched],
+    }
+    return {
+        kind: hypervolume([c for n in ns for _, c, _ in points[n]], [a for n in ns for *_, a in points[n]], *axis)
+        for kind, ns in kinds.items()
+        if ns
+    }
 
 
-def _figure(trials: Sequence[FinishedTrial], study: str, folder: Path) -> list[Path]:
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    style = {"font.size": 8, "axes.spines.right": False, "svg.fonttype": "none", "axes.linewidth": 0.6}
-    with mpl.rc_context(style):
-        figure, axes = plt.subplots(figsize=(3.5, 3.4), layout="constrained")
-        published = [t for t in trials if not t.searched]
-        searched = [t for t in trials if t.searched]
-        for t in searched:
-            axes.plot(*_xy(t), ".", color="0.72", ms=4, zorder=1)
-        for i, t in enumerate(published):
-            colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
-            axes.plot(*_xy(t), color=colour, marker=marker, ms=4, lw=1, label=t.family, zorder=2)
-        if searched:
-            pairs = searched_front(trials)
-            points = [t.curve.at(S) for t, S in pairs]
-            axes.plot(
-                [p.gmacs for p in points],
-                [100 * p.top1 for p in points],
-                color="black",
-                marker="D",
-                ms=4.5,
-                mfc="white",
-                lw=1.8,
-                label="front of the searched",
-                zorder=3,
+def _rows(study: StudyRuns, points: Points, cost: str) -> list[dict[str, Any]]:
+    searched = [t.number for t in study.trials if t.searched]
+    on_front, on_any = set(front_of(points, searched)), set(front_of(points, list(points)))
+    rows = []
+    for t in study.trials:
+        costs = [c for _, c, _ in points[t.number]]
+        volume = hypervolume(costs, [a for *_, a in points[t.number]], *cost_range(costs))
+        repeats = study.repeats_of(t)
+        for S, c, top1 in points[t.number]:
+            mean, deviation = mean_sd([r.curve.at(S).top1 for r in repeats]) if repeats else (None, None)
+            rows.append(
+                {
+                    "trial": t.number,
+                    "family": t.family,
+                    "S": S,
+                    cost: c,
+                    "top1": top1,
+                    "searched_front": (t.number, S) in on_front,
+                    "front": (t.number, S) in on_any,
+                    "hypervolume": volume,
+                    "seeds": len(repeats),
+                    "mean_top1": mean,
+                    "deviation": deviation,
+                    "regime": t.regime,
+                }
             )
-            axes.plot([], [], ".", color="0.72", ms=4, label=f"searched ({len(searched)} trials)")
-        _axes(axes, trials)
-        axes.set_title(f"{study}: one network per regime, at every size", fontsize=8, loc="left")
-        figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=7, handlelength=1.6, columnspacing=1)
-        paths = [folder / "pareto.png", folder / "pareto.svg"]
-        figure.savefig(paths[0], dpi=300)
-        figure.savefig(paths[1])
-        plt.close(figure)
-    return paths
+    return rows
 
 
-def _axes(axes: Any, trials: Sequence[FinishedTrial]) -> None:
-    from matplotlib.ticker import NullLocator, StrMethodFormatter
+def _figure(figure: Any, study: StudyRuns, points: Points, volumes: dict[str, float], cost: str) -> None:
+    axes = figure.subplots()
+    on_any = set(front_of(points, list(points)))
+    searched = [t for t in study.trials if t.searched]
+    for t in searched:
+        each = points[t.number]
+        axes.plot([c for _, c, _ in each], [100 * a for *_, a in each], ".", color=style.FADED, ms=3.5, zorder=1)
+    others = [t for t in study.trials if not t.searched]
+    for i, t in enumerate(others):
+        look = style.look(t.family, i)
+        each = points[t.number]
+        x, y = [c for _, c, _ in each], [100 * a for *_, a in each]
+        axes.plot(x, y, color=look.colour, lw=0.9, alpha=0.45, zorder=2)
+        for (S, *_), a, b in zip(each, x, y, strict=True):  # points on the front stand out, dominated ones are faded
+            kept = (t.number, S) in on_any
+            axes.plot(
+                a, b, look.marker, color=look.colour, ms=4.5 if kept else 3.5, alpha=1 if kept else 0.45, zorder=3
+            )
+        axes.plot([], [], color=look.colour, marker=look.marker, ms=4.5, lw=0.9, label=look.label)
+    if searched:
+        best = {(t.number, S): (c, a) for t in searched for S, c, a in points[t.number]}
+        line = [best[key] for key in front_of(points, [t.number for t in searched])]
+        x, y = [c for c, _ in line], [100 * a for _, a in line]
+        axes.plot(x, y, color="black", marker="D", ms=4.5, mfc="white", lw=1.5, label="front of the searched", zorder=4)
+        axes.plot([], [], ".", color=style.FADED, ms=4, label=f"searched ({len(searched)} trials)")
+    _error_bars(axes, study, points)
+    _axes(axes, points, cost)
+    said = ", ".join(f"{kind} {100 * v:.1f} %" for kind, v in volumes.items())
+    axes.set_title(
+        f"{study.name}: one network per regime, at every size\nhypervolume: {said}", fontsize=7.5, loc="left"
+    )
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, handlelength=1.5, columnspacing=0.9)
 
-    costs = {p.S: p.gmacs for t in trials for p in t.curve.points}
+
+def _error_bars(axes: Any, study: StudyRuns, points: Points) -> None:
+    """Mean and deviation over seeds, where regimes were trained again with several."""
+    for i, t in enumerate(study.shown):
+        repeats = study.repeats_of(t)
+        if len(repeats) < 2:
+            continue
+        for S, c, _ in points[t.number]:
+            mean, deviation = mean_sd([r.curve.at(S).top1 for r in repeats if S in r.curve.sizes] or [float("nan")])
+            bar = {
+                "fmt": "none",
+                "ecolor": style.look(t.family, i).colour,
+                "elinewidth": 1.0,
+                "capsize": 2,
+                "zorder": 5,
+            }
+            axes.errorbar(c, 100 * mean, 100 * (deviation or 0.0), **bar)
+
+
+def _axes(axes: Any, points: Points, cost: str) -> None:
+    from matplotlib.ticker import NullLocator
+
+    costs = {S: c for each in points.values() for S, c, _ in each}
+    small = cost == "gmacs" and max(costs.values()) < 0.1
     axes.set_xscale("log")
-    axes.set_xticks(list(costs.values()))
+    ticks = _apart(sorted(costs.items(), key=lambda item: item[1]))
+    axes.set_xticks([c for _, c in ticks], [f"{1000 * c if small else c:.3g}" for _, c in ticks])
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:.2g}"))
-    axes.set_xlabel("inference cost, GMACs per image (log scale)")
-    axes.set_ylabel("top-1 accuracy on held-out images, %")
-    top = axes.secondary_xaxis("top")
-    top.set_xticks(list(costs.values()), [str(S) for S in costs])
-    top.xaxis.set_minor_locator(NullLocator())
-    top.set_xlabel("inference size, px")
-    axes.grid(axis="y", lw=0.4, color="0.9")
+    title = COSTS[cost][1].replace("GMACs", "million MACs") if small else COSTS[cost][1]
+    axes.set_xlabel(f"{title} (log scale)")
+    axes.set_ylabel("top-1 accuracy, %")
+    if cost != "memory":
+        top = axes.secondary_xaxis("top")
+        top.set_xticks([c for _, c in ticks], [str(S) for S, _ in ticks])
+        top.xaxis.set_minor_locator(NullLocator())
+        top.set_xlabel("test image size, px")
+    style.grid(axes)
 
 
-def _xy(trial: FinishedTrial) -> tuple[list[float], list[float]]:
-    return [p.gmacs for p in trial.curve.points], [100 * p.top1 for p in trial.curve.points]
+def _apart(ticks: Sequence[tuple[int, float]], least: float = 0.075) -> list[tuple[int, float]]:
+    """The ticks whose labels do not touch at column width: at least this share of the log axis apart."""
+    import math
+
+    span = math.log(ticks[-1][1] / ticks[0][1]) or 1.0
+    kept: list[tuple[int, float]] = []
+    for S, c in ticks:
+        if not kept or math.log(c / kept[-1][1]) / span >= least:
+            kept.append((S, c))
+    return kept
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, call, print."""
-    p = Parser("analysis.pareto", __doc__.split("\n")[0])
-    p.add_argument("--study", required=True, metavar="NAME", help="the study's name")
-    p.add_argument(
-        "--tracking-uri", required=True, metavar="URI", help="MLflow store, e.g. sqlite:///studies/X/mlflow.db"
-    )
-    p.add_argument("--out", required=True, metavar="FOLDER", help="where the figures go")
-    args = parse_args(p, argv)
-    for path in draw(args.tracking_uri, args.study, Path(args.out)):
-        print(short(path))
-    return 0
+    p = parser("analysis.pareto", __doc__)
+    p.add_argument("--cost", choices=sorted(COSTS), default="gmacs", help="the cost axis (default gmacs)")
+    return perform(p, argv, lambda study, folder, args: draw_study(study, folder, args.cost))
 
 
 if __name__ == "__main__":

@@ -1,43 +1,210 @@
-"""A study's finished trials, read from MLflow alone."""
+"""A study as MLflow holds it: its settings, its finished trials with their curves, and repeated runs with other seeds.
+
+S, B, D as in ``regime.shapes``. This is the only module of the analysis that asks MLflow anything.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import ast
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 from mixtune.errors import InputError
-from mixtune.study.tracking import children
-from mixtune.training.curve import METRICS, Curve
+from mixtune.regime import BatchShape, Budget, Regime
+from mixtune.study.space import NEGLIGIBLE, Search, Space
+from mixtune.study.store import Stored, default_uri, parent_of, stored
+from mixtune.training.curve import MEASURED, METRICS, Curve
+from mixtune.training.run import Evaluation
+from mixtune.training.score import Score
+from mixtune.training.task import TaskConfig
+
+BySize = Mapping[int, float]
 
 
 @dataclass(frozen=True)
 class FinishedTrial:
-    """A trial that was trained to the end: its number, family (a published name or "searched"), regime and curve."""
+    """A run that was trained to the end: its number, family (a published name or "searched"), regime and curve.
+
+    ``params``: its point of the search space; ``more``: other metrics by size (corruption/...);
+    ``seconds``: of training and evaluation together; ``judge``: which images the curve is of.
+    """
 
     number: int
     family: str
     regime: str
     curve: Curve
+    params: Mapping[str, str] = field(default_factory=dict)
+    more: Mapping[str, BySize] = field(default_factory=dict)
+    seconds: float | None = None
+    seed: int = 0
+    judge: str = "validation"
 
     @property
     def searched(self) -> bool:
         """Whether the sampler made it up."""
         return self.family == "searched"
 
+    def shares(self) -> dict[int, float]:
+        """Share of the training compute at each size; the sizes are the regime's training support."""
+        weights = {int(k[2:]): float(v) for k, v in self.params.items() if k.startswith("w_")}
+        kept = {S: w for S, w in weights.items() if w >= NEGLIGIBLE} or weights
+        total = sum(kept.values())
+        return {S: w / total for S, w in sorted(kept.items())} if total else {}
 
-def finished_trials(uri: str, study: str) -> list[FinishedTrial]:
-    """The complete trials of a study, by number. Pruned ones are left out: their curves are of half-trained networks.
+
+@dataclass(frozen=True)
+class StudyRuns:
+    """A study: ``settings`` are its parent run's parameters, ``repeats`` the runs of its regimes with more seeds."""
+
+    uri: str
+    name: str
+    parent: str
+    settings: Mapping[str, str]
+    tags: Mapping[str, str]
+    trials: tuple[FinishedTrial, ...]
+    states: Mapping[str, int]
+    repeats: tuple[FinishedTrial, ...] = ()
+
+    @property
+    def score(self) -> Score:
+        """How a curve of this study becomes one number."""
+        S = self.settings.get("score.S", "None")
+        return Score(self.settings.get("score.measure", "hypervolume"), None if S == "None" else int(S))  # type: ignore[arg-type]
+
+    @property
+    def best(self) -> FinishedTrial:
+        """The complete trial with the highest score, published ones included."""
+        return max(self.trials, key=lambda t: self.score.of(t.curve))
+
+    @property
+    def best_searched(self) -> FinishedTrial | None:
+        """The best complete trial that the sampler made up."""
+        return max((t for t in self.trials if t.searched), key=lambda t: self.score.of(t.curve), default=None)
+
+    @property
+    def shown(self) -> list[FinishedTrial]:
+        """What figures name: the published regimes, and the best searched one."""
+        best = self.best_searched
+        return [*(t for t in self.trials if not t.searched), *([best] if best else [])]
+
+    @property
+    def base(self) -> BatchShape:
+        """The batch shape that sets the budget."""
+        return BatchShape(*(int(self.settings[f"base.{k}"]) for k in "SBD"))
+
+    def images(self, judge: str = "validation") -> int | None:
+        """How many images curves are judged on; None where the study did not record it."""
+        said = self.settings.get(f"images.{judge}")
+        return int(said) if said else None
+
+    def repeats_of(self, trial: FinishedTrial) -> list[FinishedTrial]:
+        """Runs of the same regime with several seeds, by seed; judged on the test set where there are such runs."""
+        mine = [r for r in self.repeats if r.regime == trial.regime]
+        judges = {r.judge for r in mine}
+        judge = "test" if "test" in judges else "validation"
+        return sorted((r for r in mine if r.judge == judge), key=lambda r: r.seed)
+
+    def regime(self, trial: FinishedTrial) -> Regime:
+        """The regime that a trial trained, rebuilt from its parameters (rounded to four digits in MLflow)."""
+        sizes = tuple(int(k[2:]) for k in trial.params if k.startswith("w_"))
+        s = self.settings
+        space = Space(
+            self.name,
+            TaskConfig(s["task.dataset"], s["task.network"]),  # type: ignore[arg-type]
+            self.base,
+            Budget(1.0),  # a regime does not depend on it
+            Evaluation(trial.curve.sizes),
+            Search(sizes),
+            trials=1,
+        )
+        name = trial.family if not trial.searched else f"searched #{trial.number}"
+        return space.regime(trial.params, name)
+
+    def named(self, word: str) -> FinishedTrial:
+        """A complete trial by its number, published name or "searched" (the best searched one).
+
+        Raises InputError for another word.
+        """
+        if word == "searched" and self.best_searched:
+            return self.best_searched
+        for t in self.trials:
+            if word in (t.family if not t.searched else "", str(t.number), f"#{t.number}"):
+                return t
+        known = [t.family for t in self.trials if not t.searched] + ["searched"] * (self.best_searched is not None)
+        numbers = ", ".join(str(t.number) for t in self.trials)
+        raise InputError(
+            f"{word}: study {self.name} has no complete trial of this name; known: {', '.join(known)}, or a number "
+            f"({numbers})"
+        )
+
+
+def store(uri: str | None, study: str) -> str:
+    """``uri`` as given, else the store that a search without --tracking-uri writes: studies/NAME/mlflow.db."""
+    return uri or default_uri(Path("studies") / study)
+
+
+def read_study(uri: str, study: str) -> StudyRuns:
+    """A study with its complete trials and repeated runs, by number. Pruned trials are left out: their curves are of
+    half-trained networks.
 
     Raises InputError for a missing or foreign store, an unknown study and a study without complete trials.
     """
-    trials = []
-    for tags, points in children(uri, study):
-        if tags.get("mixtune.state") != "COMPLETE":
-            continue
-        rows = [{"S": S, **values} for S, values in sorted(points.items())]
-        if not rows or any(set(METRICS) - set(row) for row in rows):
-            continue
-        number, family = int(tags["mixtune.trial"]), tags["mixtune.family"]
-        trials.append(FinishedTrial(number, family, tags["mixtune.regime"], Curve.from_rows(rows)))
+    trials: list[FinishedTrial] = []
+    repeats: list[FinishedTrial] = []
+    states: dict[str, int] = {}
+    for run in stored(uri, study):
+        if run.tags["mixtune.kind"] == "trial":
+            state = run.tags.get("mixtune.state", "FAIL")
+            states[state] = states.get(state, 0) + 1
+            if state != "COMPLETE":
+                continue
+        found = _finished(run)
+        if found is not None:
+            (repeats if run.tags["mixtune.kind"] == "repeat" else trials).append(found)
     if not trials:
-        raise InputError(f"--study {study}: {uri} holds no complete trial of this study yet")
-    return sorted(trials, key=lambda t: t.number)
+        had = ", ".join(f"{n} {state}" for state, n in sorted(states.items())) or "none at all"
+        raise InputError(f"--study {study}: {uri} holds no complete trial of this study yet (trials: {had})")
+    parent, settings, tags = parent_of(uri, study)
+    order = tuple(sorted(trials, key=lambda t: t.number))
+    return StudyRuns(uri, study, parent, settings, tags, order, states, tuple(repeats))
+
+
+def finished_trials(uri: str, study: str) -> list[FinishedTrial]:
+    """The complete trials of a study, by number. Raises InputError as ``read_study`` does."""
+    return list(read_study(uri, study).trials)
+
+
+def _finished(run: Stored) -> FinishedTrial | None:
+    rows = [{"S": S, **values} for S, values in sorted(run.curve.items()) if not set(METRICS) - set(values)]
+    if not rows:
+        return None
+    more: dict[str, dict[int, float]] = {}
+    for S, values in run.curve.items():
+        for metric in set(values) - set(METRICS) - set(MEASURED):
+            more.setdefault(metric, {})[S] = values[metric]
+    tags = run.tags
+    return FinishedTrial(
+        int(tags.get("mixtune.trial", -1)),
+        tags["mixtune.family"],
+        tags["mixtune.regime"],
+        Curve.from_rows(rows),
+        {f"w_{int(k[2:])}" if k.startswith("w_") else k: v for k, v in run.params.items()},  # w_08 is w_8
+        {metric: dict(sorted(values.items())) for metric, values in sorted(more.items())},
+        run.metrics.get("seconds"),
+        int(tags.get("mixtune.seed", 0)),
+        tags.get("mixtune.judge", "validation"),
+    )
+
+
+def setting(study: StudyRuns, key: str) -> Any:
+    """A parent parameter that holds a list, mapping or number. Raises InputError when an old study lacks it."""
+    if key not in study.settings:
+        raise InputError(f"--study {study.name}: its parent run has no parameter {key!r}; was it written by mixtune?")
+    return ast.literal_eval(study.settings[key])
+
+
+def names(trials: Sequence[FinishedTrial]) -> list[str]:
+    """What trials are called in tables."""
+    return [t.family if not t.searched else f"searched #{t.number}" for t in trials]

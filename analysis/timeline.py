@@ -1,18 +1,24 @@
 """Timelines of size regimes side by side: image size over the budget, with batch and copies.
 
+Of a study: python -m analysis.timeline --study NAME; of regime files: python -m mixtune.show FILE...
+
 S, B, D as in ``regime.shapes``.
 """
 
 from __future__ import annotations
 
+import csv
 import math
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mixtune.errors import InputError
 from mixtune.regime import Regime
+
+if TYPE_CHECKING:
+    from analysis.runs import StudyRuns
 
 WIDTH, HEIGHT = 1.75, 1.65  # inches of a panel
 HAIRLINE = 0.05  # the least thickness of a bar, as a share of the gap between sizes, so that rare shapes are seen
@@ -105,3 +111,35 @@ def _saved(figure: Any, path: Path) -> Path:
     except OSError as err:
         raise InputError(f"{path}: cannot be written ({err.strerror})") from None
     return path
+
+
+def draw_study(study: StudyRuns, folder: Path) -> tuple[list[Path], list[str]]:
+    """What every published regime of a study and its best searched one do over the budget: figure and table."""
+    shown = study.shown
+    regimes = [study.regime(t) for t in shown]
+    captions = [f"score {100 * study.score.of(t.curve):.2f} %" for t in shown]
+    stem = folder / "timeline"
+    paths = draw(regimes, stem, captions, columns=min(4, len(shown)))
+    table = stem.with_suffix(".csv")
+    with table.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["trial", "family", "phase", "compute_share", "S", "B", "D", "p_of_steps"])
+        for t, regime in zip(shown, regimes, strict=True):
+            for i, phase in enumerate(regime.phases, start=1):
+                for s, p in zip(phase.mixture.shapes, phase.mixture.p, strict=True):
+                    writer.writerow([t.number, t.family, i, phase.share, s.S, s.B, s.D, p])
+    return [*paths, table], []
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, call, print."""
+    from analysis.command import parser, perform
+
+    p = parser("analysis.timeline", "What each regime does over the budget: python -m analysis.timeline --study NAME")
+    return perform(p, argv, lambda study, folder, _: draw_study(study, folder))
+
+
+if __name__ == "__main__":
+    from mixtune.cli import run
+
+    run(main)

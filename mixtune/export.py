@@ -1,16 +1,19 @@
-"""Write a regime in another form: python -m mixtune.export --regime FILE --timm
+"""Write a regime or a trained network in another form: python -m mixtune.export --regime FILE --timm
 
-For timm's train.py (--timm), for another base shape (--base 224x256 --stride 32 --out FILE), or all published regimes
-as files (--published FOLDER).
+A regime is written for timm's train.py (--timm), for another base shape (--base 224x256 --stride 32 --out FILE), or all
+published ones as files (--published FOLDER). A network that mixtune.train wrote is picked by need and written for use:
+--run FOLDER --at-most '1.5 GMACs' --network FOLDER.
 """
 
 from __future__ import annotations
 
+import argparse
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 from mixtune.cli import Parser, parse_args, run, shell
-from mixtune.errors import InputError
+from mixtune.errors import InputError, did_you_mean
 from mixtune.regime import BatchShape, Budget
 from mixtune.regime.catalogue import published_run, write_published
 from mixtune.regime.files import load_regime, save_regime
@@ -33,7 +36,48 @@ def parser() -> Parser:
     p.add_argument("--stride", type=int, default=32, help="re-base: sizes become multiples of this (default 32)")
     p.add_argument("--out", metavar="FILE", help="re-base: the regime file to write")
     p.add_argument("--published", metavar="FOLDER", help="write every published regime as a file into this folder")
+    p.add_argument("--run", metavar="FOLDER", action="append", help="a run of mixtune.train --out (may be repeated)")
+    p.add_argument("--network", metavar="FOLDER", help="write the run's network into this folder")
+    p.add_argument("--formats", default="safetensors,torch", metavar="F,F", help="of safetensors, torch, onnx, mlflow")
+    p.add_argument("--register", metavar="NAME", help="register the network in MLflow under this name, alias best")
+    p.add_argument("--tracking-uri", metavar="URI", help="--register: the MLflow store")
+    p.add_argument("--at-most", action="append", default=[], metavar="COST", help="'1.5 GMACs', '3 ms' or '512 MiB'")
+    p.add_argument("--at-least", action="append", default=[], metavar="ACCURACY", help="top-1, such as '76 %%'")
     return p
+
+
+def export_network(args: argparse.Namespace) -> int:
+    """Pick network and size by need, and write it where ``--network`` says."""
+    from mixtune import deploy
+    from mixtune.pick import Need, Trained, pick
+
+    runs = [Trained.read(Path(folder)) for folder in args.run]
+    needs = [Need.parse("at most", text) for text in args.at_most]
+    needs += [Need.parse("at least", text) for text in args.at_least]
+    formats = args.formats.split(",")
+    if args.register and not (args.network and args.tracking_uri):
+        raise InputError("--register NAME needs --network FOLDER, and --tracking-uri to say which MLflow store")
+    if args.register and "torch" not in formats:
+        formats.append("torch")  # what is served is made of it
+    for name in formats:
+        if name not in deploy.WRITERS:
+            raise InputError(f"--formats: unknown format {name!r}; {did_you_mean(name, deploy.WRITERS)}")
+    run_, point = pick(runs, needs)
+    asked = " and ".join(f"{n.kind} {n.said}" for n in needs) or "the most accurate"
+    measured = f" and {1000 * point.latency:.3g} ms" if point.latency is not None else ""
+    print(f"{asked}: {run_.folder} at {point.S} px, top-1 {100 * point.top1:.2f} %, {point.gmacs:.4g} GMACs{measured}")
+    if args.network:
+        network, chosen = deploy.restore(run_, point.S)
+        print(f"batch-norm statistics: {chosen}")
+        about = deploy.description(run_, point, chosen, needs)
+        for path in deploy.save(network, Path(args.network), run_.curve.sizes, formats, about):
+            print(f"wrote {path}")
+        if args.register:
+            from mixtune.serving import register
+
+            said = register(Path(args.network), about, args.tracking_uri, args.register)
+            print(f"registered {said}; serve it with MLFLOW_TRACKING_URI set: mlflow models serve -m {said}")
+    return 0
 
 
 def shape(text: str) -> BatchShape:
@@ -49,8 +93,12 @@ def shape(text: str) -> BatchShape:
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, call, print."""
     args = parse_args(parser(), argv)
+    if args.run:
+        return export_network(args)
+    if args.network or args.at_most or args.at_least:
+        raise InputError("--network, --at-most and --at-least need --run FOLDER, a run of mixtune.train --out")
     if (args.published is None) == (args.regime is None):
-        raise InputError("give either --regime FILE with --timm or --base, or --published FOLDER")
+        raise InputError("give either --regime FILE with --timm or --base, or --published FOLDER, or --run FOLDER")
     if args.published is not None:
         print(f"wrote {len(write_published(args.published))} regimes into {args.published}")
         return 0

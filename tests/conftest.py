@@ -16,6 +16,25 @@ TINY = {
 }
 
 
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory):
+    """Puts an empty MLflow database into a folder: a copy, because making one takes seconds."""
+    import shutil
+
+    from mixtune.study.tracking import default_uri
+
+    made = tmp_path_factory.mktemp("store")
+    from mlflow import MlflowClient
+
+    MlflowClient(default_uri(made)).search_experiments(max_results=1)
+
+    def into(folder):
+        shutil.copy(made / "mlflow.db", folder / "mlflow.db")
+        return default_uri(folder)
+
+    return into
+
+
 @pytest.fixture
 def tiny():
     """The settings of a tiny study, to be changed freely."""
@@ -32,3 +51,18 @@ def space_file(tmp_path):
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """A run of seconds, as mixtune.train writes it."""
+    from mixtune import published, train
+    from mixtune.config import parse, plain
+    from mixtune.regime.files import save_regime
+    from mixtune.study.space import Space
+
+    folder = tmp_path_factory.mktemp("run")
+    space = parse(TINY, Space, "f")
+    save_regime(folder / "fixed.yaml", published("fixed", space.base, space.search.sizes, 4), plain(space.training(1)))
+    train.main(["--regime", str(folder / "fixed.yaml"), "--out", str(folder / "out")])
+    return folder / "out"

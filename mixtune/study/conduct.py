@@ -149,7 +149,8 @@ def _close(
         else:  # run by another machine of a cluster without a shared folder
             save_regime(best_file, regime_of(space, best), plain(space.training()))
         artifacts.append(best_file)
-        artifacts += draw(places.tracking_uri, space.study, places.folder / "figures")
+        if tracker.flush():  # figures are drawn from what MLflow holds
+            artifacts += draw(places.tracking_uri, space.study, places.folder / "figures")
     remaining = trials.remaining()
     summary: dict[str, Any] = {}
     if best is not None:

@@ -1,66 +1,34 @@
-"""MLflow: one parent run per study, one child run per trial, written by the driver. The only module that knows MLflow.
+"""MLflow: one parent run per study, one child run per trial, written by the driver (``delivery`` knows how).
 
 MLflow has no state for a pruned run: it is KILLED there, and the tag ``mixtune.state`` (COMPLETE, PRUNED, FAIL) tells.
 """
 
 from __future__ import annotations
 
-import contextlib
+import hashlib
 import logging
-import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
+from mixtune import __version__
 from mixtune.config import plain, to_yaml
-from mixtune.errors import InputError
+from mixtune.study.delivery import Sender, curve_metrics, record_repeat
 from mixtune.study.events import Candidate, State
+from mixtune.study.identity import identity
+from mixtune.study.outbox import Outbox
 from mixtune.study.space import Space
-from mixtune.training.curve import METRICS, Curve
+from mixtune.study.store import check, children, default_uri
+from mixtune.training.curve import Curve
 
-# A tracking server that has gone away must not hold the search up: by default one call retries for minutes.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-
-from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunTag
-from mlflow.exceptions import MlflowException
-
-for _name in ("alembic", "mlflow"):  # after the import, which sets levels of its own
-    logging.getLogger(_name).setLevel(logging.ERROR)
-
-EXPERIMENT = "mixtune"
+log = logging.getLogger("mixtune")
 _STATUS: dict[State, str] = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED", "INTERRUPTED": "KILLED"}
-
-
-def default_uri(folder: Path) -> str:
-    """The tracking store inside a study's folder."""
-    return f"sqlite:///{folder.absolute()}/mlflow.db"
-
-
-def check(uri: str) -> None:
-    """Raise InputError when a tracking server does not answer; a file is made when it is first written."""
-    if uri.startswith("sqlite"):
-        return
-    try:
-        MlflowClient(uri).search_experiments(max_results=1)
-    except Exception as err:
-        raise InputError(
-            f"--tracking-uri {uri}: no MLflow tracking server answers there ({_cause(err)}); start it, or leave "
-            "the option out to log into the study's folder"
-        ) from None
-
-
-def _cause(err: Exception) -> str:
-    return str(err).split("\n")[0][:200]
+_NOT_LOGGED = ("regime.yaml", "checkpoint.pt")  # logged at the start; of no use once the trial has ended
 
 
 class Tracker:
-    """Writes a study to MLflow as it happens (a ``Listener``)."""
+    """Writes a study to MLflow as it happens (a ``Listener``), through an outbox: no event waits for the store."""
 
     def __init__(self, uri: str, space: Space, folder: Path, parent: str | None = None) -> None:
         """Open the tracking store and the study's parent run (``parent``: its id when the study is resumed).
@@ -68,76 +36,66 @@ class Tracker:
         Raises InputError when the store cannot be reached.
         """
         self.uri, self._space, self._folder = uri, space, folder
-        try:
-            self._client = MlflowClient(uri)
-            self.experiment = self._experiment()
-            self.parent = self._parent(parent)
-        except Exception as err:
-            raise InputError(f"--tracking-uri {uri}: MLflow cannot write there ({_cause(err)})") from None
-        self._runs: dict[int, str] = {}
+        self._width = len(str(max(*space.search.sizes, *space.evaluate.sizes)))
+        self._sender = Sender(uri, folder, identity(space.task))
+        self.experiment = self._sender.experiment
+        self.parent = self._sender.parent(parent, f"study {space.study}", *self._described(), to_yaml(space))
+        kept = folder / f"unsent-{hashlib.sha256(uri.encode()).hexdigest()[:8]}.jsonl"
+        self.outbox = Outbox(kept, self._sender.deliver, "MLflow")
 
-    def _experiment(self) -> str:
-        found = self._client.get_experiment_by_name(EXPERIMENT)
-        if found is not None:
-            return str(found.experiment_id)
-        # A server decides itself where artifacts lie; a file store would put them into the working folder.
-        local = self.uri.startswith("sqlite")
-        where = f"file://{quote(str(self._folder.absolute()))}/artifacts" if local else None
-        return str(self._client.create_experiment(EXPERIMENT, artifact_location=where))
-
-    def _parent(self, run_id: str | None) -> str:
-        if run_id is not None:
-            with contextlib.suppress(MlflowException):  # another store than last time: begin a new parent there
-                self._client.update_run(run_id, status="RUNNING")
-                return run_id
+    def _described(self) -> tuple[dict[str, str], dict[str, str]]:
+        """The parent run's tags and parameters."""
+        space = self._space
         tags = {
-            "mixtune.study": self._space.study,
+            **self._common,
             "mixtune.kind": "study",
+            "mixtune.version": __version__,
             "mlflow.note.content": (
-                f"How should {self._space.task.network} mix image sizes on {self._space.task.dataset}, for the compute "
-                f"of {self._space.budget} at {self._space.base.S} px? One child run per trial; the tag "
-                "mixtune.state tells COMPLETE, PRUNED and FAIL apart; figures are among this run's artifacts."
+                f"How should {space.task.network} mix image sizes on {space.task.dataset}, for the compute of "
+                f"{space.budget} at {space.base.S} px?\n\nOne child run per trial; the tag "
+                "mixtune.state tells COMPLETE, PRUNED and FAIL apart. In charts of curve/..., the step is the image "
+                "size in px; in all others it is the share of the budget in %. This run's artifacts hold the figures."
             ),
         }
-        run = self._client.create_run(self.experiment, run_name=f"study {self._space.study}", tags=tags)
-        parent = str(run.info.run_id)
-        sections = plain(self._space)
-        params = [Param(k, str(v)[:6000]) for k, v in sections.items() if not isinstance(v, dict)]
-        params += [
-            Param(f"{section}.{k}", str(v)[:6000])
-            for section in ("task", "base", "budget", "recipe", "evaluate", "search", "score")
-            for k, v in sections[section].items()
-        ]
-        self._client.log_batch(parent, params=params)
-        self._client.log_text(parent, to_yaml(self._space), "space.yaml")
-        return parent
+        sections = plain(space)
+        params = {k: v for k, v in sections.items() if not isinstance(v, dict)}
+        for section in ("task", "base", "budget", "recipe", "evaluate", "search", "score"):
+            params |= {f"{section}.{k}": v for k, v in sections[section].items()}
+        return tags, {k: str(v)[:6000] for k, v in params.items()}
+
+    @property
+    def _common(self) -> dict[str, str]:
+        """What every run is tagged with, so that a filter finds trials without their parent."""
+        s = self._space
+        return {
+            "mixtune.study": s.study,
+            "mixtune.network": s.task.network,
+            "mixtune.dataset": s.task.dataset,
+            "mixtune.seed": str(s.seed),
+            "mixtune.fold": f"hold-out {100 * s.task.validation:g} %",
+        }
 
     def started(self, trial: Candidate) -> None:
         """Open the trial's child run."""
         tags = {
+            **self._common,
             "mlflow.parentRunId": self.parent,
             "mixtune.kind": "trial",
-            "mixtune.study": self._space.study,
             "mixtune.trial": str(trial.number),
             "mixtune.family": trial.label,
             "mixtune.regime": str(trial.regime),
             "mixtune.state": "RUNNING",
-            "mixtune.network": self._space.task.network,
-            "mixtune.dataset": self._space.task.dataset,
-            "mixtune.seed": str(self._space.seed),
             "mlflow.note.content": f"{trial.label}: {trial.regime} (size x batch (x copies), % of steps)",
         }
-        name = f"{trial.number:03d} {trial.label}"
-        run_id = str(self._client.create_run(self.experiment, run_name=name, tags=tags).info.run_id)
-        self._runs[trial.number] = run_id
-        params = [Param(k, f"{v:.4g}" if isinstance(v, float) else str(v)) for k, v in trial.params.items()]
-        params += [Param("regime", str(trial.regime)), Param("family", trial.label)]
-        self._client.log_batch(run_id, params=params)
-        self._client.log_artifact(run_id, str(trial.folder / "regime.yaml"))
+        params = {self._padded(k): f"{v:.4g}" if isinstance(v, float) else str(v) for k, v in trial.params.items()}
+        params |= {"regime": str(trial.regime), "family": trial.label, "phases": str(len(trial.regime.phases))}
+        params["sizes"] = " ".join(map(str, trial.regime.sizes))
+        name, files = f"{trial.number:03d} {trial.label}", [str(trial.folder / "regime.yaml")]
+        self._put("start", trial.number, name=name, tags=tags, params=params, files=files)
 
     def reported(self, trial: Candidate, report: Mapping[str, Any], score: float) -> None:
         """Metrics of one report, with the budget spent in per cent as step, in one request."""
-        now, step = int(1000 * time.time()), round(100 * report["progress"])
+        step = round(100 * report["progress"])
         values = {
             "score": score,
             "train/loss": report["loss"],
@@ -146,79 +104,48 @@ class Tracker:
             "seconds": report["seconds"],
         }
         for row in report["curve"]:
-            values[f"top1/S{row['S']}"] = row["top1"]
-        self._client.log_batch(
-            self._runs[trial.number], metrics=[Metric(k, float(v), now, step) for k, v in values.items()]
-        )
+            values[f"top1/S{row['S']:0{self._width}d}"] = row["top1"]
+        self._put("report", trial.number, metrics=[[k, float(v), step] for k, v in values.items()])
 
     def ended(self, trial: Candidate, state: State, score: float | None, reason: str, curve: Curve | None) -> None:
         """Close the child run; a trial that an interruption ended is taken out, because it will be run again."""
-        run_id = self._runs[trial.number]
         if state == "INTERRUPTED":
-            self.discard(run_id)
+            self._put("discard", trial.number)
             return
-        self._client.set_tag(run_id, "mixtune.state", state)
-        if reason:
-            self._client.set_tag(run_id, "mixtune.reason", reason[:5000])
-        if curve is not None:
-            # The image size is the step: MLflow's own chart is then accuracy against size.
-            now, rows = int(1000 * time.time()), curve.rows()
-            metrics = [Metric(f"curve/{m}", float(row[m]), now, int(row["S"])) for row in rows for m in METRICS]
-            self._client.log_batch(run_id, metrics=metrics)
-        for path in sorted(trial.folder.glob("*")):
-            if path.name != "regime.yaml":
-                self._client.log_artifact(run_id, str(path))
-        self._client.set_terminated(run_id, status=_STATUS[state])
+        tags = {"mixtune.state": state} | ({"mixtune.reason": reason[:5000]} if reason else {})
+        metrics = curve_metrics(curve) if curve is not None else []
+        files = [str(p) for p in sorted(trial.folder.glob("*")) if p.name not in _NOT_LOGGED]
+        self._put("end", trial.number, tags=tags, metrics=metrics, files=files, status=_STATUS[state])
 
     def discard_unfinished(self) -> None:
         """Bin the child runs that a killed search left open; their trials are run again."""
-        where = f"tags.`mlflow.parentRunId` = '{self.parent}' and tags.`mixtune.state` = 'RUNNING'"
-        for run in self._client.search_runs([self.experiment], where, max_results=1000):
-            self.discard(str(run.info.run_id))
+        self._put("discard unfinished", -1)
 
-    def discard(self, run_id: str) -> None:
-        """Move a child run that does not count to MLflow's bin."""
-        with contextlib.suppress(MlflowException):
-            self._client.set_terminated(run_id, status="KILLED")
-            self._client.delete_run(run_id)
+    def flush(self, seconds: float = 10.0) -> bool:
+        """Wait until MLflow has everything; False when it does not answer. What it lacks is sent by the next search."""
+        return self.outbox.flush(seconds)
 
-    def finish(self, status: str, best: Mapping[str, Any], artifacts: list[Path]) -> None:
-        """Close the parent run: the best score as metric, the best trial as tags, figures and files as artifacts."""
-        tags = [RunTag(f"mixtune.best.{k}", str(v)) for k, v in best.items()]
-        metrics = [Metric("best/score", float(best["score"]), int(1000 * time.time()), 0)] if best else []
-        self._client.log_batch(self.parent, metrics=metrics, tags=tags)
-        for path in artifacts:
-            self._client.log_artifact(self.parent, str(path), "figures" if path.suffix != ".yaml" else None)
-        self._client.set_terminated(self.parent, status=status)
+    def finish(self, status: str, best: Mapping[str, Any], artifacts: list[Path]) -> bool:
+        """Close the parent run: the best score as metric, the best trial as tags, figures and files as artifacts.
+
+        Returns whether MLflow has everything; the rest is kept in the study's folder.
+        """
+        tags = {f"mixtune.best.{k}": str(v) for k, v in best.items()}
+        metrics = [["best/score", float(best["score"]), 0]] if best else []
+        self._put("finish", -1, tags=tags, metrics=metrics, files=[str(p) for p in artifacts], status=status)
+        everything = self.flush()
+        if not everything:
+            n, where = self.outbox.waiting, self.outbox.path
+            log.warning("MLflow lacks %d records, kept in %s; running the study again sends them", n, where)
+        return everything
+
+    def _padded(self, name: str) -> str:
+        """w_8 as w_08 where sizes have two digits: MLflow sorts names as text."""
+        return f"w_{int(name[2:]):0{self._width}d}" if name.startswith("w_") else name
+
+    def _put(self, do: str, trial: int, **more: Any) -> None:
+        now = int(1000 * time.time())
+        self.outbox.put({"do": do, "trial": trial, "parent": self.parent, "time": now, **more})
 
 
-def children(uri: str, study: str) -> Iterator[tuple[dict[str, str], dict[int, dict[str, float]]]]:
-    """For every trial of a study that has a curve: its tags, and its curve as {S: {metric: value}}.
-
-    Raises InputError when the store holds no such study.
-    """
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
-        raise InputError(f"--tracking-uri {uri}: there is no such file; it is the mlflow.db in the study's folder")
-    client = MlflowClient(uri)
-    try:
-        experiment = client.get_experiment_by_name(EXPERIMENT)
-    except Exception as err:
-        raise InputError(f"--tracking-uri {uri}: cannot be read ({_cause(err)})") from None
-    if experiment is None:
-        raise InputError(f"--tracking-uri {uri}: holds no experiment {EXPERIMENT!r}; was a search logged there?")
-    where = f"tags.`mixtune.study` = '{study}' and tags.`mixtune.kind` = 'trial'"
-    found, token = False, None
-    while True:
-        page = client.search_runs([experiment.experiment_id], where, max_results=500, page_token=token)
-        for run in page:
-            found = True
-            curve: dict[int, dict[str, float]] = {}
-            for metric in METRICS:
-                for m in client.get_metric_history(run.info.run_id, f"curve/{metric}"):
-                    curve.setdefault(m.step, {})[metric] = m.value
-            yield dict(run.data.tags), curve
-        token = page.token
-        if not token:
-            break
-    if not found:
-        raise InputError(f"--study {study}: {uri} holds no trials of this study")
+__all__ = ["Tracker", "check", "children", "default_uri", "record_repeat"]

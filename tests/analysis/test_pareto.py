@@ -3,7 +3,7 @@ import csv
 import pytest
 
 from analysis import pareto
-from analysis.runs import FinishedTrial
+from analysis.runs import FinishedTrial, StudyRuns
 from mixtune.errors import InputError
 from mixtune.training.curve import Curve, Point
 
@@ -20,16 +20,19 @@ TRIALS = [
 ]
 
 
+STUDY = StudyRuns("sqlite:///x", "study", "id", {}, {}, tuple(TRIALS), {})
+
+
 def test_the_front_is_of_the_searched_trials_only():
     assert [(t.number, S) for t, S in pareto.searched_front(TRIALS)] == [(1, 8), (2, 16)]
 
 
 def test_figure_and_table_are_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(pareto, "finished_trials", lambda uri, study: TRIALS)
+    monkeypatch.setattr(pareto, "read_study", lambda uri, study: STUDY)
     paths = pareto.draw("sqlite:///x", "study", tmp_path / "figures")
     assert [p.name for p in paths] == ["pareto.png", "pareto.svg", "pareto.csv"]
     svg = paths[1].read_text()
-    for word in ("inference cost", "GMACs", "top-1 accuracy", "fixed", "front of the searched"):
+    for word in ("inference cost", "GMACs", "top-1 accuracy", "fixed size", "hypervolume", "front of the searched"):
         assert word in svg
     rows = list(csv.DictReader(paths[2].open()))
     assert len(rows) == 9
@@ -37,7 +40,7 @@ def test_figure_and_table_are_written(tmp_path, monkeypatch):
 
 
 def test_an_unwritable_folder_is_one_sentence(tmp_path, monkeypatch):
-    monkeypatch.setattr(pareto, "finished_trials", lambda uri, study: TRIALS)
+    monkeypatch.setattr(pareto, "read_study", lambda uri, study: STUDY)
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written to"):
         pareto.draw("sqlite:///x", "study", tmp_path / "file" / "figures")

@@ -1,4 +1,5 @@
 import pytest
+import torch
 from mlflow import MlflowClient
 
 from mixtune.config import parse
@@ -6,16 +7,19 @@ from mixtune.errors import InputError
 from mixtune.regime import published
 from mixtune.regime.files import save_regime
 from mixtune.study.events import Candidate
+from mixtune.study.identity import _digest, identity
 from mixtune.study.space import Space
-from mixtune.study.tracking import Tracker, check, children, default_uri
+from mixtune.study.tracking import Tracker, check, children
+from mixtune.training.data import DataSet, Files, Pixels, load
+from mixtune.training.task import Classification
 from tests.study.test_sampling import CURVE
 
 
 @pytest.fixture
-def tracker(tmp_path, tiny):
+def tracker(tmp_path, tiny, empty_store):
     folder = tmp_path / "a folder"
     folder.mkdir()
-    return Tracker(default_uri(folder), parse(tiny, Space, "f"), folder)
+    return Tracker(empty_store(folder), parse(tiny, Space, "f"), folder)
 
 
 def candidate(tracker, number=0):
@@ -28,6 +32,7 @@ def candidate(tracker, number=0):
 
 
 def runs(tracker, kind):
+    assert tracker.flush()
     found = MlflowClient(tracker.uri).search_runs([tracker.experiment], f"tags.`mixtune.kind` = '{kind}'")
     return sorted(found, key=lambda r: r.info.run_name)
 
@@ -45,7 +50,7 @@ def test_a_trial_is_a_child_run_whose_end_is_told_apart(tracker, state, status):
     assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert (child.info.status, child.data.tags["mixtune.state"]) == (status, state)
     assert child.data.params["family"] == "fixed"
-    assert child.data.params["w_8"] == "1"
+    assert child.data.params["w_08"] == "1"
     client = MlflowClient(tracker.uri)
     assert [(m.step, m.value) for m in client.get_metric_history(child.info.run_id, "curve/top1")] == [(8, 0.5)]
     assert [(m.step, m.value) for m in client.get_metric_history(child.info.run_id, "train/loss")] == [(50, 1.5)]
@@ -56,6 +61,7 @@ def test_reading_back_gives_tags_and_curves(tracker):
     trial = candidate(tracker)
     tracker.started(trial)
     tracker.ended(trial, "COMPLETE", 0.5, "", CURVE)
+    assert tracker.flush()
     ((tags, points),) = children(tracker.uri, "tiny")
     assert tags["mixtune.trial"] == "0"
     assert {S: dict(v) for S, v in points.items()} == {r.pop("S"): r for r in CURVE.rows()}
@@ -98,3 +104,56 @@ def test_a_missing_store_is_one_sentence(uri):
 def test_an_unknown_study_is_one_sentence(tracker):
     with pytest.raises(InputError, match="holds no trials of this study"):
         list(children(tracker.uri, "other"))
+
+
+def test_every_run_names_its_data_by_digest(tracker):
+    trial = candidate(tracker)
+    tracker.started(trial)
+    for kind in ("study", "trial"):
+        (run,) = runs(tracker, kind)
+        (found,) = run.inputs.dataset_inputs
+        assert found.dataset.name == "digits"
+        assert found.dataset.digest == identity(tracker._space.task).digest
+        assert run.data.tags["mixtune.fold"] == "hold-out 25 %"
+    (parent,) = runs(tracker, "study")
+    counts = {k: int(parent.data.params[f"images.{k}"]) for k in ("train", "validation", "test")}
+    task = Classification(tracker._space.task)
+    assert counts == {"train": task.n_train, "validation": len(task._held_out), "test": len(load("digits", None).test)}
+
+
+def test_sending_a_record_twice_changes_nothing(tracker):
+    trial = candidate(tracker)
+    sent = []
+    deliver = tracker._sender.deliver
+    tracker.outbox._deliver = lambda record: (sent.append(record), deliver(record))
+    tracker.started(trial)
+    tracker.reported(trial, REPORT, 0.5)
+    tracker.ended(trial, "COMPLETE", 0.5, "", CURVE)
+    assert tracker.flush()
+    tracker._sender._runs.clear()  # as a new process would
+    for record in sent:
+        deliver(record)
+    (child,) = runs(tracker, "trial")
+    client = MlflowClient(tracker.uri)
+    assert len(client.get_metric_history(child.info.run_id, "score")) == 1
+    assert len(client.get_metric_history(child.info.run_id, "curve/top1")) == len(CURVE.points)
+    assert child.data.tags["mixtune.state"] == "COMPLETE"
+
+
+def test_the_digest_changes_with_pixels_labels_and_names(monkeypatch):
+    pixels = Pixels(torch.zeros(4, 2, 2, 3, dtype=torch.uint8), torch.tensor([0, 1, 0, 1]))
+    other = Pixels(pixels.images + 1, pixels.labels)
+    relabelled = Pixels(pixels.images, 1 - pixels.labels)
+    files = Files(tuple(f"/a/train/x/{i}.jpg" for i in range(4)), pixels.labels)
+    moved = Files(tuple(f"/b/train/x/{i}.jpg" for i in range(4)), pixels.labels)
+    renamed = Files(tuple(f"/a/train/y/{i}.jpg" for i in range(4)), pixels.labels)
+
+    def digest(source):
+        monkeypatch.setattr("mixtune.training.data.load", lambda *_: DataSet(source, source, 2, (0,) * 3, (1,) * 3))
+        _digest.cache_clear()
+        return _digest("x", None)
+
+    found = [digest(s) for s in (pixels, other, relabelled, files, moved, renamed)]
+    _digest.cache_clear()
+    assert found[3] == found[4]  # the same files in another place
+    assert len(set(found)) == 5

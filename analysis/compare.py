@@ -1,0 +1,159 @@
+"""Two runs or two studies, and whether they differ: python -m analysis.compare --study NAME A B
+
+A and B are published names, trial numbers or "searched" (the best searched one). Runs that were repeated with several
+seeds (analysis.record) are compared over the seeds, paired where the seeds are the same, else by Welch's test. With
+--other NAME instead of A B, two studies are compared over the regimes that both hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from analysis import style
+from analysis.command import parser, perform
+from analysis.runs import FinishedTrial, StudyRuns, names, read_study, setting, store
+from analysis.statistics import Difference, difference, holm, mean_sd, over_pairs
+from mixtune.cli import run
+from mixtune.errors import InputError
+from mixtune.training.curve import Curve
+
+
+def by_seed(study: StudyRuns, trial: FinishedTrial, judge: str | None = None) -> dict[int, Curve]:
+    """The curves of a regime by seed: of its repeated runs, or of the one trial where there are none."""
+    repeats = [r for r in study.repeats_of(trial) if judge in (None, r.judge)]
+    return {r.seed: r.curve for r in repeats} if len(repeats) > 1 else {trial.seed: trial.curve}
+
+
+def compare_runs(study: StudyRuns, a: FinishedTrial, b: FinishedTrial) -> list[dict[str, Any]]:
+    """B minus A in the score and in top-1 at every size, with p values adjusted over the sizes by Holm's method.
+
+    The score's own test is not adjusted: it is the one question that was asked beforehand.
+    """
+    curves = by_seed(study, a), by_seed(study, b)
+    if min(map(len, curves)) < 2:  # only one was repeated: its trial of the search is what compares
+        curves = {a.seed: a.curve}, {b.seed: b.curve}
+    judge = (study.repeats_of(a) or [a])[0].judge if len(curves[0]) > 1 else a.judge
+    images = study.images(judge)
+    sizes = [S for S in a.curve.sizes if S in b.curve.sizes]
+
+    def of(value: Callable[[Curve], float], count: int | None) -> Difference:
+        first, second = ({seed: value(c) for seed, c in each.items()} for each in curves)
+        return difference(first, second, count)
+
+    found: list[tuple[str, int | None, Difference]] = [("score", None, of(study.score.of, None))]
+    found += [("top1", S, of(lambda c, S=S: c.at(S).top1, images)) for S in sizes]  # type: ignore[misc]
+    adjusted = iter(holm([d.p for _, S, d in found if S is not None and d.p is not None]))
+    rows = []
+    for metric, S, d in found:
+        p = next(adjusted) if S is not None and d.p is not None else d.p
+        deviations = [
+            mean_sd([study.score.of(c) if S is None else c.at(S).top1 for c in each.values()])[1] for each in curves
+        ]
+        row: dict[str, Any] = {"metric": metric, "S": S, "a": d.a, "b": d.b, "a_deviation": deviations[0]}
+        row |= {"b_deviation": deviations[1], "difference": d.value, "low": d.low, "high": d.high, "p": d.p}
+        rows.append(row | {"p_adjusted": p, "test": d.test, "judge": judge, "said": d})
+    return rows
+
+
+def draw_runs(study: StudyRuns, a: FinishedTrial, b: FinishedTrial, folder: Path) -> tuple[list[Path], list[str]]:
+    """Figure, table and sentences for two runs of a study. Raises InputError when they are one and the same."""
+    if a.number == b.number:
+        raise InputError(f"{names([a])[0]} is compared with itself; name two different runs")
+    rows = compare_runs(study, a, b)
+    said = [rows[0]["said"].sentence(*names([a, b])) + f" [score: {study.score}]"]
+    clear = [r for r in rows[1:] if r["p_adjusted"] is not None and r["p_adjusted"] < 0.05]
+    if rows[1]["p"] is not None:
+        where = ", ".join(f"{r['S']} px ({100 * r['difference']:+.2f})" for r in clear) or "at no size"
+        said.append(f"top-1 differs, Holm-adjusted over {len(rows) - 1} sizes: {where} [{rows[1]['test']}]")
+    with style.figure(2.5) as figure:
+        axes = figure.subplots()
+        x = [r["S"] for r in rows[1:]]
+        y = [100 * r["difference"] for r in rows[1:]]
+        if rows[1]["p"] is not None:
+            errors = [
+                [100 * (r["difference"] - r["low"]) for r in rows[1:]],
+                [100 * (r["high"] - r["difference"]) for r in rows[1:]],
+            ]
+            axes.errorbar(x, y, errors, fmt="none", ecolor="0.3", elinewidth=0.8, capsize=2)
+        axes.axhline(0, color="0.4", lw=0.7, ls="--")
+        axes.plot(x, y, "-", color="#0072B2", lw=1.0)
+        for r in rows[1:]:  # filled where the difference is shown, open where it may be noise
+            face = "#0072B2" if r in clear else "white"
+            axes.plot(r["S"], 100 * r["difference"], "o", color="#0072B2", mfc=face, ms=5, zorder=3)
+        style.at_sizes(axes, x)
+        axes.set_ylabel("difference in top-1, points")
+        first, second = (style.label(t.family) + (f" #{t.number}" if t.searched else "") for t in (a, b))
+        axes.set_title(f"{study.name}: {second} minus {first}", fontsize=7.5, loc="left")
+        bars = (
+            "bars: 95 % intervals; filled: shown (Holm, 5 %)" if rows[1]["p"] is not None else "one run each: no test"
+        )
+        axes.set_xlabel(f"test image size, px\n{bars}")
+        style.grid(axes)
+        table = [{k: v for k, v in r.items() if k != "said"} for r in rows]
+        return style.write(figure, folder, "compare", table), said
+
+
+def draw_studies(one: StudyRuns, two: StudyRuns, folder: Path) -> tuple[list[Path], list[str]]:
+    """Figure, table and sentence for two studies: the scores of the regimes that both hold.
+
+    Raises InputError when they were scored differently, so that the numbers do not compare.
+    """
+    for key in ("score.measure", "score.S", "task.dataset", "evaluate.sizes"):
+        if one.settings.get(key) != two.settings.get(key):
+            raise InputError(
+                f"--other {two.name}: its {key} is {two.settings.get(key)} and that of {one.name} "
+                f"{one.settings.get(key)}, so their scores do not compare"
+            )
+    setting(one, "evaluate.sizes")
+    first, second = _families(one), _families(two)
+    shared = [family for family in first if family in second]
+    scores = [(one.score.of(first[f].curve), two.score.of(second[f].curve)) for f in shared]
+    found = over_pairs([a for a, _ in scores], [b for _, b in scores], "shared regimes")
+    a, b = (one.name, two.name) if one.name != two.name else (f"{one.name} (first)", f"{two.name} (second)")
+    said = [found.sentence(a, b) + f" [score: {one.score}]"]
+    with style.figure(1.0 + 0.24 * len(shared)) as figure:
+        axes = figure.subplots()
+        for i, (x, y) in enumerate(scores):
+            look = style.look(shared[i], i)
+            axes.plot([100 * x, 100 * y], [i, i], color=look.colour, lw=1.2)
+            axes.plot(100 * x, i, "o", color=look.colour, mfc="white", ms=5)
+            axes.plot(100 * y, i, "o", color=look.colour, ms=5)
+        axes.set_yticks(range(len(shared)), [style.label(f) for f in shared])
+        axes.invert_yaxis()
+        axes.tick_params(axis="y", length=0)
+        axes.set_xlabel("score, %")
+        figure.suptitle(f"open: {a}, filled: {b}", fontsize=7.5, x=0.01, ha="left")
+        style.grid(axes, "both")
+        rows = [{"family": f, "a": x, "b": y, "difference": y - x} for f, (x, y) in zip(shared, scores, strict=True)]
+        mean = {"family": "mean", "a": found.a, "b": found.b, "difference": found.value}
+        mean |= {"low": found.low, "high": found.high, "p": found.p, "test": found.test}
+        return style.write(figure, folder, "compare", [*rows, mean]), said
+
+
+def _families(study: StudyRuns) -> Mapping[str, FinishedTrial]:
+    return {t.family: t for t in study.shown}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, call, print."""
+    p = parser("analysis.compare", __doc__)
+    p.add_argument("runs", nargs="*", metavar="RUN", help="two runs of the study: names, trial numbers or 'searched'")
+    p.add_argument("--other", metavar="NAME", help="compare with this study instead")
+    p.add_argument("--other-uri", metavar="URI", help="where the other study lies (default: as the first, or its own)")
+
+    def draw(study: StudyRuns, folder: Path, args: Any) -> tuple[list[Path], list[str]]:
+        if bool(args.runs) == bool(args.other or args.other_uri) or len(args.runs) not in (0, 2):
+            raise InputError("name either two runs, for example: fixed searched, or another study with --other")
+        if args.runs:
+            return draw_runs(study, study.named(args.runs[0]), study.named(args.runs[1]), folder)
+        other = args.other or args.study
+        uri = args.other_uri or args.tracking_uri or store(None, other)
+        return draw_studies(study, read_study(uri, other), folder)
+
+    return perform(p, argv, draw)
+
+
+if __name__ == "__main__":
+    run(main)

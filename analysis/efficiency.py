@@ -1,0 +1,85 @@
+"""ENTR's efficiency score sqrt(A / T): python -m analysis.efficiency --study NAME
+
+A is top-1 (0 to 1) at the regime's best test size. Wanger & Frohn call T "inference time" where they speak of training;
+both readings are here: --time training (minutes of the run, evaluation included) or inference (GMACs of an image).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from analysis import style
+from analysis.command import parser, perform
+from analysis.runs import FinishedTrial, StudyRuns, names
+from analysis.statistics import mean_sd
+from mixtune.cli import run
+from mixtune.errors import InputError
+
+TIMES = {"training": "minutes of training and evaluation", "inference": "GMACs of one image at that size"}
+
+
+def efficiency(trial: FinishedTrial, time: str) -> tuple[float, float, float, int]:
+    """(sqrt(A / T), A, T, the test size of A). Raises InputError when the run's seconds are not known.
+
+    With T in training time the size of A is the most accurate one; with inference it is the one of the best score.
+    """
+    if time == "training":
+        if not trial.seconds:
+            raise InputError(f"--time training: trial {trial.number} has no metric 'seconds' in MLflow; use inference")
+        p = max(trial.curve.points, key=lambda p: p.top1)
+        T = trial.seconds / 60
+    else:
+        p = max(trial.curve.points, key=lambda p: p.top1 / p.gmacs)
+        T = p.gmacs
+    return math.sqrt(p.top1 / T), p.top1, T, p.S
+
+
+def draw_study(study: StudyRuns, folder: Path, time: str = "training") -> tuple[list[Path], list[str]]:
+    """The figure and its table, the most efficient regime first."""
+    shown = study.shown
+    rows: list[dict[str, Any]] = []
+    for t in shown:
+        score, A, T, S = efficiency(t, time)
+        values = [efficiency(r, time)[0] for r in study.repeats_of(t) if r.seconds or time == "inference"]
+        mean, deviation = mean_sd(values) if values else (None, None)
+        row = {"trial": t.number, "family": t.family, "efficiency": score, "A": A, "T": T, "S": S, "T_is": TIMES[time]}
+        rows.append(row | {"seeds": len(values), "mean_efficiency": mean, "deviation": deviation})
+    rows.sort(key=lambda r: -r["efficiency"])
+    with style.figure(0.95 + 0.22 * len(rows)) as figure:
+        axes = figure.subplots()
+        for i, r in enumerate(rows):
+            look = style.look(r["family"], i)
+            if r["deviation"] is not None:
+                bar = {"fmt": "none", "ecolor": look.colour, "elinewidth": 0.8, "capsize": 2}
+                axes.errorbar(r["mean_efficiency"], i, xerr=r["deviation"], **bar)
+            face = "white" if r["family"] == "searched" else look.colour
+            axes.plot(r["efficiency"], i, look.marker, color=look.colour, mfc=face, ms=5)
+            said = f"{100 * r['A']:.1f} % at {r['S']} px"
+            axes.annotate(said, (1.01, i), xycoords=axes.get_yaxis_transform(), va="center", fontsize=6.5)
+        axes.set_yticks(range(len(rows)), [style.look(r["family"]).label for r in rows])
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.tick_params(axis="y", length=0)
+        axes.margins(x=0.08)
+        axes.set_xlabel(f"√(A / T), more is better\nA: top-1 (0 to 1), T: {TIMES[time]}")
+        axes.set_title(f"{study.name}: ENTR's efficiency", fontsize=7.5, loc="left")
+        style.grid(axes, "both")
+        paths = style.write(figure, folder, "efficiency", rows)
+    best = next(t for t in shown if t.number == rows[0]["trial"])
+    lines = [f"best: {names([best])[0]}; T is {TIMES[time]}"]
+    if time == "training" and study.settings.get("budget.spend") == "compute":
+        lines.append("equal compute for all: T differs by how well a machine handles small images, and by noise")
+    return paths, lines
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, call, print."""
+    p = parser("analysis.efficiency", __doc__)
+    p.add_argument("--time", choices=sorted(TIMES), default="training", help="what T is (default training)")
+    return perform(p, argv, lambda study, folder, args: draw_study(study, folder, args.time))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,117 @@
+"""A regime in anybody's own training loop: a batch sampler, the views it asks for, and the loader made of both.
+
+    regime, _ = load_regime("best.yaml")
+    schedule = Schedule.build(regime, Budget(epochs=90), len(dataset), seed=0)
+    for step, (images, labels) in enumerate(mixed_loader(dataset, schedule, num_workers=8)):
+        ...  # images are [B*D, 3, S, S]; schedule.progress[step] is the share of the budget spent
+
+S, B, D as in ``regime.shapes``. ``dataset`` is any map-style one whose items are (PIL image or tensor, label), without
+a transform of its own. Every random choice comes from (seed, step, sample), whatever the number of workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence, Sized
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from mixtune.regime import Schedule
+
+Key = tuple[int, int, int, int, int]  # sample, S, D, seed, step
+Transform = Callable[[Any], Tensor]
+
+
+class Samples(Sized, Protocol):
+    """A map-style data set: items are (image, label)."""
+
+    def __getitem__(self, i: int) -> tuple[Any, Any]:
+        """The image and label of sample i."""
+
+
+class MixedSizes(Sampler[list[Key]]):
+    """Batch sampler: for every step of a schedule the keys of its samples, which say at which size they are wanted.
+
+    ``start``: the first step (to resume). ``rank`` of ``processes``: every process takes its part of each step's B
+    images. Raises ValueError when a step has fewer images than there are processes.
+    """
+
+    def __init__(
+        self, schedule: Schedule, n_samples: int, seed: int = 0, start: int = 0, rank: int = 0, processes: int = 1
+    ) -> None:
+        smallest = min(schedule.shapes, key=lambda s: s.B)
+        if not 0 <= rank < processes:
+            raise ValueError(f"rank must lie in [0, {processes}), not be {rank}")
+        if processes > smallest.B:
+            raise ValueError(f"a step of {smallest} has {smallest.B} images, too few for {processes} processes")
+        self.schedule, self.n_samples, self.seed, self.start = schedule, n_samples, seed, start
+        self.rank, self.processes = rank, processes
+
+    def __len__(self) -> int:
+        return len(self.schedule) - self.start
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        batches = self.schedule.sample_batches(self.n_samples, self.seed, self.start)
+        for step, samples in enumerate(batches, start=self.start):
+            shape = self.schedule.shapes[self.schedule.index[step]]
+            mine = samples[self.rank :: self.processes]
+            yield [(int(i), shape.S, shape.D, self.seed, step) for i in mine]
+
+
+class Views(Dataset[tuple[Tensor, Tensor]]):
+    """What the sampler's keys ask for: D views [D, 3, S, S] of a sample, each transformed on its own, and D labels.
+
+    ``transform_at(S)`` gives the transform to a tensor [3, S, S]; the sample is read once for all its views.
+    """
+
+    def __init__(self, dataset: Samples, transform_at: Callable[[int], Transform]) -> None:
+        self.dataset, self.transform_at = dataset, transform_at
+        self._made: dict[int, Transform] = {}
+
+    def __getitem__(self, key: Key) -> tuple[Tensor, Tensor]:
+        sample, S, D, seed, step = key
+        image, label = self.dataset[sample]
+        if S not in self._made:
+            self._made[S] = self.transform_at(S)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(np.random.SeedSequence((seed, step, sample)).generate_state(1)[0]))
+            views = torch.stack([self._made[S](image) for _ in range(D)])
+        if views.shape[-2:] != (S, S):
+            raise ValueError(f"transform_at({S}) gave an image of {tuple(views.shape[1:])}, not [3, {S}, {S}]")
+        return views, torch.as_tensor(label).repeat(D)
+
+
+def random_crops(S: int) -> Transform:
+    """The usual augmentation for photographs: a random crop resized to S, mirrored half the time, pixels 0 to 1."""
+    from torchvision.transforms import v2
+
+    steps = [v2.ToImage(), v2.RandomResizedCrop((S, S), antialias=True), v2.RandomHorizontalFlip()]
+    made: Transform = v2.Compose([*steps, v2.ToDtype(torch.float32, scale=True)])
+    return made
+
+
+def join(items: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """A step's views and labels: [B*D, 3, S, S] and [B*D]; the copies of a sample are neighbours."""
+    return torch.cat([x for x, _ in items]), torch.cat([y for _, y in items])
+
+
+def mixed_loader(
+    dataset: Samples,
+    schedule: Schedule,
+    transform_at: Callable[[int], Transform] = random_crops,
+    seed: int = 0,
+    start: int = 0,
+    rank: int = 0,
+    processes: int = 1,
+    **options: Any,
+) -> DataLoader[tuple[Tensor, Tensor]]:
+    """One loader for all sizes of a schedule; its length is the number of steps.
+
+    ``options`` go to torch's DataLoader (num_workers, pin_memory, ...). With Lightning, give it as the training loader
+    for one epoch, and ``Trainer(max_epochs=1, use_distributed_sampler=False)``.
+    """
+    sampler = MixedSizes(schedule, len(dataset), seed, start, rank, processes)
+    return DataLoader(Views(dataset, transform_at), batch_sampler=sampler, collate_fn=join, **options)  # type: ignore[arg-type]

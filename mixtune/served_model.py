@@ -1,0 +1,48 @@
+"""The model that MLflow serves: images in, probabilities out, at the size that is asked for.
+
+MLflow copies this file into the model, so it may use torch, numpy and yaml, and nothing of mixtune.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import mlflow
+import numpy as np
+import torch
+import yaml
+from torch.nn import functional as F
+
+
+class SizedModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
+    """A torch.export program with open height and width; ``params={"size": S}`` sets the inference size."""
+
+    def load_context(self, context: Any) -> None:
+        """Load the program and what is said of it."""
+        self.network = torch.export.load(context.artifacts["program"]).module()
+        with open(context.artifacts["about"], encoding="utf-8") as file:  # noqa: PTH123 (pathlib is not shorter here)
+            self.about = yaml.safe_load(file)
+
+    def predict(self, context: Any, model_input: np.ndarray, params: dict[str, Any] | None = None) -> np.ndarray:
+        """Images uint8 [N, H, W, 3] -> probabilities [N, classes]. ``size`` 0 or absent: the one it was picked for."""
+        S = int((params or {}).get("size") or self.about["size"])
+        pixels = torch.from_numpy(np.ascontiguousarray(model_input)).permute(0, 3, 1, 2).float() / 255
+        with torch.no_grad():
+            found: np.ndarray = self.network(self._resized(pixels, S)).softmax(1).numpy()
+        return found
+
+    def _resized(self, pixels: torch.Tensor, S: int) -> torch.Tensor:
+        """As in evaluation: the whole image to S x S, or the shorter side to S / crop and the middle cut out."""
+        H, W = pixels.shape[-2:]
+        to = [S, S]
+        if self.about["crop"] < 1:
+            shorter = math.floor(S / self.about["crop"])
+            to = [max(S, round(H * shorter / min(H, W))), max(S, round(W * shorter / min(H, W)))]
+        if tuple(to) != (H, W):
+            pixels = F.interpolate(pixels, size=to, mode="bilinear", antialias=min(H, W) > min(to))
+        y, x = (to[0] - S) // 2, (to[1] - S) // 2
+        return pixels[..., y : y + S, x : x + S]
+
+
+mlflow.models.set_model(SizedModel())

@@ -1,0 +1,173 @@
+"""Delivery of a study's records to MLflow, each in a way that may be repeated. Writes; ``store`` reads.
+
+These two are the only modules that know MLflow.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+
+from mixtune.errors import InputError
+from mixtune.study.identity import Identity
+from mixtune.study.outbox import PermanentError, Record
+from mixtune.study.store import CURVE, EXPERIMENT, cause, opened
+from mixtune.training.curve import Curve
+
+# What the store will never take, however often it is asked.
+_PERMANENT = {
+    "INVALID_PARAMETER_VALUE",
+    "BAD_REQUEST",
+    "RESOURCE_DOES_NOT_EXIST",
+    "RESOURCE_ALREADY_EXISTS",
+    "PERMISSION_DENIED",
+    "INVALID_STATE",
+}
+
+
+class Sender:
+    """Sends records of a study to one tracking store."""
+
+    def __init__(self, uri: str, folder: Path, data: Identity) -> None:
+        """Open the store and the experiment in it. Raises InputError when it cannot be reached."""
+        self._uri, self._data = uri, data
+        self._runs: dict[int, str] = {}
+        try:
+            self._client = MlflowClient(uri)
+            self.experiment = self._experiment(uri, folder)
+        except Exception as err:
+            raise self._refused(err) from None
+
+    def _refused(self, err: Exception) -> InputError:
+        return InputError(f"--tracking-uri {self._uri}: MLflow cannot write there ({cause(err)})")
+
+    def _experiment(self, uri: str, folder: Path) -> str:
+        found = self._client.get_experiment_by_name(EXPERIMENT)
+        if found is not None:
+            return str(found.experiment_id)
+        # A server decides itself where artifacts lie; a file store would put them into the working folder.
+        local = uri.startswith("sqlite")
+        where = f"file://{quote(str(folder.absolute()))}/artifacts" if local else None
+        return str(self._client.create_experiment(EXPERIMENT, artifact_location=where))
+
+    def parent(
+        self, run_id: str | None, name: str, tags: Mapping[str, str], params: Mapping[str, str], space: str
+    ) -> str:
+        """The study's parent run: ``run_id`` where it is there still, else a new one. Raises InputError."""
+        if run_id is not None:
+            with contextlib.suppress(MlflowException):  # another store than last time: begin a new parent there
+                self._client.update_run(run_id, status="RUNNING")
+                return run_id
+        counts = {f"images.{k}": str(getattr(self._data, k)) for k in ("train", "validation", "test")}
+        every = {**params, **counts, "data.digest": self._data.digest}
+        try:
+            made = str(self._client.create_run(self.experiment, run_name=name, tags=dict(tags)).info.run_id)
+            self._client.log_batch(made, params=[Param(k, v) for k, v in every.items()])
+            self._client.log_inputs(made, [self._input()])
+            self._client.log_text(made, space, "space.yaml")
+        except Exception as err:
+            raise self._refused(err) from None
+        return made
+
+    def _input(self) -> DatasetInput:
+        d = self._data
+        counts = {k: getattr(d, k) for k in ("train", "validation", "test", "classes")}
+        found = Dataset(d.name, d.digest, "local", json.dumps({"uri": d.name}), profile=json.dumps(counts))
+        return DatasetInput(found, [InputTag("mlflow.data.context", "training")])
+
+    def deliver(self, r: Record) -> None:
+        """Send one record. Sending it twice changes nothing: runs are looked up, metrics carry their own time."""
+        try:
+            self._send(r)
+        except MlflowException as err:
+            if err.error_code in _PERMANENT:
+                raise PermanentError(f"{r['do']} of trial {r['trial']}: {cause(err)}") from None
+            raise
+
+    def _send(self, r: Record) -> None:
+        if r["do"] == "discard unfinished":
+            where = f"tags.`mlflow.parentRunId` = '{r['parent']}' and tags.`mixtune.state` = 'RUNNING'"
+            for run in self._client.search_runs([self.experiment], where, max_results=1000):
+                self._discard(str(run.info.run_id))
+            return
+        run_id = r["parent"] if r["do"] == "finish" else self._run_of(r)
+        if r["do"] == "discard":
+            self._discard(run_id)
+            return
+        metrics = [Metric(k, v, r["time"], step) for k, v, step in r.get("metrics", ())]
+        params = [Param(k, v) for k, v in r.get("params", {}).items()]
+        tags = [RunTag(k, v) for k, v in r.get("tags", {}).items()] if r["do"] != "start" else []
+        if metrics or params or tags:
+            self._client.log_batch(run_id, metrics, params, tags)
+        for path in map(Path, r.get("files", ())):
+            figure = r["do"] == "finish" and path.suffix != ".yaml"
+            if path.exists():
+                self._client.log_artifact(run_id, str(path), "figures" if figure else None)
+        if "status" in r:
+            self._client.set_terminated(run_id, status=r["status"], end_time=r["time"])
+
+    def _run_of(self, r: Record) -> str:
+        """The trial's child run, made where it is not there yet. Raises PermanentError when it should be there."""
+        if r["trial"] not in self._runs:
+            where = f"tags.`mlflow.parentRunId` = '{r['parent']}' and tags.`mixtune.trial` = '{r['trial']}'"
+            where += " and tags.`mixtune.kind` = 'trial'"
+            found = self._client.search_runs([self.experiment], where, max_results=1)
+            if not found and r["do"] != "start":
+                raise PermanentError(f"{r['do']} of trial {r['trial']}: its run is gone")
+            run = found[0] if found else self._client.create_run(self.experiment, r["time"], r["tags"], r["name"])
+            self._runs[r["trial"]] = str(run.info.run_id)
+            if not found:
+                self._client.log_inputs(str(run.info.run_id), [self._input()])
+        return self._runs[r["trial"]]
+
+    def _discard(self, run_id: str) -> None:
+        """Move a child run that does not count to MLflow's bin."""
+        self._client.set_terminated(run_id, status="KILLED")
+        self._client.delete_run(run_id)
+
+
+def record_repeat(
+    uri: str,
+    parent: str,
+    name: str,
+    tags: Mapping[str, str],
+    params: Mapping[str, str],
+    curve: Curve,
+    score: float,
+    more: Mapping[str, Mapping[int, float]],
+) -> None:
+    """A finished run with another seed as a child run (kind "repeat"); one that is there already is left alone.
+
+    ``tags``: without their prefix; study, trial, judge and seed tell runs apart. ``more``: other metrics by size.
+    Raises InputError when the store does not take it.
+    """
+    try:
+        client, experiment = opened(uri)
+        wanted = {k: tags[k] for k in ("study", "trial", "judge", "seed")} | {"kind": "repeat"}
+        where = " and ".join(f"tags.`mixtune.{k}` = '{v}'" for k, v in wanted.items())
+        if client.search_runs([experiment], where, max_results=1):
+            return
+        named = {f"mixtune.{k}": v for k, v in tags.items()} | {"mixtune.kind": "repeat", "mixtune.state": "COMPLETE"}
+        run = client.create_run(experiment, run_name=name, tags={"mlflow.parentRunId": parent, **named})
+        now = int(1000 * time.time())
+        every = [*curve_metrics(curve), ["score", score, 100]]
+        every += [[f"{CURVE}{k}", v, S] for k, values in more.items() for S, v in values.items()]
+        metrics = [Metric(k, v, now, step) for k, v, step in every]
+        client.log_batch(run.info.run_id, metrics=metrics, params=[Param(k, v) for k, v in params.items()])
+        client.set_terminated(run.info.run_id)
+    except MlflowException as err:
+        raise InputError(f"--tracking-uri {uri}: MLflow cannot write there ({cause(err)})") from None
+
+
+def curve_metrics(curve: Curve) -> list[list[Any]]:
+    """[name, value, step]: the image size is the step, so that MLflow's own chart is accuracy against size."""
+    return [[f"{CURVE}{m}", float(v), int(row["S"])] for row in curve.rows() for m, v in row.items() if m != "S"]

@@ -1,0 +1,127 @@
+"""MLflow's store: where a study is tracked, whether that answers, and what it holds. Reads; ``delivery`` writes.
+
+These two are the only modules that know MLflow.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlflow import MlflowClient
+
+from mixtune.errors import InputError
+
+for _name in ("alembic", "mlflow"):  # after the import, which sets levels of its own
+    logging.getLogger(_name).setLevel(logging.ERROR)
+
+EXPERIMENT = "mixtune"
+CURVE = "curve/"  # metrics by image size; the size is the step
+
+
+def default_uri(folder: Path) -> str:
+    """The tracking store inside a study's folder."""
+    return f"sqlite:///{folder.absolute()}/mlflow.db"
+
+
+def check(uri: str) -> None:
+    """Raise InputError when a tracking server does not answer; a file is made when it is first written."""
+    if uri.startswith("sqlite"):
+        return
+    try:
+        MlflowClient(uri).search_experiments(max_results=1)
+    except Exception as err:
+        raise InputError(
+            f"--tracking-uri {uri}: no MLflow tracking server answers there ({cause(err)}); start it, or leave "
+            "the option out to log into the study's folder"
+        ) from None
+
+
+def cause(err: Exception) -> str:
+    """The first line of what went wrong."""
+    return str(err).split("\n")[0][:200]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A run of a study as MLflow holds it; ``curve`` is {S: {metric: value}}, of whatever was logged by size."""
+
+    id: str
+    tags: Mapping[str, str]
+    params: Mapping[str, str]
+    metrics: Mapping[str, float]
+    curve: Mapping[int, Mapping[str, float]]
+
+
+def stored(uri: str, study: str) -> Iterator[Stored]:
+    """Every trial and repeated run of a study. Raises InputError when the store holds no such study."""
+    client, experiment = opened(uri)
+    kinds = "tags.`mixtune.kind` != 'study'"
+    found, token = False, None
+    while True:
+        where = f"tags.`mixtune.study` = '{_quoted(study)}' and {kinds}"
+        page = client.search_runs([experiment], where, max_results=500, page_token=token)
+        for run in page:
+            found = True
+            curve: dict[int, dict[str, float]] = {}
+            for key in run.data.metrics:
+                if key.startswith(CURVE):
+                    for m in client.get_metric_history(run.info.run_id, key):
+                        curve.setdefault(m.step, {})[key.removeprefix(CURVE)] = m.value
+            data = run.data
+            yield Stored(str(run.info.run_id), dict(data.tags), dict(data.params), dict(data.metrics), curve)
+        token = page.token
+        if not token:
+            break
+    if not found:
+        raise InputError(f"--study {study}: {uri} holds no trials of this study")
+
+
+def children(uri: str, study: str) -> Iterator[tuple[dict[str, str], dict[int, dict[str, float]]]]:
+    """For every trial of a study: its tags, and its curve as {S: {metric: value}}, empty where there is none.
+
+    Raises InputError when the store holds no such study.
+    """
+    for run in stored(uri, study):
+        if run.tags["mixtune.kind"] == "trial":
+            yield dict(run.tags), {S: dict(values) for S, values in run.curve.items()}
+
+
+def parent_of(uri: str, study: str) -> tuple[str, dict[str, str], dict[str, str]]:
+    """A study's parent run: (id, parameters, tags). Raises InputError when there is none."""
+    client, experiment = opened(uri)
+    where = f"tags.`mixtune.study` = '{_quoted(study)}' and tags.`mixtune.kind` = 'study'"
+    found = client.search_runs([experiment], where, max_results=1)
+    if not found:
+        raise InputError(f"--study {study}: {uri} holds no parent run of this study")
+    return str(found[0].info.run_id), dict(found[0].data.params), dict(found[0].data.tags)
+
+
+def log_figures(uri: str, run_id: str, paths: Sequence[Path]) -> None:
+    """Add files to a run's figures. Raises InputError when the store does not take them."""
+    try:
+        for path in paths:
+            MlflowClient(uri).log_artifact(run_id, str(path), "figures")
+    except Exception as err:
+        raise InputError(f"--log: {uri} does not take the figures ({cause(err)})") from None
+
+
+def opened(uri: str) -> tuple[MlflowClient, str]:
+    """A client of a store, and the id of the experiment there. Raises InputError when there is none."""
+    path = uri.removeprefix("sqlite:///")
+    if path != uri and not Path(path).exists():
+        raise InputError(f"--tracking-uri {uri}: there is no such file; it is the mlflow.db in the study's folder")
+    try:
+        client = MlflowClient(uri)
+        experiment = client.get_experiment_by_name(EXPERIMENT)
+    except Exception as err:
+        raise InputError(f"--tracking-uri {uri}: cannot be read ({cause(err)})") from None
+    if experiment is None:
+        raise InputError(f"--tracking-uri {uri}: holds no experiment {EXPERIMENT!r}; was a search logged there?")
+    return client, str(experiment.experiment_id)
+
+
+def _quoted(name: str) -> str:
+    return name.replace("'", "")

@@ -1,0 +1,232 @@
+"""Every analysis command on a study in MLflow: what it writes, and what it says of bad input."""
+
+import csv
+import importlib
+
+import pytest
+from mlflow import MlflowClient
+
+from analysis.importance import importances, tendency
+from analysis.runs import read_study
+from mixtune import cli
+from mixtune.errors import InputError
+from mixtune.regime.files import load_regime, save_regime
+from mixtune.training.run import TrainingConfig
+from tests.analysis.conftest import curve
+
+COMMANDS = {
+    "pareto": [],
+    "sizes": [],
+    "timeline": [],
+    "importance": [],
+    "robustness": [],
+    "efficiency": [],
+    "compare": ["fixed", "searched"],
+}
+
+
+def call(name, made, out, *more, study="tiny"):
+    module = importlib.import_module(f"analysis.{name}")
+    return module.main(["--study", study, "--tracking-uri", made.uri, "--out", str(out), *more])
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_writes_picture_vectors_and_table_the_same_every_time(study, tmp_path, name):
+    for folder in ("one", "two"):
+        assert call(name, study, tmp_path / folder, *COMMANDS[name]) == 0
+    files = {p.name for p in (tmp_path / "one").iterdir()}
+    assert files == {f"{name}.png", f"{name}.svg", f"{name}.csv"}
+    for suffix in ("svg", "csv"):
+        one, two = ((tmp_path / f / f"{name}.{suffix}").read_text() for f in ("one", "two"))
+        assert one == two
+        assert one
+    from PIL import Image
+
+    with Image.open(tmp_path / "one" / f"{name}.png") as image:
+        assert name == "timeline" or image.width == 1050  # 3.5 inches at 300 dots: a column
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_bad_input_is_one_sentence_and_exit_code_two(study, tmp_path, name, capsys):
+    module = importlib.import_module(f"analysis.{name}")
+    for arguments, message in (
+        (["--study", "other", "--tracking-uri", study.uri], "holds no trials of this study"),
+        (["--study", "tiny", "--tracking-uri", f"sqlite:///{tmp_path}/none.db"], "there is no such file"),
+        (["--tracking-uri", study.uri], "--study"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            cli.run(lambda arguments=arguments: module.main([*arguments, *COMMANDS[name]]))
+        assert stop.value.code == 2
+        said = capsys.readouterr().err
+        assert message in said
+        assert said.count("\n") == 1
+
+
+def test_a_study_without_complete_trials_says_what_it_has(made, tmp_path):
+    made.trial(0, "fixed", curve(0.5, 0.5), "FAIL")
+    made.trial(1, "searched", curve(0.5, 0.5), "PRUNED")
+    with pytest.raises(InputError, match=r"no complete trial of this study yet \(trials: 1 FAIL, 1 PRUNED\)"):
+        call("sizes", made, tmp_path)
+
+
+def test_a_foreign_database_is_one_sentence(tmp_path):
+    import sqlite3
+
+    with sqlite3.connect(tmp_path / "foreign.db") as db:
+        db.execute("create table alembic_version (version_num varchar(32))")
+        db.execute("insert into alembic_version values ('nonsense')")
+    db.close()
+    with pytest.raises(InputError, match="cannot be read"):
+        read_study(f"sqlite:///{tmp_path}/foreign.db", "tiny")
+
+
+def test_figures_are_logged_to_the_parent_run(made, tmp_path):
+    made.trial(0, "fixed", curve(0.5, 0.6))
+    call("sizes", made, tmp_path / "out", "--log")
+    names = {a.path for a in MlflowClient(made.uri).list_artifacts(made.tracker.parent, "figures")}
+    assert names == {"figures/sizes.png", "figures/sizes.svg", "figures/sizes.csv"}
+
+
+def test_the_sizes_table_holds_accuracy_and_training_support(study, tmp_path):
+    call("sizes", study, tmp_path)
+    rows = list(csv.DictReader((tmp_path / "sizes.csv").open()))
+    fixed = {int(r["S"]): (r["top1"], float(r["training_share"])) for r in rows if r["family"] == "fixed"}
+    assert fixed == {4: ("", 0.0), 8: ("0.6", 1.0), 12: ("0.8", 0.0)}
+    best = {int(r["S"]): float(r["training_share"]) for r in rows if r["trial"] == "6"}
+    assert best == pytest.approx({4: 0.2 / 2.0, 8: 1.0 / 2.0, 12: 0.8 / 2.0})
+
+
+def test_regimes_are_rebuilt_as_they_were_trained(study):
+    read = read_study(study.uri, "tiny")
+    for trial in read.trials:
+        kept, _ = load_regime(study.folder / "trials" / f"{trial.number:04d}" / "regime.yaml")
+        assert [str(s) for s in read.regime(trial).shapes] == [str(s) for s in kept.shapes]
+        assert str(read.regime(trial)) == str(kept)
+
+
+def test_importance_finds_what_was_built_in(study):
+    read = read_study(study.uri, "tiny")
+    searched = [t for t in read.trials if t.searched]
+    found = importances(read, searched)
+    assert max(found, key=found.get) == "w_12"
+    assert found["split"] == 0
+    assert tendency(read, "growth") == "best: none"
+
+
+def test_too_few_trials_for_importances_are_one_sentence(made, tmp_path):
+    made.trial(0, "fixed", curve(0.5, 0.6))
+    with pytest.raises(InputError, match="importances need at least 6"):
+        call("importance", made, tmp_path)
+
+
+def test_a_cost_that_was_not_measured_is_one_sentence(study, tmp_path):
+    with pytest.raises(InputError, match=r"--cost latency: trial 0 has no metric curve/latency at every size"):
+        call("pareto", study, tmp_path, "--cost", "latency")
+
+
+def test_measured_costs_and_corruptions_are_drawn_where_they_are(made, tmp_path):
+    made.trial(0, "fixed", curve(0.5, 0.6))
+    client = MlflowClient(made.uri)
+    (run,) = (r for r in client.search_runs([made.tracker.experiment]) if "mixtune.trial" in r.data.tags)
+    for S, latency, top1 in ((8, 1.5, 0.4), (12, 2.5, 0.45)):
+        client.log_metric(run.info.run_id, "curve/latency", latency / 1000, step=S)
+        client.log_metric(run.info.run_id, "curve/corruption/blur", top1, step=S)
+    call("pareto", made, tmp_path, "--cost", "latency")
+    assert [r["latency"] for r in csv.DictReader((tmp_path / "pareto.csv").open())] == ["1.5", "2.5"]
+    assert "measured latency" in (tmp_path / "pareto.svg").read_text()
+    call("robustness", made, tmp_path)
+    assert [r["corruption/blur"] for r in csv.DictReader((tmp_path / "robustness.csv").open())] == ["0.4", "0.45"]
+    assert "blur" in (tmp_path / "robustness.svg").read_text()
+
+
+def test_efficiency_is_entrs_formula_in_both_readings(study, tmp_path):
+    call("efficiency", study, tmp_path)
+    rows = {r["family"]: r for r in csv.DictReader((tmp_path / "efficiency.csv").open())}
+    assert float(rows["fixed"]["efficiency"]) == pytest.approx((0.8 / 1.0) ** 0.5)  # trial 0 took 60 s
+    call("efficiency", study, tmp_path, "--time", "inference")
+    rows = {r["family"]: r for r in csv.DictReader((tmp_path / "efficiency.csv").open())}
+    assert float(rows["fixed"]["efficiency"]) == pytest.approx((0.6 / (64 / 1e5)) ** 0.5)
+    assert rows["fixed"]["T_is"] == "GMACs of one image at that size"
+
+
+def repeated(made, number, curves, out):
+    """What ``mixtune.train --seeds`` would have written for a trial's regime."""
+    from mixtune.config import plain
+    from mixtune.training.curve import write_csv
+
+    regime, _ = load_regime(made.folder / "trials" / f"{number:04d}" / "regime.yaml")
+    space = made.space
+    for seed, found in enumerate(curves):
+        folder = out / f"seed{seed}"
+        folder.mkdir(parents=True)
+        config = TrainingConfig(space.task, space.budget, space.evaluate, seed=seed)
+        save_regime(folder / "regime.yaml", regime, plain(config))
+        write_csv(folder / "curve.csv", found.rows())
+    return str(out)
+
+
+def test_repeated_runs_give_deviations_and_a_paired_test(made, tmp_path, capsys):
+    from analysis.record import main
+
+    made.trial(0, "fixed", curve(0.5, 0.6))
+    made.trial(1, "searched", curve(0.6, 0.7))
+    folders = [
+        repeated(made, 0, [curve(0.50, 0.60), curve(0.52, 0.60), curve(0.51, 0.62)], tmp_path / "a"),
+        repeated(made, 1, [curve(0.60, 0.61), curve(0.63, 0.60), curve(0.61, 0.62)], tmp_path / "b"),
+    ]
+    said = "S,family,severity,top1\n8,blur,1,0.4\n8,blur,2,0.2\n"
+    (tmp_path / "a" / "seed0" / "corruptions.csv").write_text(said)
+    for _ in range(2):  # the second time changes nothing
+        assert main(["--study", "tiny", "--tracking-uri", made.uri, "--judge", "test", *folders]) == 0
+    read = read_study(made.uri, "tiny")
+    assert [r.seed for r in read.repeats_of(read.named("fixed"))] == [0, 1, 2]
+    capsys.readouterr()
+    call("compare", made, tmp_path / "out", "fixed", "searched")
+    said = capsys.readouterr().out
+    assert "searched #1 is better than fixed" in said
+    assert "paired t-test over 3 seeds" in said
+    assert "8 px (+10.33)" in said
+    assert "12 px (" not in said  # +0.33 points there are within the noise
+    call("pareto", made, tmp_path / "out")
+    rows = {(r["family"], r["S"]): r for r in csv.DictReader((tmp_path / "out" / "pareto.csv").open())}
+    assert rows["fixed", "8"]["seeds"] == "3"
+    assert float(rows["fixed", "8"]["deviation"]) == pytest.approx(0.01)
+    call("robustness", made, tmp_path / "out")
+    rows = list(csv.DictReader((tmp_path / "out" / "robustness.csv").open()))
+    found = [r["corruption/blur"] for r in rows if r["family"] == "fixed"]
+    assert (float(found[0]), found[1]) == (pytest.approx(0.3), "")
+    assert {r["corruption/blur"] for r in rows if r["family"] == "searched"} == {""}
+
+
+def test_runs_of_other_regimes_or_nothing_are_refused(study, made, tmp_path):
+    from analysis.record import main
+
+    arguments = ["--study", "tiny", "--tracking-uri", study.uri, "--judge", "test"]
+    with pytest.raises(InputError, match="holds no finished run"):
+        main([*arguments, str(tmp_path)])
+    made.trial(0, "searched", curve(0.5, 0.5), w_12=0.99)
+    with pytest.raises(InputError, match="no complete trial of study tiny trained this regime"):
+        main([*arguments, repeated(made, 0, [curve(0.5, 0.5)], tmp_path / "a")])
+
+
+def test_two_studies_are_compared_over_the_regimes_they_share(study, made, tmp_path, capsys):
+    made.trial(0, "fixed", curve(0.70, 0.80))
+    made.trial(1, "multiscale", curve(0.79, 0.80))
+    call("compare", study, tmp_path, "--other", "tiny", "--other-uri", made.uri)
+    assert "paired t-test over 2 shared regimes" in capsys.readouterr().out
+    rows = list(csv.DictReader((tmp_path / "compare.csv").open()))
+    assert [r["family"] for r in rows] == ["fixed", "multiscale", "mean"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "name either two runs"),
+        (["fixed"], "name either two runs"),
+        (["fixed", "fixed"], "compared with itself"),
+        (["fixed", "mixsize_b"], r"mixsize_b: study tiny has no complete trial of this name; known: fixed, multiscale"),
+    ],
+)
+def test_what_to_compare_must_be_clear(study, tmp_path, arguments, message):
+    with pytest.raises(InputError, match=message):
+        call("compare", study, tmp_path, *arguments)

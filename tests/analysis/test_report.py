@@ -1,0 +1,140 @@
+"""The page stands on its own, says what may be said, and fits a phone, a screen and paper."""
+
+import re
+import shlex
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import pytest
+
+from analysis import report
+from analysis.record import main as record
+from analysis.runs import read_study
+from mixtune.errors import InputError
+from tests.analysis.conftest import curve
+from tests.analysis.test_commands import repeated
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+class Page(HTMLParser):
+    """The tags, what they point to, the text, and whether everything that opens is closed."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.links, self.words = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in ("meta", "img", "br", "link"):
+            self.open.append(tag)
+        self.links += [v for k, v in attrs if k in ("src", "href")]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def written(uri, out):
+    assert report.main(["--study", "tiny", "--tracking-uri", uri, "--out", str(out)]) == 0
+    return (out / "report.html").read_text()
+
+
+def test_the_page_is_whole_and_needs_nothing_from_elsewhere(study, tmp_path):
+    text = written(study.uri, tmp_path)
+    page = Page(text)
+    assert page.open == []
+    assert len(page.links) == 3
+    assert all(link.startswith("data:image/png;base64,") for link in page.links)
+    assert "<script" not in text
+    assert "url(" not in text
+    words = " ".join(page.words)
+    for said in ("How should cifar_resnet8 mix image sizes", "1 epochs at the base shape 8x32", "fixed size", "pruned"):
+        assert said in words
+    assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_one_run_each_claims_nothing(study):
+    said = report.answer(read_study(study.uri, "tiny"))
+    assert said.startswith("searched #6 is best: it scores 8")
+    assert "points against the best published regime, multi-scale VBS" in said
+    assert "the noise between seeds may well be as large" in said
+
+
+@pytest.mark.parametrize(
+    ("fixed", "verdict"), [((0.50, 0.52, 0.51), "more than noise"), ((0.58, 0.66, 0.59), "not more than noise")]
+)
+def test_seeds_decide_what_is_claimed(made, tmp_path, fixed, verdict):
+    made.trial(0, "fixed", curve(0.5, 0.6))
+    made.trial(1, "searched", curve(0.7, 0.7))
+    made.trial(2, "multiscale", curve(0.9, 0.9))
+    runs = [
+        repeated(made, 0, [curve(a, a) for a in fixed], tmp_path / "a"),
+        repeated(made, 1, [curve(a, a) for a in (0.62, 0.63, 0.64)], tmp_path / "b"),
+    ]
+    record(["--study", "tiny", "--tracking-uri", made.uri, "--judge", "test", *runs])
+    study = read_study(made.uri, "tiny")
+    said = report.answer(study)
+    assert said.startswith("searched #1 is best: it scores 63.00 ± 1.00 %")
+    assert f": {verdict} (paired t-test over 3 seeds" in said
+    # What was run once and judged on other images is said not to compare, however well it looks.
+    assert "not comparable" in report.results(study)
+    assert any("multi-scale VBS; these do not compare" in line for line in report.noise(study))
+
+
+def test_its_commands_name_files_that_are_there_and_flags_that_parse(study, monkeypatch):
+    import importlib
+
+    from mixtune.cli import Parser
+
+    rerun, use = report.again(read_study(study.uri, "tiny"))
+    for line in (*rerun, *use[:2]):
+        words = shlex.split(line)
+        module = importlib.import_module(words[2])
+
+        def parse(self, args=None, namespace=None):
+            super(Parser, self).parse_args(args, namespace)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(Parser, "parse_args", parse)
+        with pytest.raises(KeyboardInterrupt):
+            module.main(words[3:])
+    regime = shlex.split(use[0])[4]
+    assert regime == str(study.folder / "trials" / "0006" / "regime.yaml")
+
+
+def test_a_place_that_cannot_be_written_is_one_sentence(study, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written to"):
+        written(study.uri, tmp_path / "file" / "x")
+
+
+def browse(*arguments, profile):
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+    flags += ["--disable-component-update", "--disable-sync", f"--user-data-dir={profile}"]
+    done = subprocess.run([CHROMIUM, *flags, *arguments], capture_output=True, timeout=120)
+    assert done.returncode == 0
+    return done.stdout.decode()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_it_fits_a_phone_and_paper(study, tmp_path):
+    text = written(study.uri, tmp_path)
+    # A frame of a phone's width; what sticks out of the page (not of its scrolling boxes) would make it wider.
+    probe = "document.title = document.documentElement.scrollWidth + ' of ' + innerWidth"
+    (tmp_path / "probe.html").write_text(text.replace("</body>", f"<script>{probe}</script></body>"))
+    frame = '<iframe src="probe.html" width="390" height="800" onload="document.title = this.contentDocument.title">'
+    (tmp_path / "phone.html").write_text(f"<!doctype html><title>?</title>{frame}</iframe>")
+    seen = browse(
+        "--allow-file-access-from-files", "--virtual-time-budget=5000", "--dump-dom",
+        f"file://{tmp_path}/phone.html", profile=tmp_path / "profile",
+    )  # fmt: skip
+    width, room = map(int, re.search(r"<title>(\d+) of (\d+)</title>", seen).groups())
+    assert width <= room == 390
+    pdf = tmp_path / "report.pdf"
+    browse(f"--print-to-pdf={pdf}", f"file://{tmp_path}/report.html", profile=tmp_path / "profile")
+    pages = len(re.findall(rb"/Type\s*/Page\b", pdf.read_bytes()))
+    assert 1 <= pages <= 3

@@ -1,0 +1,93 @@
+"""A regime in a user's own loop: the sizes of the schedule, the same images whatever the workers, ranks and resumes."""
+
+import pytest
+import torch
+from torch.utils.data import TensorDataset
+
+from mixtune import BatchShape, Budget, Mixture, Regime, Schedule, load_regime
+from mixtune.loader import MixedSizes, Views, mixed_loader, random_crops
+from mixtune.regime.files import save_regime
+
+SHAPES = [BatchShape(8, 12, 2), BatchShape(16, 6)]
+N = 50
+
+
+@pytest.fixture
+def dataset():
+    generator = torch.Generator().manual_seed(0)
+    return TensorDataset(torch.randint(0, 256, (N, 3, 20, 24), dtype=torch.uint8, generator=generator), torch.arange(N))
+
+
+@pytest.fixture
+def schedule():
+    return Schedule.build(Regime.of(SHAPES[1], [Mixture.of(SHAPES)]), Budget(2), N, seed=0)
+
+
+def test_ten_lines_train_a_network_on_a_regime_file(dataset, tmp_path):
+    save_regime(tmp_path / "best.yaml", Regime.of(SHAPES[1], [Mixture.of(SHAPES)]))
+    network = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(3, N))
+    optimiser = torch.optim.SGD(network.parameters(), lr=0.1)
+
+    regime, _ = load_regime(tmp_path / "best.yaml")
+    schedule = Schedule.build(regime, Budget(epochs=2), len(dataset), seed=0)
+    for step, (images, labels) in enumerate(mixed_loader(dataset, schedule)):
+        optimiser.param_groups[0]["lr"] = 0.1 * (1 - schedule.progress[step])
+        loss = torch.nn.functional.cross_entropy(network(images), labels)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+
+    assert step + 1 == len(schedule)
+    assert torch.isfinite(loss)
+
+
+def test_every_step_has_its_shape_and_its_samples(dataset, schedule):
+    loader = mixed_loader(dataset, schedule)
+    assert len(loader) == len(schedule)
+    samples = schedule.sample_batches(N, 0)
+    seen = set()
+    for (x, y), shape, drawn in zip(loader, schedule, samples, strict=True):
+        assert x.shape == (shape.views, 3, shape.S, shape.S)
+        assert y.tolist() == [i for i in drawn.tolist() for _ in range(shape.D)]
+        assert 0 <= x.min() <= x.max() <= 1
+        if shape.D == 2:
+            assert not torch.equal(x[0], x[1])  # copies are augmented each on their own
+        seen.add(shape)
+    assert seen == set(SHAPES)
+
+
+def test_workers_and_resuming_change_nothing(dataset, schedule):
+    whole = list(mixed_loader(dataset, schedule, seed=3))
+    split = list(mixed_loader(dataset, schedule, seed=3, num_workers=2))
+    rest = list(mixed_loader(dataset, schedule, seed=3, start=4))
+    assert len(rest) == len(whole) - 4
+    for a, b in (*zip(whole, split, strict=True), *zip(whole[4:], rest, strict=True)):
+        assert torch.equal(a[0], b[0])
+        assert torch.equal(a[1], b[1])
+    other = list(mixed_loader(dataset, schedule, seed=4))
+    assert not torch.equal(whole[0][1], other[0][1])
+
+
+def test_processes_share_every_step(schedule):
+    whole = list(MixedSizes(schedule, N))
+    parts = [list(MixedSizes(schedule, N, rank=r, processes=4)) for r in range(4)]
+    for step, keys in enumerate(whole):
+        mine = [part[step] for part in parts]
+        assert sorted(k for part in mine for k in part) == sorted(keys)
+        assert max(map(len, mine)) - min(map(len, mine)) <= 1
+
+
+def test_the_users_random_numbers_are_left_alone(dataset, schedule):
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    _ = Views(dataset, random_crops)[(0, 8, 2, 0, 0)]
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_what_cannot_work_is_said(dataset, schedule):
+    with pytest.raises(ValueError, match="a step of 16x6 has 6 images, too few for 8 processes"):
+        MixedSizes(schedule, N, processes=8)
+    with pytest.raises(ValueError, match=r"rank must lie in \[0, 2\), not be 2"):
+        MixedSizes(schedule, N, rank=2, processes=2)
+    with pytest.raises(ValueError, match=r"transform_at\(8\) gave an image of \(3, 20, 24\), not \[3, 8, 8\]"):
+        _ = Views(dataset, lambda S: lambda x: x)[(0, 8, 1, 0, 0)]
