@@ -31,9 +31,10 @@ def budget(study: StudyRuns) -> str:
     """What every regime could spend."""
     s = study.settings
     kind = "the same compute" if s.get("budget.spend", "compute") == "compute" else "the same number of images"
-    return (
-        f"{kind} for every regime: {float(s['budget.epochs']):g} epochs at the base shape {study.base} (size x batch)"
-    )
+    given = f"{float(s['budget.epochs']):g} epochs"
+    if "budget.amount" in s:
+        given = f"{float(s['budget.amount']):g} {s['budget.cost']}"
+    return f"{kind} for every regime: {given} at the base shape {study.base} (size x batch)"
 
 
 def ranked(study: StudyRuns) -> list[FinishedTrial]:

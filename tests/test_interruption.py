@@ -36,26 +36,32 @@ def read_until(process, pattern):
     raise AssertionError(f"{pattern} never came: {text}")
 
 
-@pytest.mark.parametrize("how", ["SIGINT", "SIGTERM", "SIGKILL"])
-def test_a_search_that_is_cut_off_goes_on_where_it_was(tmp_path, space_file, tiny, how):
-    tiny["budget"] = {"epochs": 2}
-    space = space_file(tiny)
-    folder = tmp_path / "a study"
-    process = start(folder, space)
-    read_until(process, r"#2 .* start")
+def cut_off(process, how):
+    """Stop a search while its trial #2 or a later one is starting."""
+    read_until(process, r"#[2-9] .* start")
     began = time.monotonic()
     if how == "SIGINT":  # as a terminal does: to the whole group
         os.killpg(process.pid, signal.SIGINT)
     else:
         process.send_signal(signal.Signals[how])
     rest, _ = process.communicate(timeout=60)
-    if how != "SIGKILL":
+    if how == "SIGKILL":
+        time.sleep(3)  # Ray's processes notice that their driver is gone
+    else:
         assert process.returncode == 130
         assert time.monotonic() - began < 30
         assert "continue this study\n" in rest
         assert "Traceback" not in rest
-    else:
-        time.sleep(3)  # Ray's processes notice that their driver is gone
+
+
+@pytest.mark.parametrize("signals", [["SIGINT", "SIGKILL"], pytest.param(["SIGTERM"], marks=pytest.mark.slow)])
+def test_a_search_that_is_cut_off_goes_on_where_it_was(tmp_path, space_file, tiny, signals):
+    tiny["budget"] = {"epochs": 2}
+    tiny["trials"] = 5
+    space = space_file(tiny)
+    folder = tmp_path / "a study"
+    for how in signals:
+        cut_off(start(folder, space), how)
 
     process = start(folder, space)
     text, _ = process.communicate(timeout=200)
@@ -64,7 +70,7 @@ def test_a_search_that_is_cut_off_goes_on_where_it_was(tmp_path, space_file, tin
     study = optuna.load_study(study_name="tiny", storage=f"sqlite:///{folder}/study.db")
     interrupted = study.user_attrs.get("interrupted", [])
     finished = [t for t in study.trials if t.number not in interrupted]
-    assert len(finished) == 4
+    assert len(finished) == 5
     assert all(t.state.name in ("COMPLETE", "PRUNED") for t in finished)
     assert all(t.state.name == "FAIL" for t in study.trials if t.number in interrupted)
     assert sorted(t.user_attrs["published"] for t in finished if "published" in t.user_attrs) == ["fixed", "multiscale"]

@@ -21,22 +21,28 @@ TOLERANCE = 0.05  # the largest share by which a run may miss its budget; whole 
 
 @dataclass(frozen=True)
 class Budget:
-    """How much training a run may spend: ``epochs`` of the base shape.
+    """How much training a run may spend: ``epochs`` of the base shape, or an ``amount`` of what is counted.
 
     ``spend="compute"``: every regime gets the same compute (then B+ is an accuracy regime).
     ``spend="epochs"``: every regime sees the same number of samples (then B+ is a speed regime).
-    ``cost`` is what compute is counted in: "pixels" (S^2*B*D), or measured "gmacs" or "seconds", which need a table.
+    ``cost`` is what compute is counted in: "pixels" (S^2*B*D), or measured "gmacs" or "seconds", which need a table;
+    ``{amount: 3600, cost: seconds}`` is an hour of training steps.
     """
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
 
-    epochs: float
+    epochs: float = 0.0
     spend: Literal["compute", "epochs"] = "compute"
     cost: Unit = "pixels"
+    amount: float | None = None
 
     def __post_init__(self) -> None:
-        if not np.isfinite(self.epochs) or self.epochs <= 0:
+        if self.amount is not None and (not np.isfinite(self.amount) or self.amount <= 0 or self.epochs):
+            raise ValueError(f"amount must be positive, and stands instead of epochs; got {self.amount!r}")
+        if self.amount is None and (not np.isfinite(self.epochs) or self.epochs <= 0):
             raise ValueError(f"epochs must be positive, not {self.epochs!r}")
+        if self.spend == "epochs" and self.amount is not None:
+            raise ValueError("a budget spent as equal epochs is given as epochs, not as an amount")
         if self.spend == "epochs" and self.cost != "pixels":
             raise ValueError(f"a budget spent as equal epochs counts images, not {self.cost}; leave cost out")
 
@@ -50,11 +56,16 @@ class Budget:
 
     def total(self, base: BatchShape, n_samples: int, step: StepCost) -> float:
         """The whole budget, in the units of ``step``."""
-        return self.epochs * n_samples / base.B * step(base)
+        return self.amount or self.epochs * n_samples / base.B * step(base)
 
     def scaled(self, share: float) -> Budget:
         """The same budget at a lower fidelity."""
+        if self.amount is not None:
+            return replace(self, amount=self.amount * share)
         return replace(self, epochs=self.epochs * share)
+
+    def __str__(self) -> str:
+        return f"{self.epochs:g} epochs" if self.amount is None else f"{self.amount:g} {self.cost}"
 
 
 def apportion(p: Sequence[float], n: int) -> np.ndarray:
@@ -109,7 +120,7 @@ class Schedule:
             if counts.sum() < 1:
                 raise ValueError(
                     f"phase {i + 1} of {len(regime.phases)} ({mixture}) gets {100 * share:.0f} % of a budget of "
-                    f"{budget.epochs:g} epochs of {n_samples} images: less than one step"
+                    f"{budget} of {n_samples} images: less than one step"
                 )
             spent += float(counts @ costs[ids])
             order = np.repeat(ids.astype(np.int16), counts)
@@ -118,7 +129,7 @@ class Schedule:
         if abs(spent / total - 1) > tolerance:
             unit = "images" if budget.spend == "epochs" else budget.cost
             raise ValueError(
-                f"{regime.name or regime} cannot meet its budget of {budget.epochs:g} epochs of {n_samples} images: "
+                f"{regime.name or regime} cannot meet its budget of {budget} of {n_samples} images: "
                 f"{len(schedule)} whole steps spend {spent:.4g} {unit} for {total:.4g} "
                 f"({100 * (spent / total - 1):+.1f} %, "
                 f"{100 * tolerance:g} % allowed); try more epochs or smaller batches"

@@ -54,7 +54,7 @@ def conduct(
     """
     check_named(space)
     stride = preflight.check_sizes(space, source)
-    space = replace(space, task=replace(space.task, data=_absolute(space)))
+    space = _absolute(space)
     preflight.check_data(space, source)
     if places.address is None:
         slots = preflight.slots(space, *preflight.local_resources())
@@ -63,7 +63,7 @@ def conduct(
         slots = preflight.slots(space, *tuning.cluster())
     tracking.check(places.tracking_uri)
 
-    with locked(places.folder), _terminable():
+    with locked(places.folder):
         trials = Trials(places.storage_url, space, stride)
         key = f"mlflow_parent {places.tracking_uri}"
         tracker = tracking.Tracker(places.tracking_uri, space, places.folder, trials.noted(key))
@@ -82,7 +82,8 @@ def conduct(
                     + (f" and {slots.gpus:g} GPU" if slots.gpus else "")
                     + f"; score: {space.score}"
                 )
-                _run(trials, space, slots, places, tracker, write)
+                with _terminable():
+                    _run(trials, space, slots, places, tracker, write)
             except KeyboardInterrupt:
                 interrupted = True
             finally:
@@ -123,6 +124,7 @@ def _run(
             log.warning("Ray ended the experiment (%s); starting it again", str(err).split("\n")[0])
             tuning.disconnect()
             tuning.connect(places.address, *preflight.local_resources())
+            signal.signal(signal.SIGTERM, _interrupt)
             continue
         if not trials.remaining():
             return
@@ -182,22 +184,30 @@ def _say_what_happens(trials: Trials, stale: int, places: Places, write: Callabl
         write(f"study {name} has all its {total} trials already; ask for more with --trials {total + 10}")
 
 
-def _absolute(space: Space) -> str | None:
-    """Ray's workers run elsewhere, so the data's folder is named in full."""
-    if space.task.dataset == "digits":
-        return None
-    root = space.task.data or os.environ.get("MIXTUNE_DATA", "data")
-    return str(Path(root).expanduser().absolute())
+def _absolute(space: Space) -> Space:
+    """Ray's workers run in other folders, so data and weights are named in full."""
+    task, recipe = space.task, space.recipe
+    if task.dataset != "digits":
+        task = replace(task, data=_full(task.data or os.environ.get("MIXTUNE_DATA", "data")))
+    if task.weights not in (None, "pretrained"):
+        task = replace(task, weights=_full(task.weights))
+    if recipe.distill is not None and recipe.distill.weights != "pretrained":
+        recipe = replace(recipe, distill=replace(recipe.distill, weights=_full(recipe.distill.weights)))
+    return replace(space, task=task, recipe=recipe)
+
+
+def _full(path: str) -> str:
+    return str(Path(path).expanduser().absolute())
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
-    """SIGTERM ends a search as Ctrl-C does."""
-
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
+    """SIGTERM ends a search as Ctrl-C does. To be entered after Ray is started, which takes the signal for itself."""
+    before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         yield
     finally:

@@ -75,7 +75,9 @@ def expected_images(space: Space, source: str) -> int:
 
 
 def in_pixels(space: Space) -> Budget:
-    """The budget counted in pixels, for what is looked at before anything is measured."""
+    """The budget counted in pixels, for a look before anything is measured; an amount stands as one epoch."""
+    if space.budget.amount is not None:
+        return Budget(1.0, space.budget.spend)
     return replace(space.budget, cost="pixels")
 
 
@@ -149,14 +151,18 @@ def _examples(space: Space, sampled: int) -> dict[str, dict[str, object]]:
 def plan(space: Space, n_train: int, sampled: int = 4) -> str:
     """The published regimes and a few sampled ones: steps, epochs, cost against the base, dearest step."""
     lines = [
-        f"{n_train:,} training images; base {space.base}, {space.budget.epochs:g} epochs; equal {space.budget.spend}",
+        f"{n_train:,} training images; base {space.base}, {space.budget}; equal {space.budget.spend}",
         "",
         f"{'regime':<11} {'steps':>9} {'epochs':>7} {'views':>8} {'compute':>8} {'peak':>14}  shapes SxBxD, % of steps",
     ]
-    total = space.budget.epochs * n_train * space.base.pixels / space.base.B
+    total = in_pixels(space).epochs * n_train * space.base.pixels / space.base.B
     for name, params in _examples(space, sampled).items():
         regime: Regime = space.regime(params, name)
-        s = Schedule.build(regime, in_pixels(space), n_train, space.seed)
+        try:
+            s = Schedule.build(regime, in_pixels(space), n_train, space.seed)
+        except ValueError as err:
+            lines.append(f"{name:<11} would be refused: {err}")
+            continue
         dear = max(s.shapes, key=lambda shape: shape.pixels)
         peak = f"{dear} {dear.pixels / space.base.pixels:.2f}x"
         views = s.views / n_train
@@ -166,6 +172,8 @@ def plan(space: Space, n_train: int, sampled: int = 4) -> str:
         )
     lines += ["", "epochs: passes over the training images; views: images through the network, n per training image;"]
     lines += ["compute: pixels of the whole run against the base; peak: the dearest step against a base step"]
+    if space.budget.amount is not None:
+        lines.append(f"shown for one epoch of the base; the search spends {space.budget}")
     if space.budget.cost != "pixels":
         lines.append(
             f"counted in pixels here; the search first measures the {space.budget.cost} of a step of every shape"

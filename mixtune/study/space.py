@@ -6,16 +6,14 @@ importances and seeding with the published regimes all work. S, B, D as in ``reg
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
-from mixtune.config import plain
 from mixtune.errors import did_you_mean
 from mixtune.regime import PUBLISHED, BatchShape, Budget, Mixture, Regime, published
+from mixtune.training.checkpoint import digest, essence
 from mixtune.training.recipe import Recipe
 from mixtune.training.run import Evaluation, TrainingConfig
 from mixtune.training.score import Score
@@ -159,12 +157,10 @@ class Space:
 
     def digest(self) -> str:
         """Changes when the meaning of a score or a parameter does; not with the number of trials or the resources."""
-        data = plain(self)
-        for key in ("trials", "resources", "device"):
-            data.pop(key, None)
-        data["task"].pop("data", None)
-        data["task"].pop("workers", None)
-        return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
+        data = essence(replace(self, trials=1, resources=Resources(), device="auto"))
+        for key in ("data", "workers"):
+            data["task"].pop(key, None)
+        return digest(data)
 
     def suggest(self, trial: Suggests) -> dict[str, Any]:
         """A candidate: the parameters of one trial."""

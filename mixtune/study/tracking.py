@@ -52,7 +52,7 @@ class Tracker:
             "mixtune.version": __version__,
             "mlflow.note.content": (
                 f"How should {space.task.network} mix image sizes on {space.task.dataset}, for the compute of "
-                f"{space.budget.epochs:g} epochs at {space.base.S} px?\n\nOne child run per trial; the tag "
+                f"{space.budget} at {space.base.S} px?\n\nOne child run per trial; the tag "
                 "mixtune.state tells COMPLETE, PRUNED and FAIL apart. In charts of curve/..., the step is the image "
                 "size in px; in all others it is the share of the budget in %. This run's artifacts hold the figures."
             ),

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mixtune.errors import InputError
-from mixtune.regime import BatchShape, Budget, Mixture, Regime, Schedule
+from mixtune.regime import BatchShape, Budget, Mixture, Regime, Schedule, published
 from mixtune.regime.cost import CostTable, step_cost
 from tests.regime.strategies import shapes
 
@@ -86,3 +86,22 @@ def test_a_malformed_table_is_one_sentence_with_the_file(tmp_path, text, message
     with pytest.raises(InputError, match=message) as error:
         CostTable.load(tmp_path / "t.yaml")
     assert "t.yaml" in str(error.value)
+
+
+def test_an_amount_is_spent_by_every_regime():
+    cost = {BatchShape(8, 64): 0.5, BatchShape(16, 16): 2.0}
+    budget = Budget(amount=600.0, cost="seconds")
+    for name in ("fixed", "stepwise"):
+        regime = published(name, BatchShape(16, 16), [8, 16], 4)
+        schedule = Schedule.build(regime, budget, 1000, 0, cost)
+        assert sum(cost[shape] for shape in schedule) == pytest.approx(600, abs=2)
+    assert budget.scaled(0.5).amount == 300
+    assert str(budget) == "600 seconds"
+
+
+@pytest.mark.parametrize(
+    "bad", [dict(), dict(amount=0.0), dict(epochs=1.0, amount=5.0), dict(amount=5.0, spend="epochs")]
+)
+def test_a_budget_is_epochs_or_an_amount(bad):
+    with pytest.raises(ValueError, match="epochs"):
+        Budget(**bad)
