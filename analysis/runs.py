@@ -21,6 +21,7 @@ from mixtune.training.score import Score
 from mixtune.training.task import TaskConfig
 
 BySize = Mapping[int, float]
+_NEEDED = ("task.dataset", "task.network", "base.S", "base.B", "base.D", "budget.epochs")
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,12 @@ class StudyRuns:
 
     @property
     def best_searched(self) -> FinishedTrial | None:
-        """The best complete trial that the sampler made up."""
-        return max((t for t in self.trials if t.searched), key=lambda t: self.score.of(t.curve), default=None)
+        """The best complete trial that the sampler made up; of those run with several seeds, where there are any."""
+
+        def worth(t: FinishedTrial) -> tuple[bool, float]:
+            return len(self.repeats_of(t)) > 1, self.score.of(t.curve)
+
+        return max((t for t in self.trials if t.searched), key=worth, default=None)
 
     @property
     def shown(self) -> list[FinishedTrial]:
@@ -155,18 +160,24 @@ def read_study(uri: str, study: str) -> StudyRuns:
     repeats: list[FinishedTrial] = []
     states: dict[str, int] = {}
     for run in stored(uri, study):
-        if run.tags["mixtune.kind"] == "trial":
+        kind = run.tags.get("mixtune.kind")
+        if kind == "trial":
             state = run.tags.get("mixtune.state", "FAIL")
             states[state] = states.get(state, 0) + 1
             if state != "COMPLETE":
                 continue
         found = _finished(run)
         if found is not None:
-            (repeats if run.tags["mixtune.kind"] == "repeat" else trials).append(found)
+            (repeats if kind == "repeat" else trials).append(found)
     if not trials:
         had = ", ".join(f"{n} {state}" for state, n in sorted(states.items())) or "none at all"
         raise InputError(f"--study {study}: {uri} holds no complete trial of this study yet (trials: {had})")
     parent, settings, tags = parent_of(uri, study)
+    for key in _NEEDED:
+        if key not in settings:
+            raise InputError(
+                f"--study {study}: its parent run in {uri} lacks the parameter {key}; mixtune did not write it"
+            )
     order = tuple(sorted(trials, key=lambda t: t.number))
     return StudyRuns(uri, study, parent, settings, tags, order, states, tuple(repeats))
 
@@ -178,7 +189,7 @@ def finished_trials(uri: str, study: str) -> list[FinishedTrial]:
 
 def _finished(run: Stored) -> FinishedTrial | None:
     rows = [{"S": S, **values} for S, values in sorted(run.curve.items()) if not set(METRICS) - set(values)]
-    if not rows:
+    if not rows or not {"mixtune.family", "mixtune.regime"} <= set(run.tags):  # not written by mixtune, or cut off
         return None
     more: dict[str, dict[int, float]] = {}
     for S, values in run.curve.items():

@@ -85,7 +85,7 @@ def children(uri: str, study: str) -> Iterator[tuple[dict[str, str], dict[int, d
     Raises InputError when the store holds no such study.
     """
     for run in stored(uri, study):
-        if run.tags["mixtune.kind"] == "trial":
+        if run.tags.get("mixtune.kind") == "trial":
             yield dict(run.tags), {S: dict(values) for S, values in run.curve.items()}
 
 

@@ -134,6 +134,7 @@ class Tracker:
         metrics = [["best/score", float(best["score"]), 0]] if best else []
         self._put("finish", -1, tags=tags, metrics=metrics, files=[str(p) for p in artifacts], status=status)
         everything = self.flush()
+        self.outbox.close()  # a thread that writes while the interpreter ends could abort it
         if not everything:
             n, where = self.outbox.waiting, self.outbox.path
             log.warning("MLflow lacks %d records, kept in %s; running the study again sends them", n, where)

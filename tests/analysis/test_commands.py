@@ -80,6 +80,21 @@ def test_a_foreign_database_is_one_sentence(tmp_path):
         read_study(f"sqlite:///{tmp_path}/foreign.db", "tiny")
 
 
+def test_a_store_written_by_something_else_is_one_sentence(made, tmp_path):
+    client = MlflowClient(made.uri)
+    for kind in ("study", "trial"):  # named like ours, and holding something else
+        tags = {"mixtune.study": "other", "mixtune.kind": kind, "mixtune.state": "COMPLETE"}
+        run = client.create_run(made.tracker.experiment, tags=tags)
+        for metric in ("gmacs", "top1", "top5", "loss", "ece"):
+            client.log_metric(run.info.run_id, f"curve/{metric}", 0.5, step=8)
+    with pytest.raises(InputError, match="holds no complete trial of this study yet"):
+        call("sizes", made, tmp_path, study="other")
+    client.set_tag(run.info.run_id, "mixtune.family", "fixed")
+    client.set_tag(run.info.run_id, "mixtune.regime", "8x32 100%")
+    with pytest.raises(InputError, match=r"its parent run in .* lacks the parameter task\.dataset"):
+        call("sizes", made, tmp_path, study="other")
+
+
 def test_figures_are_logged_to_the_parent_run(made, tmp_path):
     made.trial(0, "fixed", curve(0.5, 0.6))
     call("sizes", made, tmp_path / "out", "--log")
@@ -170,6 +185,7 @@ def test_repeated_runs_give_deviations_and_a_paired_test(made, tmp_path, capsys)
 
     made.trial(0, "fixed", curve(0.5, 0.6))
     made.trial(1, "searched", curve(0.6, 0.7))
+    made.trial(2, "searched", curve(0.7, 0.8), w_12=0.9)
     folders = [
         repeated(made, 0, [curve(0.50, 0.60), curve(0.52, 0.60), curve(0.51, 0.62)], tmp_path / "a"),
         repeated(made, 1, [curve(0.60, 0.61), curve(0.63, 0.60), curve(0.61, 0.62)], tmp_path / "b"),
@@ -180,6 +196,7 @@ def test_repeated_runs_give_deviations_and_a_paired_test(made, tmp_path, capsys)
         assert main(["--study", "tiny", "--tracking-uri", made.uri, "--judge", "test", *folders]) == 0
     read = read_study(made.uri, "tiny")
     assert [r.seed for r in read.repeats_of(read.named("fixed"))] == [0, 1, 2]
+    assert read.best_searched.number == 1  # trained with several seeds: that is the one to show
     capsys.readouterr()
     call("compare", made, tmp_path / "out", "fixed", "searched")
     said = capsys.readouterr().out

@@ -75,13 +75,13 @@ def test_a_server_that_dies_in_the_middle_loses_nothing(tmp_path, tiny, empty_st
     tracker.started(third)
     assert not tracker.finish("KILLED", {"score": 0.6}, [])
     assert tracker.outbox.waiting == 7
-    tracker.outbox.close()  # and the search's process ends, with everything on disk
+    # The search's process ends, with everything on disk.
 
     with server(tmp_path, port) as uri:
         again = Tracker(uri, space, tmp_path / "study", tracker.parent)
         again.discard_unfinished()
-        again.finish("FINISHED", {"score": 0.6}, [])
         assert again.flush(60)
+        assert again.finish("FINISHED", {"score": 0.6}, [])
         study = read_study(uri, "tiny")
         assert study.states == {"COMPLETE": 2}  # the third is discarded, after its start was made up for
         assert [t.curve for t in study.trials] == [CURVE, CURVE]
@@ -99,4 +99,3 @@ def test_a_server_that_dies_in_the_middle_loses_nothing(tmp_path, tiny, empty_st
         (parent,) = client.search_runs([again.experiment], "tags.`mixtune.kind` = 'study'")
         assert parent.info.status == "FINISHED"
         assert not list((tmp_path / "study").glob("unsent*"))
-        again.outbox.close()
