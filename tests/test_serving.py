@@ -62,6 +62,7 @@ def test_registering_needs_a_store(finished):
         export.main(["--run", str(finished), "--register", "x"])
 
 
+@pytest.mark.slow
 def test_mlflow_serves_it(exported):
     trained, folder = exported
     port = free_port()
