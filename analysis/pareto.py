@@ -134,7 +134,11 @@ def _figure(figure: Any, study: StudyRuns, points: Points, volumes: dict[str, fl
         best = {(t.number, S): (c, a) for t in searched for S, c, a in points[t.number]}
         line = [best[key] for key in front_of(points, [t.number for t in searched])]
         x, y = [c for c, _ in line], [100 * a for _, a in line]
-        axes.plot(x, y, color="black", marker="D", ms=4.5, mfc="white", lw=1.5, label="front of the searched", zorder=4)
+        # A staircase: what a front offers for at most a cost, and to the dearest size shown.
+        dearest = max(c for each in points.values() for _, c, _ in each)
+        axes.plot([*x, dearest], [*y, y[-1]], color="black", lw=1.5, drawstyle="steps-post", zorder=3)
+        axes.plot(x, y, "D", color="black", ms=4.5, mfc="white", zorder=4)
+        axes.plot([], [], "D-", color="black", ms=4.5, mfc="white", lw=1.5, label="front of the searched")
         axes.plot([], [], ".", color=style.FADED, ms=4, label=f"searched ({len(searched)} trials)")
     _error_bars(axes, study, points)
     _axes(axes, points, cost)
