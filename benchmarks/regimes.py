@@ -58,7 +58,7 @@ PLANS = {
     "cpu": Plan(
         "cifar_resnet8",
         BatchShape(16, 64),
-        epochs=15,
+        epochs=10,
         sizes=(8, 12, 16, 20, 24, 32),
         recipe=Recipe(lr=0.1, weight_decay=5e-4, warmup=0.1),
         spend=("compute",),
