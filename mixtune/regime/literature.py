@@ -153,15 +153,18 @@ def window(
     random_mix: float = 0.1,
     split: float | None = None,
     name: str = "window",
+    weights: Sequence[float] | None = None,
 ) -> Regime:
     """A window of sizes that slides from the first to the last (timm's scheduled sampler, "progressive").
 
-    One phase is one timm epoch, which is a fixed number of steps. Defaults are timm's.
+    One phase is one timm epoch, which is a fixed number of steps. Defaults are timm's; ``weights`` are its choice
+    weights (none: equal).
     """
     if phases < 2 or len(sizes) < 2:
         raise ValueError(f"a window slides over at least two sizes in two phases, not {len(sizes)} in {phases}")
     shapes = [_resized(base, S, split) for S in sizes]
-    p = [timm_window([1.0] * len(sizes), i / (phases - 1), spread, random_mix) for i in range(phases)]
+    choices = [1.0] * len(sizes) if weights is None else [float(w) for w in weights]
+    p = [timm_window(choices, i / (phases - 1), spread, random_mix) for i in range(phases)]
     said = f"spread {spread:g}, random mix {random_mix:g}; " + ("B fixed" if split is None else "shapes budget-exact")
     return Regime.of(base, [Mixture.of(shapes, q) for q in p], name=name, source=_cited(TIMM, said), clock="steps")
 
@@ -208,6 +211,7 @@ PUBLISHED: dict[str, Callable[[BatchShape, Sequence[int], int], Regime]] = {
     "multiscale": lambda base, sizes, stride: multiscale(base, sizes),
     "gradual": lambda base, sizes, stride: growing(base, [S for S in sizes if S <= base.S], 1.0, "gradual"),
     "stepwise": lambda base, sizes, stride: growing(base, [min(sizes), base.S], 1.0, "stepwise"),
+    "window": lambda base, sizes, stride: window(base, [S for S in sizes if S <= base.S], 10, split=1.0),
 }
 
 

@@ -98,28 +98,35 @@ class Schedule:
         seed: int,
         cost: StepCost | Mapping[BatchShape, float] | None = None,
         tolerance: float = TOLERANCE,
+        share: float = 1.0,
     ) -> Schedule:
         """Spend ``budget`` (counted in epochs of ``n_samples`` images at the regime's base shape) on ``regime``.
 
         Steps of a phase are shared out by largest remainder and put in random order, keyed by (seed, phase). ``cost``
         is what one step of a shape takes, in the budget's unit: a ``CostTable``, a mapping or a function.
+        ``share`` below 1 is a lower fidelity: the whole regime compressed into that share of the budget, without the
+        phases that do not get a step there.
         Raises ValueError when a phase's share of the budget does not pay for a single step, when the whole run misses
         the budget by more than ``tolerance`` (a share of it), and when a shape's cost is needed but not given.
         """
         step = samples if budget.spend == "epochs" else step_cost(cost, budget.cost)
+        budget = budget.scaled(share)
         total = budget.total(regime.base, n_samples, step)
         shapes = regime.shapes
         costs = np.array([step(s) for s in shapes], float)
-        parts, spent, due = [], 0.0, 0.0
-        for i, (phase, share) in enumerate(zip(regime.phases, regime.shares_of(step, step), strict=True)):
+        parts: list[np.ndarray] = []
+        spent, due = 0.0, 0.0
+        for i, (phase, due_share) in enumerate(zip(regime.phases, regime.shares_of(step, step), strict=True)):
             mixture = phase.mixture
-            due += share * total
+            due += due_share * total
             ids = np.array([shapes.index(s) for s in mixture.shapes])
             # Each phase ends where the budget says, so that no phase inherits the rounding of those before it.
             counts = _steps(mixture, costs[ids], due - spent)
             if counts.sum() < 1:
+                if share < 1 and (parts or i + 1 < len(regime.phases)):
+                    continue  # what it would have spent is left to the next phase
                 raise ValueError(
-                    f"phase {i + 1} of {len(regime.phases)} ({mixture}) gets {100 * share:.0f} % of a budget of "
+                    f"phase {i + 1} of {len(regime.phases)} ({mixture}) gets {100 * due_share:.0f} % of a budget of "
                     f"{budget} of {n_samples} images: less than one step"
                 )
             spent += float(counts @ costs[ids])

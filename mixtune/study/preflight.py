@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 
 from mixtune.errors import InputError
 from mixtune.regime import Budget, Regime, Schedule
+from mixtune.study.knobs import Uniform
 from mixtune.study.space import Space
 from mixtune.training.networks import total_stride
 from mixtune.training.task import Classification, check_shapes
@@ -71,7 +70,8 @@ def expected_images(space: Space, source: str) -> int:
     known = TRAINING_IMAGES.get(space.task.dataset)
     if known is None:
         return check_data(space, source)
-    return round(min(known, space.task.samples or known) * (1 - space.task.validation))
+    kept = 1 - 1 / space.folds if space.folds > 1 else 1 - space.task.validation
+    return round(min(known, space.task.samples or known) * kept)
 
 
 def in_pixels(space: Space) -> Budget:
@@ -89,11 +89,11 @@ def check_batches(space: Space, n_train: int, source: str) -> None:
     except ValueError as err:
         raise InputError(f"{source}: base: {err}; lower base.B") from None
     # B is largest at the smallest size and the largest split.
-    worst = base.resized(min(space.search.sizes), space.search.split.high)
+    worst = base.resized(min(space.search.sizes), space.search.splits[1])
     if n_train < worst.B:
         raise InputError(
-            f"{source}: search.sizes: {worst.S} px with split {space.search.split.high:g} needs batches of {worst.B} "
-            f"distinct images, and there are {n_train} to train on; leave out {worst.S} px, lower base.B or split.high"
+            f"{source}: search.sizes: {worst.S} px with split {space.search.splits[1]:g} needs batches of {worst.B} "
+            f"distinct images, and there are {n_train} to train on; leave out {worst.S} px, lower base.B or split"
         )
     for name, params in _examples(space, 0).items():
         try:
@@ -127,25 +127,10 @@ def local_resources() -> tuple[int, int]:
     return available_cpus(), torch.cuda.device_count()
 
 
-class _Random:
-    """Uniformly random parameters, for the examples of a dry run (the part of an Optuna trial that a space uses)."""
-
-    def __init__(self, seed: int) -> None:
-        self._rng = np.random.default_rng(seed)
-
-    def suggest_float(self, name: str, low: float, high: float) -> float:
-        """A number in [low, high]."""
-        return float(self._rng.uniform(low, high))
-
-    def suggest_categorical(self, name: str, choices: Sequence[str]) -> str:
-        """One of the choices."""
-        return choices[int(self._rng.integers(len(choices)))]
-
-
 def _examples(space: Space, sampled: int) -> dict[str, dict[str, object]]:
     stride = total_stride(space.task.network)
     points = {name: space.published_params(name, stride) for name in space.published}
-    return points | {f"sampled {i + 1}": space.suggest(_Random(space.seed + i)) for i in range(sampled)}
+    return points | {f"sampled {i + 1}": space.suggest(Uniform(space.seed + i)) for i in range(sampled)}
 
 
 def plan(space: Space, n_train: int, sampled: int = 4) -> str:

@@ -1,77 +1,24 @@
-"""Space: what a study searches, read from YAML. A candidate is a point of fixed length; ``regime`` makes it a Regime.
-
-One weight per candidate size, ``split`` and ``growth``: no conditional names, so that multivariate sampling,
-importances and seeding with the published regimes all work. S, B, D as in ``regime.shapes``.
-"""
+"""Space: a search-space file: the task and budget of every trial, what is searched (``candidates``), and how."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from mixtune.errors import did_you_mean
-from mixtune.regime import PUBLISHED, BatchShape, Budget, Mixture, Regime, published
+from mixtune.regime import PUBLISHED, BatchShape, Budget, Regime, published
+from mixtune.study import candidates
+from mixtune.study.candidates import NEGLIGIBLE, Search
+from mixtune.study.fidelity import Fidelity, Stage, stages
+from mixtune.study.knobs import Suggests, holds
 from mixtune.training.checkpoint import digest, essence
 from mixtune.training.recipe import Recipe
 from mixtune.training.run import Evaluation, TrainingConfig
 from mixtune.training.score import Score
 from mixtune.training.task import TaskConfig
 
-Growth = Literal["none", "gradual", "stepwise"]
-NEGLIGIBLE = 0.05  # a weight below this is none: otherwise no candidate would ever leave a size out
-# Where the published regimes lie in the space; what is not named here has split 1 and no growth.
-_SPLIT = {"mixsize_d": 0.0, "mixsize_bd": 0.5}
-_GROWTH: dict[str, Growth] = {"gradual": "gradual", "stepwise": "stepwise"}
 _FORBID = {"extra": "forbid"}
-
-
-class Suggests(Protocol):
-    """The part of an Optuna trial that the space uses."""
-
-    def suggest_float(self, name: str, low: float, high: float) -> float:
-        """A number in [low, high]."""
-
-    def suggest_categorical(self, name: str, choices: Sequence[str]) -> Any:
-        """One of the choices."""
-
-
-@dataclass(frozen=True)
-class Range:
-    """A number to be searched from ``low`` to ``high``; equal bounds fix it."""
-
-    __pydantic_config__ = _FORBID
-
-    low: float
-    high: float
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low <= self.high):
-            raise ValueError(f"low must be at most high, and both finite; got low {self.low:g}, high {self.high:g}")
-
-
-@dataclass(frozen=True)
-class Search:
-    """What is searched. sizes: candidates; split: 1 grows batches, 0 adds copies; growth: the order of sizes.
-
-    growth "none" draws sizes at random throughout; "gradual" trains one size after the other, smallest first;
-    "stepwise" first the sizes below the base, then the others. All spend the same share of compute on each size.
-    """
-
-    __pydantic_config__ = _FORBID
-
-    sizes: tuple[int, ...]
-    split: Range = Range(0.0, 1.0)
-    growth: tuple[Growth, ...] = ("none", "gradual", "stepwise")
-
-    def __post_init__(self) -> None:
-        if not self.sizes or min(self.sizes) < 1 or len(set(self.sizes)) < len(self.sizes):
-            raise ValueError(f"sizes must be different positive image sizes, not {list(self.sizes)}")
-        if not (self.split.low >= 0 and self.split.high <= 1):
-            raise ValueError(f"split must lie in [0, 1], not from {self.split.low:g} to {self.split.high:g}")
-        if not self.growth or len(set(self.growth)) < len(self.growth):
-            raise ValueError(f"growth must list different ways to grow, not {list(self.growth)}")
 
 
 @dataclass(frozen=True)
@@ -107,8 +54,32 @@ class Resources:
 
 
 @dataclass(frozen=True)
+class Confirm:
+    """What is trained again when the search is over, so that the winner is not the luckiest.
+
+    The best ``leaders`` searched regimes and the best published one, with ``replicates`` other seeds each, judged as in
+    the search: their mean decides the winner. Then the winner and all published regimes with ``final`` seeds each, on
+    the whole training set, judged once on the test set. 0 leaves either out.
+    """
+
+    __pydantic_config__ = _FORBID
+
+    leaders: int = 3
+    replicates: int = 3
+    final: int = 3
+
+    def __post_init__(self) -> None:
+        if self.leaders < 1 or self.replicates < 0 or self.final < 0:
+            raise ValueError("leaders must be at least 1, replicates and final at least 0")
+
+
+@dataclass(frozen=True)
 class Space:
-    """A search-space file: the task and budget of every trial, what is searched, and how."""
+    """A search-space file. ``published`` regimes are tried first, then the regime files in ``known``.
+
+    folds: 1 judges on a hold-out (``task.validation``); more is stratified cross-validation over the training set.
+    objectives: of a study with several, in order: the score, the mean calibration error, the training compute.
+    """
 
     __pydantic_config__ = _FORBID
 
@@ -120,10 +91,15 @@ class Space:
     search: Search
     trials: int
     published: tuple[str, ...] = ("fixed", "mixsize_b", "mixsize_d", "multiscale", "gradual", "stepwise")
+    known: tuple[str, ...] = ()
     recipe: Recipe = field(default_factory=Recipe)
     score: Score = field(default_factory=Score)
+    objectives: tuple[Literal["score", "calibration", "compute"], ...] = ("score",)
+    fidelity: Fidelity = field(default_factory=Fidelity)
+    folds: int = 1
     sampler: Named = Named("tpe")
     pruner: Named = Named("halving")
+    confirm: Confirm = field(default_factory=Confirm)
     resources: Resources = field(default_factory=Resources)
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -133,6 +109,14 @@ class Space:
             raise ValueError(f"study names the folder: letters, digits, '-', '_' and '.', not {self.study!r}")
         if self.trials < 1:
             raise ValueError(f"trials must be at least 1, not {self.trials}")
+        if self.folds < 1:
+            raise ValueError(f"folds must be at least 1, not {self.folds}")
+        if self.pruner.name == "wilcoxon" and self.folds < 2:
+            raise ValueError("pruner wilcoxon compares folds: set folds to at least 2, for example folds: 5")
+        if not self.objectives or len(set(self.objectives)) < len(self.objectives):
+            raise ValueError(f"objectives must be different ones, not {list(self.objectives)}")
+        if "score" not in self.objectives:
+            raise ValueError("objectives must hold score, which names the winner")
         self.training()  # checks that need several sections
         for name in self.published:
             if name not in PUBLISHED:
@@ -141,72 +125,66 @@ class Space:
             raise ValueError(f"published must list different regimes, not {list(self.published)}")
 
     def training(self, threads: int | None = None, costs: dict[str, float] | None = None) -> TrainingConfig:
-        """What every trial shares, beside its regime."""
+        """What every trial shares, beside its regime and what is searched of the recipe."""
+        task = replace(self.task, folds=self.folds) if self.folds > 1 else self.task
         return TrainingConfig(
-            self.task, self.budget, self.evaluate, self.recipe, self.score, self.seed, threads, self.device, costs
+            task, self.budget, self.evaluate, self.recipe, self.score, self.seed, threads, self.device, costs
         )
+
+    def recipe_of(self, params: Mapping[str, Any]) -> Recipe:
+        """The recipe of a point."""
+        return candidates.with_settings(self.recipe, params)
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The training runs of a trial that survives."""
+        fidelity = self.fidelity if len(self.objectives) == 1 else Fidelity(rungs=1)
+        return stages(fidelity, self.folds, self.evaluate.reports, self.pruner.name == "wilcoxon")
 
     def shapes(self) -> list[BatchShape]:
         """Every batch shape that a candidate of this space can have, the base included."""
         found = {self.base}
+        low, high = self.search.splits
         for S in self.search.sizes:
-            fewest = self.base.resized(S, self.search.split.high).D
-            most = self.base.resized(S, self.search.split.low).D
-            found |= {BatchShape(S, max(1, round(self.base.pixels / (S**2 * D))), D) for D in range(fewest, most + 1)}
+            copies = range(self.base.resized(S, high).D, self.base.resized(S, low).D + 1)
+            found |= {BatchShape(S, max(1, round(self.base.pixels / (S**2 * D))), D) for D in copies}
         return sorted(found)
 
     def digest(self) -> str:
         """Changes when the meaning of a score or a parameter does; not with the number of trials or the resources."""
-        data = essence(replace(self, trials=1, resources=Resources(), device="auto"))
+        plain = replace(self, trials=1, resources=Resources(), confirm=Confirm(), known=(), device="auto")
+        data = essence(plain)
         for key in ("data", "workers"):
             data["task"].pop(key, None)
         return digest(data)
 
     def suggest(self, trial: Suggests) -> dict[str, Any]:
         """A candidate: the parameters of one trial."""
-        params: dict[str, Any] = {f"w_{S}": trial.suggest_float(f"w_{S}", 0.0, 1.0) for S in self.search.sizes}
-        params["split"] = trial.suggest_float("split", self.search.split.low, self.search.split.high)
-        params["growth"] = trial.suggest_categorical("growth", list(self.search.growth))
-        return params
+        return candidates.suggest(self.search, trial)
 
     def regime(self, params: Mapping[str, Any], name: str = "") -> Regime:
-        """The candidate as a regime: compute shares proportional to the weights, negligible ones left out."""
-        weights = {S: float(params[f"w_{S}"]) for S in sorted(self.search.sizes)}
-        kept = {S: w for S, w in weights.items() if w >= NEGLIGIBLE}
-        if not kept:  # all negligible: the largest stands for the mixture
-            S = max(weights, key=lambda S: weights[S])
-            kept = {S: 1.0}
-        parts = {S: (self.base.resized(S, float(params["split"])), w) for S, w in kept.items()}
-        match params["growth"]:
-            case "gradual":
-                groups = [[part] for part in parts.values()]
-            case "stepwise":
-                small = [part for S, part in parts.items() if S < self.base.S]
-                large = [part for S, part in parts.items() if S >= self.base.S]
-                groups = [group for group in (small, large) if group]
-            case _:
-                groups = [list(parts.values())]
-        mixtures = [Mixture.of([s for s, _ in group], [w for _, w in group]) for group in groups]
-        return Regime.of(self.base, mixtures, [sum(w for _, w in group) for group in groups], name, "mixtune search")
+        """The candidate as a regime."""
+        return candidates.regime_of(self.search, self.base, params, name)
 
     def published_params(self, name: str, stride: int) -> dict[str, Any]:
         """The point of the space that is the published regime. Raises ValueError when the space does not hold it."""
-        regime = published(name, self.base, sorted(self.search.sizes), stride)
-        missing = sorted(set(regime.sizes) - set(self.search.sizes))
-        if missing:
-            raise ValueError(
-                f"published: {name} at base {self.base.S} px trains on {', '.join(map(str, regime.sizes))} px; add "
-                f"{', '.join(map(str, missing))} to search.sizes or leave {name} out"
-            )
-        split, growth = _SPLIT.get(name, 1.0), _GROWTH.get(name, "none")
-        if not self.search.split.low <= split <= self.search.split.high or growth not in self.search.growth:
-            raise ValueError(
-                f"published: {name} has split {split:g} and growth {growth}, which search.split and search.growth do "
-                f"not allow; widen them or leave {name} out"
-            )
-        shares = dict.fromkeys(self.search.sizes, 0.0)
-        for phase in regime.phases:
-            for shape, p in zip(phase.mixture.shapes, phase.mixture.p, strict=True):
-                shares[shape.S] += phase.share * p
-        top = max(shares.values())
-        return {**{f"w_{S}": share / top for S, share in shares.items()}, "split": split, "growth": growth}
+        try:
+            return self.point(published(name, self.base, sorted(self.search.sizes), stride))
+        except ValueError as err:
+            raise ValueError(f"published: {err}") from None
+
+    def point(self, regime: Regime) -> dict[str, Any]:
+        """The point of a regime on this base, with the file's own recipe where settings of it are searched.
+
+        Raises ValueError when the space does not hold it.
+        """
+        point = candidates.point_of(self.search, regime)
+        for name, knob in self.search.recipe.items():
+            value = getattr(self.recipe, name)
+            if not holds(knob, value):
+                raise ValueError(f"recipe.{name} is {value}, which search.recipe.{name} does not hold; add it there")
+            point[f"recipe.{name}"] = value
+        return point
+
+
+__all__ = ["NEGLIGIBLE", "Confirm", "Named", "Resources", "Search", "Space"]

@@ -83,6 +83,23 @@ def stratified(labels: Tensor, share: float, seed: int) -> tuple[np.ndarray, np.
     return np.setdiff1d(np.arange(len(y)), part), part
 
 
+def fold(labels: Tensor, folds: int, number: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices split into (rest, fold ``number`` of ``folds``), every class spread evenly over the folds.
+
+    The folds of one (labels, folds, seed) are disjoint and cover everything. Raises ValueError when a class has fewer
+    images than there are folds.
+    """
+    y, rng = labels.numpy(), np.random.default_rng((seed, folds))
+    chosen = []
+    for i, label in enumerate(np.unique(y)):
+        members = rng.permutation(np.flatnonzero(y == label))
+        if len(members) < folds:
+            raise ValueError(f"class {label} has {len(members)} images, too few for {folds} folds")
+        chosen.append(members[(number + i) % folds :: folds])  # by turns, so that remainders do not all go to one fold
+    part = np.sort(np.concatenate(chosen))
+    return np.setdiff1d(np.arange(len(y)), part), part
+
+
 @lru_cache(maxsize=2)
 def load(name: str, root: str | None) -> DataSet:
     """The data set of this name; ``root`` is the folder that holds it. Kept in memory for the next trial.

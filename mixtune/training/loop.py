@@ -81,19 +81,22 @@ def train(
     checkpoint: Checkpoint | None = None,
     on_step: Callable[[int, int], None] | None = None,
     teacher: nn.Module | None = None,
+    judged: Sequence[int] | None = None,
 ) -> Iterator[Report]:
     """Train ``network`` in place through the whole schedule, evaluating at ``sizes`` at each of ``reports`` points.
 
     Where ``checkpoint`` exists the run goes on from it: the reports made so far are yielded again, so that the
     sequence is that of an unbroken run, and on a CPU the weights are too, to the bit. ``on_step(step, views)`` is
     called after every step, with the steps done and the images that one took. ``teacher``: for distillation.
+    ``judged``: the numbers of the reports to make, the last among them, where not all are wanted.
     Raises TrainingDivergedError when the mean loss of a stretch is not finite.
     """
     B = np.array([s.B for s in schedule.shapes])[schedule.index]
     before = schedule.progress
     rates = recipe.learning_rates(before, B)
     engine = Engine(task, network, recipe, seed, teacher)
-    ends = report_steps(schedule, reports)
+    points = report_steps(schedule, reports)
+    numbers = {step: i for i, step in enumerate(points, start=1) if judged is None or i in judged}
     progress = np.append(before[1:], 1.0)
 
     start, steps, earlier = 0, 0, 0.0  # earlier: seconds before this process
@@ -130,19 +133,19 @@ def train(
             on_step(step, len(targets))
         due = checkpoint is not None and checkpoint.due
 
-        if step in ends or due:
+        if step in numbers or due:
             mean = float(total) / steps
             if not math.isfinite(mean):
                 raise TrainingDivergedError(
                     f"the training loss became {mean} before step {step} of {len(schedule)} "
                     f"(lr {rates[step - 1]:.3g}); a lower recipe.lr or a longer recipe.warmup would help"
                 )
-        if step in ends:
+        if step in numbers:
             speed = trained / (time.perf_counter() - mark)
             curve = task.evaluate(engine.judged, sizes)
             seconds = earlier + time.perf_counter() - began
             place, lr = float(progress[step - 1]), float(rates[step - 1])
-            done.append(Report(len(done) + 1, step, place, mean, lr, speed, seconds, curve))
+            done.append(Report(numbers[step], step, place, mean, lr, speed, seconds, curve))
             total.zero_()
             steps = 0
             save(step)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -48,6 +48,7 @@ class TrainingConfig:
     """Everything but the regime that decides what a run gives. On a CPU, equal configurations give equal weights.
 
     threads: CPU threads of torch (they decide the order of floating-point sums); None takes all cores there are.
+    share: of the budget to spend, with the whole schedule compressed into it (a lower fidelity).
     costs: measured cost of a step by shape ("16x32" or "16x32x2"), for a budget in GMACs or seconds (``timing``).
     """
 
@@ -62,6 +63,7 @@ class TrainingConfig:
     threads: int | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     costs: dict[str, float] | None = None
+    share: float = 1.0
 
     def cost(self, shape: BatchShape) -> float:
         """The cost of a step in the budget's unit. Raises ValueError for a shape that was not measured."""
@@ -75,11 +77,13 @@ class TrainingConfig:
     def schedule(self, regime: Regime, n_train: int) -> Schedule:
         """Every step of the run. Raises ValueError when the regime cannot meet the budget."""
         cost = None if self.budget.spend == "epochs" else self.cost
-        return Schedule.build(regime, self.budget, n_train, self.seed, cost)
+        return Schedule.build(regime, self.budget, n_train, self.seed, cost, share=self.share)
 
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise ValueError(f"seed must be at least 0, not {self.seed}")
+        if not 0 < self.share <= 1:
+            raise ValueError(f"share must lie in (0, 1], not {self.share!r}")
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"threads must be at least 1, not {self.threads}")
         self.score.check(self.evaluate.sizes)
@@ -129,18 +133,29 @@ class Run:
         checkpoint: Path | None = None,
         every: float = 300.0,
         on_step: Callable[[int, int], None] | None = None,
+        judged: Sequence[int] | None = None,
     ) -> Iterator[Report]:
         """Train; yields at each report point. The network is trained when the iterator ends.
 
         checkpoint: a file that is written at every report and every so many seconds; where it exists already, the run
-        goes on from it and yields its earlier reports again. on_step: see ``loop.train``. Raises InputError for a
-        damaged or foreign file.
+        goes on from it and yields its earlier reports again. on_step, judged: see ``loop.train``. Raises
+        InputError for a damaged or foreign file.
         """
         c = self.config
         kept = Checkpoint(checkpoint, c.task.network, self.identity, every) if checkpoint else None
         sizes, reports = c.evaluate.sizes, c.evaluate.reports
         return train(
-            self.task, self.network, self.schedule, self.recipe, sizes, reports, c.seed, kept, on_step, self.teacher
+            self.task,
+            self.network,
+            self.schedule,
+            self.recipe,
+            sizes,
+            reports,
+            c.seed,
+            kept,
+            on_step,
+            self.teacher,
+            judged,
         )
 
     @property

@@ -28,7 +28,8 @@ class TaskConfig:
 
     data: folder of the data set (default $MIXTUNE_DATA, else ./data; digits need none). samples: use only this
     many of the training images, evenly from all classes (for short searches). validation: share of them held out to
-    judge trials. workers: processes that decode image files (default: one less than the trial's CPU threads).
+    judge trials; folds: cross-validation instead, judged on ``fold`` (from 0) of that many. workers: processes that
+    decode image files (default: one less than the trial's CPU threads).
     """
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
@@ -41,8 +42,12 @@ class TaskConfig:
     augment: views.Augment = field(default_factory=views.Augment)
     workers: int | None = None
     weights: str | None = None
+    folds: int = 1
+    fold: int = 0
 
     def __post_init__(self) -> None:
+        if self.folds < 1 or not 0 <= self.fold < self.folds:
+            raise ValueError(f"fold counts from 0 to below folds, not {self.fold} of {self.folds}")
         if not 0 < self.validation < 1:
             raise ValueError(
                 f"validation is the share of the training set held out, in (0, 1), not {self.validation!r}"
@@ -226,7 +231,10 @@ def _split(
         _, kept = data.stratified(train.labels, config.samples / len(train), seed=1)
         train = train.subset(kept)
     if judge == "validation":
-        rest, part = data.stratified(train.labels, config.validation, seed=0)
+        if config.folds > 1:
+            rest, part = data.fold(train.labels, config.folds, config.fold, seed=0)
+        else:
+            rest, part = data.stratified(train.labels, config.validation, seed=0)
         train, held_out = train.subset(rest), train.subset(part)
     elif choosing:
         rest, part = data.stratified(train.labels, min(config.validation, 2048 / len(train)), seed=0)

@@ -1,0 +1,127 @@
+"""Knobs: what the search may turn. A single value is fixed, ``{low: 0, high: 1}`` is a range, a list is a choice."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Protocol
+
+import numpy as np
+from pydantic import BeforeValidator
+
+Value = bool | int | float | str
+_FORBID = {"extra": "forbid"}
+
+
+class Suggests(Protocol):
+    """The part of an Optuna trial that a space uses."""
+
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
+        """A number in [low, high]."""
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        """One of the choices."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """A number to be searched from ``low`` to ``high``, evenly or evenly in its logarithm (``log: true``)."""
+
+    __pydantic_config__ = _FORBID
+
+    low: float
+    high: float
+    log: bool = False
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low <= self.high):
+            raise ValueError(f"low must be at most high, and both finite; got low {self.low:g}, high {self.high:g}")
+        if self.log and self.low <= 0:
+            raise ValueError(f"a range in the logarithm starts above 0, not at {self.low:g}")
+
+
+class Uniform:
+    """Draws evenly from every knob: what random search does (the part of an Optuna trial that a space uses)."""
+
+    def __init__(self, seed: int | tuple[int, ...]) -> None:
+        self._rng = np.random.default_rng(seed)
+
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
+        """A number in [low, high]."""
+        if log:
+            return float(np.exp(self._rng.uniform(np.log(low), np.log(high))))
+        return float(self._rng.uniform(low, high))
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        """One of the choices."""
+        return choices[int(self._rng.integers(len(choices)))]
+
+
+def _choices(given: Any) -> Any:
+    """A value as a choice of one, so that a knob is a range or a tuple and nothing else."""
+    if isinstance(given, dict):
+        return given
+    values = given if isinstance(given, (list, tuple)) else [given]
+    if not values or any(not isinstance(v, (bool, int, float, str)) for v in values):
+        raise ValueError(f"a knob is a value, a list of values or {{low: ..., high: ...}}, not {given!r}")
+    if len({(type(v), v) for v in values}) < len(values):
+        raise ValueError(f"the values of a list must differ, not {list(values)}")
+    return tuple(values)
+
+
+def knob(given: Any) -> Any:
+    """Range for a mapping, tuple for everything else: one branch, so that a mistake is one sentence."""
+    if isinstance(given, Range | tuple):
+        return given
+    if isinstance(given, dict):
+        unknown = set(given) - {"low", "high", "log"}
+        if unknown or not {"low", "high"} <= set(given):
+            raise ValueError(f"a range is {{low: ..., high: ...}}, with log: true if wanted, not {given!r}")
+        if any(isinstance(given[k], bool) or not isinstance(given[k], (int, float)) for k in ("low", "high")):
+            raise ValueError(f"low and high must be numbers, not {given['low']!r} and {given['high']!r}")
+        return Range(**given)
+    return _choices(given)
+
+
+Knob = Annotated[Any, BeforeValidator(knob)]  # Range | tuple[Value, ...] after reading
+Knobs = Range | tuple[Value, ...]
+
+
+def draw(trial: Suggests, name: str, knob: Knobs) -> Value:
+    """The knob's value in this trial. A fixed value is a choice of one: it stays visible among the parameters."""
+    if isinstance(knob, Range):
+        return trial.suggest_float(name, knob.low, knob.high, log=knob.log)
+    chosen: Value = trial.suggest_categorical(name, list(knob))
+    return chosen
+
+
+def holds(knob: Knobs, value: Value) -> bool:
+    """Whether the knob can take this value."""
+    if isinstance(knob, Range):
+        return isinstance(value, (int, float)) and knob.low <= value <= knob.high
+    return value in knob
+
+
+def ends(knob: Knobs) -> tuple[Value, ...]:
+    """The values to check a knob with: a range's ends, or every choice."""
+    return (knob.low, knob.high) if isinstance(knob, Range) else knob
+
+
+def grid(knob: Knobs, points: int) -> list[Value]:
+    """``points`` values of a range, ends included, or every choice."""
+    if not isinstance(knob, Range):
+        return list(knob)
+    if points < 2 or knob.low == knob.high:
+        return [knob.low]
+    at = [i / (points - 1) for i in range(points)]
+    if knob.log:
+        return [knob.low * (knob.high / knob.low) ** x for x in at]
+    return [knob.low + (knob.high - knob.low) * x for x in at]
+
+
+def said(knob: Knobs) -> str:
+    """``0..1``, ``1`` or ``none | gradual``, for people."""
+    if isinstance(knob, Range):
+        return f"{knob.low:g}..{knob.high:g}"
+    return " | ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in knob)
