@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from mixtune.errors import InputError
-from mixtune.regime import BatchShape, Schedule
+from mixtune.regime import WHOLE, BatchShape, Schedule, Shard
 from mixtune.training.data import Files, Pixels
 
 Batch = tuple[Tensor, Tensor]  # uint8 or float [B*D, 3, S, S] with pixel values from 0 to 255; int64 [B*D]
@@ -57,9 +57,9 @@ def resize(images: Tensor, S: int) -> Tensor:
 
 
 def pixel_batches(
-    source: Pixels, schedule: Schedule, augment: Augment, flip: bool, seed: int, start: int
+    source: Pixels, schedule: Schedule, augment: Augment, flip: bool, seed: int, start: int, shard: Shard = WHOLE
 ) -> Iterator[Batch]:
-    """Training batches of images held in memory, from step ``start`` on."""
+    """Training batches of images held in memory, from step ``start`` on: of every step the shard's images."""
     N, H, W, _ = source.images.shape
     pad = H // 8 if augment.pad is None else augment.pad
     padded = F.pad(source.images, (0, 0, pad, pad, pad, pad))  # [N, H+2p, W+2p, 3]
@@ -74,6 +74,10 @@ def pixel_batches(
             mirrored = torch.from_numpy(rng.integers(0, 2, size=shape.views, dtype=bool))
             columns = torch.where(mirrored[:, None], W - 1 - column, column)
         image = torch.from_numpy(samples).repeat_interleave(shape.D)
+        # The random numbers are those of the whole step, whoever makes which of its views.
+        part = shard.part(shape.B)
+        mine = slice(part.start * shape.D, part.stop * shape.D)
+        image, y, x, columns = image[mine], y[mine], x[mine], columns[mine]
         # One gather makes the crops, the mirroring and the copies: [B*D, H, W, 3].
         crops = padded[image[:, None, None], (y[:, None] + row)[:, :, None], (x[:, None] + columns)[:, None, :]]
         yield resize(crops.permute(0, 3, 1, 2).float(), shape.S), source.labels[image]
@@ -139,15 +143,16 @@ def _decode(path: str):  # type: ignore[no-untyped-def]
 class _Steps:
     """Batch sampler: the keys of every step's samples, so that one loader and one worker pool serve all sizes."""
 
-    def __init__(self, schedule: Schedule, n_samples: int, seed: int, start: int) -> None:
+    def __init__(self, schedule: Schedule, n_samples: int, seed: int, start: int, shard: Shard) -> None:
         self.schedule, self.n_samples, self.seed, self.start = schedule, n_samples, seed, start
+        self.shard = shard
 
     def __iter__(self) -> Iterator[list[tuple[int, int, int, int, int]]]:
         steps = range(self.start, len(self.schedule))
         batches = self.schedule.sample_batches(self.n_samples, self.seed, self.start)
         for step, samples in zip(steps, batches, strict=True):
             shape: BatchShape = self.schedule.shapes[self.schedule.index[step]]
-            yield [(int(i), shape.S, shape.D, self.seed, step) for i in samples]
+            yield [(int(i), shape.S, shape.D, self.seed, step) for i in samples[self.shard.part(shape.B)]]
 
 
 def _join(items: Sequence[Batch]) -> Batch:
@@ -155,10 +160,17 @@ def _join(items: Sequence[Batch]) -> Batch:
 
 
 def file_batches(
-    source: Files, schedule: Schedule, augment: Augment, flip: bool, seed: int, start: int, workers: int
+    source: Files,
+    schedule: Schedule,
+    augment: Augment,
+    flip: bool,
+    seed: int,
+    start: int,
+    workers: int,
+    shard: Shard = WHOLE,
 ) -> Iterator[Batch]:
-    """Training batches of image files, decoded by ``workers`` processes, from step ``start`` on."""
-    steps = _Steps(schedule, len(source), seed, start)
+    """Training batches of image files, decoded by ``workers`` processes, from step ``start`` on: the shard's images."""
+    steps = _Steps(schedule, len(source), seed, start, shard)
     views = _FileViews(source, augment, flip)
     pinned = torch.cuda.is_available()
     yield from DataLoader(views, batch_sampler=steps, num_workers=workers, collate_fn=_join, pin_memory=pinned)  # type: ignore[arg-type]
