@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mixtune.regime import BatchShape
 from mixtune.training.averaging import Average
 from mixtune.training.recipe import Recipe
 from mixtune.training.smoothing import GradientSmoothing
+from mixtune.training.synced import Synced
 from mixtune.training.task import Task
 
 _DROPOUT, _BLEND = 1, 2  # separate the random streams of a step
@@ -28,6 +31,9 @@ class Engine:
         self.average = Average(network, recipe.ema) if recipe.ema else None
         self.teacher = teacher
         self._frozen = False
+        self.ranks = task.ranks
+        synced = recipe.sync_bn and not self.ranks.alone
+        self._norms: AbstractContextManager[Any] = Synced(self.ranks) if synced else nullcontext()
         self.device = next(network.parameters()).device
 
     @property
@@ -40,10 +46,25 @@ class Engine:
         if self.average is not None:
             self.network.load_state_dict(self.average.state_dict())
 
-    def step(self, inputs: Tensor, targets: Tensor, lr: float, number: int, progress: float = 1.0) -> Tensor:
+    def settle(self) -> None:
+        """Give every rank the same batch-norm statistics, before they are used or kept."""
+        for network in (self.network, *([] if self.average is None else [self.average.network])):
+            self.ranks.average_buffers(network)
+
+    def step(
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        lr: float,
+        number: int,
+        progress: float = 1.0,
+        shape: BatchShape | None = None,
+    ) -> Tensor:
         """Train on one batch; ``number`` counts steps from 0. Returns the loss, on the device, detached.
 
-        progress: share of the budget spent, for frozen layers and for networks whose drop path grows with it.
+        progress: share of the budget spent, for frozen layers and for networks whose drop path grows with it. shape: of
+        the whole step, of which the batch is this rank's part; needed where there are several. The loss is then this
+        rank's part of the step's: their sum is the mean over all views.
         """
         if hasattr(self.network, "progress"):
             self.network.progress = progress  # type: ignore[assignment]
@@ -55,20 +76,25 @@ class Engine:
                     p.requires_grad_(not frozen)
         self._frozen = frozen
         # Dropout draws from torch's global generator: keyed by the step, a resumed run draws what an unbroken one does.
-        torch.manual_seed(int(np.random.SeedSequence((self.seed, number, _DROPOUT)).generate_state(1)[0]))
+        # Each rank has its own numbers, the first those of a run on one device.
+        keys = (self.seed, number, _DROPOUT, *([] if self.ranks.first else [self.ranks.shard.rank]))
+        torch.manual_seed(int(np.random.SeedSequence(keys).generate_state(1)[0]))
         recipe = self.recipe
         if recipe.mixup or recipe.cutmix:
             rng = np.random.default_rng((self.seed, number, _BLEND))
-            inputs, targets = self.task.blend(recipe, inputs, targets, rng)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            inputs, targets = self.task.blend(recipe, inputs, targets, rng, shape)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"), self._norms:
             outputs = self.network(inputs)
             loss = self.task.loss(recipe, outputs, targets)
             if recipe.distill is not None and self.teacher is not None:
                 with torch.no_grad():
                     taught = self.teacher(inputs)
                 loss = loss + recipe.distill.loss(outputs[0] if isinstance(outputs, tuple) else outputs, taught)
+        if not self.ranks.alone:
+            loss = loss * self.ranks.share(shape)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        self.ranks.sum_gradients(self.network.parameters())
         if self.smooth is not None:
             self.smooth()
         self.optimizer.step()
