@@ -60,7 +60,7 @@ def conduct(
         slots = preflight.slots(space, *preflight.local_resources())
     else:
         tuning.connect(places.address, 0, 0)
-        slots = preflight.slots(space, *tuning.cluster())
+        slots = preflight.slots(space, *tuning.cluster(), tuning.nodes())
     tracking.check(places.tracking_uri)
 
     with locked(places.folder):
@@ -77,11 +77,7 @@ def conduct(
             try:
                 if places.address is None:
                     tuning.connect(None, *preflight.local_resources())
-                write(
-                    f"{slots.at_once} at once, each on {slots.cpus} CPU core{'s' * (slots.cpus > 1)}"
-                    + (f" and {slots.gpus:g} GPU" if slots.gpus else "")
-                    + f"; score: {space.score}"
-                )
+                write(f"{slots}; score: {space.score}")
                 with _terminable():
                     _run(trials, space, slots, places, tracker, write)
             except KeyboardInterrupt:

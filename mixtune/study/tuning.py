@@ -12,7 +12,7 @@ import os
 import shlex
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,9 +32,11 @@ from ray.tune.search import Searcher
 from mixtune.config import parse
 from mixtune.errors import InputError, TrainingError
 from mixtune.regime.files import regime_from_dict
+from mixtune.study import ranks
 from mixtune.study.bridge import Bridge
 from mixtune.study.preflight import Slots
 from mixtune.training.loop import Report
+from mixtune.training.ranks import ALONE, Ranks
 from mixtune.training.run import Run, TrainingConfig
 
 T = TypeVar("T")
@@ -78,14 +80,30 @@ def cluster() -> tuple[float, float]:
     return there.get("CPU", 0.0), there.get("GPU", 0.0)
 
 
+def nodes() -> list[tuple[float, float]]:
+    """CPUs and GPUs of every node of the cluster."""
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [(there.get("CPU", 0.0), there.get("GPU", 0.0)) for there in alive]
+
+
 def call(function: Callable[..., T], slots: Slots, *arguments: Any) -> T:
-    """Run a function once where a trial would run, with a trial's share of the machine. Raises what it raises."""
+    """Run a function once where a trial would run, with a trial's share of the machine. Raises what it raises.
+
+    Where trials have several ranks, it is called on each of them, with its place among them as one more argument.
+    """
+    if slots.workers > 1:
+        shared: T = ranks.call(_called, slots.workers, slots.cpus, slots.gpus, function, arguments)
+        return shared
     remote = ray.remote(num_cpus=slots.cpus, num_gpus=slots.gpus)(function)
     try:
         result: T = ray.get(remote.remote(*arguments))
     except ray.exceptions.RayTaskError as err:
         raise (err.cause if isinstance(err.cause, InputError) else err) from None
     return result
+
+
+def _called(here: Ranks, function: Callable[..., T], arguments: tuple[Any, ...]) -> Iterator[T]:
+    yield function(*arguments, here)
 
 
 def metrics_of(report: Report, score: float, last: bool) -> dict[str, Any]:
@@ -103,17 +121,28 @@ def metrics_of(report: Report, score: float, last: bool) -> dict[str, Any]:
     }
 
 
+def trial_results(here: Ranks, config: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Train one regime, alone or as one of several ranks; what is reported, at every report point."""
+    regime, _ = regime_from_dict(config["regime"], "regime")
+    training = parse(config["training"], TrainingConfig, "training")
+    job = Run.prepare(regime, training, ranks=here)
+    for report in job.reports(Path(config["checkpoint"])):
+        last = report.step == len(job.schedule)
+        if last and here.first:
+            job.save_weights(Path(config["folder"]) / WEIGHTS)
+        yield metrics_of(report, training.score.of(report.curve), last)
+
+
 def run_trial(config: dict[str, Any]) -> None:
     """What a Ray worker runs: train one regime and report. Bad luck is reported as ``failed``, not raised."""
     try:
-        regime, _ = regime_from_dict(config["regime"], "regime")
-        training = parse(config["training"], TrainingConfig, "training")
-        job = Run.prepare(regime, training)
-        for report in job.reports(Path(config["checkpoint"])):
-            last = report.step == len(job.schedule)
-            if last:
-                job.save_weights(Path(config["folder"]) / WEIGHTS)
-            tune.report(metrics_of(report, training.score.of(report.curve), last))
+        if config["training"].get("ranks", 1) == 1:
+            results = trial_results(ALONE, config)
+        else:
+            results = ranks.results(trial_results, ray.util.get_current_placement_group(), config)
+        with contextlib.closing(results):  # type: ignore[type-var]
+            for result in results:
+                tune.report(result)
     except (InputError, TrainingError) as err:
         tune.report({"failed": str(err)})
     except Exception as err:
@@ -177,6 +206,13 @@ class _Scheduler(FIFOScheduler):  # type: ignore[misc]
         return {**self.__dict__, "bridge": None}
 
 
+def _resources(slots: Slots) -> dict[str, float] | tune.PlacementGroupFactory:
+    """What Ray reserves for a trial; one on several ranks is a worker without resources, and a bundle for each rank."""
+    if slots.workers == 1:
+        return {"cpu": slots.cpus, "gpu": slots.gpus}
+    return tune.PlacementGroupFactory([{}, *[ranks.bundle(slots.cpus, slots.gpus)] * slots.workers])
+
+
 def run(bridge: Bridge, slots: Slots, folder: Path) -> None:
     """Run trials until the study has as many as it asks for."""
     for name in ("ray", "ray.tune"):
@@ -184,7 +220,7 @@ def run(bridge: Bridge, slots: Slots, folder: Path) -> None:
     # One experiment folder per start: Ray merges two of the same name.
     name = f"start-{len(list((folder / 'ray').glob('start-*'))) + 1:03d}"
     tuner = tune.Tuner(
-        tune.with_resources(run_trial, {"cpu": slots.cpus, "gpu": slots.gpus}),
+        tune.with_resources(run_trial, _resources(slots)),
         tune_config=tune.TuneConfig(
             search_alg=_Searcher(bridge),
             scheduler=_Scheduler(bridge),
