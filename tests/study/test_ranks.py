@@ -186,7 +186,7 @@ def test_slots_count_ranks_node_by_node():
 
 def test_a_shape_with_fewer_images_than_workers_is_refused_before_the_study():
     space = parse(SPACE | {"resources": {"workers": 15}}, Space, "f")
-    with pytest.raises(InputError, match="f: resources.workers: a step of 12x14 has 14 images, too few for 15 ranks"):
+    with pytest.raises(InputError, match=r"f: resources\.workers: a step of 12x14 has 14 images, too few for 15 ranks"):
         preflight.check_batches(space, 300, "f")
 
 
