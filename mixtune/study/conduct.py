@@ -12,15 +12,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mixtune.config import plain, to_yaml
+from mixtune.errors import InputError, NoRoomError
 from mixtune.regime import Regime
 from mixtune.regime.files import save_regime
+from mixtune.secrets import masked
 from mixtune.study import preflight, tracking, tuning
 from mixtune.study.bridge import Bridge
 from mixtune.study.console import Console, results_table
 from mixtune.study.events import Listeners
 from mixtune.study.folder import Places, locked, save
+from mixtune.study.ledger import Ledger, StorageAwayError
 from mixtune.study.sampling import Outcome, Trials, check_named
 from mixtune.study.space import Space
+from mixtune.study.storage import PATIENCE_SECONDS, patiently
 from mixtune.training import timing
 
 log = logging.getLogger("mixtune")
@@ -45,12 +49,13 @@ def conduct(
     places: Places,
     draw: Callable[[str, str, Path], list[Path]],
     write: Callable[[str], None],
+    resume: bool = False,
 ) -> Result:
     """Run a study to its end, or as far as it gets.
 
     ``draw(tracking uri, study, folder)`` makes the figures. Raises InputError before anything is written when the
     space, its data, the resources or the stores are not usable. The same call on a folder that holds the study
-    continues it.
+    continues it; with ``resume`` nothing else is done: a folder without the study is an InputError.
     """
     check_named(space)
     stride = preflight.check_sizes(space, source)
@@ -63,37 +68,65 @@ def conduct(
         slots = preflight.slots(space, *tuning.cluster())
     tracking.check(places.tracking_uri)
 
-    with locked(places.folder):
-        trials = Trials(places.storage_url, space, stride)
-        key = f"mlflow_parent {places.tracking_uri}"
-        tracker = tracking.Tracker(places.tracking_uri, space, places.folder, trials.noted(key))
-        trials.note(key, tracker.parent)
-        save(places.folder / "space.yaml", to_yaml(space))
-        stale = trials.reconcile()
-        tracker.discard_unfinished()
-        _say_what_happens(trials, len(stale), places, write)
-        interrupted = False
-        if trials.remaining():
-            try:
-                if places.address is None:
-                    tuning.connect(None, *preflight.local_resources())
-                write(
-                    f"{slots.at_once} at once, each on {slots.cpus} CPU core{'s' * (slots.cpus > 1)}"
-                    + (f" and {slots.gpus:g} GPU" if slots.gpus else "")
-                    + f"; score: {space.score}"
-                )
-                with _terminable():
-                    _run(trials, space, slots, places, tracker, write)
-            except KeyboardInterrupt:
-                interrupted = True
-            finally:
-                tuning.disconnect()
-                trials.reconcile()
-        return _close(trials, tracker, places, space, draw, interrupted)
+    with locked(places.folder), _in_one_sentence(places):
+        trials = patiently(lambda: Trials(places.storage_url, space, stride))
+        if resume and not trials.resumed:
+            raise InputError(f"--resume: {places.folder} holds no study {space.study!r}; without --resume it is begun")
+        ledger = Ledger(trials, places.folder)
+        key = f"mlflow_parent {masked(places.tracking_uri)}"
+        try:
+            if not ledger.flush(PATIENCE_SECONDS):
+                raise StorageAwayError("what an earlier search left for it could not be sent")
+            tracker = tracking.Tracker(places.tracking_uri, space, places.folder, trials.noted(key))
+            trials.note(key, tracker.parent)
+            save(places.folder / "space.yaml", to_yaml(space))
+            stale = trials.reconcile()
+            tracker.repair(trials.outcomes())
+            tracker.discard_unfinished()
+            _say_what_happens(trials, len(stale), places, write)
+            interrupted = False
+            if trials.remaining():
+                try:
+                    if places.address is None:
+                        tuning.connect(None, *preflight.local_resources())
+                    write(
+                        f"{slots.at_once} at once, each on {slots.cpus} CPU core{'s' * (slots.cpus > 1)}"
+                        + (f" and {slots.gpus:g} GPU" if slots.gpus else "")
+                        + f"; score: {space.score}"
+                    )
+                    with _terminable():
+                        _run(trials, ledger, space, slots, places, tracker, write)
+                except KeyboardInterrupt:
+                    interrupted = True
+                finally:
+                    tuning.disconnect()
+                    _settle(trials, ledger)
+            return _close(trials, tracker, places, space, draw, interrupted)
+        finally:
+            ledger.close()
+
+
+def _settle(trials: Trials, ledger: Ledger) -> None:
+    """Put the study's record right, as far as its storage lets; the next search does the rest."""
+    with contextlib.suppress(StorageAwayError, NoRoomError):
+        if ledger.flush(PATIENCE_SECONDS):
+            trials.reconcile()
+
+
+@contextlib.contextmanager
+def _in_one_sentence(places: Places) -> Iterator[None]:
+    try:
+        yield
+    except StorageAwayError as err:
+        raise InputError(
+            f"--storage {masked(places.storage_url)}: does not answer ({err}); nothing that was finished is lost, and "
+            "the same command goes on when it does"
+        ) from None
 
 
 def _run(
     trials: Trials,
+    ledger: Ledger,
     space: Space,
     slots: preflight.Slots,
     places: Places,
@@ -109,26 +142,29 @@ def _run(
         training = replace(training, costs=costs)
     console.header()
     listeners = Listeners([console, tracker])
-    for attempt in range(1, RESTARTS + 1):
-        bridge = Bridge(trials, training, places.folder, listeners)
+    attempt = 0
+    while (left := trials.remaining()) and attempt < RESTARTS:
+        bridge = Bridge(ledger, training, places.folder, listeners)
+        fault: Exception | None = None
         try:
             tuning.run(bridge, slots, places.folder)
         except KeyboardInterrupt:
             bridge.interrupt()
             raise
         except Exception as err:
+            fault = err
             bridge.interrupt()
-            trials.reconcile()
+        if bridge.halted:
+            raise InputError(bridge.halted)
+        _settle(trials, ledger)
+        attempt = 1 if trials.remaining() < left else attempt + 1  # in a row without a trial finished
+        if fault is not None:
             if attempt == RESTARTS:
-                raise
-            log.warning("Ray ended the experiment (%s); starting it again", str(err).split("\n")[0])
+                raise fault
+            log.warning("Ray ended the experiment (%s); starting it again", str(fault).split("\n")[0])
             tuning.disconnect()
             tuning.connect(places.address, *preflight.local_resources())
             signal.signal(signal.SIGTERM, _interrupt)
-            continue
-        if not trials.remaining():
-            return
-        trials.reconcile()
 
 
 def _close(
