@@ -11,20 +11,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from mixtune.config import plain, to_yaml
-from mixtune.errors import InputError, NoRoomError
+from mixtune.config import plain
+from mixtune.errors import InputError
 from mixtune.regime import Regime
 from mixtune.regime.files import save_regime
-from mixtune.secrets import masked
 from mixtune.study import preflight, tracking, tuning
+from mixtune.study.books import Books, opened
 from mixtune.study.bridge import Bridge
 from mixtune.study.console import Console, results_table
 from mixtune.study.events import Listeners
 from mixtune.study.folder import Places, locked, save
-from mixtune.study.ledger import Ledger, StorageAwayError
 from mixtune.study.sampling import Outcome, Trials, check_named
 from mixtune.study.space import Space
-from mixtune.study.storage import PATIENCE_SECONDS, patiently
 from mixtune.training import timing
 
 log = logging.getLogger("mixtune")
@@ -68,71 +66,31 @@ def conduct(
         slots = preflight.slots(space, *tuning.cluster())
     tracking.check(places.tracking_uri)
 
-    with locked(places.folder), _in_one_sentence(places):
-        trials = patiently(lambda: Trials(places.storage_url, space, stride))
-        if resume and not trials.resumed:
-            raise InputError(f"--resume: {places.folder} holds no study {space.study!r}; without --resume it is begun")
-        ledger = Ledger(trials, places.folder)
-        key = f"mlflow_parent {masked(places.tracking_uri)}"
-        try:
-            if not ledger.flush(PATIENCE_SECONDS):
-                raise StorageAwayError("what an earlier search left for it could not be sent")
-            tracker = tracking.Tracker(places.tracking_uri, space, places.folder, trials.noted(key))
-            trials.note(key, tracker.parent)
-            save(places.folder / "space.yaml", to_yaml(space))
-            stale = trials.reconcile()
-            tracker.repair(trials.outcomes())
-            tracker.discard_unfinished()
-            _say_what_happens(trials, len(stale), places, write)
-            interrupted = False
-            if trials.remaining():
-                try:
-                    if places.address is None:
-                        tuning.connect(None, *preflight.local_resources())
-                    write(
-                        f"{slots.at_once} at once, each on {slots.cpus} CPU core{'s' * (slots.cpus > 1)}"
-                        + (f" and {slots.gpus:g} GPU" if slots.gpus else "")
-                        + f"; score: {space.score}"
-                    )
-                    with _terminable():
-                        _run(trials, ledger, space, slots, places, tracker, write)
-                except KeyboardInterrupt:
-                    interrupted = True
-                finally:
-                    tuning.disconnect()
-                    _settle(trials, ledger)
-            return _close(trials, tracker, places, space, draw, interrupted)
-        finally:
-            ledger.close()
+    with locked(places.folder), opened(space, places, stride, resume) as books:
+        trials = books.trials
+        _say_what_happens(trials, books.stale, places, write)
+        interrupted = False
+        if trials.remaining():
+            try:
+                if places.address is None:
+                    tuning.connect(None, *preflight.local_resources())
+                write(
+                    f"{slots.at_once} at once, each on {slots.cpus} CPU core{'s' * (slots.cpus > 1)}"
+                    + (f" and {slots.gpus:g} GPU" if slots.gpus else "")
+                    + f"; score: {space.score}"
+                )
+                with _terminable():
+                    _run(books, space, slots, places, write)
+            except KeyboardInterrupt:
+                interrupted = True
+            finally:
+                tuning.disconnect()
+                books.settle()
+        return _close(trials, books.tracker, places, space, draw, interrupted)
 
 
-def _settle(trials: Trials, ledger: Ledger) -> None:
-    """Put the study's record right, as far as its storage lets; the next search does the rest."""
-    with contextlib.suppress(StorageAwayError, NoRoomError):
-        if ledger.flush(PATIENCE_SECONDS):
-            trials.reconcile()
-
-
-@contextlib.contextmanager
-def _in_one_sentence(places: Places) -> Iterator[None]:
-    try:
-        yield
-    except StorageAwayError as err:
-        raise InputError(
-            f"--storage {masked(places.storage_url)}: does not answer ({err}); nothing that was finished is lost, and "
-            "the same command goes on when it does"
-        ) from None
-
-
-def _run(
-    trials: Trials,
-    ledger: Ledger,
-    space: Space,
-    slots: preflight.Slots,
-    places: Places,
-    tracker: tracking.Tracker,
-    write: Callable[[str], None],
-) -> None:
+def _run(books: Books, space: Space, slots: preflight.Slots, places: Places, write: Callable[[str], None]) -> None:
+    trials = books.trials
     console = Console(space.trials, trials.best(), write)
     device: Literal["auto", "cpu", "cuda"] = "cpu" if slots.gpus == 0 else space.device
     training = replace(space.training(slots.cpus), device=device)
@@ -141,10 +99,10 @@ def _run(
         costs = tuning.call(timing.step_costs, slots, training, space.shapes(), places.folder / "costs.yaml")
         training = replace(training, costs=costs)
     console.header()
-    listeners = Listeners([console, tracker])
+    listeners = Listeners([console, books.tracker])
     attempt = 0
     while (left := trials.remaining()) and attempt < RESTARTS:
-        bridge = Bridge(ledger, training, places.folder, listeners)
+        bridge = Bridge(books.ledger, training, places.folder, listeners)
         fault: Exception | None = None
         try:
             tuning.run(bridge, slots, places.folder)
@@ -156,7 +114,7 @@ def _run(
             bridge.interrupt()
         if bridge.halted:
             raise InputError(bridge.halted)
-        _settle(trials, ledger)
+        books.settle()
         attempt = 1 if trials.remaining() < left else attempt + 1  # in a row without a trial finished
         if fault is not None:
             if attempt == RESTARTS:

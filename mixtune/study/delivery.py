@@ -17,11 +17,11 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
-from mixtune.errors import InputError
+from mixtune.errors import InputError, no_room
 from mixtune.secrets import masked
 from mixtune.study.identity import Identity
 from mixtune.study.outbox import PermanentError, Record
-from mixtune.study.store import CURVE, EXPERIMENT, cause, opened
+from mixtune.study.store import CURVE, EXPERIMENT, cause, make, opened
 from mixtune.training.curve import Curve
 
 # What the store will never take, however often it is asked.
@@ -39,16 +39,24 @@ class Sender:
     """Sends records of a study to one tracking store."""
 
     def __init__(self, uri: str, folder: Path, data: Identity) -> None:
-        """Open the store and the experiment in it. Raises InputError when it cannot be reached."""
+        """Open or make the store and the experiment in it. Raises InputError when it cannot be reached."""
         self._uri, self._data = uri, data
         self._runs: dict[int, str] = {}
         try:
+            make(uri)
             self._client = MlflowClient(uri)
             self.experiment = self._experiment(uri, folder)
         except Exception as err:
             raise self._refused(err) from None
 
+    def close(self) -> None:
+        """Give the connections to a database back; there are none to a server."""
+        with contextlib.suppress(AttributeError):
+            self._client._tracking_client.store.engine.dispose()
+
     def _refused(self, err: Exception) -> InputError:
+        if "disk is full" in str(err):
+            return no_room(masked(self._uri))
         return InputError(f"--tracking-uri {masked(self._uri)}: MLflow cannot write there ({cause(err)})")
 
     def _experiment(self, uri: str, folder: Path) -> str:

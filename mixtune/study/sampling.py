@@ -65,7 +65,7 @@ class Trials:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         optuna.logging.disable_default_handler()
         points = {name: space.published_params(name, stride) for name in space.published}
-        storage = storage_.open_storage(url)
+        storage = self._storage = storage_.open_storage(url)
         pruner = _make(space.pruner, PRUNERS, "pruner", {"halving": {"min_resource": 1, "reduction_factor": 2}})
         with reached():
             self._study = optuna.create_study(
@@ -98,6 +98,11 @@ class Trials:
                 "search, score, sampler, pruner or seed differ), so its scores do not compare; give this one another "
                 "name with --set study=NAME or another folder with --out"
             )
+
+    def close(self) -> None:
+        """Give the database's connections back."""
+        self._storage.remove_session()
+        self._storage.engine.dispose()
 
     def note(self, key: str, value: str) -> None:
         """Remember something of the study as a whole."""

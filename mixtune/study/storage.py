@@ -19,6 +19,7 @@ from mixtune.errors import InputError, no_room
 from mixtune.secrets import masked
 from mixtune.study.ledger import StorageAwayError
 from mixtune.study.outbox import PermanentError
+from mixtune.study.sqlite import path_of
 
 T = TypeVar("T")
 log = logging.getLogger("mixtune")
@@ -76,6 +77,16 @@ def open_storage(url: str) -> optuna.storages.RDBStorage:
         if "database is locked" in cause(err):
             raise StorageAwayError(cause(err)) from None
         raise InputError(f"--storage {masked(url)}: not a usable Optuna storage ({cause(err)})") from None
+
+
+def holds(url: str, name: str) -> bool:
+    """Whether the storage holds a study of this name; nothing is made."""
+    path = path_of(url)
+    if path is not None and not path.exists():
+        return False
+    storage = open_storage(url)
+    with reached():
+        return name in {found.study_name for found in storage.get_all_studies()}
 
 
 def report_of(study: optuna.Study, number: int, step: int, score: float) -> None:

@@ -6,6 +6,7 @@ These two are the only modules that know MLflow.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from mlflow import MlflowClient
 
 from mixtune.errors import InputError
 from mixtune.secrets import masked
+from mixtune.study import sqlite
 
 for _name in ("alembic", "mlflow"):  # after the import, which sets levels of its own
     logging.getLogger(_name).setLevel(logging.ERROR)
@@ -38,6 +40,23 @@ def check(uri: str) -> None:
             f"--tracking-uri {masked(uri)}: no MLflow tracking server answers there ({cause(err)}); start it, or leave "
             "the option out to log into the study's folder"
         ) from None
+
+
+def make(uri: str) -> None:
+    """Make the database of a store that is a file and is not there yet, whole or not at all.
+
+    A database whose making was cut off, by a kill or a full disk, can never be opened again.
+    """
+    path = sqlite.path_of(uri)
+    if path is None or path.exists():
+        return
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        MlflowClient(f"{sqlite.PREFIX}{partial}").search_experiments(max_results=1)
+        partial.replace(path)
+    finally:
+        for left in path.parent.glob(f"{partial.name}*"):  # with what SQLite keeps beside it
+            left.unlink()
 
 
 def cause(err: Exception) -> str:
@@ -111,8 +130,8 @@ def log_figures(uri: str, run_id: str, paths: Sequence[Path]) -> None:
 
 def opened(uri: str) -> tuple[MlflowClient, str]:
     """A client of a store, and the id of the experiment there. Raises InputError when there is none."""
-    path = uri.removeprefix("sqlite:///")
-    if path != uri and not Path(path).exists():
+    path = sqlite.path_of(uri)
+    if path is not None and not path.exists():
         raise InputError(
             f"--tracking-uri {masked(uri)}: there is no such file; it is the mlflow.db in the study's folder"
         )

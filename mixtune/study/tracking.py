@@ -14,6 +14,7 @@ from typing import Any, cast
 
 from mixtune import __version__
 from mixtune.config import plain, to_yaml
+from mixtune.secrets import masked
 from mixtune.study.delivery import Sender, curve_metrics, record_repeat
 from mixtune.study.events import Candidate, State
 from mixtune.study.identity import identity
@@ -114,7 +115,7 @@ class Tracker:
         if state == "INTERRUPTED":
             self._put("discard", trial.number)
             return
-        tags = {"mixtune.state": state} | ({"mixtune.reason": reason[:5000]} if reason else {})
+        tags = {"mixtune.state": state} | ({"mixtune.reason": masked(reason[:5000])} if reason else {})
         metrics = curve_metrics(curve) if curve is not None else []
         files = [str(p) for p in sorted(trial.folder.glob("*")) if p.name not in _NOT_LOGGED]
         self._put("end", trial.number, tags=tags, metrics=metrics, files=files, status=_STATUS[state])
@@ -148,6 +149,11 @@ class Tracker:
     def flush(self, seconds: float = 10.0) -> bool:
         """Wait until MLflow has everything; False when it does not answer. What it lacks is sent by the next search."""
         return self.outbox.flush(seconds)
+
+    def close(self) -> None:
+        """Stop sending (what waits is on disk) and let go of the store."""
+        self.outbox.close()
+        self._sender.close()
 
     def finish(self, status: str, best: Mapping[str, Any], artifacts: list[Path]) -> bool:
         """Close the parent run: the best score as metric, the best trial as tags, figures and files as artifacts.

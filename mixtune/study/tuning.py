@@ -35,6 +35,7 @@ from mixtune.errors import NO_ROOM, InputError, NoRoomError, TrainingError, no_r
 from mixtune.regime.files import regime_from_dict
 from mixtune.secrets import masked
 from mixtune.study.bridge import Bridge
+from mixtune.study.janitor import Janitor
 from mixtune.study.limits import Position, position
 from mixtune.study.preflight import Slots
 from mixtune.study.watch import Watch, memory_kills_are_deaths
@@ -44,6 +45,7 @@ from mixtune.training.run import Run, TrainingConfig
 T = TypeVar("T")
 log = logging.getLogger("mixtune")
 WEIGHTS = "weights.safetensors"
+_janitor: Janitor | None = None  # of the local cluster
 
 
 def connect(address: str | None, cpus: int, gpus: int) -> None:
@@ -55,6 +57,8 @@ def connect(address: str | None, cpus: int, gpus: int) -> None:
     if address is None:
         # Loopback only: Ray's switch for desktops, where listening on all interfaces makes the firewall ask. It is read
         # when Ray is imported, here and in what it starts.
+        global _janitor
+        _janitor = Janitor()
         os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
         ray_constants.ENABLE_RAY_CLUSTER = False
         # Ray's memory monitor would end the whole experiment; the kernel's killer ends one trial.
@@ -76,8 +80,12 @@ def connect(address: str | None, cpus: int, gpus: int) -> None:
 
 def disconnect() -> None:
     """Stop the local cluster, or leave the other one."""
+    global _janitor
     with contextlib.suppress(Exception):
         ray.shutdown()
+    if _janitor is not None:
+        _janitor.close()
+        _janitor = None
 
 
 def cluster() -> tuple[float, float]:

@@ -1,8 +1,11 @@
 """Faults of real Ray workers."""
 
+import contextlib
+import ipaddress
 import os
 import re
 import signal
+import socket
 from pathlib import Path
 
 import pytest
@@ -32,11 +35,40 @@ def faulty_ray(tmp_path_factory):
     tuning.run_trial = _faulty_trial
     try:
         tuning.connect(None, 2, 0)
+        listening.update(_listening())
         tuning.run(bridge, Slots(1, 0, 2), folder)
     finally:
         tuning.run_trial = before
         tuning.disconnect()
     return trials, recorder, folder
+
+
+listening = set()
+
+
+def _listening():
+    """(address, port) of every TCP socket on which this process or one that it started listens."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+    family = {os.getpid()}
+    while more := {pid for pid, parent in parents.items() if parent in family} - family:
+        family |= more
+    inodes = set()
+    for pid in family:
+        for fd in Path(f"/proc/{pid}/fd").glob("*"):
+            with contextlib.suppress(OSError):
+                inodes.add(str(fd.readlink()).removeprefix("socket:[").removesuffix("]"))
+    found = set()
+    for kind, name in ((socket.AF_INET, "tcp"), (socket.AF_INET6, "tcp6")):
+        for line in Path(f"/proc/self/net/{name}").read_text().splitlines()[1:]:
+            _, local, _, state, *_, inode = line.split()[:10]
+            if state == "0A" and inode in inodes:
+                words, port = local.split(":")
+                packed = b"".join(bytes.fromhex(words[i : i + 8])[::-1] for i in range(0, len(words), 8))
+                found.add((socket.inet_ntop(kind, packed), int(port, 16)))
+    return found
 
 
 def _faulty_trial(config):
@@ -95,3 +127,33 @@ def test_a_worker_that_died_once_goes_on_and_its_trial_counts_once(faulty_ray):
     ]
     assert len(pids(folder, 1)) == 2
     assert trials.outcomes()[1].reason == "its worker died (out of memory, or killed) (2 times)"
+
+
+def test_ray_listens_on_loopback_only(faulty_ray):
+    assert len(listening) >= 3  # its node manager, its global store, this process
+    for address, _ in listening:
+        ip = ipaddress.ip_address(address)
+        assert (getattr(ip, "ipv4_mapped", None) or ip).is_loopback
+
+
+def test_nobody_reaches_ray_from_another_address():
+    """The same by connecting: what is open on loopback is closed on this machine's other address."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(("192.0.2.1", 9))  # sends nothing: asks which address this machine would use
+        outside = probe.getsockname()[0]
+    if ipaddress.ip_address(outside).is_loopback:
+        pytest.skip("this machine has no other address")
+    tuning.connect(None, 1, 0)
+    try:
+        ports = {port for _, port in _listening()}
+        open_on = {host: [p for p in ports if _connects(host, p)] for host in ("127.0.0.1", outside)}
+    finally:
+        tuning.disconnect()
+    assert len(open_on["127.0.0.1"]) >= 3
+    assert open_on[outside] == []
+
+
+def _connects(host, port):
+    with socket.socket() as s:
+        s.settimeout(2)
+        return s.connect_ex((host, port)) == 0
