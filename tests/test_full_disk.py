@@ -215,7 +215,7 @@ def test_a_search_on_a_disk_that_fills_up_goes_on_once_there_is_room(tmp_path, s
     namespace = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--user", "--map-root-user", "--mount"]
     if subprocess.run([*namespace, "true"], capture_output=True).returncode:
         pytest.skip("no mount namespaces here")
-    tiny["trials"] = 8
+    tiny |= {"trials": 8, "budget": {"epochs": 2}}
     search = f"{sys.executable} -m mixtune.search --space {space_file(tiny)} --out {tmp_path}/disk"
     places = {"OUT": f"{tmp_path}/disk", "LOG": f"{tmp_path}/log", "KEEP": str(tmp_path), "SEARCH": search}
     done = subprocess.run(
