@@ -19,6 +19,7 @@ from mixtune.study import sqlite
 
 for _name in ("alembic", "mlflow"):  # after the import, which sets levels of its own
     logging.getLogger(_name).setLevel(logging.ERROR)
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it logs what it raises, with the traceback
 
 EXPERIMENT = "mixtune"
 CURVE = "curve/"  # metrics by image size; the size is the step

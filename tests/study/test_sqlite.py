@@ -1,35 +1,37 @@
 import sqlite3
+from contextlib import closing
 
 import pytest
 
 from mixtune.study.sqlite import path_of, plain, with_log
 
 
+def run(path, *statements):
+    """The last statement's rows."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as file:
+        return [file.execute(s).fetchall() for s in statements][-1]
+
+
 def mode(path):
-    with sqlite3.connect(path) as file:
-        return file.execute("PRAGMA journal_mode").fetchone()[0]
+    return run(path, "PRAGMA journal_mode")[0][0]
 
 
 def test_a_file_gets_a_log_and_is_one_plain_file_again(tmp_path):
     url = f"sqlite:///{tmp_path}/a b.db"
     path = tmp_path / "a b.db"
-    with sqlite3.connect(path) as file:
-        file.execute("CREATE TABLE t(x)")
+    run(path, "CREATE TABLE t(x)")
     with_log(url)
     assert mode(path) == "wal"
-    with sqlite3.connect(path) as file:
-        file.execute("INSERT INTO t VALUES (7)")
-    file.close()
+    run(path, "INSERT INTO t VALUES (7)")
     plain(url)
     assert mode(path) == "delete"
     assert [p.name for p in tmp_path.iterdir()] == ["a b.db"]
-    with sqlite3.connect(path) as file:
-        assert file.execute("SELECT x FROM t").fetchall() == [(7,)]
+    assert run(path, "SELECT x FROM t") == [(7,)]
 
 
 def test_a_locked_file_stays_as_it_is(tmp_path):
     path = tmp_path / "x.db"
-    with sqlite3.connect(path, isolation_level=None) as file:
+    with closing(sqlite3.connect(path, isolation_level=None)) as file:
         file.execute("CREATE TABLE t(x)")
         file.execute("BEGIN EXCLUSIVE")
         with_log(f"sqlite:///{path}")
