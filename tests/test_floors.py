@@ -24,8 +24,8 @@ FORBIDDEN = {
     "mixtune/study": {"analysis"},
 }
 ONLY = {
-    "ray": {"mixtune/study/tuning.py", "mixtune/study/ranks.py"},
-    "optuna": {"mixtune/study/sampling.py"},
+    "ray": {"mixtune/study/tuning.py", "mixtune/study/ranks.py", "mixtune/study/watch.py"},
+    "optuna": {"mixtune/study/sampling.py", "mixtune/study/storage.py"},
     "mlflow": {"mixtune/study/store.py", "mixtune/study/delivery.py", "mixtune/serving.py", "mixtune/served_model.py"},
 }
 

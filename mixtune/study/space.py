@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol
 
 from mixtune.errors import did_you_mean
 from mixtune.regime import PUBLISHED, BatchShape, Budget, Mixture, Regime, published
+from mixtune.study.limits import Limits
 from mixtune.training.checkpoint import digest, essence
 from mixtune.training.recipe import Recipe
 from mixtune.training.run import Evaluation, TrainingConfig
@@ -134,6 +135,7 @@ class Space:
     sampler: Named = Named("tpe")
     pruner: Named = Named("halving")
     resources: Resources = field(default_factory=Resources)
+    limits: Limits = field(default_factory=Limits)
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
@@ -177,7 +179,7 @@ class Space:
         """Changes when the meaning of a score or a parameter does; not with the number of trials or the resources."""
         # Ranks without synchronised batch norms learn something else.
         resources = Resources(workers=1 if self.recipe.sync_bn else self.resources.workers)
-        data = essence(replace(self, trials=1, resources=resources, device="auto"))
+        data = essence(replace(self, trials=1, resources=resources, limits=Limits(), device="auto"))
         for key in ("data", "workers"):
             data["task"].pop(key, None)
         return digest(data)

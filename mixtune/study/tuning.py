@@ -26,31 +26,38 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import ray
 from ray import tune
+from ray._private import ray_constants
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from mixtune.config import parse
-from mixtune.errors import InputError, TrainingError
-from mixtune.regime.files import regime_from_dict
+from mixtune.errors import NO_ROOM, InputError, NoRoomError, TrainingError, no_room
+from mixtune.secrets import masked
 from mixtune.study import ranks
 from mixtune.study.bridge import Bridge
+from mixtune.study.janitor import Janitor
 from mixtune.study.preflight import Slots
-from mixtune.training.loop import Report
+from mixtune.study.trial import failure, trial_results
+from mixtune.study.watch import Watch, memory_kills_are_deaths
 from mixtune.training.ranks import ALONE, Ranks
-from mixtune.training.run import Run, TrainingConfig
 
 T = TypeVar("T")
 log = logging.getLogger("mixtune")
-WEIGHTS = "weights.safetensors"
+_janitor: Janitor | None = None  # of the local cluster
 
 
 def connect(address: str | None, cpus: int, gpus: int) -> None:
     """Start a Ray cluster on this machine, or join the one at ``address``. Raises InputError when that fails.
 
-    A local cluster listens on all interfaces, but asks for the token that Ray keeps in the home folder (its default).
+    A local cluster listens on loopback only, and asks for the token that Ray keeps in the home folder.
     """
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     if address is None:
+        # Loopback only: Ray's switch for desktops, where listening on all interfaces makes the firewall ask. It is read
+        # when Ray is imported, here and in what it starts.
+        global _janitor
+        _janitor = Janitor()
+        os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
+        ray_constants.ENABLE_RAY_CLUSTER = False
         # Ray's memory monitor would end the whole experiment; the kernel's killer ends one trial.
         os.environ.setdefault("RAY_memory_monitor_refresh_ms", "0")
         # Ray starts workers through a shell and does not quote the interpreter: a path with a space in it needs it.
@@ -70,8 +77,12 @@ def connect(address: str | None, cpus: int, gpus: int) -> None:
 
 def disconnect() -> None:
     """Stop the local cluster, or leave the other one."""
+    global _janitor
     with contextlib.suppress(Exception):
         ray.shutdown()
+    if _janitor is not None:
+        _janitor.close()
+        _janitor = None
 
 
 def cluster() -> tuple[float, float]:
@@ -98,6 +109,8 @@ def call(function: Callable[..., T], slots: Slots, *arguments: Any) -> T:
     try:
         result: T = ray.get(remote.remote(*arguments))
     except ray.exceptions.RayTaskError as err:
+        if isinstance(err.cause, OSError) and err.cause.errno in NO_ROOM:
+            raise no_room(err.cause.filename or "a file") from None
         raise (err.cause if isinstance(err.cause, InputError) else err) from None
     return result
 
@@ -106,35 +119,9 @@ def _called(here: Ranks, function: Callable[..., T], arguments: tuple[Any, ...])
     yield function(*arguments, here)
 
 
-def metrics_of(report: Report, score: float, last: bool) -> dict[str, Any]:
-    """A report as the plain values that Ray carries to the driver."""
-    return {
-        "number": report.number,
-        "last": last,
-        "score": score,
-        "progress": report.progress,
-        "loss": report.loss,
-        "lr": report.lr,
-        "views_per_second": report.views_per_second,
-        "seconds": report.seconds,
-        "curve": report.curve.rows(),
-    }
-
-
-def trial_results(here: Ranks, config: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Train one regime, alone or as one of several ranks; what is reported, at every report point."""
-    regime, _ = regime_from_dict(config["regime"], "regime")
-    training = parse(config["training"], TrainingConfig, "training")
-    job = Run.prepare(regime, training, ranks=here)
-    for report in job.reports(Path(config["checkpoint"])):
-        last = report.step == len(job.schedule)
-        if last and here.first:
-            job.save_weights(Path(config["folder"]) / WEIGHTS)
-        yield metrics_of(report, training.score.of(report.curve), last)
-
-
 def run_trial(config: dict[str, Any]) -> None:
     """What a Ray worker runs: train one regime and report. Bad luck is reported as ``failed``, not raised."""
+    folder = Path(config["folder"])
     try:
         if config["training"].get("ranks", 1) == 1:
             results = trial_results(ALONE, config)
@@ -143,11 +130,17 @@ def run_trial(config: dict[str, Any]) -> None:
         with contextlib.closing(results):  # type: ignore[type-var]
             for result in results:
                 tune.report(result)
+    except NoRoomError as err:
+        tune.report({"no_room": str(err)})
     except (InputError, TrainingError) as err:
         tune.report({"failed": str(err)})
     except Exception as err:
-        Path(config["folder"], "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
-        tune.report({"failed": f"{type(err).__name__}: {err}"[:1000]})
+        if isinstance(err, OSError) and err.errno in NO_ROOM:
+            tune.report({"no_room": str(no_room(err.filename or folder))})
+            return
+        with contextlib.suppress(OSError):
+            (folder / "error.txt").write_text(masked(traceback.format_exc()), encoding="utf-8")
+        tune.report({"failed": failure(err, folder)})
 
 
 class _Searcher(Searcher):  # type: ignore[misc]
@@ -157,12 +150,12 @@ class _Searcher(Searcher):  # type: ignore[misc]
         super().__init__()
         self.bridge: Bridge | None = bridge
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:
-        """A configuration, or FINISHED."""
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """A configuration; None for "not now"; or FINISHED."""
         assert self.bridge is not None
         try:
             configuration = self.bridge.suggest(trial_id)
-            return str(Searcher.FINISHED) if configuration is None else configuration
+            return str(Searcher.FINISHED) if configuration is None and self.bridge.done else configuration
         except Exception:
             log.exception("no candidate could be made; no further trials are started")
             return str(Searcher.FINISHED)
@@ -214,7 +207,8 @@ def _resources(slots: Slots) -> dict[str, float] | tune.PlacementGroupFactory:
 
 
 def run(bridge: Bridge, slots: Slots, folder: Path) -> None:
-    """Run trials until the study has as many as it asks for."""
+    """Run trials until the study has as many as it asks for. Raises ClusterLostError when Ray itself dies."""
+    memory_kills_are_deaths()
     for name in ("ray", "ray.tune"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # failed trials are told of by the listeners
     # One experiment folder per start: Ray merges two of the same name.
@@ -229,6 +223,8 @@ def run(bridge: Bridge, slots: Slots, folder: Path) -> None:
             reuse_actors=slots.gpus == 0,  # a worker's imports cost seconds; on a GPU a fresh process frees its memory
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),
-        run_config=tune.RunConfig(name=name, storage_path=str((folder / "ray").absolute()), verbose=0),
+        run_config=tune.RunConfig(
+            name=name, storage_path=str((folder / "ray").absolute()), verbose=0, callbacks=[Watch(bridge)]
+        ),
     )
     tuner.fit()

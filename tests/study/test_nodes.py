@@ -45,9 +45,15 @@ def noted(here, config):
 ORIGINAL = tuning.trial_results
 
 
+def noted_trial(config):
+    """What a worker runs instead, in its own process."""
+    tuning.trial_results = noted
+    tuning.run_trial(config)
+
+
 def study(folder, monkeypatch, **settings):
     """Run a study on the cluster; its space, outcomes and, per trial, the nodes that worked on it."""
-    monkeypatch.setattr(tuning, "trial_results", noted)
+    monkeypatch.setattr(tuning, "run_trial", noted_trial)
     space = parse(TINY | SYNCED | settings, Space, "f")
     trials = Trials(f"sqlite:///{folder}/study.db", space, 4)
     slots = preflight.slots(space, *tuning.cluster(), tuning.nodes())
