@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -111,6 +113,19 @@ def test_a_study_whose_trials_have_two_ranks_scores_what_one_device_scores(study
             assert p.loss == pytest.approx(q.loss, rel=1e-3)
             assert p.top1 == pytest.approx(q.top1, abs=0.021)  # two of 100 images
         assert (folder / "trials" / f"{outcome.number:04d}" / "weights.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_torchrun_gives_the_trials_score_to_the_last_bit(study):
+    _, outcomes, folder = study
+    start = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "mixtune.train"]
+    for outcome in outcomes:
+        regime = folder / "trials" / f"{outcome.number:04d}" / "regime.yaml"
+        done = subprocess.run([*start, "--regime", str(regime)], capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        assert f"score    {outcome.score!r} " in done.stdout
+        assert done.stdout.count("score ") == 1
+        assert "note " not in done.stdout
 
 
 def test_a_rank_that_is_killed_starts_the_trial_again_from_its_checkpoint(study, group, tmp_path):
