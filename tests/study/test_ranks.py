@@ -21,6 +21,7 @@ from mixtune.study.events import Listeners
 from mixtune.study.preflight import Slots
 from mixtune.study.sampling import Trials
 from mixtune.study.space import Space
+from mixtune.training.ranks import PeerLostError
 from mixtune.training.run import Run
 from mixtune.training.timing import step_costs
 from tests.conftest import TINY
@@ -140,6 +141,15 @@ def test_a_rank_that_is_killed_starts_the_trial_again_from_its_checkpoint(study,
     assert first[0] == first[1]  # the first report was not made again: it came out of the checkpoint
 
 
+def test_a_ranks_own_words_come_before_a_death_and_a_death_before_those_who_noticed():
+    lost, dead, bug = PeerLostError("gone"), ray.exceptions.RayActorError(error_msg="killed"), ValueError("a bug")
+    said = InputError("task.data: nothing there")
+    assert ranks._cause([lost, dead, bug, said]) is said
+    assert isinstance(ranks._cause([lost, bug, dead]), ranks.RankLostError)
+    assert ranks._cause([lost, bug]) is bug  # it would be the same again
+    assert isinstance(ranks._cause([lost]), ranks.RankLostError)
+
+
 @pytest.mark.slow
 def test_ranks_that_always_die_are_given_up(group, monkeypatch):
     monkeypatch.setattr(ranks, "RESTARTS", 1)
@@ -149,6 +159,7 @@ def test_ranks_that_always_die_are_given_up(group, monkeypatch):
     assert given == [1]
 
 
+@pytest.mark.slow
 def test_what_a_rank_says_is_what_is_told(group):
     with pytest.raises(InputError, match=r"^task\.data: nothing there$"):
         list(ranks.results(refuses, group))
