@@ -98,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     p = Parser("benchmarks.parallel", __doc__.split("\n")[0])
     p.add_argument("--repeats", type=int, default=3, help="of the throughput (default 3)")
     p.add_argument("--trials", type=int, default=18, help="of the pruned search (default 18)")
-    p.add_argument("--epochs", type=float, default=6.0, help="of a trial (default 6)")
+    p.add_argument("--epochs", type=float, default=4.0, help="of a trial (default 4)")
     args = parse_args(p, argv)
     logging.basicConfig(level=logging.WARNING)
     common = [f"budget.epochs={args.epochs:g}", "evaluate.reports=6"]
