@@ -2,10 +2,10 @@
 
     python -m benchmarks.parallel                 about three minutes on two cores
 
-Throughput: four published regimes of the digits space, trained to the end with one thread each, one at a time and two
-at a time, in turn. Idle: a pruned search with two workers; what a worker does is noted by itself, so that its time between
-two trials is idle time whatever it was waiting for. Beside it, from the same trials: what halving in rounds (nobody
-goes on before everybody has reported) would leave idle.
+Throughput: four published regimes of the digits space, trained to the end with one thread each, one at a time and
+two at a time, in turn. Idle: a pruned search with two workers; what a worker does is noted by itself, so that its time
+between two trials is idle time whatever it was waiting for. Beside it, from the same trials: what halving in rounds
+(nobody goes on before everybody has reported) would leave idle.
 """
 
 from __future__ import annotations
