@@ -17,6 +17,7 @@ from pathlib import Path
 
 MARK = "MIXTUNE_SEARCH"  # in the environment of whatever is started after the janitor
 GRACE_SECONDS = 3.0
+QUIET_LOOKS = 20  # without any marked process, a tenth of a second apart
 
 
 class Janitor:
@@ -40,7 +41,8 @@ class Janitor:
         assert self._process.stdin is not None
         with contextlib.suppress(OSError):
             self._process.stdin.close()
-        self._process.wait(timeout=10 * GRACE_SECONDS)
+        with contextlib.suppress(subprocess.TimeoutExpired):  # it goes on by itself
+            self._process.wait(timeout=0.5)
 
 
 def marked(mark: str) -> list[int]:
@@ -54,16 +56,21 @@ def marked(mark: str) -> list[int]:
 
 
 def sweep(mark: str) -> None:
-    """Wait a little for the marked processes to end by themselves, then kill what is left."""
+    """Leave the marked processes a little time to end by themselves, then kill what is left.
+
+    Looked at again and again, because a process that is just being started cannot be read for a moment.
+    """
     end = time.monotonic() + GRACE_SECONDS
-    while (left := marked(mark)) and time.monotonic() < end:
+    while marked(mark) and time.monotonic() < end:
         time.sleep(0.1)
-    while left:
+    quiet = 0
+    while quiet < QUIET_LOOKS:
+        left = marked(mark)
+        quiet = 0 if left else quiet + 1
         for pid in left:
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
-        time.sleep(0.05)
-        left = marked(mark)  # one that was being started meanwhile
+        time.sleep(0.1)
 
 
 if __name__ == "__main__":
