@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mixtune.errors import InputError
 from mixtune.regime import BatchShape, Schedule
-from mixtune.training import calibration, data, mixing, networks, views
+from mixtune.training import calibration, data, mixing, networks, pixels, views
 from mixtune.training.calibration import Recalibration, Statistics
 from mixtune.training.curve import Curve
 from mixtune.training.device import available_cpus as available_cpus
@@ -101,13 +101,17 @@ class Classification:
         self._mean = torch.tensor(dataset.mean, device=self.device).view(1, 3, 1, 1) * scale
         self._std = torch.tensor(dataset.std, device=self.device).view(1, 3, 1, 1) * scale
         try:
-            self._train, self._held_out, self._choice = _split(dataset, config, judge, recalibration is not None)
+            self._train, self._held_out, self._choice = data.split(
+                dataset, config.samples, config.validation, judge, recalibration is not None
+            )
         except ValueError as err:
             raise InputError(f"task.validation: {config.dataset}: {err}") from None
         self.n_train = len(self._train)
+        self._pixels: pixels.PixelViews | None = None
+        if isinstance(self._train, data.Pixels):
+            self._pixels = pixels.PixelViews(self._train, config.augment, self._flip, self.device)
         self._recalibration = recalibration
         self.chosen: dict[int, tuple[str, Statistics]] = {}
-        self._evaluated: dict[int, list[tuple[Tensor, Tensor]]] = {}
 
     @property
     def workers(self) -> int:
@@ -121,10 +125,12 @@ class Classification:
 
     def batches(self, schedule: Schedule, seed: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Normalised inputs [B*D, 3, S, S] and labels [B*D] of every step from ``start`` on."""
-        augment = self.config.augment
-        if isinstance(self._train, data.Pixels):
-            raw = views.pixel_batches(self._train, schedule, augment, self._flip, seed, start)
+        raw: Iterator[tuple[Tensor, Tensor]]
+        if self._pixels is not None:
+            raw = map(self._pixels.make, self._pixels.draw(schedule, seed, start))
         else:
+            assert isinstance(self._train, data.Files)
+            augment = self.config.augment
             raw = views.file_batches(self._train, schedule, augment, self._flip, seed, start, self.workers)
         return (self._ready(x, y) for x, y in raw)
 
@@ -177,9 +183,7 @@ class Classification:
         if isinstance(self._held_out, data.Files):
             yield from self._whole(self._held_out, S)
         else:
-            if S not in self._evaluated:  # resized once, used at every report
-                self._evaluated[S] = list(self._whole(self._held_out, S))
-            yield from self._evaluated[S]
+            yield from pixels.kept(self._held_out, (S, self.device), lambda: list(self._whole(self._held_out, S)))
 
     def altered(self, S: int, change: Callable[[Tensor, int], Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         """The held-out images at S after ``change(pixels [N, 3, S, S] from 0 to 255, number of the batch)``."""
@@ -207,31 +211,12 @@ class Classification:
         if isinstance(source, data.Files):
             raw = views.file_eval_batches(source, S, min(batch, 128), self.workers)
         else:
-            raw = views.pixel_eval_batches(source, S, batch)
+            raw = pixels.pixel_eval_batches(source, S, batch)
         return (self._ready(change(x, i), y) for i, (x, y) in enumerate(raw))
 
-    def _ready(self, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        x = pixels.to(self.device, non_blocking=True).float().sub_(self._mean).div_(self._std)
+    def _ready(self, values: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        x = values.to(self.device, non_blocking=True).float().sub_(self._mean).div_(self._std)
         return x.contiguous(memory_format=torch.channels_last), labels.to(self.device, non_blocking=True)
-
-
-def _split(
-    dataset: data.DataSet, config: TaskConfig, judge: Literal["validation", "test"], choosing: bool
-) -> tuple[data.Source, data.Source, data.Source | None]:
-    """(train, held out, images to choose on before the test set is judged). None of them depends on the seed, so that
-    all runs of a study are judged alike.
-    """
-    train, held_out, choice = dataset.train, dataset.test, None
-    if config.samples is not None and config.samples < len(train):
-        _, kept = data.stratified(train.labels, config.samples / len(train), seed=1)
-        train = train.subset(kept)
-    if judge == "validation":
-        rest, part = data.stratified(train.labels, config.validation, seed=0)
-        train, held_out = train.subset(rest), train.subset(part)
-    elif choosing:
-        rest, part = data.stratified(train.labels, min(config.validation, 2048 / len(train)), seed=0)
-        train, choice = train.subset(rest), train.subset(part)
-    return train, held_out, choice
 
 
 def check_shapes(shapes: Sequence[BatchShape], network: str, n_train: int) -> None:
