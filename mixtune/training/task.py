@@ -64,8 +64,14 @@ class Task(Protocol):
     def batches(self, schedule: Schedule, seed: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """The inputs and targets of every step from ``start`` on, on the task's device."""
 
-    def blend(self, recipe: Recipe, inputs: Tensor, targets: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """The batch with the recipe's mixup or cutmix."""
+    def drawn(self, schedule: Schedule, seed: int, start: int = 0) -> Iterator[pixels.Drawn] | None:
+        """The same batches before they are made: None where that is not done on the device."""
+
+    def made(self, S: int, choices: Tensor) -> tuple[Tensor, Tensor]:
+        """The inputs and targets of what was drawn, from choices on the device; reads nothing back from it."""
+
+    def blend(self, blend: mixing.Blend, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """The batch blended as drawn; reads nothing back from the device."""
 
     def loss(self, recipe: Recipe, outputs: Any, targets: Tensor) -> Tensor:
         """The scalar to minimise."""
@@ -101,15 +107,15 @@ class Classification:
         self._mean = torch.tensor(dataset.mean, device=self.device).view(1, 3, 1, 1) * scale
         self._std = torch.tensor(dataset.std, device=self.device).view(1, 3, 1, 1) * scale
         try:
-            self._train, self._held_out, self._choice = data.split(
+            self.train_source, self._held_out, self._choice = data.split(
                 dataset, config.samples, config.validation, judge, recalibration is not None
             )
         except ValueError as err:
             raise InputError(f"task.validation: {config.dataset}: {err}") from None
-        self.n_train = len(self._train)
-        self._pixels: pixels.PixelViews | None = None
-        if isinstance(self._train, data.Pixels):
-            self._pixels = pixels.PixelViews(self._train, config.augment, self._flip, self.device)
+        self.n_train = len(self.train_source)
+        self.pixels: pixels.PixelViews | None = None
+        if isinstance(self.train_source, data.Pixels):
+            self.pixels = pixels.PixelViews(self.train_source, config.augment, self._flip, self.device)
         self._recalibration = recalibration
         self.chosen: dict[int, tuple[str, Statistics]] = {}
 
@@ -126,17 +132,26 @@ class Classification:
     def batches(self, schedule: Schedule, seed: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Normalised inputs [B*D, 3, S, S] and labels [B*D] of every step from ``start`` on."""
         raw: Iterator[tuple[Tensor, Tensor]]
-        if self._pixels is not None:
-            raw = map(self._pixels.make, self._pixels.draw(schedule, seed, start))
+        if self.pixels is not None:
+            raw = map(self.pixels.make, self.pixels.draw(schedule, seed, start))
         else:
-            assert isinstance(self._train, data.Files)
+            assert isinstance(self.train_source, data.Files)
             augment = self.config.augment
-            raw = views.file_batches(self._train, schedule, augment, self._flip, seed, start, self.workers)
+            raw = views.file_batches(self.train_source, schedule, augment, self._flip, seed, start, self.workers)
         return (self._ready(x, y) for x, y in raw)
 
-    def blend(self, recipe: Recipe, inputs: Tensor, targets: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """Images and soft labels blended by the recipe's mixup or cutmix."""
-        return mixing.blend(inputs, targets, self.classes, recipe.mixup, recipe.cutmix, rng)
+    def drawn(self, schedule: Schedule, seed: int, start: int = 0) -> Iterator[pixels.Drawn] | None:
+        """The random choices of every step's views; None for image files."""
+        return None if self.pixels is None else self.pixels.draw(schedule, seed, start)
+
+    def made(self, S: int, choices: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised inputs [B*D, 3, S, S] and labels [B*D] from the choices [4, B*D] of a step."""
+        assert self.pixels is not None
+        return self._ready(*self.pixels.make_at(S, choices))
+
+    def blend(self, blend: mixing.Blend, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Images and soft labels of mixup or cutmix."""
+        return mixing.apply(blend, inputs, targets, self.classes)
 
     def loss(self, recipe: Recipe, outputs: Any, targets: Tensor) -> Tensor:
         """The recipe's cross-entropy."""
@@ -173,7 +188,7 @@ class Classification:
             yield from self.batches(schedule, seed=0)
         else:
             drawn = np.concatenate(list(schedule.sample_batches(self.n_train, seed=0)))
-            yield from self._whole(self._train.subset(drawn), S, B)
+            yield from self._whole(self.train_source.subset(drawn), S, B)
 
     def gmacs(self, S: int) -> float:
         """10^9 multiply-accumulates of one image at S."""
