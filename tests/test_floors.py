@@ -24,7 +24,7 @@ FORBIDDEN = {
     "mixtune/study": {"analysis"},
 }
 ONLY = {
-    "ray": {"mixtune/study/tuning.py"},
+    "ray": {"mixtune/study/tuning.py", "mixtune/study/hosting.py"},
     "optuna": {"mixtune/study/sampling.py"},
     "mlflow": {"mixtune/study/store.py", "mixtune/study/delivery.py", "mixtune/serving.py", "mixtune/served_model.py"},
 }

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from mixtune.config import plain, to_yaml
 from mixtune.regime import Regime
 from mixtune.regime.files import save_regime
-from mixtune.study import preflight, tracking, tuning
+from mixtune.study import hosting, preflight, tracking, tuning
 from mixtune.study.bridge import Bridge
 from mixtune.study.console import Console, results_table
 from mixtune.study.events import Listeners
@@ -107,12 +107,16 @@ def _run(
         write(f"measuring the {space.budget.cost} of a step of every shape, once (kept in costs.yaml)")
         costs = tuning.call(timing.step_costs, slots, training, space.shapes(), places.folder / "costs.yaml")
         training = replace(training, costs=costs)
+    gpus = int(tuning.cluster()[1]) if slots.gpus else 0
+    slots, said = hosting.packed(space, training, slots, gpus)
+    if said:
+        write(said)
     console.header()
     listeners = Listeners([console, tracker])
     for attempt in range(1, RESTARTS + 1):
         bridge = Bridge(trials, training, places.folder, listeners)
         try:
-            tuning.run(bridge, slots, places.folder)
+            hosting.run(bridge, slots, places.folder, device, gpus)
         except KeyboardInterrupt:
             bridge.interrupt()
             raise

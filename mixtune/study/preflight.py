@@ -20,11 +20,12 @@ TRAINING_IMAGES = {"digits": 1438, "cifar10": 50_000, "cifar100": 50_000, "image
 
 @dataclass(frozen=True)
 class Slots:
-    """What one trial takes of the machine and how many run at once."""
+    """What one trial takes of the machine and how many run at once; ``pack`` of them in one process of a GPU."""
 
     cpus: int
     gpus: float
     at_once: int
+    pack: int = 1
 
 
 def check_sizes(space: Space, source: str) -> int:

@@ -89,6 +89,8 @@ class Resources:
     """What one trial takes, and how many run at once (default: as many as fit). ``gpus`` may be a share of one.
 
     gpus defaults to 1 where there are GPUs, else 0; cpus to an equal part of the cores, one trial per GPU or per core.
+    pack: trials that share a GPU inside one process; by default as many as a short measurement finds useful, and 1
+    where gpus is given.
     """
 
     __pydantic_config__ = _FORBID
@@ -96,6 +98,7 @@ class Resources:
     cpus: int | None = None
     gpus: float | None = None
     at_once: int | None = None
+    pack: int | None = None
 
     def __post_init__(self) -> None:
         if self.cpus is not None and self.cpus < 1:
@@ -104,6 +107,8 @@ class Resources:
             raise ValueError(f"gpus must be a share in [0, 1] or a whole number, not {self.gpus}")
         if self.at_once is not None and self.at_once < 1:
             raise ValueError(f"at_once must be at least 1, not {self.at_once}")
+        if self.pack is not None and self.pack < 1:
+            raise ValueError(f"pack must be at least 1, not {self.pack}")
 
 
 @dataclass(frozen=True)

@@ -103,22 +103,31 @@ def metrics_of(report: Report, score: float, last: bool) -> dict[str, Any]:
     }
 
 
-def run_trial(config: dict[str, Any]) -> None:
-    """What a Ray worker runs: train one regime and report. Bad luck is reported as ``failed``, not raised."""
+def run_trial(
+    config: dict[str, Any],
+    report: Callable[[dict[str, Any]], None] | None = None,
+    turn: Callable[[], None] = lambda: None,
+) -> None:
+    """What a Ray worker runs: train one regime and report. Bad luck is reported as ``failed``, not raised.
+
+    Where trials share a process (``hosting``), ``report`` takes the reports and ``turn`` is called after every step.
+    """
+    report = report or tune.report
     try:
         regime, _ = regime_from_dict(config["regime"], "regime")
         training = parse(config["training"], TrainingConfig, "training")
         job = Run.prepare(regime, training)
-        for report in job.reports(Path(config["checkpoint"])):
-            last = report.step == len(job.schedule)
+        job.task.pause = turn
+        for made in job.reports(Path(config["checkpoint"]), on_step=lambda step, views: turn()):
+            last = made.step == len(job.schedule)
             if last:
                 job.save_weights(Path(config["folder"]) / WEIGHTS)
-            tune.report(metrics_of(report, training.score.of(report.curve), last))
+            report(metrics_of(made, training.score.of(made.curve), last))
     except (InputError, TrainingError) as err:
-        tune.report({"failed": str(err)})
+        report({"failed": str(err)})
     except Exception as err:
         Path(config["folder"], "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
-        tune.report({"failed": f"{type(err).__name__}: {err}"[:1000]})
+        report({"failed": f"{type(err).__name__}: {err}"[:1000]})
 
 
 class _Searcher(Searcher):  # type: ignore[misc]
@@ -177,20 +186,28 @@ class _Scheduler(FIFOScheduler):  # type: ignore[misc]
         return {**self.__dict__, "bridge": None}
 
 
-def run(bridge: Bridge, slots: Slots, folder: Path) -> None:
-    """Run trials until the study has as many as it asks for."""
+def run(
+    bridge: Bridge,
+    slots: Slots,
+    folder: Path,
+    trial: Callable[[dict[str, Any]], None] | None = None,
+) -> None:
+    """Run trials until the study has as many as it asks for. ``trial``: what a worker runs instead of ``run_trial``,
+    where the trial itself is computed elsewhere.
+    """
     for name in ("ray", "ray.tune"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # failed trials are told of by the listeners
     # One experiment folder per start: Ray merges two of the same name.
     name = f"start-{len(list((folder / 'ray').glob('start-*'))) + 1:03d}"
     tuner = tune.Tuner(
-        tune.with_resources(run_trial, {"cpu": slots.cpus, "gpu": slots.gpus}),
+        tune.with_resources(trial or run_trial, {"cpu": 0.01} if trial else {"cpu": slots.cpus, "gpu": slots.gpus}),
         tune_config=tune.TuneConfig(
             search_alg=_Searcher(bridge),
             scheduler=_Scheduler(bridge),
             num_samples=-1,
             max_concurrent_trials=slots.at_once,
-            reuse_actors=slots.gpus == 0,  # a worker's imports cost seconds; on a GPU a fresh process frees its memory
+            reuse_actors=trial is not None
+            or slots.gpus == 0,  # a worker's imports cost seconds; on a GPU a fresh process frees its memory
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),
         run_config=tune.RunConfig(name=name, storage_path=str((folder / "ray").absolute()), verbose=0),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, Protocol
@@ -118,6 +118,7 @@ class Classification:
             self.pixels = pixels.PixelViews(self.train_source, config.augment, self._flip, self.device)
         self._recalibration = recalibration
         self.chosen: dict[int, tuple[str, Statistics]] = {}
+        self.pause: Callable[[], None] = lambda: None  # called between batches of an evaluation
 
     @property
     def workers(self) -> int:
@@ -196,9 +197,12 @@ class Classification:
 
     def _evaluation_batches(self, S: int) -> Iterator[tuple[Tensor, Tensor]]:
         if isinstance(self._held_out, data.Files):
-            yield from self._whole(self._held_out, S)
+            batches: Iterable[tuple[Tensor, Tensor]] = self._whole(self._held_out, S)
         else:
-            yield from pixels.kept(self._held_out, (S, self.device), lambda: list(self._whole(self._held_out, S)))
+            batches = pixels.kept(self._held_out, (S, self.device), lambda: list(self._whole(self._held_out, S)))
+        for batch in batches:
+            yield batch
+            self.pause()
 
     def altered(self, S: int, change: Callable[[Tensor, int], Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         """The held-out images at S after ``change(pixels [N, 3, S, S] from 0 to 255, number of the batch)``."""

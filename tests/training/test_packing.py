@@ -1,11 +1,13 @@
 import itertools
 import threading
 import time
+from functools import partial
 
 import pytest
 import torch
 
-from mixtune.training.packing import Baton, Pack, most_useful
+from mixtune.regime import Budget
+from mixtune.training.packing import Baton, Pack, measure, most_useful
 from mixtune.training.recipe import Recipe
 from mixtune.training.run import Run
 from tests.training.test_checkpoint import facts
@@ -24,14 +26,15 @@ def packed(runs, device=CPU, before_step=lambda name, step: None):
     """All reports of some runs that share a process, asked for by a thread each, and the order of their steps."""
     pack, order, reports, errors = Pack(device), [], {name: [] for name in runs}, {}
 
-    def work(name, turn):
+    def work(name, turn, report):
         def on_step(step, views):
             order.append(name)
             before_step(name, step)
             turn()
 
         runs[name] = Run.prepare(regime(), config(**KINDS[name], device=device.type))
-        yield from runs[name].reports(on_step=on_step)
+        for made in runs[name].reports(on_step=on_step):
+            report(made)
 
     def ask(name):
         try:
@@ -41,7 +44,7 @@ def packed(runs, device=CPU, before_step=lambda name, step: None):
             errors[name] = err
 
     for name in runs:
-        pack.start(name, lambda turn, name=name: work(name, turn))
+        pack.start(name, partial(work, name))
     threads = [threading.Thread(target=ask, args=(name,)) for name in runs]
     for t in threads:
         t.start()
@@ -77,12 +80,12 @@ def test_a_trial_that_fails_leaves_the_others_alone():
 
 
 def counting(steps, done):
-    def work(turn):
+    def work(turn, report):
         for step in range(steps):
             done.append(step)
             turn()
             if step % 5 == 4:
-                yield step
+                report(step)
 
     return work
 
@@ -103,12 +106,12 @@ def test_a_trial_does_nothing_between_its_report_and_the_next_question():
 def test_a_dropped_trial_stops_at_its_next_step_and_the_rest_goes_on():
     pack, dropped, other, closed = Pack(CPU), [], [], threading.Event()
 
-    def endless(turn):
+    def endless(turn, report):
         try:
             while True:
                 dropped.append(1)
                 turn()
-                yield 0
+                report(0)
         finally:
             closed.set()
 
@@ -193,3 +196,11 @@ def test_packed_trials_on_a_gpu_are_the_trials_alone():
             assert facts(alone.reports()) == facts(reports[name])
     finally:
         torch.backends.cudnn.deterministic = False
+
+
+def test_the_measurement_trains_and_says_what_it_found():
+    K, said = measure(config(budget=Budget(20)), regime(), at_most=2, steps=4)
+    assert K in (1, 2)
+    assert said.startswith(f"{K} at a time share a GPU; steps per second")
+    K, said = measure(config(recipe=Recipe(dropout=0.1)), regime(), at_most=8)
+    assert (K, "dropout" in said) == (1, True)

@@ -1,0 +1,81 @@
+"""Trials that share processes under Ray Tune: what they give, and what happens when such a process is killed."""
+
+import os
+import signal
+
+import pytest
+
+from mixtune.config import parse
+from mixtune.study import hosting, tuning
+from mixtune.study.bridge import Bridge
+from mixtune.study.events import Listeners
+from mixtune.study.preflight import Slots
+from mixtune.study.sampling import Trials
+from mixtune.study.space import Space
+from tests.conftest import TINY
+from tests.study.test_bridge import Recorder
+
+pytestmark = pytest.mark.slow
+SETTINGS = TINY | {"trials": 4, "published": ["fixed", "multiscale"], "pruner": {"name": "none"}}
+
+
+def study(folder, recorder, run, **settings):
+    space = parse(SETTINGS | settings, Space, "f")
+    trials = Trials(f"sqlite:///{folder}/study.db", space, 4)
+    bridge = Bridge(trials, space.training(1), folder, Listeners([recorder]))
+    run(bridge)
+    return trials.outcomes()
+
+
+class Killer(Recorder):
+    """Kills the host, once, at the first report of the trial ``victim``: nothing is tidied up."""
+
+    def __init__(self, folder, victim):
+        super().__init__()
+        self.folder, self.victim, self.killed = folder, victim, []
+
+    def reported(self, trial, report, score):
+        super().reported(trial, report, score)
+        if trial.number == self.victim and not self.killed:
+            import ray
+
+            pid = ray.get(ray.get_actor(hosting.name_of(0, self.folder)).pid.remote())
+            self.killed.append(pid)
+            os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory):
+    """The same study in processes of their own, packed in one, and packed in one that is killed on the way."""
+    alone, packed, killed = (tmp_path_factory.mktemp(n) for n in ("alone", "packed", "killed"))
+    killer = Killer(killed, victim=1)
+    slots = Slots(1, 0, 3, pack=3)
+    found = {}
+    tuning.connect(None, 2, 0)
+    try:
+        found["alone"] = study(alone, Recorder(), lambda b: tuning.run(b, Slots(1, 0, 2), alone))
+        found["packed"] = study(packed, Recorder(), lambda b: hosting.run(b, slots, packed, "cpu", 0))
+        found["killed"] = study(killed, killer, lambda b: hosting.run(b, slots, killed, "cpu", 0))
+    finally:
+        tuning.disconnect()
+    assert len(killer.killed) == 1
+    return found, killer
+
+
+def test_packed_trials_score_as_trials_alone_to_the_bit(outcomes):
+    found, _ = outcomes
+    for kind in ("packed", "killed"):
+        assert [o.state for o in found[kind]] == ["COMPLETE"] * 4
+    for name in ("fixed", "multiscale"):
+        scores = {kind: next(o.score for o in os if o.published == name) for kind, os in found.items()}
+        assert len(set(scores.values())) == 1, scores
+
+
+def test_a_killed_process_costs_no_trial_a_report(outcomes):
+    """Every trial that was in it goes on from its checkpoint, and no report is told twice."""
+    _, killer = outcomes
+    for number in range(4):
+        reports = [e for e in killer.events if e[0] == "reported" and e[1] == number]
+        assert len(reports) == 2
+    ended = [e for e in killer.events if e[0] == "ended"]
+    assert len(ended) == 4
