@@ -49,7 +49,7 @@ def seconds_per_step(device: str, network: str, steps: int, captured: bool, orde
         if step == warm:
             wait(device)
             began = time.perf_counter()
-        engine.train_on(batch, 0.01, step)
+        engine.train_on(batch, 0.01, step, 1.0, schedule.shapes[index[step]])
     wait(device)
     return (time.perf_counter() - began) / steps
 

@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from benchmarks.common import conclude, random_images, side_by_side, spread
 from mixtune.cli import Parser, parse_args, run
 from mixtune.regime import BatchShape, Budget, Regime, published
-from mixtune.training.packing import together
 from mixtune.training.recipe import Recipe
 from mixtune.training.run import Evaluation, Run, TrainingConfig
+from mixtune.training.sharing import together
 from mixtune.training.task import TaskConfig
 
 BASE, SIZES = BatchShape(32, 64), (16, 24, 32, 48)
@@ -56,7 +56,7 @@ def alone(device: str, network: str, images: int, steps: int, seed: int, at: str
                 began = time.time()
             if step == min(10, steps) + steps:
                 break
-            engine.train_on(batch, 0.01, step)
+            engine.train_on(batch, 0.01, step, 1.0, trial.schedule.shapes[trial.schedule.index[step]])
         if device == "cuda":
             torch.cuda.synchronize()
         return began, time.time()

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from mixtune.cli import Parser, parse_args, python, run, shell, short
 from mixtune.config import load
+from mixtune.secrets import MaskSecrets, masked
 
 
 def parser() -> Parser:
@@ -24,6 +25,7 @@ def parser() -> Parser:
     p.add_argument("--storage", metavar="URL", help="Optuna storage (default: study.db in the folder)")
     p.add_argument("--tracking-uri", metavar="URI", help="MLflow tracking store (default: mlflow.db in the folder)")
     p.add_argument("--address", metavar="HOST:PORT", help="an existing Ray cluster (default: this machine)")
+    p.add_argument("--resume", action="store_true", help="only go on with a study that is there, never begin one")
     p.add_argument("--dry-run", action="store_true", help="print the regimes that would be tried, and stop")
     p.add_set()
     return p
@@ -33,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse, call, print."""
     args = parse_args(parser(), argv)
     logging.basicConfig(format="note: %(message)s", level=logging.WARNING)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(MaskSecrets())
     more = [] if args.trials is None else [f"trials={args.trials}"]
 
     if args.address and (Path.home() / ".ray" / "auth_token").exists():
@@ -61,12 +65,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     places = Places(
         Path(args.out or Path("studies") / space.study).absolute(), args.storage, args.tracking_uri, args.address
     )
-    result = conduct(space, args.space, places, _draw, lambda line: print(line, flush=True))
+    result = conduct(space, args.space, places, _draw, lambda line: print(masked(line), flush=True), args.resume)
     print()
     print(table(space, result))
     print()
     for title, command in _next_commands(places, space.study, result):
-        print(f"{title}\n  {command}")
+        print(masked(f"{title}\n  {command}"))
     if result.interrupted:
         print("\ninterrupted; nothing that was finished is lost", file=sys.stderr)
         return 130

@@ -24,8 +24,8 @@ FORBIDDEN = {
     "mixtune/study": {"analysis"},
 }
 ONLY = {
-    "ray": {"mixtune/study/tuning.py", "mixtune/study/hosting.py"},
-    "optuna": {"mixtune/study/sampling.py"},
+    "ray": {f"mixtune/study/{name}.py" for name in ("tuning", "hosting", "ranks", "watch")},
+    "optuna": {"mixtune/study/sampling.py", "mixtune/study/storage.py"},
     "mlflow": {"mixtune/study/store.py", "mixtune/study/delivery.py", "mixtune/serving.py", "mixtune/served_model.py"},
 }
 

@@ -11,10 +11,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from mixtune.config import plain, to_yaml
+from mixtune.config import plain
+from mixtune.errors import InputError
 from mixtune.regime import Regime
 from mixtune.regime.files import save_regime
 from mixtune.study import hosting, preflight, tracking, tuning
+from mixtune.study.books import Books, opened
 from mixtune.study.bridge import Bridge
 from mixtune.study.console import Console, results_table
 from mixtune.study.events import Listeners
@@ -45,12 +47,13 @@ def conduct(
     places: Places,
     draw: Callable[[str, str, Path], list[Path]],
     write: Callable[[str], None],
+    resume: bool = False,
 ) -> Result:
     """Run a study to its end, or as far as it gets.
 
     ``draw(tracking uri, study, folder)`` makes the figures. Raises InputError before anything is written when the
     space, its data, the resources or the stores are not usable. The same call on a folder that holds the study
-    continues it.
+    continues it; with ``resume`` nothing else is done: a folder without the study is an InputError.
     """
     check_named(space)
     stride = preflight.check_sizes(space, source)
@@ -60,46 +63,30 @@ def conduct(
         slots = preflight.slots(space, *preflight.local_resources())
     else:
         tuning.connect(places.address, 0, 0)
-        slots = preflight.slots(space, *tuning.cluster())
+        slots = preflight.slots(space, *tuning.cluster(), tuning.nodes())
     tracking.check(places.tracking_uri)
 
-    with locked(places.folder):
-        trials = Trials(places.storage_url, space, stride)
-        key = f"mlflow_parent {places.tracking_uri}"
-        tracker = tracking.Tracker(places.tracking_uri, space, places.folder, trials.noted(key))
-        trials.note(key, tracker.parent)
-        save(places.folder / "space.yaml", to_yaml(space))
-        stale = trials.reconcile()
-        tracker.discard_unfinished()
-        _say_what_happens(trials, len(stale), places, write)
+    with locked(places.folder), opened(space, places, stride, resume) as books:
+        trials = books.trials
+        _say_what_happens(trials, books.stale, places, write)
         interrupted = False
         if trials.remaining():
             try:
                 if places.address is None:
                     tuning.connect(None, *preflight.local_resources())
-                write(
-                    f"{slots.at_once} at once, each on {slots.cpus} CPU core{'s' * (slots.cpus > 1)}"
-                    + (f" and {slots.gpus:g} GPU" if slots.gpus else "")
-                    + f"; score: {space.score}"
-                )
+                write(f"{slots}; score: {space.score}")
                 with _terminable():
-                    _run(trials, space, slots, places, tracker, write)
+                    _run(books, space, slots, places, write)
             except KeyboardInterrupt:
                 interrupted = True
             finally:
                 tuning.disconnect()
-                trials.reconcile()
-        return _close(trials, tracker, places, space, draw, interrupted)
+                books.settle()
+        return _close(trials, books.tracker, places, space, draw, interrupted)
 
 
-def _run(
-    trials: Trials,
-    space: Space,
-    slots: preflight.Slots,
-    places: Places,
-    tracker: tracking.Tracker,
-    write: Callable[[str], None],
-) -> None:
+def _run(books: Books, space: Space, slots: preflight.Slots, places: Places, write: Callable[[str], None]) -> None:
+    trials = books.trials
     console = Console(space.trials, trials.best(), write)
     device: Literal["auto", "cpu", "cuda"] = "cpu" if slots.gpus == 0 else space.device
     training = replace(space.training(slots.cpus), device=device)
@@ -112,27 +99,30 @@ def _run(
     if said:
         write(said)
     console.header()
-    listeners = Listeners([console, tracker])
-    for attempt in range(1, RESTARTS + 1):
-        bridge = Bridge(trials, training, places.folder, listeners)
+    listeners = Listeners([console, books.tracker])
+    attempt = 0
+    while (left := trials.remaining()) and attempt < RESTARTS:
+        bridge = Bridge(books.ledger, training, places.folder, listeners)
+        fault: Exception | None = None
         try:
             hosting.run(bridge, slots, places.folder, device, gpus)
         except KeyboardInterrupt:
             bridge.interrupt()
             raise
         except Exception as err:
+            fault = err
             bridge.interrupt()
-            trials.reconcile()
+        if bridge.halted:
+            raise InputError(bridge.halted)
+        books.settle()
+        attempt = 1 if trials.remaining() < left else attempt + 1  # in a row without a trial finished
+        if fault is not None:
             if attempt == RESTARTS:
-                raise
-            log.warning("Ray ended the experiment (%s); starting it again", str(err).split("\n")[0])
+                raise fault
+            log.warning("Ray ended the experiment (%s); starting it again", str(fault).split("\n")[0])
             tuning.disconnect()
             tuning.connect(places.address, *preflight.local_resources())
             signal.signal(signal.SIGTERM, _interrupt)
-            continue
-        if not trials.remaining():
-            return
-        trials.reconcile()
 
 
 def _close(

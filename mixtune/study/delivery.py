@@ -17,10 +17,11 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
-from mixtune.errors import InputError
+from mixtune.errors import InputError, no_room
+from mixtune.secrets import masked
 from mixtune.study.identity import Identity
 from mixtune.study.outbox import PermanentError, Record
-from mixtune.study.store import CURVE, EXPERIMENT, cause, opened
+from mixtune.study.store import CURVE, EXPERIMENT, cause, make, opened
 from mixtune.training.curve import Curve
 
 # What the store will never take, however often it is asked.
@@ -38,17 +39,25 @@ class Sender:
     """Sends records of a study to one tracking store."""
 
     def __init__(self, uri: str, folder: Path, data: Identity) -> None:
-        """Open the store and the experiment in it. Raises InputError when it cannot be reached."""
+        """Open or make the store and the experiment in it. Raises InputError when it cannot be reached."""
         self._uri, self._data = uri, data
         self._runs: dict[int, str] = {}
         try:
+            make(uri)
             self._client = MlflowClient(uri)
             self.experiment = self._experiment(uri, folder)
         except Exception as err:
             raise self._refused(err) from None
 
+    def close(self) -> None:
+        """Give the connections to a database back; there are none to a server."""
+        with contextlib.suppress(AttributeError):
+            self._client._tracking_client.store.engine.dispose()
+
     def _refused(self, err: Exception) -> InputError:
-        return InputError(f"--tracking-uri {self._uri}: MLflow cannot write there ({cause(err)})")
+        if "disk is full" in str(err):
+            return no_room(masked(self._uri))
+        return InputError(f"--tracking-uri {masked(self._uri)}: MLflow cannot write there ({cause(err)})")
 
     def _experiment(self, uri: str, folder: Path) -> str:
         found = self._client.get_experiment_by_name(EXPERIMENT)
@@ -115,6 +124,19 @@ class Sender:
         if "status" in r:
             self._client.set_terminated(run_id, status=r["status"], end_time=r["time"])
 
+    def states(self, parent: str) -> dict[int, tuple[str, float | None]]:
+        """State and last score of every trial under a parent run, as the store has them."""
+        where = f"tags.`mlflow.parentRunId` = '{parent}' and tags.`mixtune.kind` = 'trial'"
+        found: dict[int, tuple[str, float | None]] = {}
+        token = None
+        while True:
+            page = self._client.search_runs([self.experiment], where, max_results=1000, page_token=token)
+            for run in page:
+                tags = run.data.tags
+                found[int(tags["mixtune.trial"])] = (tags["mixtune.state"], run.data.metrics.get("score"))
+            if not (token := page.token):
+                return found
+
     def _run_of(self, r: Record) -> str:
         """The trial's child run, made where it is not there yet. Raises PermanentError when it should be there."""
         if r["trial"] not in self._runs:
@@ -165,7 +187,7 @@ def record_repeat(
         client.log_batch(run.info.run_id, metrics=metrics, params=[Param(k, v) for k, v in params.items()])
         client.set_terminated(run.info.run_id)
     except MlflowException as err:
-        raise InputError(f"--tracking-uri {uri}: MLflow cannot write there ({cause(err)})") from None
+        raise InputError(f"--tracking-uri {masked(uri)}: MLflow cannot write there ({cause(err)})") from None
 
 
 def curve_metrics(curve: Curve) -> list[list[Any]]:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import ray
 from ray import tune
@@ -23,11 +24,12 @@ from mixtune.study import tuning
 from mixtune.study.bridge import Bridge
 from mixtune.study.preflight import Slots
 from mixtune.study.space import Space
-from mixtune.training import packing
+from mixtune.training import sharing
 from mixtune.training.networks import total_stride
 from mixtune.training.packing import Pack
 from mixtune.training.run import TrainingConfig
 
+NAME = "mixtune-host"  # what the names of all hosts begin with
 RETRIES = 3  # of a trial whose host dies again and again before its next report
 PATIENCE = 120.0  # seconds for a host to start: it imports torch and may have to wait for its GPU
 
@@ -46,7 +48,7 @@ class Host:
         self._pack.drop(trial)
         if len(self._pack) >= self._room:
             return False
-        self._pack.start(trial, lambda turn, report: tuning.run_trial(config, report, turn))
+        self._pack.start(trial, lambda turn, report: tuning.carry_out(config, report, turn))
         return True
 
     def next(self, trial: str) -> dict[str, Any] | None:
@@ -83,6 +85,8 @@ def packed(space: Space, training: TrainingConfig, slots: Slots, gpus: int) -> t
     """
     want = space.resources
     at_most = want.pack or (16 if want.gpus is None and gpus else 1)
+    if training.ranks > 1:
+        at_most = 1
     if want.at_once:
         at_most = min(at_most, -(-want.at_once // max(1, gpus)))
     if at_most == 1:
@@ -90,21 +94,16 @@ def packed(space: Space, training: TrainingConfig, slots: Slots, gpus: int) -> t
     pack, said = at_most, f"{at_most} trials share a process"
     if want.pack is None:
         regime = published("fixed", space.base, space.search.sizes, total_stride(space.task.network))
-        pack, said = tuning.call(packing.measure, slots, training, regime, at_most)
+        pack, said = tuning.call(sharing.measure, slots, training, regime, at_most)
     if pack == 1:
         return slots, said
     return replace(slots, at_once=min(want.at_once or pack * max(1, gpus), pack * max(1, gpus)), pack=pack), said
 
 
-def name_of(i: int, folder: Path) -> str:
-    """The name by which trials find a host of a study."""
-    return f"mixtune-host-{i}-{folder}"
-
-
 @contextlib.contextmanager
-def hosts(slots: Slots, folder: Path, device: str, gpus: int) -> Iterator[list[str]]:
+def hosts(slots: Slots, device: str, gpus: int) -> Iterator[list[str]]:
     """One host per GPU, or a single one on a CPU. Gives their names; they end with the block."""
-    names = [name_of(i, folder) for i in range(max(1, gpus))]
+    names = [f"{NAME}-{uuid4().hex}" for _ in range(max(1, gpus))]
     options: dict[str, Any] = {
         "num_cpus": 0,
         "num_gpus": 1 if gpus else 0,
@@ -161,7 +160,7 @@ def run(bridge: Bridge, slots: Slots, folder: Path, device: str, gpus: int) -> N
     """``tuning.run``, with the trials in hosts where several are to share a process."""
     if slots.pack == 1:
         return tuning.run(bridge, slots, folder)
-    with hosts(slots, folder, device, gpus) as names:
+    with hosts(slots, device, gpus) as names:
 
         def trial(config: dict[str, Any]) -> None:
             run_hosted(config, names)

@@ -7,14 +7,19 @@ record may be delivered twice.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import logging
+import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from mixtune.errors import NO_ROOM, no_room
 
 log = logging.getLogger("mixtune")
 Record = Mapping[str, Any]
@@ -59,8 +64,13 @@ class Outbox:
         if len(whole) < len(data):  # killed in the middle of a line: what it would have said is not known
             with self.path.open("r+b") as file:
                 file.truncate(len(whole))
+        unreadable = 0
         for line in whole[offset:].splitlines(keepends=True):
-            self._waiting.append((json.loads(line), len(line)))
+            try:
+                self._waiting.append((json.loads(line), len(line) + unreadable))
+                unreadable = 0
+            except ValueError:  # the disk was full in the middle of it
+                unreadable += len(line)
         return offset
 
     @property
@@ -69,13 +79,32 @@ class Outbox:
         return len(self._waiting)
 
     def put(self, record: Record) -> None:
-        """Keep a record and have it delivered."""
+        """Keep a record and have it delivered.
+
+        Raises NoRoomError on a full disk: the record is delivered all the same, unless this process ends before.
+        """
         line = json.dumps(record).encode() + b"\n"
         with self._changed:
-            with self.path.open("ab") as file:
-                file.write(line)
-            self._waiting.append((record, len(line)))
+            failure = self._keep(line)
+            self._waiting.append((record, 0 if failure else len(line)))
             self._changed.notify_all()
+        if failure:
+            raise no_room(self.path) if failure.errno in NO_ROOM else failure
+
+    def _keep(self, line: bytes) -> OSError | None:
+        """Append a line to the file, whole or not at all; returns what went wrong."""
+        try:
+            with self.path.open("ab", buffering=0) as file:
+                end = file.tell()
+                try:
+                    if file.write(line) < len(line):  # as much as there was room for
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                except OSError:
+                    file.truncate(end)
+                    raise
+        except OSError as err:
+            return err
+        return None
 
     def flush(self, seconds: float) -> bool:
         """Wait until everything is delivered, ``seconds`` at most; False when records are left.
@@ -128,10 +157,11 @@ class Outbox:
         with self._changed:
             self._waiting.popleft()
             self._offset += size
-            if self._waiting:
-                self._sent.write_text(str(self._offset))
-            else:
-                self.path.unlink(missing_ok=True)
-                self._sent.unlink(missing_ok=True)
-                self._offset = 0
+            with contextlib.suppress(OSError):  # a full disk: what was delivered is delivered once more, by the next
+                if self._waiting:
+                    self._sent.write_text(str(self._offset))
+                else:
+                    self.path.unlink(missing_ok=True)
+                    self._sent.unlink(missing_ok=True)
+                    self._offset = 0
             self._changed.notify_all()

@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol
 
 from mixtune.errors import did_you_mean
 from mixtune.regime import PUBLISHED, BatchShape, Budget, Mixture, Regime, published
+from mixtune.study.limits import Limits
 from mixtune.training.checkpoint import digest, essence
 from mixtune.training.recipe import Recipe
 from mixtune.training.run import Evaluation, TrainingConfig
@@ -88,9 +89,10 @@ class Named:
 class Resources:
     """What one trial takes, and how many run at once (default: as many as fit). ``gpus`` may be a share of one.
 
-    gpus defaults to 1 where there are GPUs, else 0; cpus to an equal part of the cores, one trial per GPU or per core.
-    pack: trials that share a GPU inside one process; by default as many as a short measurement finds useful, and 1
-    where gpus is given.
+    workers: processes that share every step of a trial (ranks), on one node or several; cpus and gpus are then of each
+    of them, and gpus 0 or 1. gpus defaults to 1 where there are GPUs, else 0; cpus to an equal part of the cores, one
+    trial per GPU or per core. pack: trials that share a GPU inside one process; by default as many as a short
+    measurement finds useful, and 1 where gpus is given.
     """
 
     __pydantic_config__ = _FORBID
@@ -99,8 +101,15 @@ class Resources:
     gpus: float | None = None
     at_once: int | None = None
     pack: int | None = None
+    workers: int = 1
 
     def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise ValueError(f"workers must be at least 1, not {self.workers}")
+        if self.workers > 1 and self.gpus not in (None, 0, 1):
+            raise ValueError(
+                f"gpus must be 0 or 1 where a trial has several workers, each with its own, not {self.gpus}"
+            )
         if self.cpus is not None and self.cpus < 1:
             raise ValueError(f"cpus must be at least 1, not {self.cpus}")
         if self.gpus is not None and (self.gpus < 0 or (self.gpus > 1 and self.gpus != int(self.gpus))):
@@ -130,6 +139,7 @@ class Space:
     sampler: Named = Named("tpe")
     pruner: Named = Named("halving")
     resources: Resources = field(default_factory=Resources)
+    limits: Limits = field(default_factory=Limits)
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
@@ -148,7 +158,16 @@ class Space:
     def training(self, threads: int | None = None, costs: dict[str, float] | None = None) -> TrainingConfig:
         """What every trial shares, beside its regime."""
         return TrainingConfig(
-            self.task, self.budget, self.evaluate, self.recipe, self.score, self.seed, threads, self.device, costs
+            self.task,
+            self.budget,
+            self.evaluate,
+            self.recipe,
+            self.score,
+            self.seed,
+            threads,
+            self.device,
+            costs,
+            self.resources.workers,
         )
 
     def shapes(self) -> list[BatchShape]:
@@ -162,7 +181,9 @@ class Space:
 
     def digest(self) -> str:
         """Changes when the meaning of a score or a parameter does; not with the number of trials or the resources."""
-        data = essence(replace(self, trials=1, resources=Resources(), device="auto"))
+        # Ranks without synchronised batch norms learn something else.
+        resources = Resources(workers=1 if self.recipe.sync_bn else self.resources.workers)
+        data = essence(replace(self, trials=1, resources=resources, limits=Limits(), device="auto"))
         for key in ("data", "workers"):
             data["task"].pop(key, None)
         return digest(data)

@@ -8,23 +8,26 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from mixtune import __version__
 from mixtune.config import plain, to_yaml
+from mixtune.secrets import masked
 from mixtune.study.delivery import Sender, curve_metrics, record_repeat
 from mixtune.study.events import Candidate, State
 from mixtune.study.identity import identity
+from mixtune.study.limits import POSITION
 from mixtune.study.outbox import Outbox
+from mixtune.study.sampling import Outcome
 from mixtune.study.space import Space
 from mixtune.study.store import check, children, default_uri
 from mixtune.training.curve import Curve
 
 log = logging.getLogger("mixtune")
 _STATUS: dict[State, str] = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED", "INTERRUPTED": "KILLED"}
-_NOT_LOGGED = ("regime.yaml", "checkpoint.pt")  # logged at the start; of no use once the trial has ended
+_NOT_LOGGED = ("regime.yaml", POSITION)  # logged at the start; of no use once the trial has ended
 
 
 class Tracker:
@@ -112,7 +115,7 @@ class Tracker:
         if state == "INTERRUPTED":
             self._put("discard", trial.number)
             return
-        tags = {"mixtune.state": state} | ({"mixtune.reason": reason[:5000]} if reason else {})
+        tags = {"mixtune.state": state} | ({"mixtune.reason": masked(reason[:5000])} if reason else {})
         metrics = curve_metrics(curve) if curve is not None else []
         files = [str(p) for p in sorted(trial.folder.glob("*")) if p.name not in _NOT_LOGGED]
         self._put("end", trial.number, tags=tags, metrics=metrics, files=files, status=_STATUS[state])
@@ -121,9 +124,36 @@ class Tracker:
         """Bin the child runs that a killed search left open; their trials are run again."""
         self._put("discard unfinished", -1)
 
+    def repair(self, outcomes: Sequence[Outcome]) -> int:
+        """Record what a search that was killed had put into the study, but not into the outbox; how many trials.
+
+        To be called before ``discard_unfinished``. Left to the next search when the store does not answer.
+        """
+        if not self.flush():
+            return 0
+        there, repaired = self._sender.states(self.parent), 0
+        for o in outcomes:
+            state, score = there.get(o.number, ("", None))
+            if state == o.state:
+                continue
+            folder = self._folder / "trials" / f"{o.number:04d}"
+            regime = self._space.regime(o.params, o.published or f"searched {o.number}")
+            trial = Candidate(o.number, regime, o.params, folder, o.published)
+            self.started(trial)
+            if o.score is not None and score != o.score:
+                self._put("report", o.number, metrics=[["score", o.score, 100]])
+            self.ended(trial, cast(State, o.state), o.score, o.reason, o.curve)
+            repaired += 1
+        return repaired
+
     def flush(self, seconds: float = 10.0) -> bool:
         """Wait until MLflow has everything; False when it does not answer. What it lacks is sent by the next search."""
         return self.outbox.flush(seconds)
+
+    def close(self) -> None:
+        """Stop sending (what waits is on disk) and let go of the store."""
+        self.outbox.close()
+        self._sender.close()
 
     def finish(self, status: str, best: Mapping[str, Any], artifacts: list[Path]) -> bool:
         """Close the parent run: the best score as metric, the best trial as tags, figures and files as artifacts.

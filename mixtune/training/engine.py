@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from mixtune.training.graphs import CudaRecorder, Numbers, Recorder, StepGraphs
 from mixtune.training.pixels import Drawn
 from mixtune.training.recipe import Recipe
 from mixtune.training.smoothing import GradientSmoothing
+from mixtune.training.synced import Synced
 from mixtune.training.task import Task
 
 _DROPOUT, _BLEND = 1, 2  # separate the random streams of a step
@@ -54,6 +56,9 @@ class Engine:
         self._frozen = False
         # The one that dropout draws from. torch.manual_seed takes 0.2 ms a step, for it seeds every kind of device.
         self._generator = torch.cuda.default_generators[self.device.index or 0] if on_gpu else torch.default_generator
+        self.ranks = task.ranks
+        synced = recipe.sync_bn and not self.ranks.alone
+        self._norms: AbstractContextManager[Any] = Synced(self.ranks) if synced else nullcontext()
 
     @property
     def judged(self) -> nn.Module:
@@ -73,7 +78,7 @@ class Engine:
         if reason := self._not_captured(schedule):
             say(f"steps are issued one by one: {reason}")
             if self.device.type == "cuda":  # on a CPU compiled steps were no faster, or slower (ResNet-8 and -20)
-                shapes = [BatchShape(s.S, s.views) for s in schedule.shapes]
+                shapes = [BatchShape(s.S, self.ranks.shard.of(s).views) for s in schedule.shapes]
                 left = Counter(shapes[i] for i in schedule.index[start:].tolist())
                 self._compiler = Compiler(self.network, left, say, lambda: torch.cuda.synchronize(self.device))
             return
@@ -90,6 +95,8 @@ class Engine:
             return "on a CPU there is nothing to gain by capturing them"
         if isinstance(self._recorder, str):
             return "capturing is switched off"
+        if not self.ranks.alone:
+            return "several ranks share each of them"
         if self.task.drawn(schedule, self.seed) is None:
             return "the images are read from files"
         if self.recipe.drop_path and hasattr(self.network, "progress"):
@@ -102,36 +109,54 @@ class Engine:
             return drawn
         return self.task.batches(schedule, seed, start)
 
-    def train_on(self, batch: Batch, lr: float, number: int, progress: float = 1.0) -> Tensor:
+    def train_on(self, batch: Batch, lr: float, number: int, progress: float, shape: BatchShape) -> Tensor:
         """``step`` on what ``batches`` gives."""
         if not isinstance(batch, Drawn):
             if self._compiler is None:
-                return self.step(*batch, lr, number, progress)
-            compiler, shape = self._compiler, BatchShape(batch[0].shape[-1], len(batch[0]))
+                return self.step(*batch, lr, number, progress, shape)
+            compiler, mine = self._compiler, BatchShape(batch[0].shape[-1], len(batch[0]))
 
             def work() -> Tensor:
-                self.forward = compiler.forward(shape)
-                return self.step(*batch, lr, number, progress)
+                self.forward = compiler.forward(mine)
+                return self.step(*batch, lr, number, progress, shape)
 
-            return compiler.step(shape, work)
+            return compiler.step(mine, work)
         assert self.graphs is not None
         numbers = self._begin(lr, number, progress, batch.shape.views, batch.shape.S)
         return self.graphs.replay(batch.shape, progress < self.recipe.frozen, batch.choices, numbers)
 
-    def step(self, inputs: Tensor, targets: Tensor, lr: float, number: int, progress: float = 1.0) -> Tensor:
+    def settle(self) -> None:
+        """Give every rank the same batch-norm statistics, before they are used or kept."""
+        for network in (self.network, *([] if self.average is None else [self.average.network])):
+            self.ranks.average_buffers(network)
+
+    def step(
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        lr: float,
+        number: int,
+        progress: float = 1.0,
+        shape: BatchShape | None = None,
+    ) -> Tensor:
         """Train on one batch; ``number`` counts steps from 0. Returns the loss, on the device, detached.
 
-        progress: share of the budget spent, for frozen layers and for networks whose drop path grows with it.
+        progress: share of the budget spent, for frozen layers and for networks whose drop path grows with it. shape: of
+        the whole step, of which the batch is this rank's part; needed where there are several. The loss is then this
+        rank's part of the step's: their sum is the mean over all views.
         """
-        return self.work(inputs, targets, self._begin(lr, number, progress, len(inputs), inputs.shape[-1]))
+        views = len(inputs) if shape is None else shape.views
+        return self.work(inputs, targets, self._begin(lr, number, progress, views, inputs.shape[-1]), shape)
 
     def _begin(self, lr: float, number: int, progress: float, N: int, S: int) -> Numbers:
         """The host's part of a step."""
         if hasattr(self.network, "progress"):
             self.network.progress = progress  # type: ignore[assignment]
         self.freeze(progress < self.recipe.frozen)
-        # Keyed by the step, a resumed run draws what an unbroken one does.
-        self._generator.manual_seed(int(np.random.SeedSequence((self.seed, number, _DROPOUT)).generate_state(1)[0]))
+        # Keyed by the step, a resumed run draws what an unbroken one does. Each rank has its own numbers, the first
+        # those of a run on one device.
+        keys = (self.seed, number, _DROPOUT, *([] if self.ranks.first else [self.ranks.shard.rank]))
+        self._generator.manual_seed(int(np.random.SeedSequence(keys).generate_state(1)[0]))
         share = 0.0 if self.average is None else self.average.share(number + 1)
         return Numbers(lr, share, self._blend(number, N, S))
 
@@ -150,7 +175,7 @@ class Engine:
             return None
         return mixing.draw(N, S, recipe.mixup, recipe.cutmix, np.random.default_rng((self.seed, number, _BLEND)))
 
-    def work(self, inputs: Tensor, targets: Tensor, numbers: Numbers) -> Tensor:
+    def work(self, inputs: Tensor, targets: Tensor, numbers: Numbers, shape: BatchShape | None = None) -> Tensor:
         """The device's part of a step: forward, backward, smoothing, optimiser, average. Returns the detached loss."""
         recipe = self.recipe
         for group in self.optimizer.param_groups:
@@ -162,16 +187,19 @@ class Engine:
             else:
                 group["lr"].fill_(lr)  # unlike a copy from the host, this does not wait for the device
         if numbers.blend is not None:
-            inputs, targets = self.task.blend(numbers.blend.to(self.device), inputs, targets)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            inputs, targets = self.task.blend(numbers.blend, inputs, targets, shape)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"), self._norms:
             outputs = self.forward(inputs)
             loss = self.task.loss(recipe, outputs, targets)
             if recipe.distill is not None and self.teacher is not None:
                 with torch.no_grad():
                     taught = self.teacher(inputs)
                 loss = loss + recipe.distill.loss(outputs[0] if isinstance(outputs, tuple) else outputs, taught)
+        if not self.ranks.alone:
+            loss = loss * self.ranks.share(shape)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        self.ranks.sum_gradients(self.network.parameters())
         if self.smooth is not None:
             self.smooth()
         self.optimizer.step()

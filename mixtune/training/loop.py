@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mixtune.errors import TrainingError
 from mixtune.regime import BatchShape, Schedule
@@ -22,6 +22,8 @@ from mixtune.training.curve import Curve
 from mixtune.training.engine import Engine
 from mixtune.training.recipe import Recipe
 from mixtune.training.task import Task
+
+AGREEMENT = 10  # steps between two looks at the first rank's clock
 
 
 class TrainingDivergedError(TrainingError):
@@ -87,11 +89,14 @@ def train(
     sequence is that of an unbroken run, and on a CPU the weights are too, to the bit. ``on_step(step, views)`` is
     called after every step, with the steps done and the images that one took. ``teacher``: for distillation.
     ``say`` is told how the steps are computed.
+    Where the task has several ranks, each calls this, all get the same reports and the first writes the checkpoint.
     Raises TrainingDivergedError when the mean loss of a stretch is not finite.
     """
     B = np.array([s.B for s in schedule.shapes])[schedule.index]
     before = schedule.progress
     rates = recipe.learning_rates(before, B)
+    ranks = task.ranks
+    ranks.equalise(network)
     engine = Engine(task, network, recipe, seed, teacher)
     ends = report_steps(schedule, reports)
     progress = np.append(before[1:], 1.0)
@@ -99,11 +104,12 @@ def train(
     start, steps, earlier = 0, 0, 0.0  # earlier: seconds before this process
     total = torch.zeros((), device=engine.device)  # summed on the device: nothing is read back between reports
     done: list[Report] = []
-    state = checkpoint.load() if checkpoint else None
+    state = ranks.share_state(checkpoint.load) if checkpoint else None
     if state:
         engine.load_state_dict(state["engine"])
         start, steps, earlier = (state[k] for k in ("step", "steps", "seconds"))
-        total.copy_(state["total"])
+        if ranks.first:  # it is summed over ranks
+            total.copy_(state["total"])
         done = [Report(**(r | {"curve": Curve.from_rows(r["curve"])})) for r in state["reports"]]
         if start == len(schedule):
             engine.finish()
@@ -111,15 +117,14 @@ def train(
 
     began = mark = time.perf_counter()
 
-    def save(step: int) -> None:
-        if checkpoint:
+    def save(step: int, total: Tensor) -> None:
+        if checkpoint and ranks.first:
             made = [dataclasses.asdict(r) | {"curve": r.curve.rows()} for r in done]
             spent = earlier + time.perf_counter() - began
             position = {"step": step, "steps": steps, "seconds": spent, "total": total.cpu()}
             checkpoint.save({"engine": engine.state_dict(), "reports": made, **position})
 
     trained = 0  # views since the clock was last started
-    views = np.array([s.views for s in schedule.shapes])[schedule.index]
     network.train()
     if start < len(schedule):
         try:
@@ -127,20 +132,22 @@ def train(
         except torch.OutOfMemoryError:
             raise OutOfMemoryError(_too_large(max(schedule.shapes, key=lambda s: s.pixels), [], "captured")) from None
     for step, batch in enumerate(engine.batches(schedule, seed, start), start=start + 1):
+        shape = schedule.shapes[schedule.index[step - 1]]
         try:
-            total += engine.train_on(batch, float(rates[step - 1]), step - 1, float(before[step - 1]))
+            total += engine.train_on(batch, float(rates[step - 1]), step - 1, float(before[step - 1]), shape)
         except torch.OutOfMemoryError:
-            index = schedule.index[step - 1]
-            fit = [schedule.shapes[i] for i in set(schedule.index[: step - 1].tolist()) - {index}]
-            where = f"step {step} of {len(schedule)}"
-            raise OutOfMemoryError(_too_large(schedule.shapes[index], fit, where)) from None
-        steps, trained = steps + 1, trained + int(views[step - 1])
+            fit = {schedule.shapes[i] for i in schedule.index[: step - 1].tolist()} - {shape}
+            raise OutOfMemoryError(_too_large(shape, sorted(fit), f"step {step} of {len(schedule)}")) from None
+        steps, trained = steps + 1, trained + shape.views
         if on_step:
-            on_step(step, int(views[step - 1]))
-        due = checkpoint is not None and checkpoint.due
+            on_step(step, shape.views)
+        # Ranks have other clocks, and agree now and then on whether it is time.
+        due = checkpoint is not None and (ranks.alone or step % AGREEMENT == 0) and ranks.agree(checkpoint.due)
 
         if step in ends or due:
-            mean = float(total) / steps
+            engine.settle()
+            summed = ranks.sum(total.clone())
+            mean = float(summed) / steps
             if not math.isfinite(mean):
                 raise TrainingDivergedError(
                     f"the training loss became {mean} before step {step} of {len(schedule)} "
@@ -154,10 +161,10 @@ def train(
             done.append(Report(len(done) + 1, step, place, mean, lr, speed, seconds, curve))
             total.zero_()
             steps = 0
-            save(step)
+            save(step, total)
             if step == len(schedule):
                 engine.finish()
             yield done[-1]
             mark, trained = time.perf_counter(), 0
         elif due:
-            save(step)
+            save(step, summed)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from mixtune.regime import BatchShape
+from mixtune.training.ranks import ALONE, Ranks
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,11 +25,6 @@ class Blend:
     box: Tensor
     weight: float | Tensor
     share: float | Tensor
-
-    def to(self, device: torch.device) -> Blend:
-        """The same with its tensors on the device."""
-        partner, box = (t.to(device, non_blocking=True) for t in (self.partner, self.box))
-        return replace(self, partner=partner, box=box)
 
 
 def draw(N: int, S: int, mixup: float, cutmix: float, rng: np.random.Generator) -> Blend:
@@ -44,15 +42,31 @@ def draw(N: int, S: int, mixup: float, cutmix: float, rng: np.random.Generator) 
     return Blend(partner, torch.tensor(box), 1.0, 1 - (bottom - top) * (right - left) / S**2)
 
 
-def apply(blend: Blend, inputs: Tensor, targets: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """A batch [N, 3, S, S] and labels [N] blended; soft labels [N, classes]. Reads nothing back from the device."""
-    at = torch.arange(inputs.shape[-1], device=inputs.device)
-    top, left, bottom, right = blend.box
+def apply(
+    blend: Blend,
+    inputs: Tensor,
+    targets: Tensor,
+    classes: int,
+    ranks: Ranks = ALONE,
+    shape: BatchShape | None = None,
+) -> tuple[Tensor, Tensor]:
+    """A batch [N, 3, S, S] and labels [N] blended; soft labels [N, classes]. Reads nothing back from the device.
+
+    Where the batch is one of several ``ranks``' part of a step of ``shape``, the blend is of the whole step, on the
+    host, and partners come from any rank.
+    """
+    if ranks.alone:
+        partner = blend.partner.to(inputs.device, non_blocking=True)
+        other, their = inputs[partner], targets[partner]
+    else:
+        order = blend.partner.numpy()
+        other, their = ranks.rows(inputs, order, shape), ranks.rows(targets, order, shape)
+    at, known = (torch.arange(n, device=inputs.device) for n in (inputs.shape[-1], classes))
+    top, left, bottom, right = blend.box.to(inputs.device, non_blocking=True)
     inside = ((at >= top) & (at < bottom))[:, None] & ((at >= left) & (at < right))
-    other = inputs[blend.partner]
     mixed = torch.where(inside, other, torch.lerp(other, inputs, blend.weight))
-    labels = (targets[:, None] == torch.arange(classes, device=targets.device)).float()
-    return mixed, torch.lerp(labels[blend.partner], labels, blend.share)
+    labels, others = ((t[:, None] == known).float() for t in (targets, their))
+    return mixed, torch.lerp(others, labels, blend.share)
 
 
 def _box(S: int, share: float, rng: np.random.Generator) -> tuple[int, int, int, int]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mixtune.regime import BatchShape, Schedule
+from mixtune.regime import WHOLE, BatchShape, Schedule, Shard
 from mixtune.training.data import Pixels
 from mixtune.training.views import Augment, resize
 
@@ -36,8 +36,8 @@ def kept(source: Pixels, key: Hashable, make: Callable[[], T]) -> T:
 class Drawn:
     """The views of one step, drawn and not yet made.
 
-    choices: int64 [4, V], on the host: the image, the row and the column where its crop begins in the padded image,
-    and whether it is mirrored (1) or not (0).
+    shape: of the whole step. choices: int64 [4, V], on the host: the image, the row and the column where its crop
+    begins in the padded image, and whether it is mirrored (1) or not (0).
     """
 
     shape: BatchShape
@@ -71,8 +71,8 @@ class PixelViews:
             torch.cuda.synchronize(self._device)  # other trials read it on their own streams
         return windows, self._source.labels.to(self._device)
 
-    def draw(self, schedule: Schedule, seed: int, start: int = 0) -> Iterator[Drawn]:
-        """The choices of every step from ``start`` on, from (seed, step) alone."""
+    def draw(self, schedule: Schedule, seed: int, start: int = 0, shard: Shard = WHOLE) -> Iterator[Drawn]:
+        """The choices of every step from ``start`` on, from (seed, step) alone: those of the shard's images."""
         samples_of = schedule.sample_batches(len(self._source), seed, start)
         for step, samples in zip(range(start, len(schedule)), samples_of, strict=True):
             shape = schedule.shapes[schedule.index[step]]
@@ -82,7 +82,9 @@ class PixelViews:
             choices[1:3] = rng.integers(0, 2 * self._pad + 1, size=(2, shape.views))
             if self._flip:
                 choices[3] = rng.integers(0, 2, size=shape.views, dtype=bool)
-            yield Drawn(shape, choices)
+            # The random numbers are those of the whole step, whoever makes which of its views.
+            part = shard.part(shape.B)
+            yield Drawn(shape, choices[:, part.start * shape.D : part.stop * shape.D])
 
     def make(self, drawn: Drawn) -> tuple[Tensor, Tensor]:
         """Float [V, 3, S, S] with pixel values from 0 to 255, and int64 [V], on the device."""

@@ -28,6 +28,8 @@ class Recipe:
     (False) or as the network has it. mixup, cutmix: alphas, 0 for off. ema: decay per step of an average of the
     weights, which then is what is evaluated and kept; 0 for off. distill: learn from a teacher. dropout, drop_path:
     shares, passed to the network. aux_weight: of an auxiliary head's loss, where the network has one.
+    sync_bn: where a run has several ranks, batch norms see the images of all of them, as on one device; else each
+    rank's norms see its own, and only the running statistics are averaged.
     For fine-tuning (``finetune``): the layers form ``groups``; the head, which is the last, has the learning rate lr,
     each group before it ``group_decay`` times that of the next; for the share ``frozen`` of the budget only the head's
     weights move, while batch-norm statistics follow the images throughout.
@@ -58,6 +60,7 @@ class Recipe:
     dropout: float = 0.0
     drop_path: float = 0.0
     aux_weight: float = 0.4
+    sync_bn: bool = False
     groups: int = 1
     group_decay: float = 1.0
     frozen: float = 0.0

@@ -1,11 +1,11 @@
-"""Task: what is learnt: data, network, loss, evaluation and cost, so that the loop knows nothing of classification."""
+"""Image classification as a task: its data, network, loss, evaluation and cost."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,7 +19,10 @@ from mixtune.training.curve import Curve
 from mixtune.training.device import available_cpus as available_cpus
 from mixtune.training.device import pick_device
 from mixtune.training.evaluation import Predictions, evaluate, predict
+from mixtune.training.protocol import Task as Task
+from mixtune.training.ranks import ALONE, Ranks
 from mixtune.training.recipe import Recipe
+from mixtune.training.synced import Synced
 
 
 @dataclass(frozen=True)
@@ -53,33 +56,6 @@ class TaskConfig:
             raise ValueError(f"workers must be at least 0, not {self.workers}")
 
 
-class Task(Protocol):
-    """What the loop needs of a task."""
-
-    n_train: int
-
-    def network(self, seed: int) -> nn.Module:
-        """A fresh network on the task's device; the same seed gives the same weights."""
-
-    def batches(self, schedule: Schedule, seed: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """The inputs and targets of every step from ``start`` on, on the task's device."""
-
-    def drawn(self, schedule: Schedule, seed: int, start: int = 0) -> Iterator[pixels.Drawn] | None:
-        """The same batches before they are made: None where that is not done on the device."""
-
-    def made(self, S: int, choices: Tensor) -> tuple[Tensor, Tensor]:
-        """The inputs and targets of what was drawn, from choices on the device; reads nothing back from it."""
-
-    def blend(self, blend: mixing.Blend, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """The batch blended as drawn; reads nothing back from the device."""
-
-    def loss(self, recipe: Recipe, outputs: Any, targets: Tensor) -> Tensor:
-        """The scalar to minimise."""
-
-    def evaluate(self, network: nn.Module, sizes: Sequence[int]) -> Curve:
-        """The network's results at every size, on held-out images."""
-
-
 class Classification:
     """Image classification with a hold-out of the training set, or with the test set for the final run.
 
@@ -89,6 +65,8 @@ class Classification:
     With ``recalibration`` the batch-norm statistics are chosen per size. The hold-out is cross-fitted: each half is
     judged with what was chosen on the other. For the test set up to 2,048 training images are held back to choose on,
     so that the test images are only ever judged. ``chosen`` holds, by size, the statistics of the last evaluation.
+
+    ``ranks``: where there are several, each makes its part of every step and judges its part of the images.
     """
 
     def __init__(
@@ -97,8 +75,9 @@ class Classification:
         judge: Literal["validation", "test"] = "validation",
         device: str = "auto",
         recalibration: Recalibration | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
-        self.config = config
+        self.config, self.ranks = config, ranks
         self.device = pick_device(device)
         dataset = data.load(config.dataset, config.data)
         self.classes = dataset.classes
@@ -113,6 +92,8 @@ class Classification:
         except ValueError as err:
             raise InputError(f"task.validation: {config.dataset}: {err}") from None
         self.n_train = len(self.train_source)
+        if len(self._held_out) < ranks.shard.world:
+            raise InputError(f"task.validation: {len(self._held_out)} images are too few for {ranks.shard.world} ranks")
         self.pixels: pixels.PixelViews | None = None
         if isinstance(self.train_source, data.Pixels):
             self.pixels = pixels.PixelViews(self.train_source, config.augment, self._flip, self.device)
@@ -131,28 +112,30 @@ class Classification:
         return net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
     def batches(self, schedule: Schedule, seed: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Normalised inputs [B*D, 3, S, S] and labels [B*D] of every step from ``start`` on."""
+        """Normalised inputs [B*D, 3, S, S] and labels [B*D] of every step from ``start`` on: this rank's part of B."""
         raw: Iterator[tuple[Tensor, Tensor]]
         if self.pixels is not None:
-            raw = map(self.pixels.make, self.pixels.draw(schedule, seed, start))
+            raw = map(self.pixels.make, self.pixels.draw(schedule, seed, start, self.ranks.shard))
         else:
             assert isinstance(self.train_source, data.Files)
-            augment = self.config.augment
-            raw = views.file_batches(self.train_source, schedule, augment, self._flip, seed, start, self.workers)
+            augment, shard = self.config.augment, self.ranks.shard
+            raw = views.file_batches(self.train_source, schedule, augment, self._flip, seed, start, self.workers, shard)
         return (self._ready(x, y) for x, y in raw)
 
     def drawn(self, schedule: Schedule, seed: int, start: int = 0) -> Iterator[pixels.Drawn] | None:
         """The random choices of every step's views; None for image files."""
-        return None if self.pixels is None else self.pixels.draw(schedule, seed, start)
+        return None if self.pixels is None else self.pixels.draw(schedule, seed, start, self.ranks.shard)
 
     def made(self, S: int, choices: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised inputs [B*D, 3, S, S] and labels [B*D] from the choices [4, B*D] of a step."""
         assert self.pixels is not None
         return self._ready(*self.pixels.make_at(S, choices))
 
-    def blend(self, blend: mixing.Blend, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def blend(
+        self, blend: mixing.Blend, inputs: Tensor, targets: Tensor, shape: BatchShape | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Images and soft labels of mixup or cutmix."""
-        return mixing.apply(blend, inputs, targets, self.classes)
+        return mixing.apply(blend, inputs, targets, self.classes, self.ranks, shape)
 
     def loss(self, recipe: Recipe, outputs: Any, targets: Tensor) -> Tensor:
         """The recipe's cross-entropy."""
@@ -166,15 +149,16 @@ class Classification:
         return evaluate(network, lambda S: self._predictions(network, S, calibrated), sizes, self.gmacs)
 
     def _predictions(self, network: nn.Module, S: int, calibrated: bool) -> Predictions:
-        running = predict(network, self._evaluation_batches(S))
+        images = partial(self._judge, network, self._held_out, S)
+        running = images()
         if self._recalibration is None or not calibrated:
             return running
-        candidates = {
-            str(kind): calibration.recalibrate(network, self._calibration_batches(kind, S))
-            for kind in self._recalibration.views
-        }
-        choice = None if self._choice is None else partial(self._whole, self._choice, S)
-        images = partial(self._evaluation_batches, S)
+        with Synced(self.ranks):
+            candidates = {
+                str(kind): calibration.recalibrate(network, self._calibration_batches(kind, S))
+                for kind in self._recalibration.views
+            }
+        choice = None if self._choice is None else partial(self._judge, network, self._choice, S)
         best, predictions = calibration.judge(network, images, choice, running, candidates)
         self.chosen[S] = (best, candidates.get(best, {}))
         return predictions
@@ -182,24 +166,30 @@ class Classification:
     def _calibration_batches(self, kind: str, S: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Training images at S in full batches of 128, or fewer at large sizes, as in training or as in evaluation."""
         assert self._recalibration is not None
-        B = max(1, min(128, 512 * 64**2 // S**2, self.n_train, self._recalibration.images))
+        B = max(self.ranks.shard.world, min(128, 512 * 64**2 // S**2, self.n_train, self._recalibration.images))
         steps = max(1, min(self._recalibration.images, self.n_train) // B)
         schedule = Schedule((BatchShape(S, B),), np.zeros(steps, np.int16), np.ones(1))
         if kind == "train":
             yield from self.batches(schedule, seed=0)
         else:
-            drawn = np.concatenate(list(schedule.sample_batches(self.n_train, seed=0)))
-            yield from self._whole(self.train_source.subset(drawn), S, B)
+            part = self.ranks.shard.part(B)
+            drawn = np.concatenate([batch[part] for batch in schedule.sample_batches(self.n_train, seed=0)])
+            yield from self._whole(self.train_source.subset(drawn), S, part.stop - part.start)
 
     def gmacs(self, S: int) -> float:
         """10^9 multiply-accumulates of one image at S."""
         return networks.gmacs(self.config.network, self.classes, S)
 
-    def _evaluation_batches(self, S: int) -> Iterator[tuple[Tensor, Tensor]]:
-        if isinstance(self._held_out, data.Files):
-            batches: Iterable[tuple[Tensor, Tensor]] = self._whole(self._held_out, S)
-        else:
-            batches = pixels.kept(self._held_out, (S, self.device), lambda: list(self._whole(self._held_out, S)))
+    def _judge(self, network: nn.Module, source: data.Source, S: int) -> Predictions:
+        """What the network says of all images of ``source`` at S; each rank judges its part."""
+        return predict(network, self._evaluation_batches(source, S)).over(self.ranks, len(source))
+
+    def _evaluation_batches(self, source: data.Source, S: int) -> Iterator[tuple[Tensor, Tensor]]:
+        part = self.ranks.shard.part(len(source))
+        mine = source if self.ranks.alone else source.subset(np.arange(len(source))[part])
+        batches: Iterable[tuple[Tensor, Tensor]] = self._whole(mine, S)
+        if isinstance(source, data.Pixels) and source is self._held_out:  # resized once, used at every report
+            batches = pixels.kept(source, (S, self.device, part.start, part.stop), lambda: list(self._whole(mine, S)))
         for batch in batches:
             yield batch
             self.pause()

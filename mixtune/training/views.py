@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from mixtune.errors import InputError
-from mixtune.regime import BatchShape, Schedule
+from mixtune.regime import WHOLE, BatchShape, Schedule, Shard
 from mixtune.training.data import Files
 
 Batch = tuple[Tensor, Tensor]  # uint8 or float [B*D, 3, S, S] with pixel values from 0 to 255; int64 [B*D]
@@ -110,15 +110,16 @@ def _decode(path: str):  # type: ignore[no-untyped-def]
 class _Steps:
     """Batch sampler: the keys of every step's samples, so that one loader and one worker pool serve all sizes."""
 
-    def __init__(self, schedule: Schedule, n_samples: int, seed: int, start: int) -> None:
+    def __init__(self, schedule: Schedule, n_samples: int, seed: int, start: int, shard: Shard) -> None:
         self.schedule, self.n_samples, self.seed, self.start = schedule, n_samples, seed, start
+        self.shard = shard
 
     def __iter__(self) -> Iterator[list[tuple[int, int, int, int, int]]]:
         steps = range(self.start, len(self.schedule))
         batches = self.schedule.sample_batches(self.n_samples, self.seed, self.start)
         for step, samples in zip(steps, batches, strict=True):
             shape: BatchShape = self.schedule.shapes[self.schedule.index[step]]
-            yield [(int(i), shape.S, shape.D, self.seed, step) for i in samples]
+            yield [(int(i), shape.S, shape.D, self.seed, step) for i in samples[self.shard.part(shape.B)]]
 
 
 def _join(items: Sequence[Batch]) -> Batch:
@@ -126,10 +127,17 @@ def _join(items: Sequence[Batch]) -> Batch:
 
 
 def file_batches(
-    source: Files, schedule: Schedule, augment: Augment, flip: bool, seed: int, start: int, workers: int
+    source: Files,
+    schedule: Schedule,
+    augment: Augment,
+    flip: bool,
+    seed: int,
+    start: int,
+    workers: int,
+    shard: Shard = WHOLE,
 ) -> Iterator[Batch]:
-    """Training batches of image files, decoded by ``workers`` processes, from step ``start`` on."""
-    steps = _Steps(schedule, len(source), seed, start)
+    """Training batches of image files, decoded by ``workers`` processes, from step ``start`` on: the shard's images."""
+    steps = _Steps(schedule, len(source), seed, start, shard)
     views = _FileViews(source, augment, flip)
     pinned = torch.cuda.is_available()
     yield from DataLoader(views, batch_sampler=steps, num_workers=workers, collate_fn=_join, pin_memory=pinned)  # type: ignore[arg-type]

@@ -30,16 +30,17 @@ def study(folder, recorder, run, **settings):
 class Killer(Recorder):
     """Kills the host, once, at the first report of the trial ``victim``: nothing is tidied up."""
 
-    def __init__(self, folder, victim):
+    def __init__(self, victim):
         super().__init__()
-        self.folder, self.victim, self.killed = folder, victim, []
+        self.victim, self.killed = victim, []
 
     def reported(self, trial, report, score):
         super().reported(trial, report, score)
         if trial.number == self.victim and not self.killed:
             import ray
 
-            pid = ray.get(ray.get_actor(hosting.name_of(0, self.folder)).pid.remote())
+            (name,) = (n for n in ray.util.list_named_actors() if n.startswith(hosting.NAME))
+            pid = ray.get(ray.get_actor(name).pid.remote())
             self.killed.append(pid)
             os.kill(pid, signal.SIGKILL)
 
@@ -48,7 +49,7 @@ class Killer(Recorder):
 def outcomes(tmp_path_factory):
     """The same study in processes of their own, packed in one, and packed in one that is killed on the way."""
     alone, packed, killed = (tmp_path_factory.mktemp(n) for n in ("alone", "packed", "killed"))
-    killer = Killer(killed, victim=1)
+    killer = Killer(victim=1)
     slots = Slots(1, 0, 3, pack=3)
     found = {}
     tuning.connect(None, 2, 0)

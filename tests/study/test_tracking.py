@@ -1,3 +1,6 @@
+import errno
+from pathlib import Path
+
 import pytest
 import torch
 from mlflow import MlflowClient
@@ -8,6 +11,7 @@ from mixtune.regime import published
 from mixtune.regime.files import save_regime
 from mixtune.study.events import Candidate
 from mixtune.study.identity import _digest, identity
+from mixtune.study.sampling import Outcome, Trials
 from mixtune.study.space import Space
 from mixtune.study.tracking import Tracker, check, children
 from mixtune.training.data import DataSet, Files, Pixels, load
@@ -157,3 +161,79 @@ def test_the_digest_changes_with_pixels_labels_and_names(monkeypatch):
     _digest.cache_clear()
     assert found[3] == found[4]  # the same files in another place
     assert len(set(found)) == 5
+
+
+def test_what_a_kill_kept_from_mlflow_is_recorded_by_the_next_search(tracker):
+    """Killed after the study knew of an end and before the outbox did: the trial is whole in MLflow, once."""
+    space = tracker._space
+    for number in (0, 1, 2):
+        tracker.started(candidate(tracker, number))
+        tracker.reported(Candidate(number, None, {}, tracker._folder, "fixed"), REPORT, 0.4)
+    ended = Candidate(0, None, {}, tracker._folder / "trials" / "0", "fixed")
+    tracker.ended(ended, "COMPLETE", 0.5, "", CURVE)
+    assert tracker.flush()
+
+    again = Tracker(tracker.uri, space, tracker._folder, tracker.parent)
+    point = space.published_params("fixed", 4)
+    known = [
+        Outcome(0, "COMPLETE", 0.4, point, "fixed", "", CURVE),
+        Outcome(1, "COMPLETE", 0.6, point, "fixed", "", CURVE),  # its last report is missing too
+        Outcome(3, "PRUNED", 0.2, point, "", "pruned at 50 %", CURVE),  # nothing is there
+    ]
+    assert again.repair(known) == 2
+    again.discard_unfinished()  # the third, which ran
+    found = {r.data.tags["mixtune.trial"]: r for r in runs(again, "trial")}
+    assert {n: r.data.tags["mixtune.state"] for n, r in found.items()} == {
+        "0": "COMPLETE",
+        "1": "COMPLETE",
+        "3": "PRUNED",
+    }
+    client = MlflowClient(tracker.uri)
+    history = {n: [m.value for m in client.get_metric_history(r.info.run_id, "score")] for n, r in found.items()}
+    assert history == {"0": [0.4], "1": [0.4, 0.6], "3": [0.2]}
+    assert found["3"].data.tags["mixtune.family"] == "searched"
+    assert found["3"].data.tags["mixtune.reason"] == "pruned at 50 %"
+    assert again.repair(known) == 0
+
+
+def test_no_password_reaches_the_store(tmp_path, tiny, empty_store):
+    """Of anything that is written: tags, parameters, the space file, names, the outbox."""
+    folder = tmp_path / "study"
+    folder.mkdir()
+    space = parse(tiny, Space, "f")
+    trials = Trials(f"sqlite:///{folder}/study.db", space, 4)
+    trial, _ = trials.ask()
+    reason = "no answer from http://me:hunter2@host/x"
+    trials.finish(trial, "FAIL", None, reason, None)
+    tracker = Tracker(empty_store(folder), space, folder)
+    first = candidate(tracker)
+    tracker.started(first)
+    tracker.ended(first, "FAIL", None, reason, None)
+    assert tracker.flush()
+    for path in folder.rglob("*"):
+        assert path.is_dir() or b"hunter2" not in path.read_bytes(), path
+    assert "me:***@host" in trials.outcomes()[0].reason
+
+
+def test_a_database_is_made_whole_or_not_at_all(tmp_path, monkeypatch):
+    """One whose making is cut off could never be opened again."""
+    from mixtune.study import store
+
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+
+    class CutOff:
+        def __init__(self, uri):
+            Path(uri.removeprefix("sqlite:///")).write_bytes(b"a part")
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "MlflowClient", CutOff)
+        with pytest.raises(OSError, match="No space"):
+            store.make(uri)
+    assert list(tmp_path.iterdir()) == []
+    store.make(uri)
+    made = (tmp_path / "mlflow.db").read_bytes()
+    store.make(uri)  # and left alone where it is
+    assert (tmp_path / "mlflow.db").read_bytes() == made
+    assert MlflowClient(uri).create_experiment("x")
+    assert [p.name for p in tmp_path.iterdir()] == ["mlflow.db"]

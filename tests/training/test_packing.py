@@ -6,8 +6,7 @@ from functools import partial
 import pytest
 import torch
 
-from mixtune.regime import Budget
-from mixtune.training.packing import Baton, Pack, measure, most_useful
+from mixtune.training.packing import Baton, Pack
 from mixtune.training.recipe import Recipe
 from mixtune.training.run import Run
 from tests.training.test_checkpoint import facts
@@ -163,27 +162,6 @@ def test_one_runs_at_a_time_and_all_in_turn():
     assert all(r == {0, 1, 2, 3} for r in rounds)
 
 
-@pytest.mark.parametrize(
-    ("speeds", "at_most", "best"),
-    [
-        ({1: 283, 2: 437, 4: 621, 8: 758, 16: 790}, 16, 8),
-        ({1: 283, 2: 437, 4: 621, 8: 758, 16: 790}, 6, 4),  # what the memory holds
-        ({1: 20, 2: 20.5}, 8, 1),  # one fills the GPU
-        ({1: 283}, 1, 1),
-    ],
-)
-def test_trials_are_packed_as_long_as_it_pays(speeds, at_most, best):
-    asked = []
-
-    def speed(K):
-        asked.append(K)
-        return speeds[K]
-
-    K, measured = most_useful(speed, at_most)
-    assert best == K
-    assert measured == {k: speeds[k] for k in asked}
-
-
 @pytest.mark.gpu
 def test_packed_trials_on_a_gpu_are_the_trials_alone():
     torch.backends.cudnn.deterministic = True
@@ -196,11 +174,3 @@ def test_packed_trials_on_a_gpu_are_the_trials_alone():
             assert facts(alone.reports()) == facts(reports[name])
     finally:
         torch.backends.cudnn.deterministic = False
-
-
-def test_the_measurement_trains_and_says_what_it_found():
-    K, said = measure(config(budget=Budget(20)), regime(), at_most=2, steps=4)
-    assert K in (1, 2)
-    assert said.startswith(f"{K} at a time share a GPU; steps per second")
-    K, said = measure(config(recipe=Recipe(dropout=0.1)), regime(), at_most=8)
-    assert (K, "dropout" in said) == (1, True)

@@ -1,0 +1,71 @@
+"""Janitor: a small process that ends what a search has started when the search is gone, however it ended.
+
+Ray's processes watch the one that started them, but some miss its death when it comes while they start. The janitor
+needs Linux's /proc; elsewhere it does nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+
+MARK = "MIXTUNE_SEARCH"  # in the environment of whatever is started after the janitor
+GRACE_SECONDS = 3.0
+
+
+class Janitor:
+    """Watches this process from now on."""
+
+    def __init__(self) -> None:
+        mark = os.environ[MARK] = uuid.uuid4().hex
+        # Run as a file, with nothing but the standard library, and out of the reach of the terminal's Ctrl-C.
+        self._process = subprocess.Popen(  # noqa: S603
+            [sys.executable, "-I", "-S", __file__, mark],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            env={},
+        )
+
+    def close(self) -> None:
+        """What was started is to be gone; the janitor sees to it and goes."""
+        os.environ.pop(MARK, None)
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()
+        self._process.wait(timeout=10 * GRACE_SECONDS)
+
+
+def marked(mark: str) -> list[int]:
+    """Processes that were started with this mark."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it is gone, or another user's
+            if f"{MARK}={mark}".encode() in (folder / "environ").read_bytes().split(b"\0"):
+                found.append(int(folder.name))
+    return found
+
+
+def sweep(mark: str) -> None:
+    """Wait a little for the marked processes to end by themselves, then kill what is left."""
+    end = time.monotonic() + GRACE_SECONDS
+    while (left := marked(mark)) and time.monotonic() < end:
+        time.sleep(0.1)
+    while left:
+        for pid in left:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.05)
+        left = marked(mark)  # one that was being started meanwhile
+
+
+if __name__ == "__main__":
+    sys.stdin.buffer.read()  # ends when the search closes its end, or dies
+    sweep(sys.argv[1])
