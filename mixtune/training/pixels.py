@@ -29,6 +29,8 @@ def kept(source: Pixels, key: Hashable, make: Callable[[], T]) -> T:
     made = _KEPT.setdefault(source, {})
     if key not in made:
         made[key] = make()
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()  # other trials read it on their own streams
     return made[key]  # type: ignore[return-value]
 
 
@@ -67,8 +69,6 @@ class PixelViews:
         padded = F.pad(images, (p, p, p, p))
         n, c, y, x = padded.stride()
         windows = padded.as_strided((len(images), 2 * p + 1, 2 * p + 1, 3, H, W), (n, y, x, c, y, x))
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)  # other trials read it on their own streams
         return windows, self._source.labels.to(self._device)
 
     def draw(self, schedule: Schedule, seed: int, start: int = 0, shard: Shard = WHOLE) -> Iterator[Drawn]:

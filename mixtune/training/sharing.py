@@ -12,6 +12,7 @@ import torch
 
 from mixtune.regime import Budget, Regime
 from mixtune.training.device import pick_device
+from mixtune.training.loop import OutOfMemoryError
 from mixtune.training.packing import DroppedError, Pack, Turn
 from mixtune.training.run import Run, TrainingConfig
 from mixtune.training.score import Score
@@ -20,7 +21,7 @@ from mixtune.training.score import Score
 def together(regime: Regime, config: TrainingConfig, K: int, steps: int) -> float:
     """Steps per second of K trials that share this process, over ``steps`` of each, once all have begun.
 
-    The budget must have twice as many steps.
+    0 where the device's memory does not hold them. The budget must have twice as many steps.
     """
     device = pick_device(config.device)
     pack: Pack[None] = Pack(device)
@@ -46,11 +47,23 @@ def together(regime: Regime, config: TrainingConfig, K: int, steps: int) -> floa
 
     for i in range(K):
         pack.start(str(i), partial(work, i))
-    asking = [threading.Thread(target=pack.next, args=(str(i),)) for i in range(K)]
+    errors: list[Exception] = []
+
+    def ask(i: int) -> None:
+        try:
+            pack.next(str(i))
+        except Exception as err:
+            errors.append(err)
+
+    asking = [threading.Thread(target=ask, args=(i,)) for i in range(K)]
     for thread in asking:
         thread.start()
     for thread in asking:
         thread.join()
+    if any(isinstance(err, OutOfMemoryError | torch.OutOfMemoryError) for err in errors):
+        return 0.0
+    if errors:
+        raise errors[0]
     return K * steps / (clock[1] - clock[0])
 
 

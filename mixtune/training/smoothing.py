@@ -35,4 +35,5 @@ class GradientSmoothing:
         g = torch.stack(torch._foreach_norm(grads)).norm()
         first = self.norm < 0  # decided on the device, so that the step can be captured
         self.norm.copy_(torch.where(first, g, (self.norm * self._momentum).add(g, alpha=1 - self._momentum)))
-        torch._foreach_mul_(grads, torch.where(first, 1.0, self.norm / (g + self._eps)))
+        # A plain 1.0 would be copied to the device, which cannot be captured.
+        torch._foreach_mul_(grads, torch.where(first, torch.ones_like(g), self.norm / (g + self._eps)))

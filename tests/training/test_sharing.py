@@ -2,7 +2,7 @@ import pytest
 
 from mixtune.regime import Budget
 from mixtune.training.recipe import Recipe
-from mixtune.training.sharing import measure, most_useful
+from mixtune.training.sharing import measure, most_useful, together
 from tests.training.test_loop import config, regime
 
 
@@ -33,3 +33,22 @@ def test_the_measurement_trains_and_says_what_it_found():
     assert said.startswith(f"{K} at a time share a GPU; steps per second")
     K, said = measure(config(recipe=Recipe(dropout=0.1)), regime(), at_most=8)
     assert (K, "dropout" in said) == (1, True)
+
+
+def test_trials_that_do_not_fit_get_nothing_done(monkeypatch):
+    from mixtune.training import sharing
+    from mixtune.training.loop import OutOfMemoryError
+
+    real = sharing.Run.reports
+
+    def full(self, **options):
+        if self.config.seed > 0:
+            raise OutOfMemoryError("no room")
+        yield from real(self, **options)
+
+    monkeypatch.setattr(sharing.Run, "reports", full)
+    assert together(regime(), config(budget=Budget(20)), 1, 4) > 0
+    assert together(regime(), config(budget=Budget(4)), 2, 4) == 0
+    monkeypatch.setattr(sharing.Run, "reports", lambda self, **options: iter([][1]))
+    with pytest.raises(IndexError):
+        together(regime(), config(), 1, 4)
