@@ -15,7 +15,6 @@ from mixtune.study.space import Space
 from tests.conftest import TINY
 from tests.study.test_bridge import Recorder
 
-pytestmark = pytest.mark.slow
 SETTINGS = TINY | {"trials": 4, "published": ["fixed", "multiscale"], "pruner": {"name": "none"}}
 
 
@@ -63,6 +62,7 @@ def outcomes(tmp_path_factory):
     return found, killer
 
 
+@pytest.mark.slow
 def test_packed_trials_score_as_trials_alone_to_the_bit(outcomes):
     found, _ = outcomes
     for kind in ("packed", "killed"):
@@ -72,6 +72,7 @@ def test_packed_trials_score_as_trials_alone_to_the_bit(outcomes):
         assert len(set(scores.values())) == 1, scores
 
 
+@pytest.mark.slow
 def test_a_killed_process_costs_no_trial_a_report(outcomes):
     """Every trial that was in it goes on from its checkpoint, and no report is told twice."""
     _, killer = outcomes
@@ -80,3 +81,31 @@ def test_a_killed_process_costs_no_trial_a_report(outcomes):
         assert len(reports) == 2
     ended = [e for e in killer.events if e[0] == "ended"]
     assert len(ended) == 4
+
+
+@pytest.mark.parametrize(
+    ("resources", "gpus", "measured", "at_once", "pack"),
+    [
+        ({}, 0, None, 2, 1),  # CPU cores: a process per trial
+        ({}, 1, 8, 8, 8),
+        ({}, 2, 8, 16, 8),
+        ({}, 1, 1, 2, 1),  # one trial fills the GPU
+        ({"gpus": 0.5}, 1, None, 2, 1),  # a share was asked for
+        ({"pack": 3}, 1, None, 3, 3),
+        ({"pack": 4, "at_once": 2}, 1, None, 2, 2),
+        ({"at_once": 4}, 2, 2, 4, 2),
+    ],
+)
+def test_how_many_share_a_gpu_is_asked_for_or_measured(monkeypatch, resources, gpus, measured, at_once, pack):
+    space = parse(SETTINGS | {"resources": resources}, Space, "f")
+    asked = []
+
+    def call(function, slots, training, regime, at_most):
+        asked.append(at_most)
+        return min(measured, at_most), "measured"
+
+    monkeypatch.setattr(tuning, "call", call)
+    slots, said = hosting.packed(space, space.training(1), Slots(1, float(gpus > 0), 2), gpus)
+    assert (slots.at_once, slots.pack) == (at_once, pack)
+    assert bool(asked) == (measured is not None)
+    assert bool(said) == (measured is not None or pack > 1)
