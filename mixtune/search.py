@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print()
     print(table(space, result))
     print()
-    for title, command in _next_commands(places, space.study, result):
+    for title, command in _next_commands(places, space, result):
         print(masked(f"{title}\n  {command}"))
     if result.interrupted:
         print("\ninterrupted; nothing that was finished is lost", file=sys.stderr)
@@ -86,8 +86,8 @@ def _draw(uri: str, study: str, folder: Path) -> list[Path]:
     return draw(uri, study, folder)
 
 
-def _next_commands(places, study, result):  # type: ignore[no-untyped-def]
-    me, folder = python(), places.folder
+def _next_commands(places, space, result):  # type: ignore[no-untyped-def]
+    me, folder, study, workers = python(), places.folder, space.study, space.resources.workers
     resume = [me, "-m mixtune.search", shell("--space", folder / "space.yaml", "--out", folder)]
     for flag, value in (
         ("--storage", places.storage),
@@ -102,7 +102,8 @@ def _next_commands(places, study, result):  # type: ignore[no-untyped-def]
     )
     if result.best is None:
         return
-    yield "train the best regime on its own", f"{me} -m mixtune.train {shell('--regime', result.best_file)}"
+    launcher = f" -m torch.distributed.run --nproc-per-node {workers}" if workers > 1 else ""
+    yield "train the best regime on its own", f"{me}{launcher} -m mixtune.train {shell('--regime', result.best_file)}"
     uri = places.tracking_uri
     if places.tracking is None:
         uri = f"sqlite:///{short(folder)}/mlflow.db"

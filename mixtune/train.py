@@ -80,12 +80,19 @@ def _train(args: argparse.Namespace, ranks: Ranks) -> int:
     if args.seed is not None:
         data["seed"] = args.seed
 
+    import torch
+
     from mixtune.training.finetune import find_rate, standardised_accuracy
     from mixtune.training.run import Run, TrainingConfig
 
     source = args.space or f"{args.regime}: training"
     first = parse(data, TrainingConfig, source)
     world = ranks.shard.world
+    if first.device != "cpu" and 0 < torch.cuda.device_count() < ranks.local:
+        raise InputError(
+            f"torchrun --nproc-per-node {ranks.local}: each rank needs a GPU of its own, and there are "
+            f"{torch.cuda.device_count()}; start as many ranks, or train on CPUs with --set device=cpu"
+        )
     out = Path(args.out) if args.out else None
     if out:
         _writable(out)

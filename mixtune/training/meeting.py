@@ -14,7 +14,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from mixtune.errors import InputError
 from mixtune.regime import Shard
 from mixtune.training.ranks import ALONE, Ranks, exchange
 
@@ -43,21 +42,14 @@ def _connect(address: str | None, **how: Any) -> None:
 
 @contextmanager
 def from_environment() -> Iterator[Ranks]:
-    """The ranks that torchrun started, of which this process is one; a process on its own is alone.
-
-    Raises InputError where the machine has fewer GPUs than ranks.
-    """
+    """The ranks that torchrun started, of which this process is one; a process on its own is alone."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
         yield ALONE
         return
     here, local = int(os.environ["LOCAL_RANK"]), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if torch.cuda.is_available():
-        if torch.cuda.device_count() < local:
-            raise InputError(
-                f"--nproc-per-node {local}: {local} ranks need a GPU each, and there are {torch.cuda.device_count()}"
-            )
-        torch.cuda.set_device(here)
+        torch.cuda.set_device(here % torch.cuda.device_count())
     _connect("127.0.0.1" if local == world else None)
     try:
         yield Ranks(Shard(dist.get_rank(), world), local, here == 0)

@@ -84,18 +84,19 @@ def test_a_trial_spans_nodes(nodes, tmp_path, monkeypatch):
 
 
 def test_a_node_that_is_lost_takes_nothing_with_it(nodes, tmp_path, monkeypatch):
-    """Two trials of two ranks; when both have reported, one of the nodes is killed."""
+    """Two trials of two ranks, one on each node; when both have reported, one of the nodes is killed."""
     other = nodes.list_all_nodes()[1]
 
     def kill():
-        while sum(path.exists() for path in (tmp_path / "checkpoints" / f"000{i}.pt" for i in range(2))) < 2:
+        while len(list(tmp_path.glob("trials/*/nodes"))) < 2:
             time.sleep(0.05)
         nodes.remove_node(other, allow_graceful=False)
 
     killer = threading.Thread(target=kill)
     killer.start()
     settings = dict(trials=3, resources={"workers": 2, "cpus": 1}, evaluate={"sizes": [8, 12], "reports": 4})
-    space, outcomes, _ = study(tmp_path, monkeypatch, **settings)
+    space, outcomes, where = study(tmp_path, monkeypatch, **settings)
     killer.join()
     check(space, outcomes)
     assert sum(node["Alive"] for node in ray.nodes()) == 1
+    assert sorted(map(len, where)) == [1, 1, 2]  # one began there and ended here

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from mixtune.study.events import Listeners
 from mixtune.study.preflight import Slots
 from mixtune.study.sampling import Trials
 from mixtune.study.space import Space
+from mixtune.training.ranks import PeerLostError
 from mixtune.training.run import Run
 from mixtune.training.timing import step_costs
 from tests.conftest import TINY
@@ -113,6 +116,19 @@ def test_a_study_whose_trials_have_two_ranks_scores_what_one_device_scores(study
         assert (folder / "trials" / f"{outcome.number:04d}" / "weights.safetensors").exists()
 
 
+@pytest.mark.slow
+def test_torchrun_gives_the_trials_score_to_the_last_bit(study):
+    _, outcomes, folder = study
+    start = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "mixtune.train"]
+    for outcome in outcomes:
+        regime = folder / "trials" / f"{outcome.number:04d}" / "regime.yaml"
+        done = subprocess.run([*start, "--regime", str(regime)], capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        assert f"score    {outcome.score!r} " in done.stdout
+        assert done.stdout.count("score ") == 1
+        assert "note " not in done.stdout
+
+
 def test_a_rank_that_is_killed_starts_the_trial_again_from_its_checkpoint(study, group, tmp_path):
     notes = tmp_path / "notes"
     found = list(ranks.results(dies_once, group, configuration(tmp_path), str(notes)))
@@ -125,6 +141,15 @@ def test_a_rank_that_is_killed_starts_the_trial_again_from_its_checkpoint(study,
     assert first[0] == first[1]  # the first report was not made again: it came out of the checkpoint
 
 
+def test_a_ranks_own_words_come_before_a_death_and_a_death_before_those_who_noticed():
+    lost, dead, bug = PeerLostError("gone"), ray.exceptions.RayActorError(error_msg="killed"), ValueError("a bug")
+    said = InputError("task.data: nothing there")
+    assert ranks._cause([lost, dead, bug, said]) is said
+    assert isinstance(ranks._cause([lost, bug, dead]), ranks.RankLostError)
+    assert ranks._cause([lost, bug]) is bug  # it would be the same again
+    assert isinstance(ranks._cause([lost]), ranks.RankLostError)
+
+
 @pytest.mark.slow
 def test_ranks_that_always_die_are_given_up(group, monkeypatch):
     monkeypatch.setattr(ranks, "RESTARTS", 1)
@@ -134,6 +159,7 @@ def test_ranks_that_always_die_are_given_up(group, monkeypatch):
     assert given == [1]
 
 
+@pytest.mark.slow
 def test_what_a_rank_says_is_what_is_told(group):
     with pytest.raises(InputError, match=r"^task\.data: nothing there$"):
         list(ranks.results(refuses, group))
