@@ -1,11 +1,11 @@
 """Two workers against one on two cores: the same real trials, and what asynchronous pruning leaves idle.
 
-    python -m benchmarks.parallel                 about four minutes on two cores
+    python -m benchmarks.parallel                 about three minutes on two cores
 
-Throughput: the published regimes of the digits space, trained to the end with one thread each, one at a time and two at
-a time, in turn. Idle: a pruned search with two workers; what a worker does is noted by itself, so that its time between
-two trials is idle time whatever it was waiting for. Beside it, from the same trials: what halving in rounds (nobody
-goes on before everybody has reported) would leave idle.
+Throughput: four published regimes of the digits space, trained to the end with one thread each, one at a time and
+two at a time, in turn. Idle: a pruned search with two workers; what a worker does is noted by itself, so that its time
+between two trials is idle time whatever it was waiting for. Beside it, from the same trials: what halving in rounds
+(nobody goes on before everybody has reported) would leave idle.
 """
 
 from __future__ import annotations
@@ -97,12 +97,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure, write, print."""
     p = Parser("benchmarks.parallel", __doc__.split("\n")[0])
     p.add_argument("--repeats", type=int, default=3, help="of the throughput (default 3)")
-    p.add_argument("--trials", type=int, default=18, help="of the pruned search (default 18)")
-    p.add_argument("--epochs", type=float, default=6.0, help="of a trial (default 6)")
+    p.add_argument("--trials", type=int, default=14, help="of the pruned search (default 14)")
+    p.add_argument("--epochs", type=float, default=2.0, help="of a trial (default 2)")
     args = parse_args(p, argv)
     logging.basicConfig(level=logging.WARNING)
     common = [f"budget.epochs={args.epochs:g}", "evaluate.reports=6"]
-    fixed = [*common, "trials=6", "pruner.name=none", "pruner.options={}"]
+    fixed = [*common, "trials=4", "pruner.name=none", "pruner.options={}"]
     with tempfile.TemporaryDirectory(prefix="mixtune-parallel-") as temporary:
         count = iter(range(1000))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -33,6 +33,39 @@ _PERMANENT = {
     "PERMISSION_DENIED",
     "INVALID_STATE",
 }
+
+
+def merged(records: Sequence[Record]) -> Iterator[tuple[Record, Sequence[Record]]]:
+    """Successive records of each trial as one, which costs the store a fraction; with what each is made from.
+
+    Trials do not depend on one another, so their records need no common order; those of the study itself, and those
+    that take a run away, come after whatever is before them.
+    """
+    waiting: dict[int, list[Record]] = {}
+    for r in records:
+        if r["do"] in ("start", "report", "end"):
+            waiting.setdefault(r["trial"], []).append(r)
+            continue
+        yield from ((_one(parts), parts) for parts in waiting.values())
+        waiting.clear()
+        yield r, (r,)
+    yield from ((_one(parts), parts) for parts in waiting.values())
+
+
+def _one(parts: Sequence[Record]) -> Record:
+    """A trial's records as one, with the times that they had."""
+    if len(parts) == 1:
+        return parts[0]
+    whole = dict(parts[0])
+    whole["metrics"] = [[*row[:3], r["time"]] for r in parts for row in r.get("metrics", ())]
+    whole["files"] = [path for r in parts for path in r.get("files", ())]
+    for r in parts[1:]:
+        key = "later" if whole["do"] == "start" else "tags"
+        whole[key] = {**whole.get(key, {}), **r.get("tags", {})}
+        whole["params"] = {**whole.get("params", {}), **r.get("params", {})}
+        if "status" in r:
+            whole |= {"status": r["status"], "ended": r["time"]}
+    return whole
 
 
 class Sender:
@@ -112,9 +145,10 @@ class Sender:
         if r["do"] == "discard":
             self._discard(run_id)
             return
-        metrics = [Metric(k, v, r["time"], step) for k, v, step in r.get("metrics", ())]
+        metrics = [Metric(k, v, at[0] if at else r["time"], step) for k, v, step, *at in r.get("metrics", ())]
         params = [Param(k, v) for k, v in r.get("params", {}).items()]
-        tags = [RunTag(k, v) for k, v in r.get("tags", {}).items()] if r["do"] != "start" else []
+        # A run is made with the tags of its start; a record that holds its end too sets others.
+        tags = [RunTag(k, v) for k, v in r.get("tags" if r["do"] != "start" else "later", {}).items()]
         if metrics or params or tags:
             self._client.log_batch(run_id, metrics, params, tags)
         for path in map(Path, r.get("files", ())):
@@ -122,7 +156,7 @@ class Sender:
             if path.exists():
                 self._client.log_artifact(run_id, str(path), "figures" if figure else None)
         if "status" in r:
-            self._client.set_terminated(run_id, status=r["status"], end_time=r["time"])
+            self._client.set_terminated(run_id, status=r["status"], end_time=r.get("ended", r["time"]))
 
     def states(self, parent: str) -> dict[int, tuple[str, float | None]]:
         """State and last score of every trial under a parent run, as the store has them."""

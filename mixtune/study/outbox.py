@@ -15,7 +15,8 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from mixtune.errors import NO_ROOM, no_room
 
 log = logging.getLogger("mixtune")
 Record = Mapping[str, Any]
+MOST = 64  # records that are merged at a time
 
 
 class PermanentError(Exception):
@@ -34,12 +36,20 @@ class Outbox:
 
     ``path``: one JSON record per line; beside it PATH.sent counts the bytes that were delivered. Both vanish when
     nothing waits. ``deliver`` raises PermanentError for a record that is to be dropped, anything else to be called
-    again after a pause that doubles from ``pause`` up to ``longest`` seconds.
+    again after a pause that doubles from ``pause`` up to ``longest`` seconds. ``merge`` makes fewer records of some
+    that wait, each with those it is made from (all of them at once, should one be delivered again).
     """
 
     def __init__(
-        self, path: Path, deliver: Callable[[Record], None], what: str, pause: float = 0.5, longest: float = 30.0
+        self,
+        path: Path,
+        deliver: Callable[[Record], None],
+        what: str,
+        pause: float = 0.5,
+        longest: float = 30.0,
+        merge: Callable[[Sequence[Record]], Iterable[tuple[Record, Sequence[Record]]]] | None = None,
     ) -> None:
+        self._merge = merge
         self.path, self._sent = path, path.with_name(path.name + ".sent")
         self._deliver, self._what, self._pause, self._longest = deliver, what, pause, longest
         self._changed = threading.Condition()
@@ -131,13 +141,9 @@ class Outbox:
                 self._changed.wait_for(lambda: self._closed or self._waiting)
                 if self._closed:
                     return
-                record, size = self._waiting[0]
+                batch = list(islice(self._waiting, MOST if self._merge else 1))
             try:
-                self._deliver(record)
-            except PermanentError as err:
-                self._dropped += 1
-                if self._dropped == 1:
-                    log.warning("%s does not take a record (%s), which is left out", self._what, err)
+                self._send([record for record, _ in batch])
             except Exception as err:
                 if not self._away:
                     said = str(err).split("\n")[0][:160]
@@ -151,12 +157,32 @@ class Outbox:
             if self._away:
                 log.warning("%s answers again; %d records that waited are being sent", self._what, self.waiting)
             self._away, pause = False, self._pause
-            self._done(size)
+            self._done(batch)
 
-    def _done(self, size: int) -> None:
+    def _send(self, records: Sequence[Record]) -> None:
+        for whole, parts in self._merge(records) if self._merge else ((r, (r,)) for r in records):
+            try:
+                self._deliver(whole)
+            except PermanentError as err:
+                if len(parts) == 1:
+                    self._drop(err)
+                    continue
+                for part in parts:  # one of them
+                    try:
+                        self._deliver(part)
+                    except PermanentError as its:
+                        self._drop(its)
+
+    def _drop(self, err: PermanentError) -> None:
+        self._dropped += 1
+        if self._dropped == 1:
+            log.warning("%s does not take a record (%s), which is left out", self._what, err)
+
+    def _done(self, batch: Sequence[tuple[Record, int]]) -> None:
         with self._changed:
-            self._waiting.popleft()
-            self._offset += size
+            for _, size in batch:
+                self._waiting.popleft()
+                self._offset += size
             with contextlib.suppress(OSError):  # a full disk: what was delivered is delivered once more, by the next
                 if self._waiting:
                     self._sent.write_text(str(self._offset))

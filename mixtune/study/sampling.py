@@ -163,7 +163,7 @@ class Trials:
             trial.report(score, number)
             # Asked of every trial: halving pruners note a trial among the competitors when they are asked about it.
             worse = not last and trial.should_prune()
-        return worse and "published" not in trial.user_attrs
+            return worse and "published" not in trial.user_attrs
 
     def finish(self, trial: Trial, state: str, score: float | None, reason: str, curve: Curve | None) -> None:
         """Record how a trial ended: COMPLETE with its score, PRUNED (Optuna keeps its last score) or FAIL."""

@@ -15,7 +15,7 @@ from typing import Any, cast
 from mixtune import __version__
 from mixtune.config import plain, to_yaml
 from mixtune.secrets import masked
-from mixtune.study.delivery import Sender, curve_metrics, record_repeat
+from mixtune.study.delivery import Sender, curve_metrics, merged, record_repeat
 from mixtune.study.events import Candidate, State
 from mixtune.study.identity import identity
 from mixtune.study.limits import POSITION
@@ -44,7 +44,7 @@ class Tracker:
         self.experiment = self._sender.experiment
         self.parent = self._sender.parent(parent, f"study {space.study}", *self._described(), to_yaml(space))
         kept = folder / f"unsent-{hashlib.sha256(uri.encode()).hexdigest()[:8]}.jsonl"
-        self.outbox = Outbox(kept, self._sender.deliver, "MLflow")
+        self.outbox = Outbox(kept, self._sender.deliver, "MLflow", merge=merged)
 
     def _described(self) -> tuple[dict[str, str], dict[str, str]]:
         """The parent run's tags and parameters."""

@@ -9,6 +9,7 @@ from mixtune.config import parse
 from mixtune.errors import InputError
 from mixtune.regime import published
 from mixtune.regime.files import save_regime
+from mixtune.study.delivery import merged
 from mixtune.study.events import Candidate
 from mixtune.study.identity import _digest, identity
 from mixtune.study.sampling import Outcome, Trials
@@ -237,3 +238,52 @@ def test_a_database_is_made_whole_or_not_at_all(tmp_path, monkeypatch):
     assert (tmp_path / "mlflow.db").read_bytes() == made
     assert MlflowClient(uri).create_experiment("x")
     assert [p.name for p in tmp_path.iterdir()] == ["mlflow.db"]
+
+
+def history(client, run, key):
+    return [(m.timestamp, m.step, m.value) for m in client.get_metric_history(run.info.run_id, key)]
+
+
+def test_merged_records_leave_what_the_records_leave(tmp_path, tiny, empty_store):
+    """The plain way, one request after the other, is the oracle."""
+    space, made = parse(tiny, Space, "f"), {}
+    for way in ("plain", "merged"):
+        folder = tmp_path / way
+        folder.mkdir()
+        tracker = Tracker(empty_store(folder), space, folder)
+        records = []
+        tracker._put = lambda do, trial, records=records, parent=tracker.parent, **more: records.append(
+            {"do": do, "trial": trial, "parent": parent, "time": 1000 + len(records), **more}
+        )
+        first, second = candidate(tracker, 0), candidate(tracker, 1)
+        tracker.started(first)
+        tracker.started(second)
+        for progress, score in ((0.5, 0.3), (1.0, 0.4)):
+            for trial in (first, second):
+                tracker.reported(trial, REPORT | {"progress": progress}, score)
+        (first.folder / "weights.safetensors").write_bytes(b"weights")
+        tracker.ended(first, "PRUNED", 0.4, "because", CURVE)
+        tracker.ended(second, "INTERRUPTED", None, "", None)
+        third = candidate(tracker, 2)
+        tracker.started(third)
+        if way == "plain":
+            for record in records:
+                tracker._sender.deliver(record)
+        else:
+            wholes = [whole for whole, _ in merged(records)]
+            assert [w["do"] for w in wholes] == ["start", "start", "discard", "start"]
+            for whole in wholes:
+                tracker._sender.deliver(whole)
+        client = MlflowClient(tracker.uri)
+        made[way] = {
+            r.data.tags["mixtune.trial"]: (
+                {k: v for k, v in r.data.tags.items() if "parentRunId" not in k},
+                r.data.params,
+                {k: history(client, r, k) for k in r.data.metrics},
+                sorted(a.path for a in client.list_artifacts(r.info.run_id)),
+                (r.info.status, r.info.start_time, r.info.end_time),
+            )
+            for r in runs(tracker, "trial")
+        }
+    assert sorted(made["plain"]) == ["0", "2"]
+    assert made["merged"] == made["plain"]

@@ -36,6 +36,7 @@ def faulty_ray(tmp_path_factory):
     try:
         tuning.connect(None, 2, 0)
         listening.update(_listening())
+        reached.update({host: [p for _, p in listening if _connects(host, p)] for host in ("127.0.0.1", _outside())})
         tuning.run(bridge, Slots(1, 0, 2), folder)
     finally:
         tuning.run_trial = before
@@ -43,7 +44,21 @@ def faulty_ray(tmp_path_factory):
     return trials, recorder, folder
 
 
-listening = set()
+listening: set[tuple[str, int]] = set()
+reached: dict[str, list[int]] = {}
+
+
+def _outside():
+    """This machine's address as others see it."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(("192.0.2.1", 9))  # sends nothing: asks which address would be used
+        return probe.getsockname()[0]
+
+
+def _connects(host, port):
+    with socket.socket() as s:
+        s.settimeout(2)
+        return s.connect_ex((host, port)) == 0
 
 
 def _listening():
@@ -136,24 +151,10 @@ def test_ray_listens_on_loopback_only(faulty_ray):
         assert (getattr(ip, "ipv4_mapped", None) or ip).is_loopback
 
 
-def test_nobody_reaches_ray_from_another_address():
+def test_nobody_reaches_ray_from_another_address(faulty_ray):
     """The same by connecting: what is open on loopback is closed on this machine's other address."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect(("192.0.2.1", 9))  # sends nothing: asks which address this machine would use
-        outside = probe.getsockname()[0]
+    outside = _outside()
     if ipaddress.ip_address(outside).is_loopback:
         pytest.skip("this machine has no other address")
-    tuning.connect(None, 1, 0)
-    try:
-        ports = {port for _, port in _listening()}
-        open_on = {host: [p for p in ports if _connects(host, p)] for host in ("127.0.0.1", outside)}
-    finally:
-        tuning.disconnect()
-    assert len(open_on["127.0.0.1"]) >= 3
-    assert open_on[outside] == []
-
-
-def _connects(host, port):
-    with socket.socket() as s:
-        s.settimeout(2)
-        return s.connect_ex((host, port)) == 0
+    assert len(reached["127.0.0.1"]) >= 3
+    assert reached[outside] == []
