@@ -123,7 +123,7 @@ def _train(args: argparse.Namespace, ranks: Ranks) -> int:
         if kept and kept.exists():
             print(f"resuming {short(kept)}", flush=True)
         bar = Bar(len(job.schedule), stream=sys.stderr if ranks.first else io.StringIO())
-        for report in job.reports(kept, on_step=bar.step):
+        for report in job.reports(kept, on_step=bar.step, say=lambda text: print(f"engine   {text}", flush=True)):
             bar.clear()
             speed = f"{report.views_per_second:,.0f} views/s"
             accuracy = "  ".join(f"{p.S} px {100 * p.top1:.2f}" for p in report.curve.points)

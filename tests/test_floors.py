@@ -24,7 +24,7 @@ FORBIDDEN = {
     "mixtune/study": {"analysis"},
 }
 ONLY = {
-    "ray": {"mixtune/study/tuning.py", "mixtune/study/ranks.py", "mixtune/study/watch.py"},
+    "ray": {f"mixtune/study/{name}.py" for name in ("tuning", "hosting", "ranks", "watch")},
     "optuna": {"mixtune/study/sampling.py", "mixtune/study/storage.py"},
     "mlflow": {"mixtune/study/store.py", "mixtune/study/delivery.py", "mixtune/serving.py", "mixtune/served_model.py"},
 }

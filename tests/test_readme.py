@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import digits
+from benchmarks import digits, speed
 from mixtune.cli import Parser
 
 ROOT = Path(__file__).parents[1]
@@ -57,3 +57,22 @@ def test_every_command_has_flags_that_parse(line, monkeypatch):
 def test_make_targets_it_names_exist():
     targets = set(re.findall(r"^(\w[\w-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"`?make ([a-z-]+)", README)) <= targets
+
+
+def test_the_speeds_are_the_committed_measurements():
+    assert speed.write_readme(README, speed.table()) == README
+
+
+def test_a_speed_that_was_not_measured_is_not_claimed(tmp_path):
+    empty = speed.table(tmp_path)
+    rows = [line for line in empty.splitlines() if line.startswith(("| CPU", "| GPU"))]
+    assert len(rows) == sum(len(goals) for _, goals in speed.GOALS.values())
+    assert all("| not measured |" in row for row in rows)
+
+
+def test_the_goals_are_those_that_the_benchmarks_state():
+    for name, (_, goals) in speed.GOALS.items():
+        path = ROOT / "benchmarks" / "results" / f"{name}.json"
+        if path.exists():
+            stated = [(r["at_least"], r["aim"]) for r in json.loads(path.read_text())["rows"]]
+            assert stated == [(goal, aim) for _, goal, aim in goals]

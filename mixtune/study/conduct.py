@@ -15,7 +15,7 @@ from mixtune.config import plain
 from mixtune.errors import InputError
 from mixtune.regime import Regime
 from mixtune.regime.files import save_regime
-from mixtune.study import preflight, tracking, tuning
+from mixtune.study import hosting, preflight, tracking, tuning
 from mixtune.study.books import Books, opened
 from mixtune.study.bridge import Bridge
 from mixtune.study.console import Console, results_table
@@ -94,6 +94,10 @@ def _run(books: Books, space: Space, slots: preflight.Slots, places: Places, wri
         write(f"measuring the {space.budget.cost} of a step of every shape, once (kept in costs.yaml)")
         costs = tuning.call(timing.step_costs, slots, training, space.shapes(), places.folder / "costs.yaml")
         training = replace(training, costs=costs)
+    gpus = int(tuning.cluster()[1]) if slots.gpus else 0
+    slots, said = hosting.packed(space, training, slots, gpus)
+    if said:
+        write(said)
     console.header()
     listeners = Listeners([console, books.tracker])
     attempt = 0
@@ -101,7 +105,7 @@ def _run(books: Books, space: Space, slots: preflight.Slots, places: Places, wri
         bridge = Bridge(books.ledger, training, places.folder, listeners)
         fault: Exception | None = None
         try:
-            tuning.run(bridge, slots, places.folder)
+            hosting.run(bridge, slots, places.folder, device, gpus)
         except KeyboardInterrupt:
             bridge.interrupt()
             raise

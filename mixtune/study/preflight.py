@@ -20,11 +20,14 @@ TRAINING_IMAGES = {"digits": 1438, "cifar10": 50_000, "cifar100": 50_000, "image
 
 @dataclass(frozen=True)
 class Slots:
-    """What one trial takes of the machine, each of its ``workers`` by itself, and how many trials run at once."""
+    """What one trial takes of the machine, each of its ``workers`` by itself, and how many trials run at once, ``pack``
+    of them in one process of a GPU.
+    """
 
     cpus: int
     gpus: float
     at_once: int
+    pack: int = 1
     workers: int = 1
 
     def __str__(self) -> str:

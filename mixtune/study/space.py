@@ -91,7 +91,8 @@ class Resources:
 
     workers: processes that share every step of a trial (ranks), on one node or several; cpus and gpus are then of each
     of them, and gpus 0 or 1. gpus defaults to 1 where there are GPUs, else 0; cpus to an equal part of the cores, one
-    trial per GPU or per core.
+    trial per GPU or per core. pack: trials that share a GPU inside one process; by default as many as a short
+    measurement finds useful, and 1 where gpus is given.
     """
 
     __pydantic_config__ = _FORBID
@@ -99,6 +100,7 @@ class Resources:
     cpus: int | None = None
     gpus: float | None = None
     at_once: int | None = None
+    pack: int | None = None
     workers: int = 1
 
     def __post_init__(self) -> None:
@@ -114,6 +116,8 @@ class Resources:
             raise ValueError(f"gpus must be a share in [0, 1] or a whole number, not {self.gpus}")
         if self.at_once is not None and self.at_once < 1:
             raise ValueError(f"at_once must be at least 1, not {self.at_once}")
+        if self.pack is not None and self.pack < 1:
+            raise ValueError(f"pack must be at least 1, not {self.pack}")
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,15 +39,27 @@ def metrics_of(report: Report, score: float, last: bool) -> dict[str, Any]:
     }
 
 
-def trial_results(here: Ranks, config: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Train one regime, alone or as one of several ranks; what is reported, at every report point."""
+def trial_results(
+    here: Ranks, config: dict[str, Any], turn: Callable[[], None] = lambda: None
+) -> Iterator[dict[str, Any]]:
+    """Train one regime, alone or as one of several ranks; what is reported, at every report point.
+
+    turn: called after every step and between batches of an evaluation, where trials share a process.
+    """
     regime, _ = regime_from_dict(config["regime"], "regime")
     training = parse(config["training"], TrainingConfig, "training")
     job = Run.prepare(regime, training, ranks=here)
     folder = Path(config["folder"])
     folder.mkdir(parents=True, exist_ok=True)  # it is not there yet on another machine of a cluster
     with Position(folder, job.schedule) if here.first else contextlib.nullcontext() as at:
-        for report in job.reports(Path(config["checkpoint"]), on_step=at):
+
+        def on_step(step: int, views: int) -> None:
+            if at is not None:
+                at(step, views)
+            turn()
+
+        job.task.pause = turn
+        for report in job.reports(Path(config["checkpoint"]), on_step=on_step):
             last = report.step == len(job.schedule)
             if last and here.first:
                 job.save_weights(folder / WEIGHTS)

@@ -120,27 +120,34 @@ def _called(here: Ranks, function: Callable[..., T], arguments: tuple[Any, ...])
 
 
 def run_trial(config: dict[str, Any]) -> None:
-    """What a Ray worker runs: train one regime and report. Bad luck is reported as ``failed``, not raised."""
+    """What a Ray worker runs: train one regime and report."""
+    carry_out(config, tune.report)
+
+
+def carry_out(
+    config: dict[str, Any], report: Callable[[dict[str, Any]], None], turn: Callable[[], None] = lambda: None
+) -> None:
+    """Train one regime and ``report``; bad luck is reported as ``failed``, not raised. turn: see ``trial_results``."""
     folder = Path(config["folder"])
     try:
         if config["training"].get("ranks", 1) == 1:
-            results = trial_results(ALONE, config)
+            results = trial_results(ALONE, config, turn)
         else:
             results = ranks.results(trial_results, ray.util.get_current_placement_group(), config)
         with contextlib.closing(results):  # type: ignore[type-var]
             for result in results:
-                tune.report(result)
+                report(result)
     except NoRoomError as err:
-        tune.report({"no_room": str(err)})
+        report({"no_room": str(err)})
     except (InputError, TrainingError) as err:
-        tune.report({"failed": str(err)})
+        report({"failed": str(err)})
     except Exception as err:
         if isinstance(err, OSError) and err.errno in NO_ROOM:
-            tune.report({"no_room": str(no_room(err.filename or folder))})
+            report({"no_room": str(no_room(err.filename or folder))})
             return
         with contextlib.suppress(OSError):
             (folder / "error.txt").write_text(masked(traceback.format_exc()), encoding="utf-8")
-        tune.report({"failed": failure(err, folder)})
+        report({"failed": failure(err, folder)})
 
 
 class _Searcher(Searcher):  # type: ignore[misc]
@@ -200,27 +207,35 @@ class _Scheduler(FIFOScheduler):  # type: ignore[misc]
 
 
 def _resources(slots: Slots) -> dict[str, float] | tune.PlacementGroupFactory:
-    """What Ray reserves for a trial; one on several ranks is a worker without resources, and a bundle for each rank."""
+    """What Ray reserves for a trial; one on several ranks is a worker without resources, and a bundle for each rank,
+    and one that is computed by a host next to nothing.
+    """
+    if slots.pack > 1:
+        return {"cpu": 0.01}
     if slots.workers == 1:
         return {"cpu": slots.cpus, "gpu": slots.gpus}
     return tune.PlacementGroupFactory([{}, *[ranks.bundle(slots.cpus, slots.gpus)] * slots.workers])
 
 
-def run(bridge: Bridge, slots: Slots, folder: Path) -> None:
-    """Run trials until the study has as many as it asks for. Raises ClusterLostError when Ray itself dies."""
+def run(bridge: Bridge, slots: Slots, folder: Path, trial: Callable[[dict[str, Any]], None] | None = None) -> None:
+    """Run trials until the study has as many as it asks for. Raises ClusterLostError when Ray itself dies.
+
+    ``trial``: what a worker runs instead of ``run_trial``, where the trial itself is computed by a host.
+    """
     memory_kills_are_deaths()
     for name in ("ray", "ray.tune"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # failed trials are told of by the listeners
     # One experiment folder per start: Ray merges two of the same name.
     name = f"start-{len(list((folder / 'ray').glob('start-*'))) + 1:03d}"
     tuner = tune.Tuner(
-        tune.with_resources(run_trial, _resources(slots)),
+        tune.with_resources(trial or run_trial, _resources(slots)),
         tune_config=tune.TuneConfig(
             search_alg=_Searcher(bridge),
             scheduler=_Scheduler(bridge),
             num_samples=-1,
             max_concurrent_trials=slots.at_once,
-            reuse_actors=slots.gpus == 0,  # a worker's imports cost seconds; on a GPU a fresh process frees its memory
+            # A worker's imports cost seconds; on a GPU a fresh process frees its memory.
+            reuse_actors=trial is not None or slots.gpus == 0,
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),
         run_config=tune.RunConfig(

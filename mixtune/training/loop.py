@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mixtune.errors import TrainingError
-from mixtune.regime import Schedule
+from mixtune.regime import BatchShape, Schedule
 from mixtune.training.checkpoint import Checkpoint
 from mixtune.training.curve import Curve
 from mixtune.training.engine import Engine
@@ -34,11 +34,9 @@ class OutOfMemoryError(TrainingError):
     """A step did not fit into the device's memory."""
 
 
-def _too_large(schedule: Schedule, step: int) -> str:
-    """What did not fit at ``step`` (from 1), and what has or would."""
-    shape = schedule.shapes[schedule.index[step - 1]]
-    done = [schedule.shapes[i] for i in set(schedule.index[: step - 1].tolist()) - {schedule.index[step - 1]}]
-    said = f"the device's memory does not hold a step of shape {shape} (S x B x D, step {step} of {len(schedule)})"
+def _too_large(shape: BatchShape, done: Sequence[BatchShape], place: str) -> str:
+    """That a step of ``shape`` did not fit, and which of the shapes that were ``done`` did or which batch would."""
+    said = f"the device's memory does not hold a step of shape {shape} (S x B x D, {place})"
     if not done:
         return f"{said}, the first shape tried; start with half the batch: base.B {max(1, shape.B // 2)}"
     fits = max(done, key=lambda s: s.pixels)
@@ -83,12 +81,14 @@ def train(
     checkpoint: Checkpoint | None = None,
     on_step: Callable[[int, int], None] | None = None,
     teacher: nn.Module | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Report]:
     """Train ``network`` in place through the whole schedule, evaluating at ``sizes`` at each of ``reports`` points.
 
     Where ``checkpoint`` exists the run goes on from it: the reports made so far are yielded again, so that the
     sequence is that of an unbroken run, and on a CPU the weights are too, to the bit. ``on_step(step, views)`` is
     called after every step, with the steps done and the images that one took. ``teacher``: for distillation.
+    ``say`` is told how the steps are computed.
     Where the task has several ranks, each calls this, all get the same reports and the first writes the checkpoint.
     Raises TrainingDivergedError when the mean loss of a stretch is not finite.
     """
@@ -126,12 +126,18 @@ def train(
 
     trained = 0  # views since the clock was last started
     network.train()
-    for step, (inputs, targets) in enumerate(task.batches(schedule, seed, start), start=start + 1):
+    if start < len(schedule):
+        try:
+            engine.prepare(schedule, before, start, say)
+        except torch.OutOfMemoryError:
+            raise OutOfMemoryError(_too_large(max(schedule.shapes, key=lambda s: s.pixels), [], "captured")) from None
+    for step, batch in enumerate(engine.batches(schedule, seed, start), start=start + 1):
         shape = schedule.shapes[schedule.index[step - 1]]
         try:
-            total += engine.step(inputs, targets, float(rates[step - 1]), step - 1, float(before[step - 1]), shape)
+            total += engine.train_on(batch, float(rates[step - 1]), step - 1, float(before[step - 1]), shape)
         except torch.OutOfMemoryError:
-            raise OutOfMemoryError(_too_large(schedule, step)) from None
+            fit = {schedule.shapes[i] for i in schedule.index[: step - 1].tolist()} - {shape}
+            raise OutOfMemoryError(_too_large(shape, sorted(fit), f"step {step} of {len(schedule)}")) from None
         steps, trained = steps + 1, trained + shape.views
         if on_step:
             on_step(step, shape.views)

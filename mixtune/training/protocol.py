@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
-import numpy as np
 from torch import Tensor, nn
 
 from mixtune.regime import BatchShape, Schedule
 from mixtune.training.curve import Curve
+from mixtune.training.mixing import Blend
+from mixtune.training.pixels import Drawn
 from mixtune.training.ranks import Ranks
 from mixtune.training.recipe import Recipe
 
@@ -26,10 +27,18 @@ class Task(Protocol):
     def batches(self, schedule: Schedule, seed: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """The inputs and targets of every step from ``start`` on, on the task's device."""
 
+    def drawn(self, schedule: Schedule, seed: int, start: int = 0) -> Iterator[Drawn] | None:
+        """The same batches before they are made: None where that is not done on the device."""
+
+    def made(self, S: int, choices: Tensor) -> tuple[Tensor, Tensor]:
+        """The inputs and targets of what was drawn, from choices on the device; reads nothing back from it."""
+
     def blend(
-        self, recipe: Recipe, inputs: Tensor, targets: Tensor, rng: np.random.Generator, shape: BatchShape | None = None
+        self, blend: Blend, inputs: Tensor, targets: Tensor, shape: BatchShape | None = None
     ) -> tuple[Tensor, Tensor]:
-        """The batch with the recipe's mixup or cutmix; ``shape``: of the whole step, of which it is a rank's part."""
+        """The batch blended as drawn, without reading from the device; ``shape``: of the whole step, of which it is a
+        rank's part.
+        """
 
     def loss(self, recipe: Recipe, outputs: Any, targets: Tensor) -> Tensor:
         """The scalar to minimise."""

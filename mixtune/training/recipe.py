@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -131,19 +131,26 @@ class Recipe:
         values: np.ndarray = self.lr * factor
         return values
 
-    def optimizer(self, network: nn.Module) -> torch.optim.SGD:
+    def optimizer(self, network: nn.Module, captured: bool = False) -> torch.optim.SGD:
         """SGD; biases and norm parameters are not decayed (Bag of Tricks, "no bias decay").
+
+        captured: the learning rates are tensors beside the parameters, and a step reads nothing back from the device.
 
         Each parameter group has its ``scale`` of the learning rate and says whether it is the ``head``'s.
         """
-        groups = []
+        groups: list[dict[str, Any]] = []
         for i, parameters in enumerate(reversed(layer_groups(network, self.groups))):
             scale = self.group_decay**i
             decayed, others = [p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim <= 1]
             for members, decay in ((decayed, self.weight_decay), (others, 0.0)):
                 if members:
                     groups.append({"params": members, "weight_decay": decay, "scale": scale, "head": i == 0})
-        return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=self.nesterov, foreach=True)
+        options: dict[str, Any] = {"momentum": self.momentum, "nesterov": self.nesterov}
+        if not captured:
+            return torch.optim.SGD(groups, lr=self.lr, foreach=True, **options)
+        for group in groups:
+            group["lr"] = torch.tensor(self.lr, device=group["params"][0].device)
+        return torch.optim.SGD(groups, lr=self.lr, fused=True, **options)
 
     def loss(self, outputs: Tensor | tuple[Tensor, Tensor], targets: Tensor) -> Tensor:
         """Mean cross-entropy over the B*D views. outputs: logits [B*D, classes], or those and an auxiliary head's;

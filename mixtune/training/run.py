@@ -141,18 +141,29 @@ class Run:
         checkpoint: Path | None = None,
         every: float = 300.0,
         on_step: Callable[[int, int], None] | None = None,
+        say: Callable[[str], None] = lambda _: None,
     ) -> Iterator[Report]:
         """Train; yields at each report point. The network is trained when the iterator ends.
 
         checkpoint: a file that is written at every report and every so many seconds; where it exists already, the run
-        goes on from it and yields its earlier reports again. on_step: see ``loop.train``. Raises InputError for a
+        goes on from it and yields its earlier reports again. on_step, say: see ``loop.train``. Raises InputError for a
         damaged or foreign file.
         """
         c = self.config
         kept = Checkpoint(checkpoint, c.task.network, self.identity, every) if checkpoint else None
         sizes, reports = c.evaluate.sizes, c.evaluate.reports
         return train(
-            self.task, self.network, self.schedule, self.recipe, sizes, reports, c.seed, kept, on_step, self.teacher
+            self.task,
+            self.network,
+            self.schedule,
+            self.recipe,
+            sizes,
+            reports,
+            c.seed,
+            kept,
+            on_step,
+            self.teacher,
+            say,
         )
 
     @property

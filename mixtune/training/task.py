@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mixtune.errors import InputError
 from mixtune.regime import BatchShape, Schedule
-from mixtune.training import calibration, data, mixing, networks, views
+from mixtune.training import calibration, data, mixing, networks, pixels, views
 from mixtune.training.calibration import Recalibration, Statistics
 from mixtune.training.curve import Curve
 from mixtune.training.device import available_cpus as available_cpus
@@ -86,15 +86,20 @@ class Classification:
         self._mean = torch.tensor(dataset.mean, device=self.device).view(1, 3, 1, 1) * scale
         self._std = torch.tensor(dataset.std, device=self.device).view(1, 3, 1, 1) * scale
         try:
-            self._train, self._held_out, self._choice = _split(dataset, config, judge, recalibration is not None)
+            self.train_source, self._held_out, self._choice = data.split(
+                dataset, config.samples, config.validation, judge, recalibration is not None
+            )
         except ValueError as err:
             raise InputError(f"task.validation: {config.dataset}: {err}") from None
-        self.n_train = len(self._train)
+        self.n_train = len(self.train_source)
         if len(self._held_out) < ranks.shard.world:
             raise InputError(f"task.validation: {len(self._held_out)} images are too few for {ranks.shard.world} ranks")
+        self.pixels: pixels.PixelViews | None = None
+        if isinstance(self.train_source, data.Pixels):
+            self.pixels = pixels.PixelViews(self.train_source, config.augment, self._flip, self.device)
         self._recalibration = recalibration
         self.chosen: dict[int, tuple[str, Statistics]] = {}
-        self._evaluated: dict[int, list[tuple[Tensor, Tensor]]] = {}
+        self.pause: Callable[[], None] = lambda: None  # called between batches of an evaluation
 
     @property
     def workers(self) -> int:
@@ -108,20 +113,29 @@ class Classification:
 
     def batches(self, schedule: Schedule, seed: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Normalised inputs [B*D, 3, S, S] and labels [B*D] of every step from ``start`` on: this rank's part of B."""
-        augment = self.config.augment
-        if isinstance(self._train, data.Pixels):
-            raw = views.pixel_batches(self._train, schedule, augment, self._flip, seed, start, self.ranks.shard)
+        raw: Iterator[tuple[Tensor, Tensor]]
+        if self.pixels is not None:
+            raw = map(self.pixels.make, self.pixels.draw(schedule, seed, start, self.ranks.shard))
         else:
-            raw = views.file_batches(
-                self._train, schedule, augment, self._flip, seed, start, self.workers, self.ranks.shard
-            )
+            assert isinstance(self.train_source, data.Files)
+            augment, shard = self.config.augment, self.ranks.shard
+            raw = views.file_batches(self.train_source, schedule, augment, self._flip, seed, start, self.workers, shard)
         return (self._ready(x, y) for x, y in raw)
 
+    def drawn(self, schedule: Schedule, seed: int, start: int = 0) -> Iterator[pixels.Drawn] | None:
+        """The random choices of every step's views; None for image files."""
+        return None if self.pixels is None else self.pixels.draw(schedule, seed, start, self.ranks.shard)
+
+    def made(self, S: int, choices: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised inputs [B*D, 3, S, S] and labels [B*D] from the choices [4, B*D] of a step."""
+        assert self.pixels is not None
+        return self._ready(*self.pixels.make_at(S, choices))
+
     def blend(
-        self, recipe: Recipe, inputs: Tensor, targets: Tensor, rng: np.random.Generator, shape: BatchShape | None = None
+        self, blend: mixing.Blend, inputs: Tensor, targets: Tensor, shape: BatchShape | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Images and soft labels blended by the recipe's mixup or cutmix."""
-        return mixing.blend(inputs, targets, self.classes, recipe.mixup, recipe.cutmix, rng, self.ranks, shape)
+        """Images and soft labels of mixup or cutmix."""
+        return mixing.apply(blend, inputs, targets, self.classes, self.ranks, shape)
 
     def loss(self, recipe: Recipe, outputs: Any, targets: Tensor) -> Tensor:
         """The recipe's cross-entropy."""
@@ -160,7 +174,7 @@ class Classification:
         else:
             part = self.ranks.shard.part(B)
             drawn = np.concatenate([batch[part] for batch in schedule.sample_batches(self.n_train, seed=0)])
-            yield from self._whole(self._train.subset(drawn), S, part.stop - part.start)
+            yield from self._whole(self.train_source.subset(drawn), S, part.stop - part.start)
 
     def gmacs(self, S: int) -> float:
         """10^9 multiply-accumulates of one image at S."""
@@ -171,13 +185,14 @@ class Classification:
         return predict(network, self._evaluation_batches(source, S)).over(self.ranks, len(source))
 
     def _evaluation_batches(self, source: data.Source, S: int) -> Iterator[tuple[Tensor, Tensor]]:
-        mine = source if self.ranks.alone else source.subset(np.arange(len(source))[self.ranks.shard.part(len(source))])
-        if isinstance(source, data.Files) or source is not self._held_out:
-            yield from self._whole(mine, S)
-        else:
-            if S not in self._evaluated:  # resized once, used at every report
-                self._evaluated[S] = list(self._whole(mine, S))
-            yield from self._evaluated[S]
+        part = self.ranks.shard.part(len(source))
+        mine = source if self.ranks.alone else source.subset(np.arange(len(source))[part])
+        batches: Iterable[tuple[Tensor, Tensor]] = self._whole(mine, S)
+        if isinstance(source, data.Pixels) and source is self._held_out:  # resized once, used at every report
+            batches = pixels.kept(source, (S, self.device, part.start, part.stop), lambda: list(self._whole(mine, S)))
+        for batch in batches:
+            yield batch
+            self.pause()
 
     def altered(self, S: int, change: Callable[[Tensor, int], Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         """The held-out images at S after ``change(pixels [N, 3, S, S] from 0 to 255, number of the batch)``."""
@@ -205,31 +220,12 @@ class Classification:
         if isinstance(source, data.Files):
             raw = views.file_eval_batches(source, S, min(batch, 128), self.workers)
         else:
-            raw = views.pixel_eval_batches(source, S, batch)
+            raw = pixels.pixel_eval_batches(source, S, batch)
         return (self._ready(change(x, i), y) for i, (x, y) in enumerate(raw))
 
-    def _ready(self, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        x = pixels.to(self.device, non_blocking=True).float().sub_(self._mean).div_(self._std)
+    def _ready(self, values: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        x = values.to(self.device, non_blocking=True).float().sub_(self._mean).div_(self._std)
         return x.contiguous(memory_format=torch.channels_last), labels.to(self.device, non_blocking=True)
-
-
-def _split(
-    dataset: data.DataSet, config: TaskConfig, judge: Literal["validation", "test"], choosing: bool
-) -> tuple[data.Source, data.Source, data.Source | None]:
-    """(train, held out, images to choose on before the test set is judged). None of them depends on the seed, so that
-    all runs of a study are judged alike.
-    """
-    train, held_out, choice = dataset.train, dataset.test, None
-    if config.samples is not None and config.samples < len(train):
-        _, kept = data.stratified(train.labels, config.samples / len(train), seed=1)
-        train = train.subset(kept)
-    if judge == "validation":
-        rest, part = data.stratified(train.labels, config.validation, seed=0)
-        train, held_out = train.subset(rest), train.subset(part)
-    elif choosing:
-        rest, part = data.stratified(train.labels, min(config.validation, 2048 / len(train)), seed=0)
-        train, choice = train.subset(rest), train.subset(part)
-    return train, held_out, choice
 
 
 def check_shapes(shapes: Sequence[BatchShape], network: str, n_train: int) -> None:

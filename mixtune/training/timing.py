@@ -45,9 +45,10 @@ def step_seconds(
 
     def measure(shape: BatchShape) -> float:
         steps = Schedule((shape,), np.zeros(WARM_UP + TIMED, np.int16), np.ones(1))
+        engine.prepare(steps, np.zeros(len(steps)), 0, lambda _: None)
         marks = [time.perf_counter()]
-        for number, (inputs, targets) in enumerate(task.batches(steps, config.seed)):
-            engine.step(inputs, targets, 0.0, number, shape=shape)  # a learning rate of 0: the weights stay as they are
+        for number, batch in enumerate(engine.batches(steps, config.seed, 0)):
+            engine.train_on(batch, 0.0, number, 1.0, shape)  # a learning rate of 0: the weights stay as they are
             if engine.device.type == "cuda":
                 torch.cuda.synchronize()
             marks.append(time.perf_counter())

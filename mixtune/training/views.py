@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mixtune.errors import InputError
 from mixtune.regime import WHOLE, BatchShape, Schedule, Shard
-from mixtune.training.data import Files, Pixels
+from mixtune.training.data import Files
 
 Batch = tuple[Tensor, Tensor]  # uint8 or float [B*D, 3, S, S] with pixel values from 0 to 255; int64 [B*D]
 CROP_RATIO = 0.875  # evaluation of image files: shorter side to S / 0.875, then the central S x S
@@ -54,39 +54,6 @@ def resize(images: Tensor, S: int) -> Tensor:
     if images.shape[-2:] == (S, S):
         return images
     return F.interpolate(images, size=(S, S), mode="bilinear", antialias=min(images.shape[-2:]) > S)
-
-
-def pixel_batches(
-    source: Pixels, schedule: Schedule, augment: Augment, flip: bool, seed: int, start: int, shard: Shard = WHOLE
-) -> Iterator[Batch]:
-    """Training batches of images held in memory, from step ``start`` on: of every step the shard's images."""
-    N, H, W, _ = source.images.shape
-    pad = H // 8 if augment.pad is None else augment.pad
-    padded = F.pad(source.images, (0, 0, pad, pad, pad, pad))  # [N, H+2p, W+2p, 3]
-    row, column = torch.arange(H), torch.arange(W)
-    steps = range(start, len(schedule))
-    for step, samples in zip(steps, schedule.sample_batches(N, seed, start), strict=True):
-        shape = schedule.shapes[schedule.index[step]]
-        rng = np.random.default_rng((seed, step))
-        y, x = torch.from_numpy(rng.integers(0, 2 * pad + 1, size=(2, shape.views)))
-        columns = column.expand(shape.views, W)
-        if flip:
-            mirrored = torch.from_numpy(rng.integers(0, 2, size=shape.views, dtype=bool))
-            columns = torch.where(mirrored[:, None], W - 1 - column, column)
-        image = torch.from_numpy(samples).repeat_interleave(shape.D)
-        # The random numbers are those of the whole step, whoever makes which of its views.
-        part = shard.part(shape.B)
-        mine = slice(part.start * shape.D, part.stop * shape.D)
-        image, y, x, columns = image[mine], y[mine], x[mine], columns[mine]
-        # One gather makes the crops, the mirroring and the copies: [B*D, H, W, 3].
-        crops = padded[image[:, None, None], (y[:, None] + row)[:, :, None], (x[:, None] + columns)[:, None, :]]
-        yield resize(crops.permute(0, 3, 1, 2).float(), shape.S), source.labels[image]
-
-
-def pixel_eval_batches(source: Pixels, S: int, batch: int) -> Iterator[Batch]:
-    """Whole images resized to S (unlike the MixSize authors' CIFAR evaluation, which crops below 32 px)."""
-    for images, labels in zip(source.images.split(batch), source.labels.split(batch), strict=True):
-        yield resize(images.permute(0, 3, 1, 2).float(), S), labels
 
 
 class _FileViews(Dataset[Batch]):

@@ -70,7 +70,8 @@ def blended(ranks, mixup, cutmix):
     run, found = prepare(ranks), []
     for step, (inputs, targets) in enumerate(run.task.batches(run.schedule, 0)):
         shape, rng = run.schedule.shapes[run.schedule.index[step]], np.random.default_rng(step)
-        x, y = mixing.blend(inputs, targets, 10, mixup, cutmix, rng, ranks, shape)
+        drawn = mixing.draw(shape.views, inputs.shape[-1], mixup, cutmix, rng)
+        x, y = mixing.apply(drawn, inputs, targets, 10, ranks, shape)
         found.append((x.numpy(), y.numpy()))
     return found
 

@@ -10,12 +10,16 @@ from torch.nn import functional as F
 from mixtune.errors import InputError
 from mixtune.training.averaging import Average
 from mixtune.training.distillation import Distillation
-from mixtune.training.mixing import blend
+from mixtune.training.mixing import apply, draw
 from mixtune.training.networks import create, set_zero_gamma
 from mixtune.training.recipe import Recipe
 from mixtune.training.run import Run
 from tests.training.test_checkpoint import facts, interrupted
 from tests.training.test_loop import config, regime, same, weights
+
+
+def blend(x, y, classes, mixup, cutmix, rng):
+    return apply(draw(len(y), x.shape[-1], mixup, cutmix, rng), x, y, classes)
 
 
 def batch(n=64, S=8, classes=5):

@@ -9,6 +9,7 @@ from mixtune.errors import InputError
 from mixtune.regime import WHOLE, BatchShape, Budget, Mixture, Regime, Schedule, Shard
 from mixtune.training import views
 from mixtune.training.data import Files, Pixels
+from mixtune.training.pixels import PixelViews, pixel_eval_batches
 from mixtune.training.views import Augment
 
 SHAPES = [BatchShape(8, 8, 2), BatchShape(16, 4, 1), BatchShape(12, 4, 3)]
@@ -39,7 +40,8 @@ def files(tmp_path_factory):
 def batches(source, steps, start=0, seed=3, workers=0, flip=True, augment=None, shard=WHOLE):
     augment = augment or Augment()
     if isinstance(source, Pixels):
-        return list(views.pixel_batches(source, steps, augment, flip, seed, start, shard))
+        made = PixelViews(source, augment, flip, torch.device("cpu"))
+        return [made.make(drawn) for drawn in made.draw(steps, seed, start, shard)]
     return list(views.file_batches(source, steps, augment, flip, seed, start, workers, shard))
 
 
@@ -160,7 +162,7 @@ def test_flip_off_never_mirrors():
 def test_evaluation_resizes_the_whole_image(S):
     """Not a crop at its native scale: a constant frame must survive at every size."""
     source = pixels(n=3)
-    (x, y), *_ = views.pixel_eval_batches(source, S, 10)
+    (x, y), *_ = pixel_eval_batches(source, S, 10)
     assert x.shape == (3, 3, S, S)
     assert y.tolist() == [0, 1, 2]
     from torchvision.transforms.v2 import functional as TF
