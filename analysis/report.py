@@ -158,7 +158,7 @@ def again(study: StudyRuns) -> tuple[list[str], list[str]]:
     rerun = [line("mixtune.search", "--space", folder / "space.yaml", "--out", f"{folder}-again")]
     use = [
         line("mixtune.train", "--regime", file, "--test", "--seeds", "3", "--out", out),
-        line("analysis.record", "--study", study.name, *at, "--judge", "test", out),
+        line("analysis.record", "--study", study.name, *at, out),
         line("mixtune.export", "--run", f"{out}/seed{_seed(study)}", "--network", f"{out}/network"),
     ]
     return rerun, use

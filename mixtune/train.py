@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from mixtune.cli import Bar, Parser, parse_args, run, short
-from mixtune.config import override, parse, plain, read_yaml
+from mixtune.config import override, parse, read_yaml
 from mixtune.errors import InputError
-from mixtune.regime.files import load_regime, save_regime
-from mixtune.training.curve import write_csv
+from mixtune.regime.files import load_regime
 
 CHECKPOINT = "checkpoint.pt"
 # What a search space says of each run, beside what it searches.
@@ -66,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from mixtune.training.finetune import find_rate, standardised_accuracy
     from mixtune.training.run import Run, TrainingConfig
+    from mixtune.training.trained import save
 
     source = args.space or f"{args.regime}: training"
     first = parse(data, TrainingConfig, source)
@@ -108,10 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for p in report.curve.points:
             scores.setdefault(p.S, []).append(p.top1)
         if folder:
-            folder.mkdir(parents=True, exist_ok=True)
-            job.save_weights(folder / "weights.safetensors")
-            save_regime(folder / "regime.yaml", regime, plain(config))
-            write_csv(folder / "curve.csv", report.curve.rows())
+            save(folder, regime, job, report)
     print("top-1, %" + (f", mean and deviation over {args.seeds} seeds" if args.seeds > 1 else ""))
     for S, values in sorted(scores.items()):
         spread = f" ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 else ""

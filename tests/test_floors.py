@@ -18,15 +18,22 @@ FORBIDDEN = {
         "mlflow",
         "mixtune.training",
         "mixtune.study",
+        "mixtune.deploy",
         "analysis",
     },
-    "mixtune/training": {"ray", "optuna", "mlflow", "mixtune.study", "analysis"},
-    "mixtune/study": {"analysis"},
+    "mixtune/training": {"ray", "optuna", "mlflow", "mixtune.study", "mixtune.deploy", "analysis"},
+    "mixtune/study": {"mixtune.deploy", "analysis"},
+    "mixtune/deploy": {"ray", "optuna", "analysis"},
 }
 ONLY = {
     "ray": {"mixtune/study/tuning.py"},
     "optuna": {"mixtune/study/sampling.py"},
-    "mlflow": {"mixtune/study/store.py", "mixtune/study/delivery.py", "mixtune/serving.py", "mixtune/served_model.py"},
+    "mlflow": {
+        "mixtune/study/store.py",
+        "mixtune/study/delivery.py",
+        "mixtune/deploy/serving.py",
+        "mixtune/deploy/served_model.py",
+    },
 }
 
 

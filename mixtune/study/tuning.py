@@ -36,10 +36,10 @@ from mixtune.study.bridge import Bridge
 from mixtune.study.preflight import Slots
 from mixtune.training.loop import Report
 from mixtune.training.run import Run, TrainingConfig
+from mixtune.training.trained import save_result
 
 T = TypeVar("T")
 log = logging.getLogger("mixtune")
-WEIGHTS = "weights.safetensors"
 
 
 def connect(address: str | None, cpus: int, gpus: int) -> None:
@@ -112,7 +112,7 @@ def run_trial(config: dict[str, Any]) -> None:
         for report in job.reports(Path(config["checkpoint"])):
             last = report.step == len(job.schedule)
             if last:
-                job.save_weights(Path(config["folder"]) / WEIGHTS)
+                save_result(Path(config["folder"]), job, report)
             tune.report(metrics_of(report, training.score.of(report.curve), last))
     except (InputError, TrainingError) as err:
         tune.report({"failed": str(err)})

@@ -104,7 +104,7 @@ class Classification:
             self._train, self._held_out, self._choice = _split(dataset, config, judge, recalibration is not None)
         except ValueError as err:
             raise InputError(f"task.validation: {config.dataset}: {err}") from None
-        self.n_train = len(self._train)
+        self.n_train, self.n_judged = len(self._train), len(self._held_out)
         self._recalibration = recalibration
         self.chosen: dict[int, tuple[str, Statistics]] = {}
         self._evaluated: dict[int, list[tuple[Tensor, Tensor]]] = {}

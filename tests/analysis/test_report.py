@@ -75,7 +75,7 @@ def test_seeds_decide_what_is_claimed(made, tmp_path, fixed, verdict):
         repeated(made, 0, [curve(a, a) for a in fixed], tmp_path / "a"),
         repeated(made, 1, [curve(a, a) for a in (0.62, 0.63, 0.64)], tmp_path / "b"),
     ]
-    record(["--study", "tiny", "--tracking-uri", made.uri, "--judge", "test", *runs])
+    record(["--study", "tiny", "--tracking-uri", made.uri, *runs])
     study = read_study(made.uri, "tiny")
     said = report.answer(study)
     assert said.startswith("searched #1 is best: it scores 63.00 ± 1.00 %")

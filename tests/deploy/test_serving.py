@@ -17,8 +17,8 @@ from mlflow import MlflowClient
 
 from mixtune import export
 from mixtune.errors import InputError
-from mixtune.pick import Trained
 from mixtune.training.task import Classification
+from mixtune.training.trained import Trained
 from tests.study.test_server import free_port
 
 
