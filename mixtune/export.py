@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from mixtune.cli import Parser, parse_args, run, shell
+from mixtune.cli import Parser, on_path, parse_args, python, run, shell
 from mixtune.errors import InputError, did_you_mean
 from mixtune.regime import BatchShape, Budget
 from mixtune.regime.catalogue import published_run, write_published
@@ -74,12 +74,21 @@ def export_network(args: argparse.Namespace) -> int:
         about = deployed.description(run_, point, chosen, needs)
         for path in written.save(network, Path(args.network), run_.curve.sizes, formats, about):
             print(f"wrote {path}")
+        if "mlflow" in formats:
+            print(f"serve it:\n  {_serve(Path(args.network) / 'mlflow')}")
         if args.register:
             from mixtune.deploy.serving import register
 
             said = register(Path(args.network), about, args.tracking_uri, args.register)
-            print(f"registered {said}; serve it with MLFLOW_TRACKING_URI set: mlflow models serve -m {said}")
+            print(f"registered {said}; serve it:\n  {_serve(said, args.tracking_uri)}")
     return 0
+
+
+def _serve(model: str | Path, store: str = "") -> str:
+    """The command that serves a model on this machine; it can be pasted into a fresh shell."""
+    uri = shell(f"MLFLOW_TRACKING_URI={store}") + " " if store else ""
+    command = shell("-m", "mlflow", "models", "serve", "-m", model, "--env-manager", "local", "--port", "5001")
+    return f"{on_path()}{uri}{python()} {command}"
 
 
 def shape(text: str) -> BatchShape:

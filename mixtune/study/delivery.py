@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -59,10 +60,25 @@ class Sender:
         where = f"file://{quote(str(folder.absolute()))}/artifacts" if local else None
         return str(self._client.create_experiment(EXPERIMENT, artifact_location=where))
 
+    def view(self, name: str, value: str) -> None:
+        """Keep how the study is shown as a tag of the experiment. Raises InputError."""
+        try:
+            self._client.set_experiment_tag(self.experiment, name, value)
+        except Exception as err:
+            raise self._refused(err) from None
+
     def parent(
-        self, run_id: str | None, name: str, tags: Mapping[str, str], params: Mapping[str, str], space: str
+        self,
+        run_id: str | None,
+        name: str,
+        tags: Mapping[str, str],
+        params: Mapping[str, str],
+        texts: Mapping[str, str],
     ) -> str:
-        """The study's parent run: ``run_id`` where it is there still, else a new one. Raises InputError."""
+        """The study's parent run: ``run_id`` where it is there still, else a new one, with ``texts`` as artifacts.
+
+        Raises InputError.
+        """
         if run_id is not None:
             with contextlib.suppress(MlflowException):  # another store than last time: begin a new parent there
                 self._client.update_run(run_id, status="RUNNING")
@@ -73,7 +89,8 @@ class Sender:
             made = str(self._client.create_run(self.experiment, run_name=name, tags=dict(tags)).info.run_id)
             self._client.log_batch(made, params=[Param(k, v) for k, v in every.items()])
             self._client.log_inputs(made, [self._input()])
-            self._client.log_text(made, space, "space.yaml")
+            for file, text in texts.items():
+                self._client.log_text(made, text, file)
         except Exception as err:
             raise self._refused(err) from None
         return made
@@ -133,6 +150,28 @@ class Sender:
         """Move a child run that does not count to MLflow's bin."""
         self._client.set_terminated(run_id, status="KILLED")
         self._client.delete_run(run_id)
+
+
+def system_metrics(uri: str, run_id: str) -> Any:
+    """MLflow's own watch of this machine (CPU, memory, disk, network, GPU), begun for a run; None unless asked for.
+
+    It is asked for as everywhere in MLflow, by MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING=true. ``finish()`` ends it. Raises
+    InputError without the library that it reads the machine with.
+    """
+    from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING as ASKED
+
+    if not ASKED.get():
+        return None
+    try:
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+    except ImportError as err:
+        raise InputError(
+            f"{ASKED.name}: needs psutil, and nvidia-ml-py to see GPUs ({err}); pip install them"
+        ) from None
+    logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)
+    watch = SystemMetricsMonitor(run_id, tracking_uri=uri, resume_logging=True)
+    watch.start()
+    return watch
 
 
 def record_repeat(

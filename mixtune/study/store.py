@@ -5,7 +5,9 @@ These two are the only modules that know MLflow.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +29,14 @@ def default_uri(folder: Path) -> str:
 
 
 def check(uri: str) -> None:
-    """Raise InputError when a tracking server does not answer; a file is made when it is first written."""
+    """Raise InputError when a tracking server does not answer, or a file is something else than MLflow's.
+
+    A file that is not there yet is made when it is first written.
+    """
     if uri.startswith("sqlite"):
+        path = Path(uri.removeprefix("sqlite:///"))
+        if path.exists() and path.stat().st_size:
+            _check_file(uri)
         return
     try:
         MlflowClient(uri).search_experiments(max_results=1)
@@ -110,17 +118,35 @@ def log_figures(uri: str, run_id: str, paths: Sequence[Path]) -> None:
 
 def opened(uri: str) -> tuple[MlflowClient, str]:
     """A client of a store, and the id of the experiment there. Raises InputError when there is none."""
-    path = uri.removeprefix("sqlite:///")
-    if path != uri and not Path(path).exists():
-        raise InputError(f"--tracking-uri {uri}: there is no such file; it is the mlflow.db in the study's folder")
+    if uri.startswith("sqlite:///"):
+        _check_file(uri)
     try:
         client = MlflowClient(uri)
         experiment = client.get_experiment_by_name(EXPERIMENT)
     except Exception as err:
+        if "out-of-date database schema" in str(err):
+            raise InputError(
+                f"--tracking-uri {uri}: another version of MLflow wrote this; take a copy of it, then bring it up to "
+                f"date with: python -m mlflow db upgrade {uri}"
+            ) from None
         raise InputError(f"--tracking-uri {uri}: cannot be read ({cause(err)})") from None
     if experiment is None:
         raise InputError(f"--tracking-uri {uri}: holds no experiment {EXPERIMENT!r}; was a search logged there?")
     return client, str(experiment.experiment_id)
+
+
+def _check_file(uri: str) -> None:
+    """Look at a database without changing it: MLflow would make its tables in any file. Raises InputError."""
+    path = Path(uri.removeprefix("sqlite:///"))
+    if not path.exists():
+        raise InputError(f"--tracking-uri {uri}: there is no such file; it is the mlflow.db in the study's folder")
+    try:
+        with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
+            tables = {name for (name,) in db.execute("select name from sqlite_master where type = 'table'")}
+    except sqlite3.Error as err:
+        raise InputError(f"--tracking-uri {uri}: cannot be read ({err})") from None
+    if "experiments" not in tables:
+        raise InputError(f"--tracking-uri {uri}: MLflow did not write this; it is the mlflow.db in the study's folder")
 
 
 def _quoted(name: str) -> str:

@@ -76,7 +76,7 @@ def test_a_foreign_database_is_one_sentence(tmp_path):
         db.execute("create table alembic_version (version_num varchar(32))")
         db.execute("insert into alembic_version values ('nonsense')")
     db.close()
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="MLflow did not write this"):
         read_study(f"sqlite:///{tmp_path}/foreign.db", "tiny")
 
 
