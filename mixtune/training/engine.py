@@ -60,7 +60,7 @@ class Engine:
         if recipe.mixup or recipe.cutmix:
             rng = np.random.default_rng((self.seed, number, _BLEND))
             inputs, targets = self.task.blend(recipe, inputs, targets, rng)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.bf16(self.device.type)):
             outputs = self.network(inputs)
             loss = self.task.loss(recipe, outputs, targets)
             if recipe.distill is not None and self.teacher is not None:
