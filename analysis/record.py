@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import csv
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from analysis.robustness import PREFIX as CORRUPTION
 from analysis.runs import FinishedTrial, StudyRuns, read_study, store
@@ -33,14 +34,14 @@ def corruptions(folder: Path) -> dict[str, dict[int, float]]:
     """Top-1 by corruption and size, mean over severities, where ``mixtune.evaluate --corruptions`` left them there."""
     try:
         with (folder / "corruptions.csv").open(newline="", encoding="utf-8") as file:
-            return over_severities(list(csv.DictReader(file)))
+            return over_severities(csv.DictReader(file))
     except FileNotFoundError:
         return {}
     except (OSError, KeyError, ValueError) as err:
         raise InputError(f"{folder / 'corruptions.csv'}: is not what mixtune.evaluate wrote ({err})") from None
 
 
-def over_severities(rows: Sequence[dict[str, str]]) -> dict[str, dict[int, float]]:
+def over_severities(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[int, float]]:
     """Rows of ``training.robustness`` as {metric: {S: top-1}}, mean over severities. Raises KeyError, ValueError."""
     found: dict[str, dict[int, list[float]]] = {}
     for row in rows:

@@ -83,7 +83,9 @@ def draw_study(study: StudyRuns, folder: Path) -> tuple[list[Path], list[str]]:
             columnspacing=0.9,
         )
         paths = style.write(figure, folder, "robustness", _rows(study, shown, tried, kinds))
-    return paths, [] if kinds else ["corruptions were not measured in this study, so only calibration is drawn"]
+    return paths, [] if kinds else [
+        f"accuracy on corrupted images was not measured yet: python -m analysis.measure --study {study.name}"
+    ]
 
 
 def _rows(

@@ -29,7 +29,7 @@ class FinishedTrial:
     """A run that was trained to the end: its number, family (a published name or "searched"), regime and curve.
 
     ``params``: its point of the search space; ``more``: other metrics by size (corruption/...);
-    ``seconds``: of training and evaluation together; ``judge``: which images the curve is of.
+    ``seconds``: of training and evaluation together; ``judge``: which images the curve is of; ``run``: its id.
     """
 
     number: int
@@ -41,6 +41,7 @@ class FinishedTrial:
     seconds: float | None = None
     seed: int = 0
     judge: str = "validation"
+    run: str = ""
 
     @property
     def searched(self) -> bool:
@@ -206,6 +207,7 @@ def _finished(run: Stored) -> FinishedTrial | None:
         run.metrics.get("seconds"),
         int(tags.get("mixtune.seed", 0)),
         tags.get("mixtune.judge", "validation"),
+        run.id,
     )
 
 

@@ -207,6 +207,18 @@ def record_repeat(
         raise InputError(f"--tracking-uri {uri}: MLflow cannot write there ({cause(err)})") from None
 
 
+def record_measured(
+    uri: str, run_id: str, values: Mapping[str, Mapping[int, float]], tags: Mapping[str, str] | None = None
+) -> None:
+    """Add metrics by image size to a finished run; measured again, they replace. Raises InputError when refused."""
+    now = int(1000 * time.time())
+    metrics = [Metric(f"{CURVE}{k}", float(v), now, S) for k, by_size in values.items() for S, v in by_size.items()]
+    try:
+        MlflowClient(uri).log_batch(run_id, metrics, tags=[RunTag(k, v) for k, v in (tags or {}).items()])
+    except MlflowException as err:
+        raise InputError(f"--tracking-uri {uri}: MLflow cannot write there ({cause(err)})") from None
+
+
 def curve_metrics(curve: Curve) -> list[list[Any]]:
     """[name, value, step]: the image size is the step, so that MLflow's own chart is accuracy against size."""
     return [[f"{CURVE}{m}", float(v), int(row["S"])] for row in curve.rows() for m, v in row.items() if m != "S"]

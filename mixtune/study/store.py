@@ -76,7 +76,8 @@ def stored(uri: str, study: str) -> Iterator[Stored]:
             curve: dict[int, dict[str, float]] = {}
             for key in run.data.metrics:
                 if key.startswith(CURVE):
-                    for m in client.get_metric_history(run.info.run_id, key):
+                    history = client.get_metric_history(run.info.run_id, key)
+                    for m in sorted(history, key=lambda m: m.timestamp):  # what was measured again replaces
                         curve.setdefault(m.step, {})[key.removeprefix(CURVE)] = m.value
             data = run.data
             yield Stored(str(run.info.run_id), dict(data.tags), dict(data.params), dict(data.metrics), curve)
@@ -114,6 +115,14 @@ def log_figures(uri: str, run_id: str, paths: Sequence[Path]) -> None:
             MlflowClient(uri).log_artifact(run_id, str(path), "figures")
     except Exception as err:
         raise InputError(f"--log: {uri} does not take the figures ({cause(err)})") from None
+
+
+def fetched(uri: str, run_id: str, name: str, folder: Path) -> Path:
+    """A file of a run, copied into ``folder``. Raises InputError when the run has none of this name."""
+    try:
+        return Path(MlflowClient(uri).download_artifacts(run_id, name, str(folder)))
+    except Exception as err:
+        raise InputError(f"{uri}: run {run_id} holds no file {name} that can be read ({cause(err)})") from None
 
 
 def opened(uri: str) -> tuple[MlflowClient, str]:
