@@ -13,7 +13,6 @@ from typing import Any
 from analysis import style
 from analysis.command import parser, perform
 from analysis.runs import FinishedTrial, StudyRuns, read_study
-from analysis.statistics import mean_sd
 from mixtune.cli import run
 from mixtune.errors import InputError
 from mixtune.training.curve import cost_range, front, hypervolume
@@ -90,9 +89,9 @@ def _rows(study: StudyRuns, points: Points, cost: str) -> list[dict[str, Any]]:
     for t in study.trials:
         costs = [c for _, c, _ in points[t.number]]
         volume = hypervolume(costs, [a for *_, a in points[t.number]], *cost_range(costs))
-        repeats = study.repeats_of(t)
+        repeats, both = study.repeats_of(t), study.over_seeds(t)
         for S, c, top1 in points[t.number]:
-            mean, deviation = mean_sd([r.curve.at(S).top1 for r in repeats]) if repeats else (None, None)
+            mean, deviation = both.get(S, (None, None))
             rows.append(
                 {
                     "trial": t.number,
@@ -153,19 +152,12 @@ def _figure(figure: Any, study: StudyRuns, points: Points, volumes: dict[str, fl
 def _error_bars(axes: Any, study: StudyRuns, points: Points) -> None:
     """Mean and deviation over seeds, where regimes were trained again with several."""
     for i, t in enumerate(study.shown):
-        repeats = study.repeats_of(t)
-        if len(repeats) < 2:
-            continue
+        both = study.over_seeds(t)
         for S, c, _ in points[t.number]:
-            mean, deviation = mean_sd([r.curve.at(S).top1 for r in repeats if S in r.curve.sizes] or [float("nan")])
-            bar = {
-                "fmt": "none",
-                "ecolor": style.look(t.family, i).colour,
-                "elinewidth": 1.0,
-                "capsize": 2,
-                "zorder": 5,
-            }
-            axes.errorbar(c, 100 * mean, 100 * (deviation or 0.0), **bar)
+            mean, deviation = both.get(S, (0.0, None))
+            if deviation is not None:
+                colour = style.look(t.family, i).colour
+                style.whiskers(axes, c, 100 * mean, 100 * deviation, colour, elinewidth=1.0, zorder=5)
 
 
 def _axes(axes: Any, points: Points, cost: str, how: str) -> None:

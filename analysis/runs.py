@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from analysis.statistics import mean_sd
 from mixtune.errors import InputError
 from mixtune.regime import BatchShape, Budget, Regime
 from mixtune.study.space import NEGLIGIBLE, Search, Space
@@ -111,6 +112,12 @@ class StudyRuns:
         judges = {r.judge for r in mine}
         judge = "test" if "test" in judges else "validation"
         return sorted((r for r in mine if r.judge == judge), key=lambda r: r.seed)
+
+    def over_seeds(self, trial: FinishedTrial, metric: str = "top1") -> dict[int, tuple[float, float | None]]:
+        """Mean and deviation of a curve's metric by size over the repeated runs of a trial's regime; {} without any."""
+        curves = [r.curve for r in self.repeats_of(trial)]
+        shared = set.intersection(*(set(c.sizes) for c in curves)) if curves else set()
+        return {S: mean_sd([getattr(c.at(S), metric) for c in curves]) for S in sorted(shared)}
 
     def regime(self, trial: FinishedTrial) -> Regime:
         """The regime that a trial trained, rebuilt from its parameters (rounded to four digits in MLflow)."""
