@@ -48,6 +48,8 @@ def answer(study: StudyRuns) -> str:
     second = others[0]
     d = compare_runs(study, second, best)[0]["said"]
     kind = "the best published regime" if not second.searched else "the best searched regime"
+    if len(study.repeats_of(second)) > 1 and any(len(study.repeats_of(t)) < 2 for t in others):
+        kind += " that was also trained with several seeds"
     gap = f"{100 * d.value:+.2f} points against {kind}, {_named(second)}"
     if d.p is None:
         return f"{said}, {gap}; with one run each, the noise between seeds may well be as large."

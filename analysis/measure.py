@@ -47,7 +47,8 @@ def costs(config: TrainingConfig, sizes: Sequence[int], batch: int) -> tuple[ByS
     network = task.network(0)
     found = {S: measure_cost(network, S, batch, task.device) for S in sizes}
     here = environment()
-    place = here["gpu"] if task.device.type == "cuda" else f"{here['cpu']}, {torch.get_num_threads()} threads"
+    n = torch.get_num_threads()
+    place = here["gpu"] if task.device.type == "cuda" else f"{here['cpu']}, {n} thread{'s' * (n != 1)}"
     values = {"latency": {S: c.latency for S, c in found.items()}, "memory": {S: c.memory for S, c in found.items()}}
     return values, f"batch {batch}, float32, {place}"
 

@@ -22,20 +22,26 @@ from mixtune.errors import InputError
 
 def again(study: StudyRuns) -> tuple[list[str], list[str]]:
     """Commands that run the study again, and that train and use the winner."""
-    me, best = python(), ranked(study)[0]
+    me, order = python(), ranked(study)
+    best = order[0]
+    rival = next((t for t in order if t.searched != best.searched), None)
     here = study.uri.startswith("sqlite:///")
     folder = short(Path(study.uri.removeprefix("sqlite:///")).parent) if here else Path("studies") / study.name
-    file = folder / "trials" / f"{best.number:04d}" / "regime.yaml"
     at = [] if folder == Path("studies") / study.name else ["--tracking-uri", study.uri]
 
     def line(module: str, *words: str | Path) -> str:
         return f"{me} -m {module} " + shlex.join(map(str, words))
 
-    out = f"{study.name}-winner"
+    def again_with_seeds(t: FinishedTrial, out: str) -> str:
+        file = folder / "trials" / f"{t.number:04d}" / "regime.yaml"
+        return line("mixtune.train", "--regime", file, "--test", "--seeds", "3", "--out", out)
+
+    out, other = f"{study.name}-winner", f"{study.name}-rival"
     rerun = [line("mixtune.search", "--space", folder / "space.yaml", "--out", f"{folder}-again")]
     use = [
-        line("mixtune.train", "--regime", file, "--test", "--seeds", "3", "--out", out),
-        line("analysis.record", "--study", study.name, *at, out),
+        again_with_seeds(best, out),
+        *([again_with_seeds(rival, other)] if rival else []),
+        line("analysis.record", "--study", study.name, *at, out, *([other] if rival else [])),
         line("mixtune.export", "--run", f"{out}/seed{_seed(study)}", "--network", f"{out}/network"),
     ]
     return rerun, use
@@ -90,8 +96,9 @@ def write(study: StudyRuns, folder: Path) -> tuple[list[Path], list[str]]:
             ),
             page.heading("Use the winner"),
             page.paragraph(
-                "Train it on the whole training set with several seeds, add the runs to the study (this report then "
-                "shows deviations), and write the network out for use. mixtune.export --help has the formats, and "
+                "Train it, and what it is to be compared with, on the whole training set with several seeds; add the "
+                "runs to the study (this report then shows deviations); and write the network out for use. "
+                "mixtune.export --help has the formats, and "
                 "picks a size by need with --at-most and --at-least."
             ),
             page.commands(*use),

@@ -7,7 +7,7 @@ experiment, as the pages' own "share" button writes it.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from mixtune.study.space import Space
 
@@ -28,15 +28,25 @@ def view(space: Space) -> tuple[str, str]:
 
 
 def _columns(space: Space) -> Sequence[str]:
-    digits = width(space)
-    sizes = [f"metrics.`top1/S{S:0{digits}d}`" for S in sorted(space.evaluate.sizes)]
+    digits = width([*space.search.sizes, *space.evaluate.sizes])
+    sizes = [f"metrics.`{top1_at(S, digits)}`" for S in sorted(space.evaluate.sizes)]
     params = [f"params.`{name}`" for name in ("regime", "growth", "split")]
     return ["metrics.`score`", *sizes, *params, "tags.`mixtune.state`", "attributes.`Duration`"]
 
 
-def width(space: Space) -> int:
+def width(sizes: Iterable[int]) -> int:
     """Digits that sizes have in names of metrics and parameters, which MLflow sorts as text: w_08 before w_16."""
-    return len(str(max(*space.search.sizes, *space.evaluate.sizes)))
+    return len(str(max(sizes)))
+
+
+def top1_at(S: int, digits: int) -> str:
+    """The metric that holds top-1 at one size: a column of its own in a table of runs."""
+    return f"top1/S{S:0{digits}d}"
+
+
+def padded(name: str, digits: int) -> str:
+    """A parameter's name in MLflow: w_8 as w_08 where sizes have two digits."""
+    return f"w_{int(name[2:]):0{digits}d}" if name.startswith("w_") else name
 
 
 def address(server: str, experiment: str, study: str) -> str:

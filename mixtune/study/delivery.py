@@ -19,6 +19,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunT
 from mlflow.exceptions import MlflowException
 
 from mixtune.errors import InputError
+from mixtune.study.browsing import padded, top1_at, width
 from mixtune.study.identity import Identity
 from mixtune.study.outbox import PermanentError, Record
 from mixtune.study.store import CURVE, EXPERIMENT, cause, opened
@@ -198,10 +199,13 @@ def record_repeat(
         named = {f"mixtune.{k}": v for k, v in tags.items()} | {"mixtune.kind": "repeat", "mixtune.state": "COMPLETE"}
         run = client.create_run(experiment, run_name=name, tags={"mlflow.parentRunId": parent, **named})
         now = int(1000 * time.time())
-        every = [*curve_metrics(curve), ["score", score, 100]]
+        digits = width([*curve.sizes, *(int(k[2:]) for k in params if k.startswith("w_"))])
+        every = [*curve_metrics(curve), ["score", round(score, 5), 100]]
+        every += [[top1_at(p.S, digits), round(p.top1, 5), 100] for p in curve.points]
         every += [[f"{CURVE}{k}", v, S] for k, values in more.items() for S, v in values.items()]
         metrics = [Metric(k, v, now, step) for k, v, step in every]
-        client.log_batch(run.info.run_id, metrics=metrics, params=[Param(k, v) for k, v in params.items()])
+        named_params = [Param(padded(k, digits), v) for k, v in params.items()]
+        client.log_batch(run.info.run_id, metrics=metrics, params=named_params)
         client.set_terminated(run.info.run_id)
     except MlflowException as err:
         raise InputError(f"--tracking-uri {uri}: MLflow cannot write there ({cause(err)})") from None

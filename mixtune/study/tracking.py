@@ -38,7 +38,7 @@ class Tracker:
         Raises InputError when the store cannot be reached.
         """
         self.uri, self._space, self._folder = uri, space, folder
-        self._width = browsing.width(space)
+        self._width = browsing.width([*space.search.sizes, *space.evaluate.sizes])
         self._sender = Sender(uri, folder, identity(space.task))
         self.experiment = self._sender.experiment
         texts = {"space.yaml": to_yaml(space), "environment.yaml": to_yaml(environment())}
@@ -92,7 +92,10 @@ class Tracker:
             "mixtune.state": "RUNNING",
             "mlflow.note.content": f"{trial.label}: {trial.regime} (size x batch (x copies), % of steps)",
         }
-        params = {self._padded(k): f"{v:.4g}" if isinstance(v, float) else str(v) for k, v in trial.params.items()}
+        params = {
+            browsing.padded(k, self._width): f"{v:.4g}" if isinstance(v, float) else str(v)
+            for k, v in trial.params.items()
+        }
         params |= {"regime": str(trial.regime), "family": trial.label, "phases": str(len(trial.regime.phases))}
         params["sizes"] = " ".join(map(str, trial.regime.sizes))
         name, files = f"{trial.number:03d} {trial.label}", [str(trial.folder / "regime.yaml")]
@@ -110,7 +113,7 @@ class Tracker:
             "seconds": round(report["seconds"], 2),
         }
         for row in report["curve"]:
-            values[f"top1/S{row['S']:0{self._width}d}"] = round(row["top1"], 5)
+            values[browsing.top1_at(row["S"], self._width)] = round(row["top1"], 5)
         self._put("report", trial.number, metrics=[[k, float(v), step] for k, v in values.items()])
 
     def ended(self, trial: Candidate, state: State, score: float | None, reason: str, curve: Curve | None) -> None:
@@ -147,10 +150,6 @@ class Tracker:
             n, where = self.outbox.waiting, self.outbox.path
             log.warning("MLflow lacks %d records, kept in %s; running the study again sends them", n, where)
         return everything
-
-    def _padded(self, name: str) -> str:
-        """w_8 as w_08 where sizes have two digits: MLflow sorts names as text."""
-        return f"w_{int(name[2:]):0{self._width}d}" if name.startswith("w_") else name
 
     def _put(self, do: str, trial: int, **more: Any) -> None:
         now = int(1000 * time.time())

@@ -197,6 +197,11 @@ def test_repeated_runs_give_deviations_and_a_paired_test(made, tmp_path, capsys)
         assert main(["--study", "tiny", "--tracking-uri", made.uri, *folders]) == 0
     read = read_study(made.uri, "tiny")
     assert [r.seed for r in read.repeats_of(read.named("fixed"))] == [0, 1, 2]
+    client = MlflowClient(made.uri)
+    runs = client.search_runs([made.tracker.experiment], "tags.`mixtune.kind` != 'study'")
+    columns = {frozenset(r.data.params) & frozenset(("w_04", "w_08", "w_12")) for r in runs}
+    assert columns == {frozenset(("w_04", "w_08", "w_12"))}  # one name for each parameter, in all runs
+    assert all({"score", "top1/S08", "top1/S12"} <= set(r.data.metrics) for r in runs)
     assert read.best_searched.number == 1  # trained with several seeds: that is the one to show
     capsys.readouterr()
     call("compare", made, tmp_path / "out", "fixed", "searched")
