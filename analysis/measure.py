@@ -22,7 +22,6 @@ from mixtune.errors import InputError
 from mixtune.regime.files import load_regime
 from mixtune.study.delivery import record_measured
 from mixtune.study.store import fetched
-from mixtune.training.calibration import using
 from mixtune.training.cost import measure_cost
 from mixtune.training.environment import environment
 from mixtune.training.robustness import robustness
@@ -59,11 +58,7 @@ def corrupted(config: TrainingConfig, weights: Path, S: int) -> BySize:
     network = task.network(0)
     load_weights(network, weights, config.task.network)
     task.evaluate(network, [S])
-    _, chosen = task.chosen.get(S, ("running", {}))
-    if not chosen:
-        return over_severities(robustness(task, network, S))
-    with using(network, chosen):
-        return over_severities(robustness(task, network, S))
+    return over_severities(robustness(task, network, S))
 
 
 def measure(study: StudyRuns, batch: int | None, S: int | None, data: str | None) -> None:

@@ -1,6 +1,6 @@
 """Does training on mixed sizes pay? A fixed size against MixSize B+ and D+ on CIFAR-10, over seeds, on test images.
 
-    python -m benchmarks.regimes cpu --data FOLDER                  two cores, under 15 minutes, a small network
+    python -m benchmarks.regimes cpu --data FOLDER                  two cores, a quarter of an hour, a small network
     python -m benchmarks.regimes gpu --data FOLDER --minutes 9      ResNet-44 as in MixSize; repeat until it says done
 
 Every run keeps a checkpoint in --work, so the command goes on where it was stopped. Results go to
@@ -13,27 +13,25 @@ from __future__ import annotations
 import json
 import math
 import os
-import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal
 
+from benchmarks.readme import ROOT, commit
 from mixtune.cli import Parser, parse_args, run
 from mixtune.regime import BatchShape, Budget, published
 from mixtune.training.calibration import Recalibration
 from mixtune.training.checkpoint import digest, essence, replace_file
+from mixtune.training.environment import environment
 from mixtune.training.recipe import Recipe
 from mixtune.training.run import Evaluation, Run, TrainingConfig
 from mixtune.training.task import TaskConfig
 
-ROOT = Path(__file__).parents[1]
 # 97.5 % point of Student's t by degrees of freedom.
 T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262, 10: 2.228, 11: 2.201}
 
@@ -140,22 +138,7 @@ def train_once(plan: Plan, job: Job, data: str, work: Path, deadline: float) -> 
 
 def hardware() -> dict[str, str]:
     """Where and with what the numbers were made."""
-    import torch
-
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)  # noqa: S607
-    models = [x.split(":")[1].strip() for x in _cpuinfo() if x.startswith("model name")]
-    return {
-        "cpu": f"{len(os.sched_getaffinity(0))} cores of {models[0] if models else platform.machine()}",
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "torchvision", "timm", "numpy")},
-        "commit": commit.stdout.strip(),
-    }
-
-
-def _cpuinfo() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.exists() else []
+    return environment(("torch", "torchvision", "timm", "numpy")) | {"commit": commit()}
 
 
 def verdict(differences: Sequence[float]) -> str:

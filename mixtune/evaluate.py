@@ -26,7 +26,11 @@ def parser() -> Parser:
     p.add_argument("--space", metavar="FILE", help="take task and sizes from this search space")
     p.add_argument("--sizes", metavar="S,S,...", help="inference sizes in pixels (default: those of the training)")
     p.add_argument("--test", action="store_true", help="on the test set (default: the hold-out of the training set)")
-    p.add_argument("--recalibrate", action="store_true", help="choose batch-norm statistics per size, on other images")
+    p.add_argument(
+        "--recalibrate",
+        action="store_true",
+        help="choose batch-norm statistics per size, on other images (default: as in training)",
+    )
     p.add_argument("--mirror", action="store_true", help="test-time augmentation: mean over the image and its mirror")
     p.add_argument("--latency", type=int, metavar="BATCH", help="measure latency and peak memory in batches of this")
     p.add_argument("--corruptions", type=int, metavar="S", help="also top-1 under corruptions at this size")
@@ -38,12 +42,19 @@ def parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, evaluate, print."""
     args = parse_args(parser(), argv)
+    from mixtune.training.trained import judged_on
+
     given = Path(args.weights)
     trained: dict[str, Any] = {}
     path = given
     if given.is_dir():
         path = given / "weights.safetensors"
         trained = load_regime(given / "regime.yaml")[1]
+        if not args.test and judged_on(given) == "test":
+            raise InputError(
+                f"--weights {given}: was trained on the whole training set, so its hold-out would be images it has "
+                "seen; judge it on the test set with --test"
+            )
     if not args.space and not trained:
         raise InputError(f"--weights {given}: say what it was trained on with --space FILE (or name a run's folder)")
     source = args.space or f"{given / 'regime.yaml'}: training"
@@ -57,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     config = parse(settings(trained, args.space, args.assignments), TrainingConfig, source)
     sizes = _sizes(args.sizes) if args.sizes else config.evaluate.sizes
-    recalibration = (config.evaluate.recalibrate or Recalibration()) if args.recalibrate else None
+    recalibration = config.evaluate.recalibrate or (Recalibration() if args.recalibrate else None)
     task = Classification(config.task, "test" if args.test else "validation", config.device, recalibration)
     try:
         from mixtune.regime import BatchShape
@@ -89,6 +100,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         line += f" {p.memory / 2**20:>8.3g}" if p.memory is not None else ""
         line += f"  {task.chosen[p.S][0]}" if recalibration else ""
         print(line)
+    if args.corruptions and recalibration and args.corruptions not in sizes:
+        task.evaluate(judged, [args.corruptions])  # chooses the statistics at this size
     rows = robustness(task, judged, args.corruptions) if args.corruptions else []
     if rows:
         print(f"\ntop-1 % at {args.corruptions} px under corruptions of severity 1 to 5")

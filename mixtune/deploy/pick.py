@@ -49,10 +49,11 @@ def pick(runs: Sequence[Trained], needs: Sequence[Need]) -> tuple[Trained, Point
     """
     pairs = [(r, p) for r in runs for p in r.curve.points]
     for need in needs:
-        if any(getattr(p, need.metric) is None for _, p in pairs):
+        if run := next((r for r, p in pairs if getattr(p, need.metric) is None), None):
+            test = " --test" if run.judge == "test" else ""
             raise InputError(
-                f"--at-most {need.said}: {need.metric} was not measured for these runs; evaluate them with "
-                "mixtune.evaluate --latency, or ask for GMACs"
+                f"--at-most {need.said}: {need.metric} was not measured for these runs; ask for GMACs, or measure it: "
+                f"python -m mixtune.evaluate --weights {run.folder}{test} --latency BATCH --out {run.folder}"
             )
         sign = 1 if need.kind == "at most" else -1
         kept = [(r, p) for r, p in pairs if sign * getattr(p, need.metric) <= sign * need.value + 1e-12]

@@ -49,10 +49,12 @@ class Trained:
         except (OSError, KeyError, ValueError) as err:
             raise InputError(f"{folder / 'curve.csv'}: is not a curve that mixtune wrote ({err})") from None
         config = parse(training, TrainingConfig, f"{folder / 'regime.yaml'}: training")
-        return cls(folder, regime, config, curve, _judge(folder / RESULT))
+        return cls(folder, regime, config, curve, judged_on(folder))
 
 
-def _judge(path: Path) -> Judge | None:
+def judged_on(folder: Path) -> Judge | None:
+    """Which images a finished run was judged on; None where its folder does not say. Raises InputError for nonsense."""
+    path = folder / RESULT
     if not path.exists():
         return None
     said = read_yaml(path).get("judge")

@@ -6,6 +6,7 @@ import torch
 from PIL import Image, ImageFilter
 from torch import nn
 
+from mixtune.training.calibration import statistics, using
 from mixtune.training.cost import measure_cost, peak_memory, with_cost
 from mixtune.training.curve import Curve, Point
 from mixtune.training.networks import create
@@ -104,6 +105,20 @@ class Counting(nn.Module):
         assert not self.training
         self.batches.append(tuple(x.shape))
         return x.mean((2, 3))
+
+
+def test_corruptions_are_judged_with_the_statistics_that_were_chosen():
+    task = Classification(TaskConfig("digits", "cifar_resnet8", samples=200, validation=0.25), device="cpu")
+    network = create("cifar_resnet8", 10)
+    plain = robustness(task, network, 8, ["noise"], [1])
+    other = {k: v + 1 for k, v in statistics(network).items()}
+    task.chosen[8] = ("train", other)
+    chosen = robustness(task, network, 8, ["noise"], [1])
+    assert statistics(network).keys() == other.keys()
+    with using(network, other):
+        task.chosen.clear()
+        assert robustness(task, network, 8, ["noise"], [1]) == chosen
+    assert robustness(task, network, 8, ["noise"], [1]) == plain
 
 
 def test_latency_is_measured_at_the_stated_batch_in_evaluation_mode():
