@@ -4,39 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import platform
 import statistics
-import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
+from benchmarks.readme import ROOT, commit
 from mixtune.training.checkpoint import replace_file
+from mixtune.training.environment import environment
 
-ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 
 
 def hardware() -> dict[str, str]:
     """Where and with what the numbers were made."""
-    import torch
-
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)  # noqa: S607
-    models = [x.split(":")[1].strip() for x in _cpuinfo() if x.startswith("model name")]
-    return {
-        "cpu": f"{len(os.sched_getaffinity(0))} cores of {models[0] if models else platform.machine()}",
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "torchvision", "timm", "numpy")},
-        "commit": commit.stdout.strip(),
-    }
-
-
-def _cpuinfo() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.exists() else []
+    return environment(("torch", "torchvision", "timm", "numpy")) | {"commit": commit()}
 
 
 def side_by_side(sides: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import conclude, spread
+from benchmarks.readme import ROOT
 from mixtune.cli import Parser, parse_args, run
 from mixtune.config import load
 from mixtune.study import tuning
@@ -32,7 +33,6 @@ from mixtune.study.preflight import Slots
 from mixtune.study.space import Space
 from mixtune.training.curve import Curve
 
-ROOT = Path(__file__).parents[1]
 REPORTS, WINDOW, TRIAL_SECONDS = 4, 100, 60.0
 
 

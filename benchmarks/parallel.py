@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import conclude, side_by_side, spread
+from benchmarks.readme import ROOT
 from mixtune.cli import Parser, parse_args, run
 from mixtune.config import load
 from mixtune.study import tuning
@@ -30,7 +31,6 @@ from mixtune.study.preflight import Slots
 from mixtune.study.sampling import Outcome
 from mixtune.study.space import Space
 
-ROOT = Path(__file__).parents[1]
 _run_trial = tuning.run_trial
 
 

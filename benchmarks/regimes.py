@@ -1,6 +1,6 @@
 """Does training on mixed sizes pay? A fixed size against MixSize B+ and D+ on CIFAR-10, over seeds, on test images.
 
-    python -m benchmarks.regimes cpu --data FOLDER                  two cores, under 15 minutes, a small network
+    python -m benchmarks.regimes cpu --data FOLDER                  two cores, a quarter of an hour, a small network
     python -m benchmarks.regimes gpu --data FOLDER --minutes 9      ResNet-44 as in MixSize; repeat until it says done
 
 Every run keeps a checkpoint in --work, so the command goes on where it was stopped. Results go to
@@ -22,7 +22,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks.common import RESULTS, ROOT, hardware
+from benchmarks.common import RESULTS, hardware
+from benchmarks.readme import ROOT
 from mixtune.cli import Parser, parse_args, run
 from mixtune.regime import BatchShape, Budget, published
 from mixtune.training.calibration import Recalibration

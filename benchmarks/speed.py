@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import RESULTS, ROOT
+from benchmarks.common import RESULTS
+from benchmarks.readme import write
 from mixtune.cli import Parser, parse_args, run
 
-BEGIN, END = "<!-- speed:begin -->\n", "<!-- speed:end -->\n"
 # By result file: the command, and its ratios with their goals and aims, in the order in which it writes them.
 GOALS: dict[str, tuple[str, tuple[tuple[str, float, float], ...]]] = {
     "cpu_loop": (
@@ -68,18 +68,10 @@ def table(results: Path = RESULTS) -> str:
     )
 
 
-def write_readme(text: str, block: str) -> str:
-    """README text with the block between the markers replaced."""
-    before, rest = text.split(BEGIN)
-    _, after = rest.split(END)
-    return before + BEGIN + block + END + after
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the table into the README."""
     parse_args(Parser("benchmarks.speed", __doc__.split("\n")[0]), argv)
-    readme = ROOT / "README.md"
-    readme.write_text(write_readme(readme.read_text(encoding="utf-8"), table()), encoding="utf-8")
+    write("speed", table())
     print(table())
     return 0
 

@@ -16,7 +16,8 @@ import sys
 import time
 from collections.abc import Sequence
 
-from benchmarks.common import ROOT, conclude, random_images, spread
+from benchmarks.common import conclude, random_images, spread
+from benchmarks.readme import ROOT
 from mixtune.cli import Parser, parse_args, run
 
 

@@ -122,6 +122,13 @@ def python() -> str:
     return shlex.quote(str(executable))
 
 
+def on_path() -> str:
+    """What a printed command begins with where it calls other programs of this environment; empty when it is active."""
+    if python() == "python":
+        return ""
+    return f'PATH={shlex.quote(str(Path(sys.executable).absolute().parent))}:"$PATH" '
+
+
 def _prefix_of(executable: str) -> str:
     """The environment an executable belongs to (a virtual one resolves to the same file as its parent)."""
     folder = Path(executable).parent.parent

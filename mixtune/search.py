@@ -87,6 +87,8 @@ def _draw(uri: str, study: str, folder: Path) -> list[Path]:
 
 
 def _next_commands(places, space, result):  # type: ignore[no-untyped-def]
+    from mixtune.study.browsing import address
+
     me, folder, study, workers = python(), places.folder, space.study, space.resources.workers
     resume = [me, "-m mixtune.search", shell("--space", folder / "space.yaml", "--out", folder)]
     for flag, value in (
@@ -112,13 +114,15 @@ def _next_commands(places, space, result):  # type: ignore[no-untyped-def]
         f"{me} -m analysis.pareto {shell('--study', study, '--tracking-uri', uri, '--out', folder / 'figures')}",
     )
     if uri.startswith("sqlite"):
+        page = address("http://127.0.0.1:5000", result.experiment, study)
         yield (
-            f"browse it: start the server, then open http://127.0.0.1:5000/#/experiments/{result.experiment}/runs",
+            f"browse it: start the server, then open {page}\n(MLflow opens its assistant beside it the first time; "
+            "closed once, it stays closed)",
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false "
             f"{me} -m mlflow server --workers 1 {shell('--backend-store-uri', uri)}",
         )
     else:
-        yield "browse it", f"{uri}/#/experiments/{result.experiment}/runs"
+        yield "browse it", address(uri, result.experiment, study)
 
 
 if __name__ == "__main__":

@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mixtune.cli import Bar, Parser, parse_args, run, short
-from mixtune.config import override, parse, plain, read_yaml
+from mixtune.config import override, parse, read_yaml
 from mixtune.errors import InputError
-from mixtune.regime.files import load_regime, save_regime
-from mixtune.training.curve import write_csv
+from mixtune.regime.files import load_regime
 
 if TYPE_CHECKING:
     from mixtune.training.ranks import Ranks
@@ -84,6 +83,7 @@ def _train(args: argparse.Namespace, ranks: Ranks) -> int:
 
     from mixtune.training.finetune import find_rate, standardised_accuracy
     from mixtune.training.run import Run, TrainingConfig
+    from mixtune.training.trained import save
 
     source = args.space or f"{args.regime}: training"
     first = parse(data, TrainingConfig, source)
@@ -138,10 +138,7 @@ def _train(args: argparse.Namespace, ranks: Ranks) -> int:
         for p in report.curve.points:
             scores.setdefault(p.S, []).append(p.top1)
         if folder and ranks.first:
-            folder.mkdir(parents=True, exist_ok=True)
-            job.save_weights(folder / "weights.safetensors")
-            save_regime(folder / "regime.yaml", regime, plain(job.config))
-            write_csv(folder / "curve.csv", report.curve.rows())
+            save(folder, regime, job, report)
     print("top-1, %" + (f", mean and deviation over {args.seeds} seeds" if args.seeds > 1 else ""))
     for S, values in sorted(scores.items()):
         spread = f" ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 else ""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from mlflow.exceptions import MlflowException
 
 from mixtune.errors import InputError, no_room
 from mixtune.secrets import masked
+from mixtune.study.browsing import padded, top1_at, width
 from mixtune.study.identity import Identity
 from mixtune.study.outbox import PermanentError, Record
 from mixtune.study.store import CURVE, EXPERIMENT, cause, make, opened
@@ -101,10 +103,25 @@ class Sender:
         where = f"file://{quote(str(folder.absolute()))}/artifacts" if local else None
         return str(self._client.create_experiment(EXPERIMENT, artifact_location=where))
 
+    def view(self, name: str, value: str) -> None:
+        """Keep how the study is shown as a tag of the experiment. Raises InputError."""
+        try:
+            self._client.set_experiment_tag(self.experiment, name, value)
+        except Exception as err:
+            raise self._refused(err) from None
+
     def parent(
-        self, run_id: str | None, name: str, tags: Mapping[str, str], params: Mapping[str, str], space: str
+        self,
+        run_id: str | None,
+        name: str,
+        tags: Mapping[str, str],
+        params: Mapping[str, str],
+        texts: Mapping[str, str],
     ) -> str:
-        """The study's parent run: ``run_id`` where it is there still, else a new one. Raises InputError."""
+        """The study's parent run: ``run_id`` where it is there still, else a new one, with ``texts`` as artifacts.
+
+        Raises InputError.
+        """
         if run_id is not None:
             with contextlib.suppress(MlflowException):  # another store than last time: begin a new parent there
                 self._client.update_run(run_id, status="RUNNING")
@@ -115,7 +132,8 @@ class Sender:
             made = str(self._client.create_run(self.experiment, run_name=name, tags=dict(tags)).info.run_id)
             self._client.log_batch(made, params=[Param(k, v) for k, v in every.items()])
             self._client.log_inputs(made, [self._input()])
-            self._client.log_text(made, space, "space.yaml")
+            for file, text in texts.items():
+                self._client.log_text(made, text, file)
         except Exception as err:
             raise self._refused(err) from None
         return made
@@ -191,6 +209,28 @@ class Sender:
         self._client.delete_run(run_id)
 
 
+def system_metrics(uri: str, run_id: str) -> Any:
+    """MLflow's own watch of this machine (CPU, memory, disk, network, GPU), begun for a run; None unless asked for.
+
+    It is asked for as everywhere in MLflow, by MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING=true. ``finish()`` ends it. Raises
+    InputError without the library that it reads the machine with.
+    """
+    from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING as ASKED
+
+    if not ASKED.get():
+        return None
+    try:
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+    except ImportError as err:
+        raise InputError(
+            f"{ASKED.name}: needs psutil, and nvidia-ml-py to see GPUs ({err}); pip install them"
+        ) from None
+    logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)
+    watch = SystemMetricsMonitor(run_id, tracking_uri=uri, resume_logging=True)
+    watch.start()
+    return watch
+
+
 def record_repeat(
     uri: str,
     parent: str,
@@ -215,13 +255,28 @@ def record_repeat(
         named = {f"mixtune.{k}": v for k, v in tags.items()} | {"mixtune.kind": "repeat", "mixtune.state": "COMPLETE"}
         run = client.create_run(experiment, run_name=name, tags={"mlflow.parentRunId": parent, **named})
         now = int(1000 * time.time())
-        every = [*curve_metrics(curve), ["score", score, 100]]
+        digits = width([*curve.sizes, *(int(k[2:]) for k in params if k.startswith("w_"))])
+        every = [*curve_metrics(curve), ["score", round(score, 5), 100]]
+        every += [[top1_at(p.S, digits), round(p.top1, 5), 100] for p in curve.points]
         every += [[f"{CURVE}{k}", v, S] for k, values in more.items() for S, v in values.items()]
         metrics = [Metric(k, v, now, step) for k, v, step in every]
-        client.log_batch(run.info.run_id, metrics=metrics, params=[Param(k, v) for k, v in params.items()])
+        named_params = [Param(padded(k, digits), v) for k, v in params.items()]
+        client.log_batch(run.info.run_id, metrics=metrics, params=named_params)
         client.set_terminated(run.info.run_id)
     except MlflowException as err:
         raise InputError(f"--tracking-uri {masked(uri)}: MLflow cannot write there ({cause(err)})") from None
+
+
+def record_measured(
+    uri: str, run_id: str, values: Mapping[str, Mapping[int, float]], tags: Mapping[str, str] | None = None
+) -> None:
+    """Add metrics by image size to a finished run; measured again, they replace. Raises InputError when refused."""
+    now = int(1000 * time.time())
+    metrics = [Metric(f"{CURVE}{k}", float(v), now, S) for k, by_size in values.items() for S, v in by_size.items()]
+    try:
+        MlflowClient(uri).log_batch(run_id, metrics, tags=[RunTag(k, v) for k, v in (tags or {}).items()])
+    except MlflowException as err:
+        raise InputError(f"--tracking-uri {uri}: MLflow cannot write there ({cause(err)})") from None
 
 
 def curve_metrics(curve: Curve) -> list[list[Any]]:

@@ -15,7 +15,8 @@ from typing import Any, cast
 from mixtune import __version__
 from mixtune.config import plain, to_yaml
 from mixtune.secrets import masked
-from mixtune.study.delivery import Sender, curve_metrics, merged, record_repeat
+from mixtune.study import browsing
+from mixtune.study.delivery import Sender, curve_metrics, merged, record_repeat, system_metrics
 from mixtune.study.events import Candidate, State
 from mixtune.study.identity import identity
 from mixtune.study.limits import POSITION
@@ -24,6 +25,7 @@ from mixtune.study.sampling import Outcome
 from mixtune.study.space import Space
 from mixtune.study.store import check, children, default_uri
 from mixtune.training.curve import Curve
+from mixtune.training.environment import environment
 
 log = logging.getLogger("mixtune")
 _STATUS: dict[State, str] = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED", "INTERRUPTED": "KILLED"}
@@ -39,10 +41,13 @@ class Tracker:
         Raises InputError when the store cannot be reached.
         """
         self.uri, self._space, self._folder = uri, space, folder
-        self._width = len(str(max(*space.search.sizes, *space.evaluate.sizes)))
+        self._width = browsing.width([*space.search.sizes, *space.evaluate.sizes])
         self._sender = Sender(uri, folder, identity(space.task))
         self.experiment = self._sender.experiment
-        self.parent = self._sender.parent(parent, f"study {space.study}", *self._described(), to_yaml(space))
+        texts = {"space.yaml": to_yaml(space), "environment.yaml": to_yaml(environment())}
+        self.parent = self._sender.parent(parent, f"study {space.study}", *self._described(), texts)
+        self._sender.view(*browsing.view(space))
+        self._system = system_metrics(uri, self.parent)
         kept = folder / f"unsent-{hashlib.sha256(uri.encode()).hexdigest()[:8]}.jsonl"
         self.outbox = Outbox(kept, self._sender.deliver, "MLflow", merge=merged)
 
@@ -90,7 +95,10 @@ class Tracker:
             "mixtune.state": "RUNNING",
             "mlflow.note.content": f"{trial.label}: {trial.regime} (size x batch (x copies), % of steps)",
         }
-        params = {self._padded(k): f"{v:.4g}" if isinstance(v, float) else str(v) for k, v in trial.params.items()}
+        params = {
+            browsing.padded(k, self._width): f"{v:.4g}" if isinstance(v, float) else str(v)
+            for k, v in trial.params.items()
+        }
         params |= {"regime": str(trial.regime), "family": trial.label, "phases": str(len(trial.regime.phases))}
         params["sizes"] = " ".join(map(str, trial.regime.sizes))
         name, files = f"{trial.number:03d} {trial.label}", [str(trial.folder / "regime.yaml")]
@@ -99,15 +107,16 @@ class Tracker:
     def reported(self, trial: Candidate, report: Mapping[str, Any], score: float) -> None:
         """Metrics of one report, with the budget spent in per cent as step, in one request."""
         step = round(100 * report["progress"])
+        # Rounded to what can be read in a column; the curve that the trial leaves has every bit.
         values = {
-            "score": score,
-            "train/loss": report["loss"],
-            "train/lr": report["lr"],
-            "train/views_per_second": report["views_per_second"],
-            "seconds": report["seconds"],
+            "score": round(score, 5),
+            "train/loss": round(report["loss"], 5),
+            "train/lr": float(f"{report['lr']:.4g}"),
+            "train/views_per_second": round(report["views_per_second"], 1),
+            "seconds": round(report["seconds"], 2),
         }
         for row in report["curve"]:
-            values[f"top1/S{row['S']:0{self._width}d}"] = row["top1"]
+            values[browsing.top1_at(row["S"], self._width)] = round(row["top1"], 5)
         self._put("report", trial.number, metrics=[[k, float(v), step] for k, v in values.items()])
 
     def ended(self, trial: Candidate, state: State, score: float | None, reason: str, curve: Curve | None) -> None:
@@ -156,12 +165,14 @@ class Tracker:
         self._sender.close()
 
     def finish(self, status: str, best: Mapping[str, Any], artifacts: list[Path]) -> bool:
-        """Close the parent run: the best score as metric, the best trial as tags, figures and files as artifacts.
+        """Close the parent run: the best score as metric, best trial as tags, figures and files as artifacts.
 
         Returns whether MLflow has everything; the rest is kept in the study's folder.
         """
-        tags = {f"mixtune.best.{k}": str(v) for k, v in best.items()}
-        metrics = [["best/score", float(best["score"]), 0]] if best else []
+        if self._system is not None:
+            self._system.finish()
+        metrics = [["score", round(float(best["score"]), 5), 100]] if best else []
+        tags = {f"mixtune.best.{k}": str(v) for k, v in best.items() if k != "score"}
         self._put("finish", -1, tags=tags, metrics=metrics, files=[str(p) for p in artifacts], status=status)
         everything = self.flush()
         self.outbox.close()  # a thread that writes while the interpreter ends could abort it
@@ -169,10 +180,6 @@ class Tracker:
             n, where = self.outbox.waiting, self.outbox.path
             log.warning("MLflow lacks %d records, kept in %s; running the study again sends them", n, where)
         return everything
-
-    def _padded(self, name: str) -> str:
-        """w_8 as w_08 where sizes have two digits: MLflow sorts names as text."""
-        return f"w_{int(name[2:]):0{self._width}d}" if name.startswith("w_") else name
 
     def _put(self, do: str, trial: int, **more: Any) -> None:
         now = int(1000 * time.time())

@@ -14,8 +14,7 @@ from mixtune.study.limits import Position, position
 from mixtune.training.loop import Report
 from mixtune.training.ranks import Ranks
 from mixtune.training.run import Run, TrainingConfig
-
-WEIGHTS = "weights.safetensors"
+from mixtune.training.trained import save_result
 
 
 def failure(err: Exception, folder: Path) -> str:
@@ -62,5 +61,5 @@ def trial_results(
         for report in job.reports(Path(config["checkpoint"]), on_step=on_step):
             last = report.step == len(job.schedule)
             if last and here.first:
-                job.save_weights(folder / WEIGHTS)
+                save_result(folder, job, report)
             yield metrics_of(report, training.score.of(report.curve), last)

@@ -188,7 +188,7 @@ class Engine:
                 group["lr"].fill_(lr)  # unlike a copy from the host, this does not wait for the device
         if numbers.blend is not None:
             inputs, targets = self.task.blend(numbers.blend, inputs, targets, shape)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"), self._norms:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.bf16(self.device.type)), self._norms:
             outputs = self.forward(inputs)
             loss = self.task.loss(recipe, outputs, targets)
             if recipe.distill is not None and self.teacher is not None:

@@ -30,6 +30,8 @@ class Recipe:
     shares, passed to the network. aux_weight: of an auxiliary head's loss, where the network has one.
     sync_bn: where a run has several ranks, batch norms see the images of all of them, as on one device; else each
     rank's norms see its own, and only the running statistics are averaged.
+    precision: "bf16" computes the network in bfloat16 where that is safe (autocast) and keeps weights and loss in
+    float32; "auto" is bf16 on a GPU and float32 on a CPU.
     For fine-tuning (``finetune``): the layers form ``groups``; the head, which is the last, has the learning rate lr,
     each group before it ``group_decay`` times that of the next; for the share ``frozen`` of the budget only the head's
     weights move, while batch-norm statistics follow the images throughout.
@@ -61,6 +63,7 @@ class Recipe:
     drop_path: float = 0.0
     aux_weight: float = 0.4
     sync_bn: bool = False
+    precision: Literal["auto", "bf16", "float32"] = "auto"
     groups: int = 1
     group_decay: float = 1.0
     frozen: float = 0.0
@@ -100,6 +103,10 @@ class Recipe:
         if self.scaling != "base":
             return self
         return replace(self, lr=self.lr * base_batch / self.scaling_batch, scaling="none")
+
+    def bf16(self, device: str) -> bool:
+        """Whether the network computes in bfloat16 on this kind of device ("cpu" or "cuda")."""
+        return device == "cuda" if self.precision == "auto" else self.precision == "bf16"
 
     def learning_rates(self, progress: np.ndarray, B: np.ndarray | None = None) -> np.ndarray:
         """The learning rate of every step from the share of the budget spent before it. [n_steps] -> [n_steps]

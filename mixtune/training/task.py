@@ -91,9 +91,9 @@ class Classification:
             )
         except ValueError as err:
             raise InputError(f"task.validation: {config.dataset}: {err}") from None
-        self.n_train = len(self.train_source)
-        if len(self._held_out) < ranks.shard.world:
-            raise InputError(f"task.validation: {len(self._held_out)} images are too few for {ranks.shard.world} ranks")
+        self.n_train, self.n_judged = len(self.train_source), len(self._held_out)
+        if self.n_judged < ranks.shard.world:
+            raise InputError(f"task.validation: {self.n_judged} images are too few for {ranks.shard.world} ranks")
         self.pixels: pixels.PixelViews | None = None
         if isinstance(self.train_source, data.Pixels):
             self.pixels = pixels.PixelViews(self.train_source, config.augment, self._flip, self.device)

@@ -1,20 +1,29 @@
 import errno
+import json
+import platform
+import sys
+import threading
+import time
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from mlflow import MlflowClient
 
 from mixtune.config import parse
 from mixtune.errors import InputError
 from mixtune.regime import published
 from mixtune.regime.files import save_regime
+from mixtune.study.browsing import address
 from mixtune.study.delivery import merged
 from mixtune.study.events import Candidate
 from mixtune.study.identity import _digest, identity
 from mixtune.study.sampling import Outcome, Trials
 from mixtune.study.space import Space
 from mixtune.study.tracking import Tracker, check, children
+from mixtune.training.curve import Curve, Point
 from mixtune.training.data import DataSet, Files, Pixels, load
 from mixtune.training.task import Classification
 from tests.study.test_sampling import CURVE
@@ -89,10 +98,101 @@ def test_the_parent_holds_the_space_the_best_and_the_figures(tracker):
     tracker.finish("FINISHED", {"score": 0.9, "trial": 3}, [figure])
     (parent,) = runs(tracker, "study")
     assert parent.data.params["task.network"] == "cifar_resnet8"
-    assert parent.data.metrics["best/score"] == 0.9
+    assert parent.data.metrics["score"] == 0.9
     assert parent.data.tags["mixtune.best.trial"] == "3"
     paths = [a.path for a in MlflowClient(tracker.uri).list_artifacts(parent.info.run_id, "figures")]
     assert paths == ["figures/pareto.png"]
+
+
+def test_the_parent_says_where_it_ran(tracker, tmp_path):
+    (parent,) = runs(tracker, "study")
+    path = MlflowClient(tracker.uri).download_artifacts(parent.info.run_id, "environment.yaml", str(tmp_path))
+    said = yaml.safe_load(Path(path).read_text())
+    assert said["torch"] == version("torch")
+    assert said["mlflow"] == version("mlflow")
+    assert said["python"] == platform.python_version()
+
+
+def test_the_experiment_keeps_a_view_of_the_study(tracker):
+    """Every column that the view names is one that trials have."""
+    trial = candidate(tracker)
+    tracker.started(trial)
+    tracker.reported(trial, REPORT, 0.5)
+    (child,) = runs(tracker, "trial")
+    tags = MlflowClient(tracker.uri).get_experiment(tracker.experiment).tags
+    state = json.loads(tags["mlflow.sharedViewState.mixtune-tiny"])
+    assert state["orderByKey"] in state["selectedColumns"]
+    known = {f"metrics.`{k}`" for k in child.data.metrics} | {"metrics.`top1/S12`", "attributes.`Duration`"}
+    known |= {f"params.`{k}`" for k in child.data.params} | {f"tags.`{k}`" for k in child.data.tags}
+    assert set(state["selectedColumns"]) <= known
+    found = MlflowClient(tracker.uri).search_runs([tracker.experiment], state["searchFilter"])
+    assert len(found) == 2  # the study and its trial
+    url = address("http://127.0.0.1:5000", tracker.experiment, "tiny")
+    assert url.endswith("/runs?workflowType=machine_learning&viewStateShareKey=mixtune-tiny")
+
+
+def test_metrics_are_rounded_for_reading_and_the_curve_is_not(tracker):
+    trial = candidate(tracker)
+    tracker.started(trial)
+    odd = Curve((Point(8, 0.1, 1 / 3, 2 / 3, 0.123456789, 0.1),))
+    tracker.reported(trial, REPORT | {"curve": odd.rows()}, 1 / 3)
+    tracker.ended(trial, "COMPLETE", 1 / 3, "", odd)
+    (child,) = runs(tracker, "trial")
+    assert (child.data.metrics["score"], child.data.metrics["top1/S08"]) == (0.33333, 0.33333)
+    assert (child.data.metrics["curve/top1"], child.data.metrics["curve/loss"]) == (1 / 3, 0.123456789)
+
+
+def test_the_machine_is_watched_when_mlflow_is_told_to(tmp_path, tiny, empty_store, monkeypatch):
+    monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "true")
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.05")
+    watched = Tracker(empty_store(tmp_path), parse(tiny, Space, "f"), tmp_path)
+    client = MlflowClient(watched.uri)
+    for _ in range(600):
+        if any(k.startswith("system/") for k in client.get_run(watched.parent).data.metrics):
+            break
+        time.sleep(0.05)
+    watched.finish("FINISHED", {}, [])
+    assert client.get_run(watched.parent).data.metrics["system/system_memory_usage_percentage"] > 0
+    assert not any(t.name == "SystemMetricsMonitor" for t in threading.enumerate())
+
+
+def test_watching_without_its_library_is_one_sentence(tmp_path, tiny, empty_store, monkeypatch):
+    monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "true")
+    monkeypatch.setitem(sys.modules, "mlflow.system_metrics.system_metrics_monitor", None)
+    with pytest.raises(InputError, match="MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING: needs psutil"):
+        Tracker(empty_store(tmp_path), parse(tiny, Space, "f"), tmp_path)
+
+
+def test_a_database_of_something_else_is_neither_written_nor_read(tmp_path, tiny):
+    import sqlite3
+
+    from mixtune.study.store import opened
+
+    path = tmp_path / "study.db"
+    with sqlite3.connect(path) as db:
+        db.execute("create table studies (name varchar(32))")
+    db.close()
+    before = path.read_bytes()
+    for look in (check, opened):
+        with pytest.raises(InputError, match="MLflow did not write this"):
+            look(f"sqlite:///{path}")
+    assert path.read_bytes() == before
+    path.write_bytes(b"no database at all")
+    with pytest.raises(InputError, match="cannot be read"):
+        opened(f"sqlite:///{path}")
+
+
+def test_a_database_of_another_mlflow_says_how_to_bring_it_up_to_date(tmp_path, empty_store):
+    import sqlite3
+
+    from mixtune.study.store import opened
+
+    uri = empty_store(tmp_path)
+    with sqlite3.connect(tmp_path / "mlflow.db") as db:
+        db.execute("update alembic_version set version_num = 'f5a4f2784254'")
+    db.close()
+    with pytest.raises(InputError, match=f"another version of MLflow wrote this.* python -m mlflow db upgrade {uri}"):
+        opened(uri)
 
 
 def test_a_server_that_does_not_answer_is_one_sentence():
