@@ -76,7 +76,7 @@ def draw_runs(study: StudyRuns, a: FinishedTrial, b: FinishedTrial, folder: Path
                 [100 * (r["difference"] - r["low"]) for r in rows[1:]],
                 [100 * (r["high"] - r["difference"]) for r in rows[1:]],
             ]
-            axes.errorbar(x, y, errors, fmt="none", ecolor="0.3", elinewidth=0.8, capsize=2)
+            style.whiskers(axes, x, y, errors, "0.3")
         axes.axhline(0, color="0.4", lw=0.7, ls="--")
         axes.plot(x, y, "-", color="#0072B2", lw=1.0)
         for r in rows[1:]:  # filled where the difference is shown, open where it may be noise

@@ -53,8 +53,7 @@ def draw_study(study: StudyRuns, folder: Path, time: str = "training") -> tuple[
         for i, r in enumerate(rows):
             look = style.look(r["family"], i)
             if r["deviation"] is not None:
-                bar = {"fmt": "none", "ecolor": look.colour, "elinewidth": 0.8, "capsize": 2}
-                axes.errorbar(r["mean_efficiency"], i, xerr=r["deviation"], **bar)
+                style.whiskers(axes, r["mean_efficiency"], i, r["deviation"], look.colour, horizontal=True)
             face = "white" if r["family"] == "searched" else look.colour
             axes.plot(r["efficiency"], i, look.marker, color=look.colour, mfc=face, ms=5)
             said = f"{100 * r['A']:.1f} % at {r['S']} px"

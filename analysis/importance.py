@@ -111,7 +111,7 @@ def _figure(figure: Any, study: StudyRuns, rows: Sequence[dict[str, Any]]) -> No
     values = [100 * r["importance"] for r in rows]
     errors = [[100 * (r["importance"] - r["low"]) for r in rows], [100 * (r["high"] - r["importance"]) for r in rows]]
     axes.barh(places, values, 0.62, color="#0072B2")
-    axes.errorbar(values, places, xerr=errors, fmt="none", ecolor="0.25", elinewidth=0.8, capsize=2)
+    style.whiskers(axes, values, places, errors, "0.25", horizontal=True)
     for i, r in enumerate(rows):
         axes.annotate(
             r["tendency"], (100 * r["high"], i), (4, 0), textcoords="offset points", va="center", fontsize=6.5

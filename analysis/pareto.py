@@ -5,6 +5,7 @@ Writes pareto.png, pareto.svg and pareto.csv: the published regimes by name, and
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,6 @@ from typing import Any
 from analysis import style
 from analysis.command import parser, perform
 from analysis.runs import FinishedTrial, StudyRuns, read_study
-from analysis.statistics import mean_sd
 from mixtune.cli import run
 from mixtune.errors import InputError
 from mixtune.training.curve import cost_range, front, hypervolume
@@ -46,8 +46,8 @@ def costed(trial: FinishedTrial, cost: str) -> list[tuple[int, float, float]]:
     known = [(p.S, getattr(p, cost), p.top1) for p in trial.curve.points]
     if any(c is None for _, c, _ in known):
         raise InputError(
-            f"--cost {cost}: trial {trial.number} has no metric curve/{cost} at every size in MLflow, so it was not "
-            "measured in this study; use --cost gmacs"
+            f"--cost {cost}: trial {trial.number} has no metric curve/{cost} at every size in MLflow; a search "
+            "does not measure it, python -m analysis.measure does"
         )
     return [(S, c / COSTS[cost][0], top1) for S, c, top1 in known]
 
@@ -89,9 +89,9 @@ def _rows(study: StudyRuns, points: Points, cost: str) -> list[dict[str, Any]]:
     for t in study.trials:
         costs = [c for _, c, _ in points[t.number]]
         volume = hypervolume(costs, [a for *_, a in points[t.number]], *cost_range(costs))
-        repeats = study.repeats_of(t)
+        repeats, both = study.repeats_of(t), study.over_seeds(t)
         for S, c, top1 in points[t.number]:
-            mean, deviation = mean_sd([r.curve.at(S).top1 for r in repeats]) if repeats else (None, None)
+            mean, deviation = both.get(S, (None, None))
             rows.append(
                 {
                     "trial": t.number,
@@ -141,7 +141,7 @@ def _figure(figure: Any, study: StudyRuns, points: Points, volumes: dict[str, fl
         axes.plot([], [], "D-", color="black", ms=4.5, mfc="white", lw=1.5, label="front of the searched")
         axes.plot([], [], ".", color=style.FADED, ms=4, label=f"searched ({len(searched)} trials)")
     _error_bars(axes, study, points)
-    _axes(axes, points, cost)
+    _axes(axes, points, cost, study.tags.get("mixtune.latency", ""))
     said = ", ".join(f"{kind} {100 * v:.1f} %" for kind, v in volumes.items())
     axes.set_title(
         f"{study.name}: one network per regime, at every size\nhypervolume: {said}", fontsize=7.5, loc="left"
@@ -152,22 +152,15 @@ def _figure(figure: Any, study: StudyRuns, points: Points, volumes: dict[str, fl
 def _error_bars(axes: Any, study: StudyRuns, points: Points) -> None:
     """Mean and deviation over seeds, where regimes were trained again with several."""
     for i, t in enumerate(study.shown):
-        repeats = study.repeats_of(t)
-        if len(repeats) < 2:
-            continue
+        both = study.over_seeds(t)
         for S, c, _ in points[t.number]:
-            mean, deviation = mean_sd([r.curve.at(S).top1 for r in repeats if S in r.curve.sizes] or [float("nan")])
-            bar = {
-                "fmt": "none",
-                "ecolor": style.look(t.family, i).colour,
-                "elinewidth": 1.0,
-                "capsize": 2,
-                "zorder": 5,
-            }
-            axes.errorbar(c, 100 * mean, 100 * (deviation or 0.0), **bar)
+            mean, deviation = both.get(S, (0.0, None))
+            if deviation is not None:
+                colour = style.look(t.family, i).colour
+                style.whiskers(axes, c, 100 * mean, 100 * deviation, colour, elinewidth=1.0, zorder=5)
 
 
-def _axes(axes: Any, points: Points, cost: str) -> None:
+def _axes(axes: Any, points: Points, cost: str, how: str) -> None:
     from matplotlib.ticker import NullLocator
 
     costs = {S: c for each in points.values() for S, c, _ in each}
@@ -177,7 +170,8 @@ def _axes(axes: Any, points: Points, cost: str) -> None:
     axes.set_xticks([c for _, c in ticks], [f"{1000 * c if small else c:.3g}" for _, c in ticks])
     axes.xaxis.set_minor_locator(NullLocator())
     title = COSTS[cost][1].replace("GMACs", "million MACs") if small else COSTS[cost][1]
-    axes.set_xlabel(f"{title} (log scale)")
+    where = f"\n{textwrap.fill(how, 70)}" if how and cost != "gmacs" else ""
+    axes.set_xlabel(f"{title} (log scale){where}")
     axes.set_ylabel("top-1 accuracy, %")
     if cost != "memory":
         top = axes.secondary_xaxis("top")

@@ -50,20 +50,17 @@ def draw_study(study: StudyRuns, folder: Path) -> tuple[list[Path], list[str]]:
         panels = list(figure.subplots(2 if kinds else 1, 1, squeeze=False)[:, 0])
         for place, t in enumerate(shown):
             look = style.look(t.family, place)
-            repeats = study.repeats_of(t)
             x, y = t.curve.sizes, [100 * p.ece for p in t.curve.points]
-            if len(repeats) > 1:
-                both = [mean_sd([r.curve.at(S).ece for r in repeats]) for S in repeats[0].curve.sizes]
-                x, y = repeats[0].curve.sizes, [100 * m for m, _ in both]
-                bars = [100 * (d or 0) for _, d in both]
-                panels[0].errorbar(x, y, bars, fmt="none", ecolor=look.colour, elinewidth=0.8, capsize=2)
+            if len(study.repeats_of(t)) > 1:
+                seeds = study.over_seeds(t, "ece")
+                x, y = tuple(seeds), [100 * m for m, _ in seeds.values()]
+                style.whiskers(panels[0], x, y, [100 * (d or 0) for _, d in seeds.values()], look.colour)
             wide = {"lw": 1.6, "mfc": "white", "zorder": 4} if t.searched else {"lw": 1.0, "zorder": 3}
             panels[0].plot(x, y, color=look.colour, marker=look.marker, ms=4, label=look.label, **wide)
             if kinds and tried[t.number]:
                 both = [corrupted(tried[t.number], kind) for kind in kinds]
                 at, heights = range(len(kinds)), [100 * m for m, _ in both]
-                bars = [100 * (d or 0) for _, d in both]
-                panels[1].errorbar(at, heights, bars, fmt="none", ecolor=look.colour, elinewidth=0.8, capsize=2)
+                style.whiskers(panels[1], at, heights, [100 * (d or 0) for _, d in both], look.colour)
                 panels[1].plot(at, heights, look.marker, color=look.colour, ms=4.5, mfc=wide.get("mfc"))
         style.at_sizes(panels[0], sizes)
         panels[0].set_ylabel("calibration error, %")
@@ -83,7 +80,9 @@ def draw_study(study: StudyRuns, folder: Path) -> tuple[list[Path], list[str]]:
             columnspacing=0.9,
         )
         paths = style.write(figure, folder, "robustness", _rows(study, shown, tried, kinds))
-    return paths, [] if kinds else ["corruptions were not measured in this study, so only calibration is drawn"]
+    return paths, [] if kinds else [
+        f"accuracy on corrupted images was not measured yet: python -m analysis.measure --study {study.name}"
+    ]
 
 
 def _rows(
@@ -91,10 +90,10 @@ def _rows(
 ) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for t in shown:
-        repeats = study.repeats_of(t)
+        repeats, seeds = study.repeats_of(t), study.over_seeds(t, "ece")
         for p in t.curve.points:
             row: dict[str, Any] = {"trial": t.number, "family": t.family, "S": p.S, "top1": p.top1, "ece": p.ece}
-            mean, deviation = mean_sd([r.curve.at(p.S).ece for r in repeats]) if repeats else (None, None)
+            mean, deviation = seeds.get(p.S, (None, None))
             row |= {"seeds": len(repeats), "mean_ece": mean, "deviation": deviation}
             for kind in kinds:
                 found = [r.more[PREFIX + kind][p.S] for r in tried[t.number] if p.S in r.more[PREFIX + kind]]

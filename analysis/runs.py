@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from analysis.statistics import mean_sd
 from mixtune.errors import InputError
 from mixtune.regime import BatchShape, Budget, Regime
 from mixtune.study.space import NEGLIGIBLE, Search, Space
@@ -29,7 +30,7 @@ class FinishedTrial:
     """A run that was trained to the end: its number, family (a published name or "searched"), regime and curve.
 
     ``params``: its point of the search space; ``more``: other metrics by size (corruption/...);
-    ``seconds``: of training and evaluation together; ``judge``: which images the curve is of.
+    ``seconds``: of training and evaluation together; ``judge``: which images the curve is of; ``run``: its id.
     """
 
     number: int
@@ -41,6 +42,7 @@ class FinishedTrial:
     seconds: float | None = None
     seed: int = 0
     judge: str = "validation"
+    run: str = ""
 
     @property
     def searched(self) -> bool:
@@ -110,6 +112,12 @@ class StudyRuns:
         judges = {r.judge for r in mine}
         judge = "test" if "test" in judges else "validation"
         return sorted((r for r in mine if r.judge == judge), key=lambda r: r.seed)
+
+    def over_seeds(self, trial: FinishedTrial, metric: str = "top1") -> dict[int, tuple[float, float | None]]:
+        """Mean and deviation of a curve's metric by size over the repeated runs of a trial's regime; {} without any."""
+        curves = [r.curve for r in self.repeats_of(trial)]
+        shared = set.intersection(*(set(c.sizes) for c in curves)) if curves else set()
+        return {S: mean_sd([getattr(c.at(S), metric) for c in curves]) for S in sorted(shared)}
 
     def regime(self, trial: FinishedTrial) -> Regime:
         """The regime that a trial trained, rebuilt from its parameters (rounded to four digits in MLflow)."""
@@ -206,6 +214,7 @@ def _finished(run: Stored) -> FinishedTrial | None:
         run.metrics.get("seconds"),
         int(tags.get("mixtune.seed", 0)),
         tags.get("mixtune.judge", "validation"),
+        run.id,
     )
 
 

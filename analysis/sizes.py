@@ -14,7 +14,6 @@ from typing import Any
 from analysis import style
 from analysis.command import parser, perform
 from analysis.runs import FinishedTrial, StudyRuns
-from analysis.statistics import mean_sd
 from mixtune.cli import run
 
 ROW = 0.135  # inches of a row of the lower panel
@@ -47,13 +46,10 @@ def draw_study(study: StudyRuns, folder: Path) -> tuple[list[Path], list[str]]:
 def _line(axes: Any, study: StudyRuns, trial: FinishedTrial, look: style.Look) -> None:
     x, y = trial.curve.sizes, [100 * p.top1 for p in trial.curve.points]
     wide = {"lw": 1.6, "zorder": 4, "mfc": "white"} if trial.searched else {"lw": 1.0, "zorder": 3}
-    repeats = study.repeats_of(trial)
-    if len(repeats) > 1:  # the mean of several seeds says more than the search's one run
-        both = [mean_sd([r.curve.at(S).top1 for r in repeats]) for S in repeats[0].curve.sizes]
-        x, y = repeats[0].curve.sizes, [100 * m for m, _ in both]
-        axes.errorbar(
-            x, y, [100 * (d or 0) for _, d in both], fmt="none", ecolor=look.colour, elinewidth=0.8, capsize=2
-        )
+    if len(study.repeats_of(trial)) > 1:  # the mean of several seeds says more than the search's one run
+        both = study.over_seeds(trial)
+        x, y = tuple(both), [100 * m for m, _ in both.values()]
+        style.whiskers(axes, x, y, [100 * (d or 0) for _, d in both.values()], look.colour)
     axes.plot(x, y, color=look.colour, marker=look.marker, ms=4, label=look.label, **wide)
 
 
@@ -87,9 +83,9 @@ def _rows(study: StudyRuns, shown: Sequence[FinishedTrial], sizes: Sequence[int]
     rows = []
     for t in shown:
         tops = {p.S: p.top1 for p in t.curve.points}
-        repeats = study.repeats_of(t)
+        repeats, both = study.repeats_of(t), study.over_seeds(t)
         for S in sizes:
-            mean, deviation = mean_sd([r.curve.at(S).top1 for r in repeats]) if repeats and S in tops else (None, None)
+            mean, deviation = both.get(S, (None, None))
             row: dict[str, Any] = {"trial": t.number, "family": t.family, "S": S, "top1": tops.get(S)}
             row |= {"training_share": t.shares().get(S, 0.0), "seeds": len(repeats)}
             rows.append(row | {"mean_top1": mean, "deviation": deviation})

@@ -94,6 +94,12 @@ def grid(axes: Any, axis: str = "y") -> None:
     axes.set_axisbelow(True)
 
 
+def whiskers(axes: Any, x: Any, y: Any, errors: Any, colour: str, horizontal: bool = False, **more: Any) -> None:
+    """Error bars alone, so that what they belong to is drawn by whoever calls. ``errors`` as for matplotlib."""
+    look = {"fmt": "none", "ecolor": colour, "elinewidth": 0.8, "capsize": 2} | more
+    axes.errorbar(x, y, **{"xerr" if horizontal else "yerr": errors}, **look)
+
+
 def at_sizes(axes: Any, sizes: Sequence[int], axis_label: bool = True) -> None:
     """A logarithmic axis of image sizes, with a tick at every size (labels that would touch are left out)."""
     from matplotlib.ticker import NullLocator

@@ -12,7 +12,6 @@ import os
 import platform
 import shutil
 import statistics
-import subprocess
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -20,16 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from analysis.runs import finished_trials
+from benchmarks import readme
 from mixtune.cli import Parser, parse_args, run
 from mixtune.config import load, parse
 from mixtune.errors import InputError
 from mixtune.regime.files import load_regime
 from mixtune.study.space import Space
 from mixtune.study.tracking import default_uri
+from mixtune.training.environment import environment
 from mixtune.training.run import Run, TrainingConfig
-
-ROOT = Path(__file__).parents[1]
-BEGIN, END = "<!-- digits:begin -->\n", "<!-- digits:end -->\n"
 
 
 def train_once(regime_file: str, seed: int) -> dict[str, Any]:
@@ -45,6 +43,8 @@ def train_once(regime_file: str, seed: int) -> dict[str, Any]:
 
 def measure(folder: Path, seeds: int) -> dict[str, Any]:
     """Train every published regime of the study and its best searched one with seeds 1 to ``seeds``."""
+    import torch
+
     space = load(folder / "space.yaml", Space)
     trials = finished_trials(default_uri(folder), space.study)
     searched = [t for t in trials if t.searched]
@@ -63,23 +63,12 @@ def measure(folder: Path, seeds: int) -> dict[str, Any]:
     regimes.sort(key=lambda r: -_mean([x["score"] for x in r["runs"]]))
     return {
         "command": "make search, then python -m benchmarks.digits",
-        **_provenance(),
-        "seeds": seeds,
-        "regimes": regimes,
-    }
-
-
-def _provenance() -> dict[str, Any]:
-    import torch
-
-    git = shutil.which("git") or "git"
-    said = subprocess.run([git, "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)  # noqa: S603
-    cores = f"{os.cpu_count()} cores, {platform.processor() or platform.machine()}"
-    return {
-        "commit": said.stdout.strip(),
-        "hardware": cores,
+        "commit": readme.commit(),
+        "hardware": environment()["cpu"],
         "torch": torch.__version__,
         "python": platform.python_version(),
+        "seeds": seeds,
+        "regimes": regimes,
     }
 
 
@@ -128,13 +117,6 @@ def _spread(values: Sequence[float]) -> str:
     return f"{100 * _mean(values):.1f} ± {deviation:.1f}"
 
 
-def write_readme(text: str, block: str) -> str:
-    """README text with the block between the markers replaced."""
-    before, rest = text.split(BEGIN)
-    _, after = rest.split(END)
-    return before + BEGIN + block + END + after
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, call, print."""
     p = Parser("benchmarks.digits", __doc__.split("\n")[0])
@@ -143,13 +125,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(p, argv)
     folder = Path(args.study_folder)
     data = measure(folder, args.seeds)
-    docs = ROOT / "docs"
+    docs = readme.ROOT / "docs"
     docs.mkdir(exist_ok=True)
     (docs / "digits.json").write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     for suffix in ("png", "svg"):
         shutil.copy(folder / "figures" / f"pareto.{suffix}", docs / f"digits_front.{suffix}")
-    readme = ROOT / "README.md"
-    readme.write_text(write_readme(readme.read_text(encoding="utf-8"), table(data)), encoding="utf-8")
+    readme.write("digits", table(data))
     print(table(data))
     rival, difference, _ = compare(data)
     print(f"searched against {rival}, difference of mean scores in points: {100 * difference:.2f}")

@@ -18,7 +18,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from benchmarks.regimes import hardware
+from benchmarks.common import hardware
 from mixtune.cli import Parser, parse_args, run
 from mixtune.config import load, plain
 from mixtune.study.knobs import Uniform

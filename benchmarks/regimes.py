@@ -1,6 +1,6 @@
 """Does training on mixed sizes pay? A fixed size against MixSize B+ and D+ on CIFAR-10, over seeds, on test images.
 
-    python -m benchmarks.regimes cpu --data FOLDER                  two cores, under 15 minutes, a small network
+    python -m benchmarks.regimes cpu --data FOLDER                  two cores, a quarter of an hour, a small network
     python -m benchmarks.regimes gpu --data FOLDER --minutes 9      ResNet-44 as in MixSize; repeat until it says done
 
 Every run keeps a checkpoint in --work, so the command goes on where it was stopped. Results go to
@@ -13,18 +13,17 @@ from __future__ import annotations
 import json
 import math
 import os
-import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal
 
+from benchmarks.common import RESULTS, hardware
+from benchmarks.readme import ROOT
 from mixtune.cli import Parser, parse_args, run
 from mixtune.regime import BatchShape, Budget, published
 from mixtune.training.calibration import Recalibration
@@ -33,7 +32,6 @@ from mixtune.training.recipe import Recipe
 from mixtune.training.run import Evaluation, Run, TrainingConfig
 from mixtune.training.task import TaskConfig
 
-ROOT = Path(__file__).parents[1]
 # 97.5 % point of Student's t by degrees of freedom.
 T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262, 10: 2.228, 11: 2.201}
 
@@ -138,26 +136,6 @@ def train_once(plan: Plan, job: Job, data: str, work: Path, deadline: float) -> 
     }
 
 
-def hardware() -> dict[str, str]:
-    """Where and with what the numbers were made."""
-    import torch
-
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)  # noqa: S607
-    models = [x.split(":")[1].strip() for x in _cpuinfo() if x.startswith("model name")]
-    return {
-        "cpu": f"{len(os.sched_getaffinity(0))} cores of {models[0] if models else platform.machine()}",
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "torchvision", "timm", "numpy")},
-        "commit": commit.stdout.strip(),
-    }
-
-
-def _cpuinfo() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.exists() else []
-
-
 def verdict(differences: Sequence[float]) -> str:
     """Mean difference in points with its 95 % interval, and what that says."""
     if len(differences) < 2:
@@ -211,7 +189,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse, run what is missing, print."""
     args = parse_args(parser(), argv)
     plan = PLANS[args.plan]
-    out = Path(args.out or ROOT / "benchmarks" / "results" / f"{args.plan}.json").absolute()
+    out = Path(args.out or RESULTS / f"{args.plan}.json").absolute()
     work = Path(args.work or ROOT / "benchmarks" / "work" / args.plan).absolute()
     deadline = time.time() + 60 * args.minutes
     named, made_on = digest(essence(plan)), hardware()  # the commit that the runs start from

@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TextIO
 
-from mixtune.errors import InputError, TrainingError
+from mixtune.errors import NO_ROOM, InputError, TrainingError, no_room
+from mixtune.secrets import masked
 
 
 def run(main: Callable[[], int | None]) -> None:
@@ -19,10 +20,10 @@ def run(main: Callable[[], int | None]) -> None:
     try:
         code = main() or 0
     except InputError as err:
-        print(f"error: {err}", file=sys.stderr)
+        print(masked(f"error: {err}"), file=sys.stderr)
         code = 2
     except TrainingError as err:
-        print(f"failed: {err}", file=sys.stderr)
+        print(masked(f"failed: {err}"), file=sys.stderr)
         code = 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -30,6 +31,11 @@ def run(main: Callable[[], int | None]) -> None:
     except BrokenPipeError:  # the reader (head, less) has gone
         sys.stderr.close()
         code = 141
+    except OSError as err:
+        if err.errno not in NO_ROOM:
+            raise
+        print(f"error: {no_room(err.filename or 'a file')}", file=sys.stderr)
+        code = 2
     sys.exit(code)
 
 
@@ -114,6 +120,13 @@ def python() -> str:
     if executable.is_relative_to(Path.cwd()):
         executable = executable.relative_to(Path.cwd())
     return shlex.quote(str(executable))
+
+
+def on_path() -> str:
+    """What a printed command begins with where it calls other programs of this environment; empty when it is active."""
+    if python() == "python":
+        return ""
+    return f'PATH={shlex.quote(str(Path(sys.executable).absolute().parent))}:"$PATH" '
 
 
 def _prefix_of(executable: str) -> str:

@@ -3,11 +3,27 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 
 class InputError(Exception):
     """Bad input. The message is one sentence that names the file, the key and what would be right."""
+
+
+class NoRoomError(InputError):
+    """A disk is full. What was written before is intact, and the same command goes on once there is room."""
+
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of the disk, of a quota, of a limit on file sizes
+
+
+def no_room(path: object) -> NoRoomError:
+    """The error for a file or folder that could not be written."""
+    return NoRoomError(
+        f"{path}: the disk (or its quota) is full; what was written before is intact, and the same command goes on "
+        "once there is room"
+    )
 
 
 class TrainingError(Exception):

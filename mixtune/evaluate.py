@@ -26,11 +26,15 @@ def parser() -> Parser:
     p.add_argument("--space", metavar="FILE", help="take task and sizes from this search space")
     p.add_argument("--sizes", metavar="S,S,...", help="inference sizes in pixels (default: those of the training)")
     p.add_argument("--test", action="store_true", help="on the test set (default: the hold-out of the training set)")
-    p.add_argument("--recalibrate", action="store_true", help="choose batch-norm statistics per size, on other images")
+    p.add_argument(
+        "--recalibrate",
+        action="store_true",
+        help="choose batch-norm statistics per size, on other images (default: as in training)",
+    )
     p.add_argument("--mirror", action="store_true", help="test-time augmentation: mean over the image and its mirror")
     p.add_argument("--latency", type=int, metavar="BATCH", help="measure latency and peak memory in batches of this")
     p.add_argument("--corruptions", type=int, metavar="S", help="also top-1 under corruptions at this size")
-    p.add_argument("--out", metavar="FOLDER", help="write curve.csv, curve.png and corruptions.csv here")
+    p.add_argument("--out", metavar="FOLDER", help="write curve.csv, corruptions.csv and curve.png (all of it) here")
     p.add_set()
     return p
 
@@ -38,12 +42,19 @@ def parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, evaluate, print."""
     args = parse_args(parser(), argv)
+    from mixtune.training.trained import judged_on
+
     given = Path(args.weights)
     trained: dict[str, Any] = {}
     path = given
     if given.is_dir():
         path = given / "weights.safetensors"
         trained = load_regime(given / "regime.yaml")[1]
+        if not args.test and judged_on(given) == "test":
+            raise InputError(
+                f"--weights {given}: was trained on the whole training set, so its hold-out would be images it has "
+                "seen; judge it on the test set with --test"
+            )
     if not args.space and not trained:
         raise InputError(f"--weights {given}: say what it was trained on with --space FILE (or name a run's folder)")
     source = args.space or f"{given / 'regime.yaml'}: training"
@@ -57,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     config = parse(settings(trained, args.space, args.assignments), TrainingConfig, source)
     sizes = _sizes(args.sizes) if args.sizes else config.evaluate.sizes
-    recalibration = (config.evaluate.recalibrate or Recalibration()) if args.recalibrate else None
+    recalibration = config.evaluate.recalibrate or (Recalibration() if args.recalibrate else None)
     task = Classification(config.task, "test" if args.test else "validation", config.device, recalibration)
     try:
         from mixtune.regime import BatchShape
@@ -86,9 +97,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     for p in curve.points:
         line = f"{p.S:>5} {100 * p.top1:>8.2f} {100 * p.top5:>8.2f} {p.loss:>7.4f} {100 * p.ece:>6.2f} {p.gmacs:>9.4g}"
         line += f" {1e3 * p.latency:>9.3f}" if p.latency is not None else ""
-        line += f" {p.memory / 2**20:>9.0f}" if p.memory is not None else ""
+        line += f" {p.memory / 2**20:>8.3g}" if p.memory is not None else ""
         line += f"  {task.chosen[p.S][0]}" if recalibration else ""
         print(line)
+    if args.corruptions and recalibration and args.corruptions not in sizes:
+        task.evaluate(judged, [args.corruptions])  # chooses the statistics at this size
     rows = robustness(task, judged, args.corruptions) if args.corruptions else []
     if rows:
         print(f"\ntop-1 % at {args.corruptions} px under corruptions of severity 1 to 5")
@@ -115,26 +128,52 @@ def _sizes(text: str) -> tuple[int, ...]:
 def _extra_head(args: Any) -> str:
     if args.latency is None:
         return ""
-    return f" ms/image at batch {args.latency}; peak MiB where there is a GPU"
+    return f"  ms/image peak MiB (batch {args.latency})"
 
 
 def _write(folder: Path, curve: Sequence[dict[str, Any]], corruptions: Sequence[dict[str, Any]]) -> None:
-    from matplotlib.figure import Figure
-
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_csv(folder / "curve.csv", curve)
         if corruptions:
             write_csv(folder / "corruptions.csv", corruptions)
-        figure = Figure(figsize=(6, 4), layout="constrained")
-        axes = figure.subplots()
-        axes.plot([r["gmacs"] for r in curve], [100 * r["top1"] for r in curve], "o-")
-        for r in curve:
-            axes.annotate(f"{r['S']} px", (r["gmacs"], 100 * r["top1"]), textcoords="offset points", xytext=(4, -10))
-        axes.set(xscale="log", xlabel="inference cost, GMACs per image", ylabel="top-1, %")
-        figure.savefig(folder / "curve.png", dpi=150)
+        _draw(curve, corruptions).savefig(folder / "curve.png", dpi=150)
     except OSError as err:
         raise InputError(f"--out {folder}: cannot be written to ({err.strerror}); name another folder") from None
+
+
+def _draw(curve: Sequence[dict[str, Any]], corruptions: Sequence[dict[str, Any]]) -> Any:
+    """Top-1 and calibration error against image size, and where measured top-1 against the corruptions' severity."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4 * (2 + bool(corruptions)), 3.2), layout="constrained")
+    panels = figure.subplots(1, 2 + bool(corruptions))
+    sizes = [r["S"] for r in curve]
+    for panel, key, name in ((panels[0], "top1", "top-1, %"), (panels[1], "ece", "calibration error, %")):
+        panel.plot(sizes, [100 * r[key] for r in curve], "o-", color="#0072B2")
+        panel.set_xscale("log")
+        panel.set_xticks(sizes, [str(S) for S in sizes])
+        panel.minorticks_off()
+        panel.set(xlabel="image size, px", ylabel=name)
+    above = panels[0].secondary_xaxis("top")
+    above.set_xticks(sizes, [f"{r['gmacs']:.2g}" for r in curve], fontsize=7)
+    above.minorticks_off()
+    above.set_xlabel("GMACs per image", fontsize=8)
+    if corruptions:
+        colours = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")  # Okabe and Ito's
+        families = list(dict.fromkeys(r["family"] for r in corruptions))
+        clean = {r["S"]: 100 * r["top1"] for r in curve}
+        for family, colour, marker in zip(families, colours, "os^vPX", strict=False):
+            rows = [r for r in corruptions if r["family"] == family]
+            x, y = [r["severity"] for r in rows], [100 * r["top1"] for r in rows]
+            if rows[0]["S"] in clean:
+                x, y = [0, *x], [clean[rows[0]["S"]], *y]
+            panels[2].plot(x, y, marker=marker, ms=4, color=colour, label=family)
+        panels[2].set(xlabel="severity of the corruption (0: none)", ylabel=f"top-1 at {corruptions[0]['S']} px, %")
+        panels[2].legend(fontsize=7, frameon=False)
+    for panel in panels:
+        panel.grid(axis="y", lw=0.4, color="0.9")
+    return figure
 
 
 if __name__ == "__main__":

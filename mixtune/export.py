@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from mixtune.cli import Parser, parse_args, run, shell
+from mixtune.cli import Parser, on_path, parse_args, python, run, shell
 from mixtune.errors import InputError, did_you_mean
 from mixtune.regime import BatchShape, Budget
 from mixtune.regime.catalogue import published_run, write_published
@@ -48,8 +48,10 @@ def parser() -> Parser:
 
 def export_network(args: argparse.Namespace) -> int:
     """Pick network and size by need, and write it where ``--network`` says."""
-    from mixtune import deploy
-    from mixtune.pick import Need, Trained, pick
+    from mixtune.deploy import formats as written
+    from mixtune.deploy import network as deployed
+    from mixtune.deploy.pick import Need, pick
+    from mixtune.training.trained import Trained
 
     runs = [Trained.read(Path(folder)) for folder in args.run]
     needs = [Need.parse("at most", text) for text in args.at_most]
@@ -60,24 +62,33 @@ def export_network(args: argparse.Namespace) -> int:
     if args.register and "torch" not in formats:
         formats.append("torch")  # what is served is made of it
     for name in formats:
-        if name not in deploy.WRITERS:
-            raise InputError(f"--formats: unknown format {name!r}; {did_you_mean(name, deploy.WRITERS)}")
+        if name not in written.WRITERS:
+            raise InputError(f"--formats: unknown format {name!r}; {did_you_mean(name, written.WRITERS)}")
     run_, point = pick(runs, needs)
     asked = " and ".join(f"{n.kind} {n.said}" for n in needs) or "the most accurate"
     measured = f" and {1000 * point.latency:.3g} ms" if point.latency is not None else ""
     print(f"{asked}: {run_.folder} at {point.S} px, top-1 {100 * point.top1:.2f} %, {point.gmacs:.4g} GMACs{measured}")
     if args.network:
-        network, chosen = deploy.restore(run_, point.S)
+        network, chosen = deployed.restore(run_, point.S)
         print(f"batch-norm statistics: {chosen}")
-        about = deploy.description(run_, point, chosen, needs)
-        for path in deploy.save(network, Path(args.network), run_.curve.sizes, formats, about):
+        about = deployed.description(run_, point, chosen, needs)
+        for path in written.save(network, Path(args.network), run_.curve.sizes, formats, about):
             print(f"wrote {path}")
+        if "mlflow" in formats:
+            print(f"serve it:\n  {_serve(Path(args.network) / 'mlflow')}")
         if args.register:
-            from mixtune.serving import register
+            from mixtune.deploy.serving import register
 
             said = register(Path(args.network), about, args.tracking_uri, args.register)
-            print(f"registered {said}; serve it with MLFLOW_TRACKING_URI set: mlflow models serve -m {said}")
+            print(f"registered {said}; serve it:\n  {_serve(said, args.tracking_uri)}")
     return 0
+
+
+def _serve(model: str | Path, store: str = "") -> str:
+    """The command that serves a model on this machine; it can be pasted into a fresh shell."""
+    uri = shell(f"MLFLOW_TRACKING_URI={store}") + " " if store else ""
+    command = shell("-m", "mlflow", "models", "serve", "-m", model, "--env-manager", "local", "--port", "5001")
+    return f"{on_path()}{uri}{python()} {command}"
 
 
 def shape(text: str) -> BatchShape:

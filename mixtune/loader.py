@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from mixtune.regime import Schedule
+from mixtune.regime import WHOLE, Schedule, Shard
 
 Key = tuple[int, int, int, int, int]  # sample, S, D, seed, step
 Transform = Callable[[Any], Tensor]
@@ -35,20 +35,15 @@ class Samples(Sized, Protocol):
 class MixedSizes(Sampler[list[Key]]):
     """Batch sampler: for every step of a schedule the keys of its samples, which say at which size they are wanted.
 
-    ``start``: the first step (to resume). ``rank`` of ``processes``: every process takes its part of each step's B
-    images. Raises ValueError when a step has fewer images than there are processes.
+    ``start``: the first step (to resume). ``shard``: the part of each step's B images that this process takes; the
+    loss of a step is the mean over all processes, weighted by their images. Raises ValueError when a step has fewer
+    images than there are processes.
     """
 
-    def __init__(
-        self, schedule: Schedule, n_samples: int, seed: int = 0, start: int = 0, rank: int = 0, processes: int = 1
-    ) -> None:
-        smallest = min(schedule.shapes, key=lambda s: s.B)
-        if not 0 <= rank < processes:
-            raise ValueError(f"rank must lie in [0, {processes}), not be {rank}")
-        if processes > smallest.B:
-            raise ValueError(f"a step of {smallest} has {smallest.B} images, too few for {processes} processes")
+    def __init__(self, schedule: Schedule, n_samples: int, seed: int = 0, start: int = 0, shard: Shard = WHOLE) -> None:
+        shard.check(schedule.shapes)
         self.schedule, self.n_samples, self.seed, self.start = schedule, n_samples, seed, start
-        self.rank, self.processes = rank, processes
+        self.shard = shard
 
     def __len__(self) -> int:
         return len(self.schedule) - self.start
@@ -57,7 +52,7 @@ class MixedSizes(Sampler[list[Key]]):
         batches = self.schedule.sample_batches(self.n_samples, self.seed, self.start)
         for step, samples in enumerate(batches, start=self.start):
             shape = self.schedule.shapes[self.schedule.index[step]]
-            mine = samples[self.rank :: self.processes]
+            mine = samples[self.shard.part(len(samples))]
             yield [(int(i), shape.S, shape.D, self.seed, step) for i in mine]
 
 
@@ -104,8 +99,7 @@ def mixed_loader(
     transform_at: Callable[[int], Transform] = random_crops,
     seed: int = 0,
     start: int = 0,
-    rank: int = 0,
-    processes: int = 1,
+    shard: Shard = WHOLE,
     **options: Any,
 ) -> DataLoader[tuple[Tensor, Tensor]]:
     """One loader for all sizes of a schedule; its length is the number of steps.
@@ -113,5 +107,5 @@ def mixed_loader(
     ``options`` go to torch's DataLoader (num_workers, pin_memory, ...). With Lightning, give it as the training loader
     for one epoch, and ``Trainer(max_epochs=1, use_distributed_sampler=False)``.
     """
-    sampler = MixedSizes(schedule, len(dataset), seed, start, rank, processes)
+    sampler = MixedSizes(schedule, len(dataset), seed, start, shard)
     return DataLoader(Views(dataset, transform_at), batch_sampler=sampler, collate_fn=join, **options)  # type: ignore[arg-type]

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from mixtune.cli import Parser, parse_args, python, run, shell, short
 from mixtune.config import load
+from mixtune.secrets import MaskSecrets, masked
 
 
 def parser() -> Parser:
@@ -24,6 +25,7 @@ def parser() -> Parser:
     p.add_argument("--storage", metavar="URL", help="Optuna storage (default: study.db in the folder)")
     p.add_argument("--tracking-uri", metavar="URI", help="MLflow tracking store (default: mlflow.db in the folder)")
     p.add_argument("--address", metavar="HOST:PORT", help="an existing Ray cluster (default: this machine)")
+    p.add_argument("--resume", action="store_true", help="only go on with a study that is there, never begin one")
     p.add_argument("--dry-run", action="store_true", help="print the regimes that would be tried, and stop")
     p.add_set()
     return p
@@ -33,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse, call, print."""
     args = parse_args(parser(), argv)
     logging.basicConfig(format="note: %(message)s", level=logging.WARNING)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(MaskSecrets())
     more = [] if args.trials is None else [f"trials={args.trials}"]
 
     if args.address and (Path.home() / ".ray" / "auth_token").exists():
@@ -46,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from mixtune.study import preflight
 
     if args.dry_run:
-        from mixtune.study.sampling import check_named
+        from mixtune.study.named import check_named
 
         check_named(space)
         preflight.check_sizes(space, args.space)
@@ -61,12 +65,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     places = Places(
         Path(args.out or Path("studies") / space.study).absolute(), args.storage, args.tracking_uri, args.address
     )
-    result = conduct(space, args.space, places, _draw, lambda line: print(line, flush=True))
+    result = conduct(space, args.space, places, _draw, lambda line: print(masked(line), flush=True), args.resume)
     print()
     print(table(space, result))
     print()
-    for title, command in _next_commands(places, space.study, result):
-        print(f"{title}\n  {command}")
+    for title, command in _next_commands(places, space, result):
+        print(masked(f"{title}\n  {command}"))
     if result.interrupted:
         print("\ninterrupted; nothing that was finished is lost", file=sys.stderr)
         return 130
@@ -82,8 +86,10 @@ def _draw(uri: str, study: str, folder: Path) -> list[Path]:
     return draw(uri, study, folder)
 
 
-def _next_commands(places, study, result):  # type: ignore[no-untyped-def]
-    me, folder = python(), places.folder
+def _next_commands(places, space, result):  # type: ignore[no-untyped-def]
+    from mixtune.study.browsing import address
+
+    me, folder, study, workers = python(), places.folder, space.study, space.resources.workers
     resume = [me, "-m mixtune.search", shell("--space", folder / "space.yaml", "--out", folder)]
     for flag, value in (
         ("--storage", places.storage),
@@ -98,7 +104,8 @@ def _next_commands(places, study, result):  # type: ignore[no-untyped-def]
     )
     if result.best is None:
         return
-    yield "train the best regime on its own", f"{me} -m mixtune.train {shell('--regime', result.best_file)}"
+    launcher = f" -m torch.distributed.run --nproc-per-node {workers}" if workers > 1 else ""
+    yield "train the best regime on its own", f"{me}{launcher} -m mixtune.train {shell('--regime', result.best_file)}"
     uri = places.tracking_uri
     if places.tracking is None:
         uri = f"sqlite:///{short(folder)}/mlflow.db"
@@ -107,13 +114,15 @@ def _next_commands(places, study, result):  # type: ignore[no-untyped-def]
         f"{me} -m analysis.pareto {shell('--study', study, '--tracking-uri', uri, '--out', folder / 'figures')}",
     )
     if uri.startswith("sqlite"):
+        page = address("http://127.0.0.1:5000", result.experiment, study)
         yield (
-            f"browse it: start the server, then open http://127.0.0.1:5000/#/experiments/{result.experiment}/runs",
+            f"browse it: start the server, then open {page}\n(MLflow opens its assistant beside it the first time; "
+            "closed once, it stays closed)",
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false "
             f"{me} -m mlflow server --workers 1 {shell('--backend-store-uri', uri)}",
         )
     else:
-        yield "browse it", f"{uri}/#/experiments/{result.experiment}/runs"
+        yield "browse it", address(uri, result.experiment, study)
 
 
 if __name__ == "__main__":

@@ -2,20 +2,27 @@
 
 A regime file that a search wrote knows how it was trained, so it needs nothing else and gives the trial's score again.
 Any other regime file takes the task, budget and recipe of a search space: --space search_spaces/cifar10.yaml.
+On several GPUs: torchrun --nproc-per-node 8 -m mixtune.train --regime FILE
 """
 
 from __future__ import annotations
 
+import argparse
+import contextlib
+import io
 import statistics
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mixtune.cli import Bar, Parser, parse_args, run, short
-from mixtune.config import override, parse, plain, read_yaml
+from mixtune.config import override, parse, read_yaml
 from mixtune.errors import InputError
-from mixtune.regime.files import load_regime, save_regime
-from mixtune.training.curve import write_csv
+from mixtune.regime.files import load_regime
+
+if TYPE_CHECKING:
+    from mixtune.training.ranks import Ranks
 
 CHECKPOINT = "checkpoint.pt"
 # What a search space says of each run, beside what it searches.
@@ -51,8 +58,16 @@ def settings(file: Mapping[str, Any], space: str | None, assignments: Sequence[s
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, train, print."""
+    """Parse, train, print; under torchrun together with the other ranks, of which the first prints and writes."""
     args = parse_args(parser(), argv)
+
+    from mixtune.training.meeting import from_environment
+
+    with from_environment() as ranks, contextlib.redirect_stdout(sys.stdout if ranks.first else io.StringIO()):
+        return _train(args, ranks)
+
+
+def _train(args: argparse.Namespace, ranks: Ranks) -> int:
     regime, trained = load_regime(args.regime)
     if not args.space and not trained:
         raise InputError(
@@ -64,25 +79,40 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.seed is not None:
         data["seed"] = args.seed
 
+    import torch
+
     from mixtune.training.finetune import find_rate, standardised_accuracy
     from mixtune.training.run import Run, TrainingConfig
+    from mixtune.training.trained import save
 
     source = args.space or f"{args.regime}: training"
     first = parse(data, TrainingConfig, source)
+    world = ranks.shard.world
+    if first.device != "cpu" and 0 < torch.cuda.device_count() < ranks.local:
+        raise InputError(
+            f"torchrun --nproc-per-node {ranks.local}: each rank needs a GPU of its own, and there are "
+            f"{torch.cuda.device_count()}; start as many ranks, or train on CPUs with --set device=cpu"
+        )
     out = Path(args.out) if args.out else None
     if out:
         _writable(out)
     print(f"regime   {regime}")
+    if first.ranks != world and not first.recipe.sync_bn and not args.space:
+        print(
+            f"note     trained on {first.ranks} rank{'s' * (first.ranks > 1)}, whose batch norms saw their own part of "
+            f"each step; on {world} the results differ (they would not with recipe.sync_bn)"
+        )
     scores: dict[int, list[float]] = {}
     for seed in range(first.seed, first.seed + args.seeds):
         config = parse(data | {"seed": seed}, TrainingConfig, source)
-        job = Run.prepare(regime, config, "test" if args.test else "validation")
+        job = Run.prepare(regime, config, "test" if args.test else "validation", ranks)
         if seed == first.seed:
             judged = "test set" if args.test else f"hold-out of {100 * config.task.validation:g} %"
             shared = f"{job.task.n_train} images, {judged}"
             print(f"task     {config.task.network} on {config.task.dataset}, {shared}")
             epochs = job.schedule.samples / job.task.n_train
-            print(f"steps    {len(job.schedule)} ({epochs:.1f} epochs) on {job.task.device}")
+            many = f", {world} ranks" if world > 1 else ""
+            print(f"steps    {len(job.schedule)} ({epochs:.1f} epochs) on {job.task.device}{many}")
         print(f"seed     {seed}", flush=True)
         if args.find_rate:
             found = find_rate(job.task, job.network, job.schedule, job.recipe, seed)
@@ -92,8 +122,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         kept = folder / CHECKPOINT if folder else None
         if kept and kept.exists():
             print(f"resuming {short(kept)}", flush=True)
-        bar = Bar(len(job.schedule))
-        for report in job.reports(kept, on_step=bar.step):
+        bar = Bar(len(job.schedule), stream=sys.stderr if ranks.first else io.StringIO())
+        for report in job.reports(kept, on_step=bar.step, say=lambda text: print(f"engine   {text}", flush=True)):
             bar.clear()
             speed = f"{report.views_per_second:,.0f} views/s"
             accuracy = "  ".join(f"{p.S} px {100 * p.top1:.2f}" for p in report.curve.points)
@@ -107,11 +137,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         for p in report.curve.points:
             scores.setdefault(p.S, []).append(p.top1)
-        if folder:
-            folder.mkdir(parents=True, exist_ok=True)
-            job.save_weights(folder / "weights.safetensors")
-            save_regime(folder / "regime.yaml", regime, plain(config))
-            write_csv(folder / "curve.csv", report.curve.rows())
+        if folder and ranks.first:
+            save(folder, regime, job, report)
     print("top-1, %" + (f", mean and deviation over {args.seeds} seeds" if args.seeds > 1 else ""))
     for S, values in sorted(scores.items()):
         spread = f" ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 else ""

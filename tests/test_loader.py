@@ -6,6 +6,7 @@ from torch.utils.data import TensorDataset
 
 from mixtune import BatchShape, Budget, Mixture, Regime, Schedule, load_regime
 from mixtune.loader import MixedSizes, Views, mixed_loader, random_crops
+from mixtune.regime import Shard
 from mixtune.regime.files import save_regime
 
 SHAPES = [BatchShape(8, 12, 2), BatchShape(16, 6)]
@@ -70,7 +71,7 @@ def test_workers_and_resuming_change_nothing(dataset, schedule):
 
 def test_processes_share_every_step(schedule):
     whole = list(MixedSizes(schedule, N))
-    parts = [list(MixedSizes(schedule, N, rank=r, processes=4)) for r in range(4)]
+    parts = [list(MixedSizes(schedule, N, shard=Shard(r, 4))) for r in range(4)]
     for step, keys in enumerate(whole):
         mine = [part[step] for part in parts]
         assert sorted(k for part in mine for k in part) == sorted(keys)
@@ -85,9 +86,7 @@ def test_the_users_random_numbers_are_left_alone(dataset, schedule):
 
 
 def test_what_cannot_work_is_said(dataset, schedule):
-    with pytest.raises(ValueError, match="a step of 16x6 has 6 images, too few for 8 processes"):
-        MixedSizes(schedule, N, processes=8)
-    with pytest.raises(ValueError, match=r"rank must lie in \[0, 2\), not be 2"):
-        MixedSizes(schedule, N, rank=2, processes=2)
+    with pytest.raises(ValueError, match="a step of 16x6 has 6 images, too few for 8 ranks"):
+        MixedSizes(schedule, N, shard=Shard(0, 8))
     with pytest.raises(ValueError, match=r"transform_at\(8\) gave an image of \(3, 20, 24\), not \[3, 8, 8\]"):
         _ = Views(dataset, lambda S: lambda x: x)[(0, 8, 1, 0, 0)]

@@ -115,7 +115,7 @@ def test_the_printed_command_adds_trials_and_a_finished_study_says_so(study):
     folder, text = study
     words = printed_command(text, "add trials")
     words[words.index("--trials") + 1] = "5"
-    more = run_printed(words, folder.parent)
+    more = run_printed([*words, "--resume"], folder.parent)
     assert more.returncode == 0, more.stderr
     assert "study tiny goes on: 4 of 5 trials are done" in more.stdout
     again = run_printed(words, folder.parent)
@@ -145,6 +145,11 @@ def test_the_printed_command_adds_trials_and_a_finished_study_says_so(study):
         (["--space", "{space}", "--out", "{file}/x"], "cannot be written to"),
         (["--space", "{space}", "--tracking-uri", "http://127.0.0.1:9"], "no MLflow tracking server answers there"),
         (["--space", "{space}", "--storage", "sqlite:////nowhere/s.db"], "not a usable Optuna storage"),
+        (["--space", "{space}", "--resume"], "holds no study 'tiny'; without --resume it is begun"),
+        (
+            ["--space", "{space}", "--storage", "mysql://me:hunter2@127.0.0.1:9/x"],
+            "mysql://me:***@127.0.0.1:9/x: not a",
+        ),
         (["--spaec", "x"], "see python -m mixtune.search --help"),
     ],
 )
@@ -164,6 +169,7 @@ def test_bad_input_is_one_sentence_exit_code_two_and_nothing_written(
     assert said.out == ""
     assert message in said.err
     assert said.err.count("\n") == 1
+    assert "hunter2" not in said.err
     assert not (tmp_path / "out" / "study.db").exists()
 
 

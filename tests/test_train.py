@@ -99,3 +99,27 @@ def test_a_loss_that_is_no_number_ends_with_a_sentence(regime_file, capsys):
         cli.run(lambda: train.main(["--regime", str(regime_file), "--set", "recipe.lr=1e30"]))
     assert stop.value.code == 1
     assert "a lower recipe.lr" in capsys.readouterr().err
+
+
+def test_more_ranks_than_gpus_are_refused(regime_file, monkeypatch):
+    from contextlib import nullcontext
+
+    from mixtune.errors import InputError
+    from mixtune.regime import Shard
+    from mixtune.training import meeting
+    from mixtune.training.ranks import Ranks
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(meeting, "from_environment", lambda: nullcontext(Ranks(Shard(0, 2), 2)))
+    with pytest.raises(
+        InputError, match="--nproc-per-node 2: each rank needs a GPU of its own, and there are 1; start"
+    ):
+        train.main(["--regime", str(regime_file)])
+
+
+def test_another_number_of_ranks_than_the_trials_is_said(regime_file, capsys):
+    arguments = ["--regime", str(regime_file), "--set", "evaluate.reports=1", "--set", "ranks=4"]
+    train.main(arguments)
+    assert "note     trained on 4 ranks, whose batch norms saw their own part" in capsys.readouterr().out
+    train.main([*arguments, "--set", "recipe.sync_bn=true"])
+    assert "note " not in capsys.readouterr().out

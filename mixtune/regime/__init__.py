@@ -6,10 +6,12 @@ from mixtune.regime.literature import PUBLISHED, published
 from mixtune.regime.regime import Mixture, Phase, Regime
 from mixtune.regime.schedule import Budget, Schedule, apportion
 from mixtune.regime.shapes import BatchShape
+from mixtune.regime.shard import WHOLE, Shard
 
 __all__ = [
     "LITERATURE",
     "PUBLISHED",
+    "WHOLE",
     "BatchShape",
     "Budget",
     "CostTable",
@@ -17,6 +19,7 @@ __all__ = [
     "Phase",
     "Regime",
     "Schedule",
+    "Shard",
     "apportion",
     "from_literature",
     "published",

@@ -5,18 +5,29 @@ It makes candidates, takes reports, decides on pruning, records ends and tells t
 
 from __future__ import annotations
 
+import logging
 import math
+import time
+from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from mixtune.config import plain
+from mixtune.errors import NO_ROOM, NoRoomError, no_room
+from mixtune.regime import Regime
 from mixtune.regime.files import regime_to_dict, save_regime
 from mixtune.study.events import Candidate, Listeners, State
-from mixtune.study.sampling import Trials
+from mixtune.study.feasible import infeasible
+from mixtune.study.ledger import Book, StorageAwayError
+from mixtune.study.limits import POSITION, Clock, memory_kills, position
 from mixtune.training.curve import Curve, write_csv
 from mixtune.training.run import TrainingConfig
+
+log = logging.getLogger("mixtune")
+INFEASIBLE_IN_A_ROW = 200
+PATIENCE_SECONDS = 600.0  # with a storage that is away, while nothing runs
 
 
 @dataclass
@@ -24,48 +35,120 @@ class _Live:
     candidate: Candidate
     trial: Any  # optuna's live trial
     checkpoint: Path  # of this trial and of its earlier attempts, should the search have been cut off
-    state: State = "FAIL"
-    reason: str = "ended without its last report"
+    clock: Clock
+    configuration: dict[str, Any]
+    state: State | None = None  # None: not decided yet
+    reason: str = ""
     score: float | None = None
     curve: Curve | None = None
+    reports: int = 0  # the number of the last one that was taken
+    deaths: int = 0  # of its workers
+    memory_kills: int = field(default_factory=memory_kills)
 
 
 class Bridge:
-    """One of the runner's trials and one of the study's per candidate, found by the runner's id."""
+    """One of the study's trials per candidate, and one of the runner's per attempt at it, found by the runner's id."""
 
-    def __init__(self, trials: Trials, training: TrainingConfig, folder: Path, listeners: Listeners) -> None:
+    def __init__(
+        self, trials: Book, training: TrainingConfig, folder: Path, listeners: Listeners, n_train: int | None = None
+    ) -> None:
+        """``n_train``: training images of a trial; with it, candidates that cannot meet the budget are not trained."""
+        self._n_train = n_train
         self.trials, self.listeners = trials, listeners
+        self.halted = ""  # why no trial can go on (a full disk)
         self._training, self._folder = training, folder
+        self._limits = trials.space.limits
         self._left = trials.remaining()
         self._live: dict[str, _Live] = {}
+        self._again: deque[_Live] = deque()  # their workers died
+        self._away: float | None = None  # since when nothing runs and the storage is away
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is left to be run, now or later."""
+        return bool(self.halted) or not (self._left > 0 or self._live or self._again)
 
     def suggest(self, run_id: str) -> dict[str, Any] | None:
-        """The configuration of a new trial; None when the study has all its trials."""
-        if self._left <= 0:
+        """The configuration of the next of the runner's trials; None when there is none now (see ``done``)."""
+        if self.halted or not (self._again or self._left > 0):
+            return None
+        if self._again:
+            live = self._live[run_id] = self._again.popleft()
+            live.clock = Clock(self._limits, live.candidate.folder)
+            return live.configuration
+        try:
+            live = self._live[run_id] = self._next()
+        except StorageAwayError as err:
+            self._wait(str(err))
+            return None  # asked again later
+        except (OSError, NoRoomError) as err:
+            self._halt_on(err, self._folder)
             return None
         self._left -= 1
-        trial, params = self.trials.ask()
-        published = str(trial.user_attrs.get("published", ""))
-        regime = self.trials.space.regime(params, published or f"searched {trial.number}")
+        self._away = None
+        self._tell("started", live.candidate)
+        return live.configuration
+
+    def _next(self) -> _Live:
+        for _ in range(INFEASIBLE_IN_A_ROW):
+            trial, params = self.trials.ask()
+            published = str(trial.user_attrs.get("published", ""))
+            regime = self.trials.space.regime(params, published or f"searched {trial.number}")
+            training = replace(self._training, recipe=self.trials.space.recipe_of(params))
+            reason = infeasible(self.trials.space, regime, training, self._n_train)
+            if not reason:
+                return self._begin(trial, params, published, regime, training)
+            self.trials.finish(trial, "INFEASIBLE", None, reason, None)
+        raise NoRoomError(
+            f"{INFEASIBLE_IN_A_ROW} candidates in a row cannot meet the budget (the last: {reason}); "
+            "raise budget.epochs, lower base.B, or leave out what cannot be met from search"
+        )
+
+    def _begin(
+        self, trial: Any, params: dict[str, Any], published: str, regime: Regime, config: TrainingConfig
+    ) -> _Live:
+        space = self.trials.space
         folder = self._folder / "trials" / f"{trial.number:04d}"
         folder.mkdir(parents=True, exist_ok=True)
-        training = plain(self._training)
+        training = plain(config)
         save_regime(folder / "regime.yaml", regime, training)
         candidate = Candidate(trial.number, regime, params, folder, published)
         lineage = int(trial.user_attrs.get("lineage", trial.number))
         checkpoint = self._folder / "checkpoints" / f"{lineage:04d}.pt"
-        self._live[run_id] = _Live(candidate, trial, checkpoint)
-        self.listeners.tell("started", candidate)
-        return {
+        configuration = {
             "regime": regime_to_dict(regime),
             "training": training,
             "folder": str(folder),
             "checkpoint": str(checkpoint),
+            "stages": plain(space.stages),
+            "reports": space.reports_on_the_way,
         }
+        return _Live(candidate, trial, checkpoint, Clock(self._limits, folder), configuration)
+
+    def running(self, run_id: str, now: float) -> None:
+        """A worker has begun with the trial, at this time in seconds."""
+        if run_id in self._live:
+            self._live[run_id].clock.start(now)
+
+    def overdue(self, now: float) -> list[str]:
+        """Trials that have just exceeded a limit: their workers are to be killed."""
+        found = []
+        for run_id, live in self._live.items():
+            if live.state is None and (why := live.clock.exceeded(now)):
+                live.state, live.reason = "FAIL", why
+                found.append(run_id)
+        return found
 
     def report(self, run_id: str, result: Mapping[str, Any]) -> bool:
         """Take a worker's report; True when the trial is to be stopped."""
         live = self._live[run_id]
+        live.clock.reported()
+        if "no_room" in result:
+            self._halt(str(result["no_room"]))
+        if self.halted and not result.get("last"):
+            return True
+        if live.state is not None:  # overdue: its worker is being killed
+            return True
         if "failed" in result:
             live.state, live.reason = "FAIL", str(result["failed"])
             return True
@@ -75,12 +158,21 @@ class Bridge:
             live.state, live.reason = "FAIL", f"the score is not finite ({result['score']})"
             return True
         live.score, live.curve = float(result["score"]), Curve.from_rows(result["curve"])
-        pruned = self.trials.report(live.trial, int(result["number"]), live.score, bool(result["last"]))
-        self.listeners.tell("reported", live.candidate, result, live.score)
+        if result["last"]:
+            live.state = "COMPLETE"
+        if int(result["number"]) <= live.reports:
+            return False  # told again by a worker that went on from a checkpoint
+        live.reports = int(result["number"])
+        value = float(result["own"]) if self.trials.space.paired else live.score
+        try:
+            pruned = self.trials.report(live.trial, live.reports, value, bool(result["last"]))
+        except NoRoomError as err:
+            live.state = None  # it is run again, and soon at its end: its checkpoint is there
+            self._halt(str(err))
+            return True
         if pruned:
             live.state, live.reason = "PRUNED", f"pruned at {100 * result['progress']:.0f} % of the budget"
-        elif result["last"]:
-            live.state, live.reason = "COMPLETE", ""
+        self._tell("reported", live.candidate, result, live.score)
         return pruned
 
     def end(self, run_id: str, error: bool) -> None:
@@ -88,17 +180,73 @@ class Bridge:
         live = self._live.pop(run_id, None)
         if live is None:
             return
-        if error and live.state != "COMPLETE":
-            live.state, live.reason = "FAIL", "its worker died (out of memory, or killed)"
+        if live.state is None and error and not self.halted:
+            live.deaths += 1
+            why = self._death(live)
+            if live.deaths <= self._limits.retries:
+                log.warning("#%d: %s; it goes on from its checkpoint", live.candidate.number, why)
+                self._again.append(live)
+                return
+            live.state, live.reason = "FAIL", why + (f" ({live.deaths} times)" if live.deaths > 1 else "")
+        if live.state is None:
+            live.state, live.reason = (
+                ("INTERRUPTED", self.halted) if self.halted else ("FAIL", "ended without a result")
+            )
+        try:
+            if live.state != "INTERRUPTED":
+                self._close(live)
+        except (OSError, NoRoomError) as err:
+            self._halt_on(err, live.candidate.folder)
+            live.state, live.reason = "INTERRUPTED", self.halted
+        self._tell("ended", live.candidate, live.state, live.score, live.reason, live.curve)
+
+    def _close(self, live: _Live) -> None:
+        (live.candidate.folder / POSITION).unlink(missing_ok=True)
         if live.curve is not None:
             write_csv(live.candidate.folder / "curve.csv", live.curve.rows())
-        # The study is the record, so it is written first.
+        assert live.state is not None
+        # The study is the record, so it is written before the listeners are told and the checkpoint is given up.
         self.trials.finish(live.trial, live.state, live.score, live.reason, live.curve)
-        live.checkpoint.unlink(missing_ok=True)
-        self.listeners.tell("ended", live.candidate, live.state, live.score, live.reason, live.curve)
+        for stage in live.checkpoint.parent.glob(f"{live.checkpoint.stem}-*"):
+            stage.unlink(missing_ok=True)
+
+    def _death(self, live: _Live) -> str:
+        """What is known of a worker's death."""
+        where = position(live.candidate.folder)
+        kills, live.memory_kills = memory_kills() - live.memory_kills, memory_kills()
+        cause = "out of host memory" if kills > 0 else "out of memory, or killed"
+        return f"its worker died ({cause})" + (f", at {where}" if where else "")
 
     def interrupt(self) -> None:
         """The search ends early: tell the listeners. The study's own record is put right by ``Trials.reconcile``."""
-        for live in self._live.values():
-            self.listeners.tell("ended", live.candidate, "INTERRUPTED", live.score, "interrupted", live.curve)
+        for live in [*self._live.values(), *self._again]:
+            self._tell("ended", live.candidate, "INTERRUPTED", live.score, "interrupted", live.curve)
         self._live.clear()
+        self._again.clear()
+
+    def _tell(self, *event: Any) -> None:
+        try:
+            self.listeners.tell(*event)
+        except NoRoomError as err:
+            self._halt(str(err))
+
+    def _halt_on(self, err: OSError | NoRoomError, path: Path) -> None:
+        """Nothing can be written. Raises the error when it is not for want of room."""
+        if isinstance(err, NoRoomError):
+            return self._halt(str(err))
+        if err.errno not in NO_ROOM:
+            raise err
+        return self._halt(str(no_room(err.filename or path)))
+
+    def _wait(self, said: str) -> None:
+        """The storage is away. Trials that run outlast it; a study that only waits ends after a while."""
+        if self._live:
+            self._away = None
+            return
+        self._away = time.monotonic() if self._away is None else self._away
+        if time.monotonic() - self._away > PATIENCE_SECONDS:
+            said = f"the study's storage has not answered for {PATIENCE_SECONDS:g} s ({said})"
+            self._halt(f"{said}; nothing that was finished is lost, and the same command goes on when it does")
+
+    def _halt(self, reason: str) -> None:
+        self.halted = self.halted or reason

@@ -167,13 +167,11 @@ def point_of(search: Search, regime: Regime) -> dict[str, Any]:
 
 
 def _shares(regime: Regime) -> dict[int, float]:
-    """Each size's share of the run's pixels."""
+    """Each size's share of the run, as ``regime_of`` makes mixtures and phases from weights."""
     found = dict.fromkeys(regime.sizes, 0.0)
-    phases = regime.shares_of(lambda s: s.pixels)
-    for phase, share in zip(regime.phases, phases, strict=True):
-        mixture = phase.mixture
-        for shape, p in zip(mixture.shapes, mixture.p, strict=True):
-            found[shape.S] += share * p * shape.pixels / mixture.pixels
+    for phase in regime.phases:
+        for shape, p in zip(phase.mixture.shapes, phase.mixture.p, strict=True):
+            found[shape.S] += phase.share * p
     return found
 
 

@@ -6,20 +6,23 @@ import contextlib
 import logging
 import os
 import signal
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from mixtune.config import plain, to_yaml
+from mixtune.config import plain
+from mixtune.errors import InputError
 from mixtune.regime import Regime
 from mixtune.regime.files import save_regime
-from mixtune.study import preflight, tracking, tuning
+from mixtune.study import hosting, preflight, tracking, tuning
+from mixtune.study.books import Books, opened
 from mixtune.study.bridge import Bridge
 from mixtune.study.console import Console, results_table
 from mixtune.study.events import Listeners
 from mixtune.study.folder import Places, locked, save
-from mixtune.study.sampling import Outcome, Trials, check_named
+from mixtune.study.named import check_named
+from mixtune.study.sampling import Outcome, Trials
 from mixtune.study.space import Space
 from mixtune.training import timing
 
@@ -37,6 +40,7 @@ class Result:
     remaining: int
     experiment: str
     best_file: Path | None
+    infeasible: Mapping[int, str] = field(default_factory=dict)  # candidates that were not trained, with the reason
 
 
 def conduct(
@@ -45,61 +49,48 @@ def conduct(
     places: Places,
     draw: Callable[[str, str, Path], list[Path]],
     write: Callable[[str], None],
+    resume: bool = False,
 ) -> Result:
     """Run a study to its end, or as far as it gets.
 
     ``draw(tracking uri, study, folder)`` makes the figures. Raises InputError before anything is written when the
     space, its data, the resources or the stores are not usable. The same call on a folder that holds the study
-    continues it.
+    continues it; with ``resume`` nothing else is done: a folder without the study is an InputError.
     """
     check_named(space)
     stride = preflight.check_sizes(space, source)
     space = _absolute(space)
-    preflight.check_data(space, source)
+    n_train = preflight.check_data(space, source)
     if places.address is None:
         slots = preflight.slots(space, *preflight.local_resources())
     else:
         tuning.connect(places.address, 0, 0)
-        slots = preflight.slots(space, *tuning.cluster())
+        slots = preflight.slots(space, *tuning.cluster(), tuning.nodes())
     tracking.check(places.tracking_uri)
 
-    with locked(places.folder):
-        trials = Trials(places.storage_url, space, stride)
-        key = f"mlflow_parent {places.tracking_uri}"
-        tracker = tracking.Tracker(places.tracking_uri, space, places.folder, trials.noted(key))
-        trials.note(key, tracker.parent)
-        save(places.folder / "space.yaml", to_yaml(space))
-        stale = trials.reconcile()
-        tracker.discard_unfinished()
-        _say_what_happens(trials, len(stale), places, write)
+    with locked(places.folder), opened(space, places, stride, resume) as books:
+        trials = books.trials
+        _say_what_happens(trials, books.stale, places, write)
         interrupted = False
         if trials.remaining():
             try:
                 if places.address is None:
                     tuning.connect(None, *preflight.local_resources())
-                write(
-                    f"{slots.at_once} at once, each on {slots.cpus} CPU core{'s' * (slots.cpus > 1)}"
-                    + (f" and {slots.gpus:g} GPU" if slots.gpus else "")
-                    + f"; score: {space.score}"
-                )
+                write(f"{slots}; score: {space.score}")
                 with _terminable():
-                    _run(trials, space, slots, places, tracker, write)
+                    _run(books, space, slots, places, n_train, write)
             except KeyboardInterrupt:
                 interrupted = True
             finally:
                 tuning.disconnect()
-                trials.reconcile()
-        return _close(trials, tracker, places, space, draw, interrupted)
+                books.settle()
+        return _close(trials, books.tracker, places, space, draw, interrupted)
 
 
 def _run(
-    trials: Trials,
-    space: Space,
-    slots: preflight.Slots,
-    places: Places,
-    tracker: tracking.Tracker,
-    write: Callable[[str], None],
+    books: Books, space: Space, slots: preflight.Slots, places: Places, n_train: int, write: Callable[[str], None]
 ) -> None:
+    trials = books.trials
     console = Console(space.trials, trials.best(), write)
     device: Literal["auto", "cpu", "cuda"] = "cpu" if slots.gpus == 0 else space.device
     training = replace(space.training(slots.cpus), device=device)
@@ -107,28 +98,35 @@ def _run(
         write(f"measuring the {space.budget.cost} of a step of every shape, once (kept in costs.yaml)")
         costs = tuning.call(timing.step_costs, slots, training, space.shapes(), places.folder / "costs.yaml")
         training = replace(training, costs=costs)
+    gpus = int(tuning.cluster()[1]) if slots.gpus else 0
+    slots, said = hosting.packed(space, training, slots, gpus)
+    if said:
+        write(said)
     console.header()
-    listeners = Listeners([console, tracker])
-    for attempt in range(1, RESTARTS + 1):
-        bridge = Bridge(trials, training, places.folder, listeners)
+    listeners = Listeners([console, books.tracker])
+    attempt = 0
+    while (left := trials.remaining()) and attempt < RESTARTS:
+        bridge = Bridge(books.ledger, training, places.folder, listeners, n_train)
+        fault: Exception | None = None
         try:
-            tuning.run(bridge, slots, places.folder)
+            hosting.run(bridge, slots, places.folder, device, gpus)
         except KeyboardInterrupt:
             bridge.interrupt()
             raise
         except Exception as err:
+            fault = err
             bridge.interrupt()
-            trials.reconcile()
+        if bridge.halted:
+            raise InputError(bridge.halted)
+        books.settle()
+        attempt = 1 if trials.remaining() < left else attempt + 1  # in a row without a trial finished
+        if fault is not None:
             if attempt == RESTARTS:
-                raise
-            log.warning("Ray ended the experiment (%s); starting it again", str(err).split("\n")[0])
+                raise fault
+            log.warning("Ray ended the experiment (%s); starting it again", str(fault).split("\n")[0])
             tuning.disconnect()
             tuning.connect(places.address, *preflight.local_resources())
             signal.signal(signal.SIGTERM, _interrupt)
-            continue
-        if not trials.remaining():
-            return
-        trials.reconcile()
 
 
 def _close(
@@ -147,7 +145,8 @@ def _close(
         if kept.exists():
             save(best_file, kept.read_text(encoding="utf-8"))
         else:  # run by another machine of a cluster without a shared folder
-            save_regime(best_file, regime_of(space, best), plain(space.training()))
+            training = replace(space.training(), recipe=space.recipe_of(best.params))
+            save_regime(best_file, regime_of(space, best), plain(training))
         artifacts.append(best_file)
         if tracker.flush():  # figures are drawn from what MLflow holds
             artifacts += draw(places.tracking_uri, space.study, places.folder / "figures")
@@ -160,7 +159,7 @@ def _close(
         tracker.finish("FINISHED" if not remaining else "KILLED", summary, artifacts)
     except Exception as err:
         log.warning("MLflow could not be brought up to date: %s", str(err).split("\n")[0])
-    return Result(trials.outcomes(), best, interrupted, remaining, tracker.experiment, best_file)
+    return Result(trials.outcomes(), best, interrupted, remaining, tracker.experiment, best_file, trials.infeasible())
 
 
 def regime_of(space: Space, outcome: Outcome) -> Regime:
@@ -170,7 +169,11 @@ def regime_of(space: Space, outcome: Outcome) -> Regime:
 
 def table(space: Space, result: Result) -> str:
     """The best trials beside the published regimes."""
-    return results_table(result.outcomes, lambda o: regime_of(space, o))
+    lines = results_table(result.outcomes, lambda o: regime_of(space, o))
+    if result.infeasible:
+        first = next(iter(result.infeasible.values()))
+        lines += f"\n{len(result.infeasible)} candidates could not meet the budget and were not trained ({first})"
+    return lines
 
 
 def _say_what_happens(trials: Trials, stale: int, places: Places, write: Callable[[str], None]) -> None:

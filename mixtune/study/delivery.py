@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -17,10 +18,12 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
-from mixtune.errors import InputError
+from mixtune.errors import InputError, no_room
+from mixtune.secrets import masked
+from mixtune.study.browsing import padded, top1_at, width
 from mixtune.study.identity import Identity
 from mixtune.study.outbox import PermanentError, Record
-from mixtune.study.store import CURVE, EXPERIMENT, cause, opened
+from mixtune.study.store import CURVE, EXPERIMENT, cause, make, opened
 from mixtune.training.curve import Curve
 
 # What the store will never take, however often it is asked.
@@ -34,21 +37,62 @@ _PERMANENT = {
 }
 
 
+def merged(records: Sequence[Record]) -> Iterator[tuple[Record, Sequence[Record]]]:
+    """Successive records of each trial as one, which costs the store a fraction; with what each is made from.
+
+    Trials do not depend on one another, so their records need no common order; those of the study itself, and those
+    that take a run away, come after whatever is before them.
+    """
+    waiting: dict[int, list[Record]] = {}
+    for r in records:
+        if r["do"] in ("start", "report", "end"):
+            waiting.setdefault(r["trial"], []).append(r)
+            continue
+        yield from ((_one(parts), parts) for parts in waiting.values())
+        waiting.clear()
+        yield r, (r,)
+    yield from ((_one(parts), parts) for parts in waiting.values())
+
+
+def _one(parts: Sequence[Record]) -> Record:
+    """A trial's records as one, with the times that they had."""
+    if len(parts) == 1:
+        return parts[0]
+    whole = dict(parts[0])
+    whole["metrics"] = [[*row[:3], r["time"]] for r in parts for row in r.get("metrics", ())]
+    whole["files"] = [path for r in parts for path in r.get("files", ())]
+    for r in parts[1:]:
+        key = "later" if whole["do"] == "start" else "tags"
+        whole[key] = {**whole.get(key, {}), **r.get("tags", {})}
+        whole["params"] = {**whole.get("params", {}), **r.get("params", {})}
+        if "status" in r:
+            whole |= {"status": r["status"], "ended": r["time"]}
+    return whole
+
+
 class Sender:
     """Sends records of a study to one tracking store."""
 
     def __init__(self, uri: str, folder: Path, data: Identity) -> None:
-        """Open the store and the experiment in it. Raises InputError when it cannot be reached."""
+        """Open or make the store and the experiment in it. Raises InputError when it cannot be reached."""
         self._uri, self._data = uri, data
         self._runs: dict[int, str] = {}
         try:
+            make(uri)
             self._client = MlflowClient(uri)
             self.experiment = self._experiment(uri, folder)
         except Exception as err:
             raise self._refused(err) from None
 
+    def close(self) -> None:
+        """Give the connections to a database back; there are none to a server."""
+        with contextlib.suppress(AttributeError):
+            self._client._tracking_client.store.engine.dispose()
+
     def _refused(self, err: Exception) -> InputError:
-        return InputError(f"--tracking-uri {self._uri}: MLflow cannot write there ({cause(err)})")
+        if "disk is full" in str(err):
+            return no_room(masked(self._uri))
+        return InputError(f"--tracking-uri {masked(self._uri)}: MLflow cannot write there ({cause(err)})")
 
     def _experiment(self, uri: str, folder: Path) -> str:
         found = self._client.get_experiment_by_name(EXPERIMENT)
@@ -59,10 +103,25 @@ class Sender:
         where = f"file://{quote(str(folder.absolute()))}/artifacts" if local else None
         return str(self._client.create_experiment(EXPERIMENT, artifact_location=where))
 
+    def view(self, name: str, value: str) -> None:
+        """Keep how the study is shown as a tag of the experiment. Raises InputError."""
+        try:
+            self._client.set_experiment_tag(self.experiment, name, value)
+        except Exception as err:
+            raise self._refused(err) from None
+
     def parent(
-        self, run_id: str | None, name: str, tags: Mapping[str, str], params: Mapping[str, str], space: str
+        self,
+        run_id: str | None,
+        name: str,
+        tags: Mapping[str, str],
+        params: Mapping[str, str],
+        texts: Mapping[str, str],
     ) -> str:
-        """The study's parent run: ``run_id`` where it is there still, else a new one. Raises InputError."""
+        """The study's parent run: ``run_id`` where it is there still, else a new one, with ``texts`` as artifacts.
+
+        Raises InputError.
+        """
         if run_id is not None:
             with contextlib.suppress(MlflowException):  # another store than last time: begin a new parent there
                 self._client.update_run(run_id, status="RUNNING")
@@ -73,7 +132,8 @@ class Sender:
             made = str(self._client.create_run(self.experiment, run_name=name, tags=dict(tags)).info.run_id)
             self._client.log_batch(made, params=[Param(k, v) for k, v in every.items()])
             self._client.log_inputs(made, [self._input()])
-            self._client.log_text(made, space, "space.yaml")
+            for file, text in texts.items():
+                self._client.log_text(made, text, file)
         except Exception as err:
             raise self._refused(err) from None
         return made
@@ -103,9 +163,10 @@ class Sender:
         if r["do"] == "discard":
             self._discard(run_id)
             return
-        metrics = [Metric(k, v, r["time"], step) for k, v, step in r.get("metrics", ())]
+        metrics = [Metric(k, v, at[0] if at else r["time"], step) for k, v, step, *at in r.get("metrics", ())]
         params = [Param(k, v) for k, v in r.get("params", {}).items()]
-        tags = [RunTag(k, v) for k, v in r.get("tags", {}).items()] if r["do"] != "start" else []
+        # A run is made with the tags of its start; a record that holds its end too sets others.
+        tags = [RunTag(k, v) for k, v in r.get("tags" if r["do"] != "start" else "later", {}).items()]
         if metrics or params or tags:
             self._client.log_batch(run_id, metrics, params, tags)
         for path in map(Path, r.get("files", ())):
@@ -113,7 +174,20 @@ class Sender:
             if path.exists():
                 self._client.log_artifact(run_id, str(path), "figures" if figure else None)
         if "status" in r:
-            self._client.set_terminated(run_id, status=r["status"], end_time=r["time"])
+            self._client.set_terminated(run_id, status=r["status"], end_time=r.get("ended", r["time"]))
+
+    def states(self, parent: str) -> dict[int, tuple[str, float | None]]:
+        """State and last score of every trial under a parent run, as the store has them."""
+        where = f"tags.`mlflow.parentRunId` = '{parent}' and tags.`mixtune.kind` = 'trial'"
+        found: dict[int, tuple[str, float | None]] = {}
+        token = None
+        while True:
+            page = self._client.search_runs([self.experiment], where, max_results=1000, page_token=token)
+            for run in page:
+                tags = run.data.tags
+                found[int(tags["mixtune.trial"])] = (tags["mixtune.state"], run.data.metrics.get("score"))
+            if not (token := page.token):
+                return found
 
     def _run_of(self, r: Record) -> str:
         """The trial's child run, made where it is not there yet. Raises PermanentError when it should be there."""
@@ -133,6 +207,28 @@ class Sender:
         """Move a child run that does not count to MLflow's bin."""
         self._client.set_terminated(run_id, status="KILLED")
         self._client.delete_run(run_id)
+
+
+def system_metrics(uri: str, run_id: str) -> Any:
+    """MLflow's own watch of this machine (CPU, memory, disk, network, GPU), begun for a run; None unless asked for.
+
+    It is asked for as everywhere in MLflow, by MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING=true. ``finish()`` ends it. Raises
+    InputError without the library that it reads the machine with.
+    """
+    from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING as ASKED
+
+    if not ASKED.get():
+        return None
+    try:
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+    except ImportError as err:
+        raise InputError(
+            f"{ASKED.name}: needs psutil, and nvidia-ml-py to see GPUs ({err}); pip install them"
+        ) from None
+    logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)
+    watch = SystemMetricsMonitor(run_id, tracking_uri=uri, resume_logging=True)
+    watch.start()
+    return watch
 
 
 def record_repeat(
@@ -159,11 +255,26 @@ def record_repeat(
         named = {f"mixtune.{k}": v for k, v in tags.items()} | {"mixtune.kind": "repeat", "mixtune.state": "COMPLETE"}
         run = client.create_run(experiment, run_name=name, tags={"mlflow.parentRunId": parent, **named})
         now = int(1000 * time.time())
-        every = [*curve_metrics(curve), ["score", score, 100]]
+        digits = width([*curve.sizes, *(int(k[2:]) for k in params if k.startswith("w_"))])
+        every = [*curve_metrics(curve), ["score", round(score, 5), 100]]
+        every += [[top1_at(p.S, digits), round(p.top1, 5), 100] for p in curve.points]
         every += [[f"{CURVE}{k}", v, S] for k, values in more.items() for S, v in values.items()]
         metrics = [Metric(k, v, now, step) for k, v, step in every]
-        client.log_batch(run.info.run_id, metrics=metrics, params=[Param(k, v) for k, v in params.items()])
+        named_params = [Param(padded(k, digits), v) for k, v in params.items()]
+        client.log_batch(run.info.run_id, metrics=metrics, params=named_params)
         client.set_terminated(run.info.run_id)
+    except MlflowException as err:
+        raise InputError(f"--tracking-uri {masked(uri)}: MLflow cannot write there ({cause(err)})") from None
+
+
+def record_measured(
+    uri: str, run_id: str, values: Mapping[str, Mapping[int, float]], tags: Mapping[str, str] | None = None
+) -> None:
+    """Add metrics by image size to a finished run; measured again, they replace. Raises InputError when refused."""
+    now = int(1000 * time.time())
+    metrics = [Metric(f"{CURVE}{k}", float(v), now, S) for k, by_size in values.items() for S, v in by_size.items()]
+    try:
+        MlflowClient(uri).log_batch(run_id, metrics, tags=[RunTag(k, v) for k, v in (tags or {}).items()])
     except MlflowException as err:
         raise InputError(f"--tracking-uri {uri}: MLflow cannot write there ({cause(err)})") from None
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from mixtune.errors import NoRoomError
 from mixtune.regime import Regime
 from mixtune.training.curve import Curve
 
@@ -41,7 +42,7 @@ class Listener(Protocol):
         """The trial was handed to a worker."""
 
     def reported(self, trial: Candidate, report: Mapping[str, Any], score: float) -> None:
-        """The trial reached a report point; ``report`` is what ``tuning.metrics_of`` makes of it."""
+        """The trial reached a report point; ``report`` is what ``trial.metrics_of`` makes of it."""
 
     def ended(self, trial: Candidate, state: State, score: float | None, reason: str, curve: Curve | None) -> None:
         """The trial ended; score and curve are its last ones, ``reason`` says why it is not COMPLETE."""
@@ -55,12 +56,17 @@ class Listeners:
         self.faults: dict[str, int] = {}
 
     def tell(self, event: Literal["started", "reported", "ended"], *details: Any) -> None:
-        """Call ``event`` on every listener."""
+        """Call ``event`` on every listener. Raises NoRoomError, after all were told, when one could not write."""
+        full: NoRoomError | None = None
         for listener in self._listeners:
             try:
                 getattr(listener, event)(*details)
+            except NoRoomError as err:
+                full = err
             except Exception as err:
                 name = type(listener).__name__
                 self.faults[name] = self.faults.get(name, 0) + 1
                 if self.faults[name] == 1:  # once, not at every report of every trial
                     log.warning("%s failed (%s: %s); the search goes on without it", name, type(err).__name__, err)
+        if full:
+            raise full

@@ -22,7 +22,7 @@ class Fidelity:
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
 
-    kind: Literal["compress", "truncate"] = "compress"
+    kind: Literal["compress", "truncate"] = "truncate"
     rungs: int = 3
     factor: int = 3
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mixtune.errors import InputError
 from mixtune.study import tracking
+from mixtune.training.checkpoint import replace_file
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,5 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def save(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    partial = path.with_suffix(path.suffix + ".part")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    """Write a text file whole or not at all. Raises InputError, and the earlier one is intact then."""
+    replace_file(path, text.encode())

@@ -108,18 +108,6 @@ def ends(knob: Knobs) -> tuple[Value, ...]:
     return (knob.low, knob.high) if isinstance(knob, Range) else knob
 
 
-def grid(knob: Knobs, points: int) -> list[Value]:
-    """``points`` values of a range, ends included, or every choice."""
-    if not isinstance(knob, Range):
-        return list(knob)
-    if points < 2 or knob.low == knob.high:
-        return [knob.low]
-    at = [i / (points - 1) for i in range(points)]
-    if knob.log:
-        return [knob.low * (knob.high / knob.low) ** x for x in at]
-    return [knob.low + (knob.high - knob.low) * x for x in at]
-
-
 def said(knob: Knobs) -> str:
     """``0..1``, ``1`` or ``none | gradual``, for people."""
     if isinstance(knob, Range):

@@ -7,17 +7,24 @@ record may be delivered twice.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import logging
+import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from mixtune.errors import NO_ROOM, no_room
+
 log = logging.getLogger("mixtune")
 Record = Mapping[str, Any]
+MOST = 64  # records that are merged at a time
 
 
 class PermanentError(Exception):
@@ -29,12 +36,20 @@ class Outbox:
 
     ``path``: one JSON record per line; beside it PATH.sent counts the bytes that were delivered. Both vanish when
     nothing waits. ``deliver`` raises PermanentError for a record that is to be dropped, anything else to be called
-    again after a pause that doubles from ``pause`` up to ``longest`` seconds.
+    again after a pause that doubles from ``pause`` up to ``longest`` seconds. ``merge`` makes fewer records of some
+    that wait, each with those it is made from (all of them at once, should one be delivered again).
     """
 
     def __init__(
-        self, path: Path, deliver: Callable[[Record], None], what: str, pause: float = 0.5, longest: float = 30.0
+        self,
+        path: Path,
+        deliver: Callable[[Record], None],
+        what: str,
+        pause: float = 0.5,
+        longest: float = 30.0,
+        merge: Callable[[Sequence[Record]], Iterable[tuple[Record, Sequence[Record]]]] | None = None,
     ) -> None:
+        self._merge = merge
         self.path, self._sent = path, path.with_name(path.name + ".sent")
         self._deliver, self._what, self._pause, self._longest = deliver, what, pause, longest
         self._changed = threading.Condition()
@@ -59,8 +74,13 @@ class Outbox:
         if len(whole) < len(data):  # killed in the middle of a line: what it would have said is not known
             with self.path.open("r+b") as file:
                 file.truncate(len(whole))
+        unreadable = 0
         for line in whole[offset:].splitlines(keepends=True):
-            self._waiting.append((json.loads(line), len(line)))
+            try:
+                self._waiting.append((json.loads(line), len(line) + unreadable))
+                unreadable = 0
+            except ValueError:  # the disk was full in the middle of it
+                unreadable += len(line)
         return offset
 
     @property
@@ -69,13 +89,32 @@ class Outbox:
         return len(self._waiting)
 
     def put(self, record: Record) -> None:
-        """Keep a record and have it delivered."""
+        """Keep a record and have it delivered.
+
+        Raises NoRoomError on a full disk: the record is delivered all the same, unless this process ends before.
+        """
         line = json.dumps(record).encode() + b"\n"
         with self._changed:
-            with self.path.open("ab") as file:
-                file.write(line)
-            self._waiting.append((record, len(line)))
+            failure = self._keep(line)
+            self._waiting.append((record, 0 if failure else len(line)))
             self._changed.notify_all()
+        if failure:
+            raise no_room(self.path) if failure.errno in NO_ROOM else failure
+
+    def _keep(self, line: bytes) -> OSError | None:
+        """Append a line to the file, whole or not at all; returns what went wrong."""
+        try:
+            with self.path.open("ab", buffering=0) as file:
+                end = file.tell()
+                try:
+                    if file.write(line) < len(line):  # as much as there was room for
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                except OSError:
+                    file.truncate(end)
+                    raise
+        except OSError as err:
+            return err
+        return None
 
     def flush(self, seconds: float) -> bool:
         """Wait until everything is delivered, ``seconds`` at most; False when records are left.
@@ -102,13 +141,9 @@ class Outbox:
                 self._changed.wait_for(lambda: self._closed or self._waiting)
                 if self._closed:
                     return
-                record, size = self._waiting[0]
+                batch = list(islice(self._waiting, MOST if self._merge else 1))
             try:
-                self._deliver(record)
-            except PermanentError as err:
-                self._dropped += 1
-                if self._dropped == 1:
-                    log.warning("%s does not take a record (%s), which is left out", self._what, err)
+                self._send([record for record, _ in batch])
             except Exception as err:
                 if not self._away:
                     said = str(err).split("\n")[0][:160]
@@ -122,16 +157,37 @@ class Outbox:
             if self._away:
                 log.warning("%s answers again; %d records that waited are being sent", self._what, self.waiting)
             self._away, pause = False, self._pause
-            self._done(size)
+            self._done(batch)
 
-    def _done(self, size: int) -> None:
+    def _send(self, records: Sequence[Record]) -> None:
+        for whole, parts in self._merge(records) if self._merge else ((r, (r,)) for r in records):
+            try:
+                self._deliver(whole)
+            except PermanentError as err:
+                if len(parts) == 1:
+                    self._drop(err)
+                    continue
+                for part in parts:  # one of them
+                    try:
+                        self._deliver(part)
+                    except PermanentError as its:
+                        self._drop(its)
+
+    def _drop(self, err: PermanentError) -> None:
+        self._dropped += 1
+        if self._dropped == 1:
+            log.warning("%s does not take a record (%s), which is left out", self._what, err)
+
+    def _done(self, batch: Sequence[tuple[Record, int]]) -> None:
         with self._changed:
-            self._waiting.popleft()
-            self._offset += size
-            if self._waiting:
-                self._sent.write_text(str(self._offset))
-            else:
-                self.path.unlink(missing_ok=True)
-                self._sent.unlink(missing_ok=True)
-                self._offset = 0
+            for _, size in batch:
+                self._waiting.popleft()
+                self._offset += size
+            with contextlib.suppress(OSError):  # a full disk: what was delivered is delivered once more, by the next
+                if self._waiting:
+                    self._sent.write_text(str(self._offset))
+                else:
+                    self.path.unlink(missing_ok=True)
+                    self._sent.unlink(missing_ok=True)
+                    self._offset = 0
             self._changed.notify_all()

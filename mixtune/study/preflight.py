@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
 from mixtune.errors import InputError
-from mixtune.regime import Budget, Regime, Schedule
+from mixtune.regime import Budget, Regime, Schedule, Shard
 from mixtune.study.knobs import Uniform
 from mixtune.study.space import Space
 from mixtune.training.networks import total_stride
@@ -19,11 +20,19 @@ TRAINING_IMAGES = {"digits": 1438, "cifar10": 50_000, "cifar100": 50_000, "image
 
 @dataclass(frozen=True)
 class Slots:
-    """What one trial takes of the machine and how many run at once."""
+    """What one trial takes of the machine, each of its ``workers`` by itself, and how many trials run at once, ``pack``
+    of them in one process of a GPU.
+    """
 
     cpus: int
     gpus: float
     at_once: int
+    pack: int = 1
+    workers: int = 1
+
+    def __str__(self) -> str:
+        each = f"{self.cpus} CPU core{'s' * (self.cpus > 1)}" + (f" and {self.gpus:g} GPU" if self.gpus else "")
+        return f"{self.at_once} at once, each on " + (f"{self.workers} workers of " * (self.workers > 1)) + each
 
 
 def check_sizes(space: Space, source: str) -> int:
@@ -52,6 +61,10 @@ def check_sizes(space: Space, source: str) -> int:
             space.published_params(name, stride)
         except ValueError as err:
             raise InputError(f"{source}: {err}") from None
+    try:
+        space.known_points(stride)
+    except ValueError as err:
+        raise InputError(f"{source}: {err}") from None
     return stride
 
 
@@ -95,6 +108,10 @@ def check_batches(space: Space, n_train: int, source: str) -> None:
             f"{source}: search.sizes: {worst.S} px with split {space.search.splits[1]:g} needs batches of {worst.B} "
             f"distinct images, and there are {n_train} to train on; leave out {worst.S} px, lower base.B or split"
         )
+    try:
+        Shard(world=space.resources.workers).check(space.shapes())
+    except ValueError as err:
+        raise InputError(f"{source}: resources.workers: {err}; raise base.B or lower resources.workers") from None
     for name, params in _examples(space, 0).items():
         try:
             Schedule.build(space.regime(params, name), in_pixels(space), n_train, space.seed)
@@ -102,8 +119,11 @@ def check_batches(space: Space, n_train: int, source: str) -> None:
             raise InputError(f"{source}: budget.epochs: regime {name}: {err}") from None
 
 
-def slots(space: Space, cpus: float, gpus: float) -> Slots:
-    """What one trial takes and how many run at once on this many CPUs and GPUs. Raises InputError when none fits."""
+def slots(space: Space, cpus: float, gpus: float, nodes: Sequence[tuple[float, float]] | None = None) -> Slots:
+    """What one trial takes and how many run at once on this many CPUs and GPUs. Raises InputError when none fits.
+
+    nodes: CPUs and GPUs of each machine, where there are several: a worker needs its share on one of them.
+    """
     want = space.resources
     if space.device == "cuda" and want.gpus == 0:
         raise InputError("resources.gpus is 0 but device is cuda; give a trial a share of a GPU, or set device to cpu")
@@ -116,8 +136,13 @@ def slots(space: Space, cpus: float, gpus: float) -> Slots:
     cpu = want.cpus or (max(1, int(cpus) // by_gpu) if by_gpu else 1)
     if cpu > cpus:
         raise InputError(f"resources.cpus: a trial asks for {cpu} CPU cores and there are {cpus:g}")
-    fit = int(cpus) // cpu if by_gpu is None else min(by_gpu, int(cpus) // cpu)
-    return Slots(cpu, gpu, min(want.at_once or fit, fit))
+    fit = sum(min(int(c) // cpu, int(g / gpu + 1e-9)) if gpu else int(c) // cpu for c, g in (nodes or [(cpus, gpus)]))
+    if fit < want.workers:
+        each = f"{cpu} CPU core{'s' * (cpu > 1)}" + (f" and {gpu:g} GPU" if gpu else "")
+        raise InputError(
+            f"resources.workers: a trial asks for {want.workers} workers of {each} each, and there is room for {fit}"
+        )
+    return Slots(cpu, gpu, min(want.at_once or fit, fit // want.workers), want.workers)
 
 
 def local_resources() -> tuple[int, int]:

@@ -5,34 +5,24 @@ Starting and resuming are the same act. This is the only module that knows Optun
 
 from __future__ import annotations
 
-import inspect
 import json
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from mixtune.errors import InputError, did_you_mean
-from mixtune.study.space import Named, Space
+from mixtune.errors import InputError
+from mixtune.secrets import masked
+from mixtune.study import storage as storage_
+from mixtune.study.named import make_pruner, make_sampler
+from mixtune.study.space import Space
+from mixtune.study.storage import reached
 from mixtune.training.curve import Curve
 
-SAMPLERS: dict[str, Callable[..., optuna.samplers.BaseSampler]] = {
-    "tpe": optuna.samplers.TPESampler,
-    "random": optuna.samplers.RandomSampler,
-    "gp": optuna.samplers.GPSampler,
-    "qmc": optuna.samplers.QMCSampler,
-}
-PRUNERS: dict[str, Callable[..., optuna.pruners.BasePruner]] = {
-    "halving": optuna.pruners.SuccessiveHalvingPruner,
-    "hyperband": optuna.pruners.HyperbandPruner,
-    "median": optuna.pruners.MedianPruner,
-    "percentile": optuna.pruners.PercentilePruner,
-    "none": optuna.pruners.NopPruner,
-}
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 
@@ -55,20 +45,26 @@ class Trials:
     def __init__(self, url: str, space: Space, stride: int) -> None:
         """Open or create the study ``space.study`` at an Optuna storage URL and enqueue the published regimes.
 
-        Raises InputError when the storage cannot be opened or holds a study with this name but another space.
+        Raises InputError when the storage cannot be opened or holds a study with this name but another space. This and
+        every other method raise StorageAwayError when the storage does not answer, NoRoomError on a full disk.
         """
         self.space = space
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         optuna.logging.disable_default_handler()
         points = {name: space.published_params(name, stride) for name in space.published}
-        storage = _open(url)
-        pruner = _make(space.pruner, PRUNERS, "pruner", {"halving": {"min_resource": 1, "reduction_factor": 2}})
-        self._study = optuna.create_study(
-            study_name=space.study, storage=storage, direction="maximize", pruner=pruner, load_if_exists=True
-        )
+        storage = self._storage = storage_.open_storage(url)
+        pruner = make_pruner(space)
+        with reached():
+            self._study = optuna.create_study(
+                study_name=space.study, storage=storage, direction="maximize", pruner=pruner, load_if_exists=True
+            )
+            self._begin(url, points, space.known_points(stride))
+
+    def _begin(self, url: str, points: Mapping[str, Mapping[str, Any]], known: Mapping[str, Mapping[str, Any]]) -> None:
+        space = self.space
         # The same seed after a restart would suggest the same candidates again.
         seed = space.seed + len(self._study.get_trials(deepcopy=False))
-        self._study.sampler = _make(space.sampler, SAMPLERS, "sampler", {}, seed=seed)
+        self._study.sampler = make_sampler(space, seed)
         self.resumed = "digest" in self._study.user_attrs
         if self.resumed:
             self._check_same(url)
@@ -76,43 +72,62 @@ class Trials:
             there = {t.user_attrs.get("published") for t in self._study.get_trials(deepcopy=False)}
             for name in space.published:
                 if name not in there:
-                    self._study.enqueue_trial(points[name], user_attrs={"published": name})
+                    self._enqueue("published", name, points[name])
+            for name, point in known.items():
+                if name not in {t.user_attrs.get("known") for t in self._study.get_trials(deepcopy=False)}:
+                    self._enqueue("known", name, point)
             self._study.set_user_attr("digest", space.digest())
+
+    def _enqueue(self, kind: str, name: str, point: Mapping[str, Any]) -> None:
+        # The point again, because a kill between taking a trial and suggesting leaves one without.
+        self._study.enqueue_trial(dict(point), user_attrs={kind: name, "point": dict(point)})
 
     def _check_same(self, url: str) -> None:
         theirs = self._study.user_attrs.get("digest")
         if theirs != self.space.digest():
             raise InputError(
-                f"study {self.space.study!r} in {url} was started with another space (task, budget, recipe, search, "
-                "score, sampler, pruner or seed differ), so its scores do not compare; give this one another name with "
-                "--set study=NAME or another folder with --out"
+                f"study {self.space.study!r} in {masked(url)} was started with another space (task, budget, recipe, "
+                "search, score, sampler, pruner or seed differ), so its scores do not compare; give this one another "
+                "name with --set study=NAME or another folder with --out"
             )
+
+    def close(self) -> None:
+        """Give the database's connections back."""
+        self._storage.remove_session()
+        self._storage.engine.dispose()
 
     def note(self, key: str, value: str) -> None:
         """Remember something of the study as a whole."""
-        self._study.set_user_attr(key, value)
+        with reached():
+            self._study.set_user_attr(key, value)
 
     def noted(self, key: str) -> str | None:
         """What was remembered."""
         return self._study.user_attrs.get(key)
 
-    def reconcile(self) -> list[Mapping[str, Any]]:
+    def reconcile(self, live: frozenset[int] = frozenset()) -> list[Mapping[str, Any]]:
         """Close trials that a dead or interrupted search left running, and enqueue their points again.
 
         They become FAIL and are listed as interrupted, which tells them from trials that failed by themselves. Every
-        order of writing here survives being killed half-way. Returns their user attributes.
+        order of writing here survives being killed half-way. ``live``: numbers of trials that do run. Returns the
+        user attributes of what was closed.
         """
+        with reached():
+            return self._reconcile(live)
+
+    def _reconcile(self, live: frozenset[int]) -> list[Mapping[str, Any]]:
         trials = self._study.get_trials(deepcopy=False)
         waiting = {t.user_attrs.get("retry_of") for t in trials if t.state is TrialState.WAITING}
-        stale = [t for t in trials if t.state is TrialState.RUNNING]
+        stale = [t for t in trials if t.state is TrialState.RUNNING and t.number not in live]
         if stale:
             self._study.set_user_attr("interrupted", sorted(self._interrupted() | {t.number for t in stale}))
         for trial in stale:
-            if trial.params and trial.number not in waiting:
-                attrs = {k: v for k, v in trial.user_attrs.items() if k == "published"}
+            point = trial.user_attrs.get("point", trial.params)
+            if point and trial.number not in waiting:
+                attrs = {k: v for k, v in trial.user_attrs.items() if k in ("published", "known", "point")}
                 # The checkpoint is found by the number of the first attempt.
                 lineage = {"lineage": trial.user_attrs.get("lineage", trial.number), "retry_of": trial.number}
-                self._study.enqueue_trial(trial.params, user_attrs=attrs | lineage)
+                self._study.enqueue_trial(point, user_attrs=attrs | lineage)
             self._study.tell(trial.number, state=TrialState.FAIL)
         return [trial.user_attrs for trial in stale]
 
@@ -125,7 +140,7 @@ class Trials:
 
     def ask(self) -> tuple[Trial, dict[str, Any]]:
         """A new trial and its parameters."""
-        with warnings.catch_warnings():
+        with reached(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Optuna's notices about its own experimental parts
             trial = self._study.ask()
             return trial, self.space.suggest(trial)
@@ -136,26 +151,59 @@ class Trials:
         Published regimes run to the end, because they are what the others are compared with, and the last report is
         never pruned: the whole budget is spent by then.
         """
-        trial.report(score, number)
-        # Asked of every trial, because halving pruners note a trial among the competitors when they are asked about it.
-        worse = not last and trial.should_prune()
-        return worse and "published" not in trial.user_attrs
+        with reached():
+            trial.report(score, number)
+            # Asked of every trial: halving pruners note a trial among the competitors when they are asked about it.
+            worse = not last and trial.should_prune()
+            return worse and "published" not in trial.user_attrs
 
     def finish(self, trial: Trial, state: str, score: float | None, reason: str, curve: Curve | None) -> None:
         """Record how a trial ended: COMPLETE with its score, PRUNED (Optuna keeps its last score) or FAIL."""
-        if reason:
-            trial.set_user_attr("reason", reason[:1000])
-        if curve is not None:
-            trial.set_user_attr("curve", json.dumps(curve.rows()))
+        rows = curve.rows() if curve is not None else None
+        with reached():
+            if reason:
+                trial.set_user_attr("reason", masked(reason[:1000]))
+            if rows is not None:
+                trial.set_user_attr("curve", json.dumps(rows))
+            self._tell(trial, state, score)
+
+    def _tell(self, trial: Trial | int, state: str, score: float | None) -> None:
+        if state == "INFEASIBLE":  # to the sampler a point that was pruned before it had any value
+            number = trial if isinstance(trial, int) else trial.number
+            storage_.attribute_of(self._study, number, "infeasible", "yes")
+            state = "PRUNED"
         if state == "COMPLETE" and (score is None or not math.isfinite(score)):
             state, score = "FAIL", None
-        self._study.tell(trial, score if state == "COMPLETE" else None, state=TrialState[state])
+        self._study.tell(trial, score if state == "COMPLETE" else None, state=TrialState[state], skip_if_finished=True)
+
+    def report_of(self, trial: int, number: int, score: float) -> None:
+        """``report`` by the trial's number, too late to prune. Raises PermanentError when the trial has ended."""
+        with reached():
+            storage_.report_of(self._study, trial, number, score)
+
+    def finish_of(
+        self, trial: int, state: str, score: float | None, reason: str, rows: list[Mapping[str, float]] | None
+    ) -> None:
+        """``finish`` by the trial's number. Raises PermanentError when it has ended."""
+        with reached():
+            if reason:
+                storage_.attribute_of(self._study, trial, "reason", masked(reason[:1000]))
+            if rows is not None:
+                storage_.attribute_of(self._study, trial, "curve", json.dumps(rows))
+            self._tell(trial, state, score)
 
     def outcomes(self) -> list[Outcome]:
         """All trials that ended by themselves, in order (those that an interruption ended are not among them)."""
-        interrupted = self._interrupted()
-        trials = self._study.get_trials(deepcopy=False, states=FINISHED)
-        return [_outcome(t) for t in trials if t.number not in interrupted]
+        with reached():
+            interrupted = self._interrupted()
+            trials = self._study.get_trials(deepcopy=False, states=FINISHED)
+        return [_outcome(t) for t in trials if t.number not in interrupted and "infeasible" not in t.user_attrs]
+
+    def infeasible(self) -> dict[int, str]:
+        """Candidates that could not meet the budget, with the reason: they were not trained and do not count."""
+        with reached():
+            trials = self._study.get_trials(deepcopy=False, states=(TrialState.PRUNED,))
+        return {t.number: t.user_attrs.get("reason", "") for t in trials if "infeasible" in t.user_attrs}
 
     def best(self) -> Outcome | None:
         """The complete trial with the highest score; None when there is none."""
@@ -169,42 +217,3 @@ def _outcome(trial: FrozenTrial) -> Outcome:
     curve = Curve.from_rows(json.loads(attrs["curve"])) if "curve" in attrs else None
     published, reason = attrs.get("published", ""), attrs.get("reason", "")
     return Outcome(trial.number, trial.state.name, score, trial.params, published, reason, curve)
-
-
-def _open(url: str) -> optuna.storages.RDBStorage:
-    connect = {"timeout": 60} if url.startswith("sqlite") else {}
-    try:
-        return optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": connect})
-    except Exception as err:
-        cause = str(err.__cause__ or err).split("\n")[0]
-        raise InputError(f"--storage {url}: not a usable Optuna storage ({cause})") from None
-
-
-def _make(
-    wanted: Named,
-    known: Mapping[str, Callable[..., Any]],
-    key: str,
-    defaults: Mapping[str, Mapping[str, Any]],
-    **extra: Any,
-) -> Any:
-    """The sampler or pruner of this name. Raises InputError for an unknown name or option."""
-    if wanted.name not in known:
-        raise InputError(f"{key}.name: unknown {key} {wanted.name!r}; {did_you_mean(wanted.name, known)}")
-    make = known[wanted.name]
-    options = {**defaults.get(wanted.name, {}), **wanted.options}
-    accepted: Sequence[str] = list(inspect.signature(make).parameters)
-    for option in options:
-        if option not in accepted:
-            raise InputError(f"{key}.options: {wanted.name} has no option {option!r}; {did_you_mean(option, accepted)}")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return make(**options, **extra)
-    except (ValueError, TypeError, ImportError) as err:
-        raise InputError(f"{key}.options: {wanted.name}: {err}") from None
-
-
-def check_named(space: Space) -> None:
-    """Raise InputError when the sampler or pruner cannot be made; nothing is written."""
-    _make(space.sampler, SAMPLERS, "sampler", {}, seed=0)
-    _make(space.pruner, PRUNERS, "pruner", {})

@@ -8,10 +8,13 @@ from typing import Any, Literal
 
 from mixtune.errors import did_you_mean
 from mixtune.regime import PUBLISHED, BatchShape, Budget, Regime, published
+from mixtune.regime.files import load_regime
+from mixtune.regime.rebase import rebased
 from mixtune.study import candidates
 from mixtune.study.candidates import NEGLIGIBLE, Search
 from mixtune.study.fidelity import Fidelity, Stage, stages
 from mixtune.study.knobs import Suggests, holds
+from mixtune.study.limits import Limits
 from mixtune.training.checkpoint import digest, essence
 from mixtune.training.recipe import Recipe
 from mixtune.training.run import Evaluation, TrainingConfig
@@ -35,7 +38,10 @@ class Named:
 class Resources:
     """What one trial takes, and how many run at once (default: as many as fit). ``gpus`` may be a share of one.
 
-    gpus defaults to 1 where there are GPUs, else 0; cpus to an equal part of the cores, one trial per GPU or per core.
+    workers: processes that share every step of a trial (ranks), on one node or several; cpus and gpus are then of each
+    of them, and gpus 0 or 1. gpus defaults to 1 where there are GPUs, else 0; cpus to an equal part of the cores, one
+    trial per GPU or per core. pack: trials that share a GPU inside one process; by default as many as a short
+    measurement finds useful, and 1 where gpus is given.
     """
 
     __pydantic_config__ = _FORBID
@@ -43,34 +49,24 @@ class Resources:
     cpus: int | None = None
     gpus: float | None = None
     at_once: int | None = None
+    pack: int | None = None
+    workers: int = 1
 
     def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise ValueError(f"workers must be at least 1, not {self.workers}")
+        if self.workers > 1 and self.gpus not in (None, 0, 1):
+            raise ValueError(
+                f"gpus must be 0 or 1 where a trial has several workers, each with its own, not {self.gpus}"
+            )
         if self.cpus is not None and self.cpus < 1:
             raise ValueError(f"cpus must be at least 1, not {self.cpus}")
         if self.gpus is not None and (self.gpus < 0 or (self.gpus > 1 and self.gpus != int(self.gpus))):
             raise ValueError(f"gpus must be a share in [0, 1] or a whole number, not {self.gpus}")
         if self.at_once is not None and self.at_once < 1:
             raise ValueError(f"at_once must be at least 1, not {self.at_once}")
-
-
-@dataclass(frozen=True)
-class Confirm:
-    """What is trained again when the search is over, so that the winner is not the luckiest.
-
-    The best ``leaders`` searched regimes and the best published one, with ``replicates`` other seeds each, judged as in
-    the search: their mean decides the winner. Then the winner and all published regimes with ``final`` seeds each, on
-    the whole training set, judged once on the test set. 0 leaves either out.
-    """
-
-    __pydantic_config__ = _FORBID
-
-    leaders: int = 3
-    replicates: int = 3
-    final: int = 3
-
-    def __post_init__(self) -> None:
-        if self.leaders < 1 or self.replicates < 0 or self.final < 0:
-            raise ValueError("leaders must be at least 1, replicates and final at least 0")
+        if self.pack is not None and self.pack < 1:
+            raise ValueError(f"pack must be at least 1, not {self.pack}")
 
 
 @dataclass(frozen=True)
@@ -78,7 +74,6 @@ class Space:
     """A search-space file. ``published`` regimes are tried first, then the regime files in ``known``.
 
     folds: 1 judges on a hold-out (``task.validation``); more is stratified cross-validation over the training set.
-    objectives: of a study with several, in order: the score, the mean calibration error, the training compute.
     """
 
     __pydantic_config__ = _FORBID
@@ -94,13 +89,12 @@ class Space:
     known: tuple[str, ...] = ()
     recipe: Recipe = field(default_factory=Recipe)
     score: Score = field(default_factory=Score)
-    objectives: tuple[Literal["score", "calibration", "compute"], ...] = ("score",)
     fidelity: Fidelity = field(default_factory=Fidelity)
     folds: int = 1
     sampler: Named = Named("tpe")
     pruner: Named = Named("halving")
-    confirm: Confirm = field(default_factory=Confirm)
     resources: Resources = field(default_factory=Resources)
+    limits: Limits = field(default_factory=Limits)
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
@@ -113,10 +107,6 @@ class Space:
             raise ValueError(f"folds must be at least 1, not {self.folds}")
         if self.pruner.name == "wilcoxon" and self.folds < 2:
             raise ValueError("pruner wilcoxon compares folds: set folds to at least 2, for example folds: 5")
-        if not self.objectives or len(set(self.objectives)) < len(self.objectives):
-            raise ValueError(f"objectives must be different ones, not {list(self.objectives)}")
-        if "score" not in self.objectives:
-            raise ValueError("objectives must hold score, which names the winner")
         self.training()  # checks that need several sections
         for name in self.published:
             if name not in PUBLISHED:
@@ -128,7 +118,16 @@ class Space:
         """What every trial shares, beside its regime and what is searched of the recipe."""
         task = replace(self.task, folds=self.folds) if self.folds > 1 else self.task
         return TrainingConfig(
-            task, self.budget, self.evaluate, self.recipe, self.score, self.seed, threads, self.device, costs
+            task,
+            self.budget,
+            self.evaluate,
+            self.recipe,
+            self.score,
+            self.seed,
+            threads,
+            self.device,
+            costs,
+            self.resources.workers,
         )
 
     def recipe_of(self, params: Mapping[str, Any]) -> Recipe:
@@ -138,8 +137,17 @@ class Space:
     @property
     def stages(self) -> tuple[Stage, ...]:
         """The training runs of a trial that survives."""
-        fidelity = self.fidelity if len(self.objectives) == 1 else Fidelity(rungs=1)
-        return stages(fidelity, self.folds, self.evaluate.reports, self.pruner.name == "wilcoxon")
+        return stages(self.fidelity, self.folds, self.evaluate.reports, self.paired)
+
+    @property
+    def paired(self) -> bool:
+        """Whether the pruner compares two trials fold by fold."""
+        return self.pruner.name == "wilcoxon"
+
+    @property
+    def reports_on_the_way(self) -> bool:
+        """Whether the first run of a trial is judged on the way."""
+        return self.fidelity.kind == "truncate" and not self.paired
 
     def shapes(self) -> list[BatchShape]:
         """Every batch shape that a candidate of this space can have, the base included."""
@@ -152,7 +160,9 @@ class Space:
 
     def digest(self) -> str:
         """Changes when the meaning of a score or a parameter does; not with the number of trials or the resources."""
-        plain = replace(self, trials=1, resources=Resources(), confirm=Confirm(), known=(), device="auto")
+        # Ranks without synchronised batch norms learn something else.
+        resources = Resources(workers=1 if self.recipe.sync_bn else self.resources.workers)
+        plain = replace(self, trials=1, resources=resources, known=(), limits=Limits(), device="auto")
         data = essence(plain)
         for key in ("data", "workers"):
             data["task"].pop(key, None)
@@ -173,6 +183,22 @@ class Space:
         except ValueError as err:
             raise ValueError(f"published: {err}") from None
 
+    def known_points(self, stride: int) -> dict[str, dict[str, Any]]:
+        """The points of the regime files in ``known``, carried to this base, by file.
+
+        Raises InputError for a file that is none, ValueError for a regime that the space does not hold.
+        """
+        found = {}
+        for path in self.known:
+            regime, _ = load_regime(path)
+            if regime.base != self.base:
+                regime = rebased(regime, self.base, stride)
+            try:
+                found[path] = self.point(regime)
+            except ValueError as err:
+                raise ValueError(f"known: {path}: {err}") from None
+        return found
+
     def point(self, regime: Regime) -> dict[str, Any]:
         """The point of a regime on this base, with the file's own recipe where settings of it are searched.
 
@@ -187,4 +213,4 @@ class Space:
         return point
 
 
-__all__ = ["NEGLIGIBLE", "Confirm", "Named", "Resources", "Search", "Space"]
+__all__ = ["NEGLIGIBLE", "Named", "Resources", "Search", "Space"]

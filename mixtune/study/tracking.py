@@ -8,23 +8,28 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from mixtune import __version__
 from mixtune.config import plain, to_yaml
-from mixtune.study.delivery import Sender, curve_metrics, record_repeat
+from mixtune.secrets import masked
+from mixtune.study import browsing
+from mixtune.study.delivery import Sender, curve_metrics, merged, record_repeat, system_metrics
 from mixtune.study.events import Candidate, State
 from mixtune.study.identity import identity
+from mixtune.study.limits import POSITION
 from mixtune.study.outbox import Outbox
+from mixtune.study.sampling import Outcome
 from mixtune.study.space import Space
 from mixtune.study.store import check, children, default_uri
 from mixtune.training.curve import Curve
+from mixtune.training.environment import environment
 
 log = logging.getLogger("mixtune")
 _STATUS: dict[State, str] = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED", "INTERRUPTED": "KILLED"}
-_NOT_LOGGED = ("regime.yaml", "checkpoint.pt")  # logged at the start; of no use once the trial has ended
+_NOT_LOGGED = ("regime.yaml", POSITION)  # logged at the start; of no use once the trial has ended
 
 
 class Tracker:
@@ -36,12 +41,15 @@ class Tracker:
         Raises InputError when the store cannot be reached.
         """
         self.uri, self._space, self._folder = uri, space, folder
-        self._width = len(str(max(*space.search.sizes, *space.evaluate.sizes)))
+        self._width = browsing.width([*space.search.sizes, *space.evaluate.sizes])
         self._sender = Sender(uri, folder, identity(space.task))
         self.experiment = self._sender.experiment
-        self.parent = self._sender.parent(parent, f"study {space.study}", *self._described(), to_yaml(space))
+        texts = {"space.yaml": to_yaml(space), "environment.yaml": to_yaml(environment())}
+        self.parent = self._sender.parent(parent, f"study {space.study}", *self._described(), texts)
+        self._sender.view(*browsing.view(space))
+        self._system = system_metrics(uri, self.parent)
         kept = folder / f"unsent-{hashlib.sha256(uri.encode()).hexdigest()[:8]}.jsonl"
-        self.outbox = Outbox(kept, self._sender.deliver, "MLflow")
+        self.outbox = Outbox(kept, self._sender.deliver, "MLflow", merge=merged)
 
     def _described(self) -> tuple[dict[str, str], dict[str, str]]:
         """The parent run's tags and parameters."""
@@ -87,7 +95,10 @@ class Tracker:
             "mixtune.state": "RUNNING",
             "mlflow.note.content": f"{trial.label}: {trial.regime} (size x batch (x copies), % of steps)",
         }
-        params = {self._padded(k): f"{v:.4g}" if isinstance(v, float) else str(v) for k, v in trial.params.items()}
+        params = {
+            browsing.padded(k, self._width): f"{v:.4g}" if isinstance(v, float) else str(v)
+            for k, v in trial.params.items()
+        }
         params |= {"regime": str(trial.regime), "family": trial.label, "phases": str(len(trial.regime.phases))}
         params["sizes"] = " ".join(map(str, trial.regime.sizes))
         name, files = f"{trial.number:03d} {trial.label}", [str(trial.folder / "regime.yaml")]
@@ -96,15 +107,16 @@ class Tracker:
     def reported(self, trial: Candidate, report: Mapping[str, Any], score: float) -> None:
         """Metrics of one report, with the budget spent in per cent as step, in one request."""
         step = round(100 * report["progress"])
+        # Rounded to what can be read in a column; the curve that the trial leaves has every bit.
         values = {
-            "score": score,
-            "train/loss": report["loss"],
-            "train/lr": report["lr"],
-            "train/views_per_second": report["views_per_second"],
-            "seconds": report["seconds"],
+            "score": round(score, 5),
+            "train/loss": round(report["loss"], 5),
+            "train/lr": float(f"{report['lr']:.4g}"),
+            "train/views_per_second": round(report["views_per_second"], 1),
+            "seconds": round(report["seconds"], 2),
         }
         for row in report["curve"]:
-            values[f"top1/S{row['S']:0{self._width}d}"] = row["top1"]
+            values[browsing.top1_at(row["S"], self._width)] = round(row["top1"], 5)
         self._put("report", trial.number, metrics=[[k, float(v), step] for k, v in values.items()])
 
     def ended(self, trial: Candidate, state: State, score: float | None, reason: str, curve: Curve | None) -> None:
@@ -112,7 +124,7 @@ class Tracker:
         if state == "INTERRUPTED":
             self._put("discard", trial.number)
             return
-        tags = {"mixtune.state": state} | ({"mixtune.reason": reason[:5000]} if reason else {})
+        tags = {"mixtune.state": state} | ({"mixtune.reason": masked(reason[:5000])} if reason else {})
         metrics = curve_metrics(curve) if curve is not None else []
         files = [str(p) for p in sorted(trial.folder.glob("*")) if p.name not in _NOT_LOGGED]
         self._put("end", trial.number, tags=tags, metrics=metrics, files=files, status=_STATUS[state])
@@ -121,17 +133,46 @@ class Tracker:
         """Bin the child runs that a killed search left open; their trials are run again."""
         self._put("discard unfinished", -1)
 
+    def repair(self, outcomes: Sequence[Outcome]) -> int:
+        """Record what a search that was killed had put into the study, but not into the outbox; how many trials.
+
+        To be called before ``discard_unfinished``. Left to the next search when the store does not answer.
+        """
+        if not self.flush():
+            return 0
+        there, repaired = self._sender.states(self.parent), 0
+        for o in outcomes:
+            state, score = there.get(o.number, ("", None))
+            if state == o.state:
+                continue
+            folder = self._folder / "trials" / f"{o.number:04d}"
+            regime = self._space.regime(o.params, o.published or f"searched {o.number}")
+            trial = Candidate(o.number, regime, o.params, folder, o.published)
+            self.started(trial)
+            if o.score is not None and score != o.score:
+                self._put("report", o.number, metrics=[["score", o.score, 100]])
+            self.ended(trial, cast(State, o.state), o.score, o.reason, o.curve)
+            repaired += 1
+        return repaired
+
     def flush(self, seconds: float = 10.0) -> bool:
         """Wait until MLflow has everything; False when it does not answer. What it lacks is sent by the next search."""
         return self.outbox.flush(seconds)
 
+    def close(self) -> None:
+        """Stop sending (what waits is on disk) and let go of the store."""
+        self.outbox.close()
+        self._sender.close()
+
     def finish(self, status: str, best: Mapping[str, Any], artifacts: list[Path]) -> bool:
-        """Close the parent run: the best score as metric, the best trial as tags, figures and files as artifacts.
+        """Close the parent run: the best score as metric, best trial as tags, figures and files as artifacts.
 
         Returns whether MLflow has everything; the rest is kept in the study's folder.
         """
-        tags = {f"mixtune.best.{k}": str(v) for k, v in best.items()}
-        metrics = [["best/score", float(best["score"]), 0]] if best else []
+        if self._system is not None:
+            self._system.finish()
+        metrics = [["score", round(float(best["score"]), 5), 100]] if best else []
+        tags = {f"mixtune.best.{k}": str(v) for k, v in best.items() if k != "score"}
         self._put("finish", -1, tags=tags, metrics=metrics, files=[str(p) for p in artifacts], status=status)
         everything = self.flush()
         self.outbox.close()  # a thread that writes while the interpreter ends could abort it
@@ -139,10 +180,6 @@ class Tracker:
             n, where = self.outbox.waiting, self.outbox.path
             log.warning("MLflow lacks %d records, kept in %s; running the study again sends them", n, where)
         return everything
-
-    def _padded(self, name: str) -> str:
-        """w_8 as w_08 where sizes have two digits: MLflow sorts names as text."""
-        return f"w_{int(name[2:]):0{self._width}d}" if name.startswith("w_") else name
 
     def _put(self, do: str, trial: int, **more: Any) -> None:
         now = int(1000 * time.time())

@@ -12,7 +12,7 @@ import os
 import shlex
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,29 +26,38 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import ray
 from ray import tune
+from ray._private import ray_constants
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from mixtune.config import parse
-from mixtune.errors import InputError, TrainingError
-from mixtune.regime.files import regime_from_dict
+from mixtune.errors import NO_ROOM, InputError, NoRoomError, TrainingError, no_room
+from mixtune.secrets import masked
+from mixtune.study import ranks
 from mixtune.study.bridge import Bridge
+from mixtune.study.janitor import Janitor
 from mixtune.study.preflight import Slots
-from mixtune.training.loop import Report
-from mixtune.training.run import Run, TrainingConfig
+from mixtune.study.trial import failure, trial_results
+from mixtune.study.watch import Watch, memory_kills_are_deaths
+from mixtune.training.ranks import ALONE, Ranks
 
 T = TypeVar("T")
 log = logging.getLogger("mixtune")
-WEIGHTS = "weights.safetensors"
+_janitor: Janitor | None = None  # of the local cluster
 
 
 def connect(address: str | None, cpus: int, gpus: int) -> None:
     """Start a Ray cluster on this machine, or join the one at ``address``. Raises InputError when that fails.
 
-    A local cluster listens on all interfaces, but asks for the token that Ray keeps in the home folder (its default).
+    A local cluster listens on loopback only, and asks for the token that Ray keeps in the home folder.
     """
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     if address is None:
+        # Loopback only: Ray's switch for desktops, where listening on all interfaces makes the firewall ask. It is read
+        # when Ray is imported, here and in what it starts.
+        global _janitor
+        _janitor = Janitor()
+        os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
+        ray_constants.ENABLE_RAY_CLUSTER = False
         # Ray's memory monitor would end the whole experiment; the kernel's killer ends one trial.
         os.environ.setdefault("RAY_memory_monitor_refresh_ms", "0")
         # Ray starts workers through a shell and does not quote the interpreter: a path with a space in it needs it.
@@ -68,8 +77,12 @@ def connect(address: str | None, cpus: int, gpus: int) -> None:
 
 def disconnect() -> None:
     """Stop the local cluster, or leave the other one."""
+    global _janitor
     with contextlib.suppress(Exception):
         ray.shutdown()
+    if _janitor is not None:
+        _janitor.close()
+        _janitor = None
 
 
 def cluster() -> tuple[float, float]:
@@ -78,47 +91,63 @@ def cluster() -> tuple[float, float]:
     return there.get("CPU", 0.0), there.get("GPU", 0.0)
 
 
+def nodes() -> list[tuple[float, float]]:
+    """CPUs and GPUs of every node of the cluster."""
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [(there.get("CPU", 0.0), there.get("GPU", 0.0)) for there in alive]
+
+
 def call(function: Callable[..., T], slots: Slots, *arguments: Any) -> T:
-    """Run a function once where a trial would run, with a trial's share of the machine. Raises what it raises."""
+    """Run a function once where a trial would run, with a trial's share of the machine. Raises what it raises.
+
+    Where trials have several ranks, it is called on each of them, with its place among them as one more argument.
+    """
+    if slots.workers > 1:
+        shared: T = ranks.call(_called, slots.workers, slots.cpus, slots.gpus, function, arguments)
+        return shared
     remote = ray.remote(num_cpus=slots.cpus, num_gpus=slots.gpus)(function)
     try:
         result: T = ray.get(remote.remote(*arguments))
     except ray.exceptions.RayTaskError as err:
+        if isinstance(err.cause, OSError) and err.cause.errno in NO_ROOM:
+            raise no_room(err.cause.filename or "a file") from None
         raise (err.cause if isinstance(err.cause, InputError) else err) from None
     return result
 
 
-def metrics_of(report: Report, score: float, last: bool) -> dict[str, Any]:
-    """A report as the plain values that Ray carries to the driver."""
-    return {
-        "number": report.number,
-        "last": last,
-        "score": score,
-        "progress": report.progress,
-        "loss": report.loss,
-        "lr": report.lr,
-        "views_per_second": report.views_per_second,
-        "seconds": report.seconds,
-        "curve": report.curve.rows(),
-    }
+def _called(here: Ranks, function: Callable[..., T], arguments: tuple[Any, ...]) -> Iterator[T]:
+    yield function(*arguments, here)
 
 
 def run_trial(config: dict[str, Any]) -> None:
-    """What a Ray worker runs: train one regime and report. Bad luck is reported as ``failed``, not raised."""
+    """What a Ray worker runs: train one regime and report."""
+    carry_out(config, tune.report)
+
+
+def carry_out(
+    config: dict[str, Any], report: Callable[[dict[str, Any]], None], turn: Callable[[], None] = lambda: None
+) -> None:
+    """Train one regime and ``report``; bad luck is reported as ``failed``, not raised. turn: see ``trial_results``."""
+    folder = Path(config["folder"])
     try:
-        regime, _ = regime_from_dict(config["regime"], "regime")
-        training = parse(config["training"], TrainingConfig, "training")
-        job = Run.prepare(regime, training)
-        for report in job.reports(Path(config["checkpoint"])):
-            last = report.step == len(job.schedule)
-            if last:
-                job.save_weights(Path(config["folder"]) / WEIGHTS)
-            tune.report(metrics_of(report, training.score.of(report.curve), last))
+        if config["training"].get("ranks", 1) == 1:
+            results = trial_results(ALONE, config, turn)
+        else:
+            results = ranks.results(trial_results, ray.util.get_current_placement_group(), config)
+        with contextlib.closing(results):  # type: ignore[type-var]
+            for result in results:
+                report(result)
+    except NoRoomError as err:
+        report({"no_room": str(err)})
     except (InputError, TrainingError) as err:
-        tune.report({"failed": str(err)})
+        report({"failed": str(err)})
     except Exception as err:
-        Path(config["folder"], "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
-        tune.report({"failed": f"{type(err).__name__}: {err}"[:1000]})
+        if isinstance(err, OSError) and err.errno in NO_ROOM:
+            report({"no_room": str(no_room(err.filename or folder))})
+            return
+        with contextlib.suppress(OSError):
+            (folder / "error.txt").write_text(masked(traceback.format_exc()), encoding="utf-8")
+        report({"failed": failure(err, folder)})
 
 
 class _Searcher(Searcher):  # type: ignore[misc]
@@ -128,12 +157,12 @@ class _Searcher(Searcher):  # type: ignore[misc]
         super().__init__()
         self.bridge: Bridge | None = bridge
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:
-        """A configuration, or FINISHED."""
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """A configuration; None for "not now"; or FINISHED."""
         assert self.bridge is not None
         try:
             configuration = self.bridge.suggest(trial_id)
-            return str(Searcher.FINISHED) if configuration is None else configuration
+            return str(Searcher.FINISHED) if configuration is None and self.bridge.done else configuration
         except Exception:
             log.exception("no candidate could be made; no further trials are started")
             return str(Searcher.FINISHED)
@@ -177,22 +206,40 @@ class _Scheduler(FIFOScheduler):  # type: ignore[misc]
         return {**self.__dict__, "bridge": None}
 
 
-def run(bridge: Bridge, slots: Slots, folder: Path) -> None:
-    """Run trials until the study has as many as it asks for."""
+def _resources(slots: Slots) -> dict[str, float] | tune.PlacementGroupFactory:
+    """What Ray reserves for a trial; one on several ranks is a worker without resources, and a bundle for each rank,
+    and one that is computed by a host next to nothing.
+    """
+    if slots.pack > 1:
+        return {"cpu": 0.01}
+    if slots.workers == 1:
+        return {"cpu": slots.cpus, "gpu": slots.gpus}
+    return tune.PlacementGroupFactory([{}, *[ranks.bundle(slots.cpus, slots.gpus)] * slots.workers])
+
+
+def run(bridge: Bridge, slots: Slots, folder: Path, trial: Callable[[dict[str, Any]], None] | None = None) -> None:
+    """Run trials until the study has as many as it asks for. Raises ClusterLostError when Ray itself dies.
+
+    ``trial``: what a worker runs instead of ``run_trial``, where the trial itself is computed by a host.
+    """
+    memory_kills_are_deaths()
     for name in ("ray", "ray.tune"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # failed trials are told of by the listeners
     # One experiment folder per start: Ray merges two of the same name.
     name = f"start-{len(list((folder / 'ray').glob('start-*'))) + 1:03d}"
     tuner = tune.Tuner(
-        tune.with_resources(run_trial, {"cpu": slots.cpus, "gpu": slots.gpus}),
+        tune.with_resources(trial or run_trial, _resources(slots)),
         tune_config=tune.TuneConfig(
             search_alg=_Searcher(bridge),
             scheduler=_Scheduler(bridge),
             num_samples=-1,
             max_concurrent_trials=slots.at_once,
-            reuse_actors=slots.gpus == 0,  # a worker's imports cost seconds; on a GPU a fresh process frees its memory
+            # A worker's imports cost seconds; on a GPU a fresh process frees its memory.
+            reuse_actors=trial is not None or slots.gpus == 0,
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),
-        run_config=tune.RunConfig(name=name, storage_path=str((folder / "ray").absolute()), verbose=0),
+        run_config=tune.RunConfig(
+            name=name, storage_path=str((folder / "ray").absolute()), verbose=0, callbacks=[Watch(bridge)]
+        ),
     )
     tuner.fit()

@@ -30,12 +30,23 @@ class Average:
             if not mine.is_floating_point()
         ]
 
-    @torch.no_grad()
+    def share(self, steps: int) -> float:
+        """The share of the network's weights in the average after ``steps`` steps: 1 - d."""
+        return 1 - min(self.decay, (1 + steps) / (10 + steps))
+
     def update(self, steps: int) -> None:
         """Take in the network's weights after ``steps`` steps."""
-        decay = min(self.decay, (1 + steps) / (10 + steps))
-        mine, theirs = zip(*self._pairs, strict=True)
-        torch._foreach_lerp_(mine, theirs, 1 - decay)
+        self.take_in(self.share(steps))
+
+    @torch.no_grad()
+    def take_in(self, share: float | Tensor) -> None:
+        """Take in the network's weights with this share, a number or a scalar tensor on the device."""
+        if isinstance(share, Tensor):
+            for mine, theirs in self._pairs:
+                mine.lerp_(theirs, share)
+        else:
+            own, others = zip(*self._pairs, strict=True)
+            torch._foreach_lerp_(own, others, share)
         for a, b in self._counters:
             a.copy_(b)
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mixtune.training.evaluation import Predictions, predict
+from mixtune.training.evaluation import Predictions
 
 Statistics = dict[str, Tensor]  # running means, variances and counts by their names in the network's state
 RUNNING = "running"  # the choice that changes nothing
@@ -128,33 +128,31 @@ def cross_fitted(predictions: Mapping[str, Predictions]) -> Predictions:
     return Predictions.join(parts)
 
 
-Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
-
-
 def judge(
     network: nn.Module,
-    images: Batches,
-    choice: Batches | None,
+    images: Callable[[], Predictions],
+    choice: Callable[[], Predictions] | None,
     running: Predictions,
     candidates: Mapping[str, Statistics],
 ) -> tuple[str, Predictions]:
-    """Predictions on ``images`` with the best statistics at one size, and which those are.
+    """Predictions on the images that are reported, with the best statistics at one size, and which those are.
 
-    They are chosen on the images of ``choice``; where there are none, on ``images`` by cross-fitting. ``running`` are
-    the predictions on ``images`` with the running statistics. The network must be in evaluation mode.
+    ``images`` predicts them with the statistics that the network has, ``choice`` the images to choose on; where there
+    are none, the choice is made by cross-fitting. ``running`` are the predictions of ``images`` with the running
+    statistics. The network must be in evaluation mode.
     """
     if choice is None:
         by_name = {RUNNING: running}
         for name, found in candidates.items():
             with using(network, found):
-                by_name[name] = predict(network, images())
+                by_name[name] = images()
         return choose(by_name, slice(None)), cross_fitted(by_name)
-    elsewhere = {RUNNING: predict(network, choice())}
+    elsewhere = {RUNNING: choice()}
     for name, found in candidates.items():
         with using(network, found):
-            elsewhere[name] = predict(network, choice())
+            elsewhere[name] = choice()
     best = choose(elsewhere, slice(None))
     if best == RUNNING:
         return best, running
     with using(network, candidates[best]):
-        return best, predict(network, images())
+        return best, images()

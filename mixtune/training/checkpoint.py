@@ -5,6 +5,7 @@ All randomness is keyed by (seed, step), so the position is the state of every r
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -17,7 +18,7 @@ from typing import Any
 
 import torch
 
-from mixtune.errors import InputError
+from mixtune.errors import NO_ROOM, InputError, no_room
 
 VERSION = 1
 
@@ -44,7 +45,7 @@ def essence(value: Any) -> Any:
 def replace_file(path: Path, data: bytes) -> None:
     """Write a file so that a reader, or a kill at any moment, finds the old content or the new, never a part.
 
-    Raises InputError when it cannot be written; what was there stays.
+    Raises InputError when it cannot be written (NoRoomError on a full disk); what was there stays.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -55,7 +56,10 @@ def replace_file(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as err:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if err.errno in NO_ROOM:
+            raise no_room(path) from None
         raise InputError(f"{path}: cannot be written ({err.strerror or err}); the earlier file is intact") from None
 
 

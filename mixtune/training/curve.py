@@ -70,6 +70,19 @@ class Curve:
         return cls(tuple(points))
 
 
+def mean_curve(curves: Sequence[Curve]) -> Curve:
+    """The mean of several curves at the same sizes, for every value that all of them have."""
+    points = []
+    for group in zip(*(c.points for c in curves), strict=True):
+        values = {}
+        for f in dataclasses.fields(Point):
+            found = [getattr(p, f.name) for p in group]
+            if f.name != "S" and None not in found:
+                values[f.name] = sum(found) / len(found)
+        points.append(Point(group[0].S, **values))
+    return Curve(tuple(points))
+
+
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Rows of a curve as CSV, one per size; every bit of a number is kept."""
     with path.open("w", newline="", encoding="utf-8") as file:

@@ -2,33 +2,63 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mixtune.regime import BatchShape, Schedule
+from mixtune.training import mixing
 from mixtune.training.averaging import Average
+from mixtune.training.compiling import Compiler, Forward
+from mixtune.training.graphs import CudaRecorder, Numbers, Recorder, StepGraphs
+from mixtune.training.pixels import Drawn
 from mixtune.training.recipe import Recipe
 from mixtune.training.smoothing import GradientSmoothing
+from mixtune.training.synced import Synced
 from mixtune.training.task import Task
 
 _DROPOUT, _BLEND = 1, 2  # separate the random streams of a step
+Batch = tuple[Tensor, Tensor] | Drawn
 
 
 class Engine:
-    """A network in training: its weights, optimiser, smoothing and average. Nothing is read back from the device."""
+    """A network in training: its weights, optimiser, smoothing and average. Nothing is read back from the device.
+
+    Where the images lie on a GPU, the whole step (views, forward, backward, smoothing, optimiser) is captured, once per
+    batch shape, and then replayed (``graphs``). ``recorder`` captures: None takes CUDA's on a GPU, and "off" none.
+    """
 
     def __init__(
-        self, task: Task, network: nn.Module, recipe: Recipe, seed: int, teacher: nn.Module | None = None
+        self,
+        task: Task,
+        network: nn.Module,
+        recipe: Recipe,
+        seed: int,
+        teacher: nn.Module | None = None,
+        recorder: Recorder | str | None = None,
     ) -> None:
         self.task, self.network, self.recipe, self.seed = task, network, recipe, seed
-        self.optimizer = recipe.optimizer(network)
+        self.device = next(network.parameters()).device
+        on_gpu = self.device.type == "cuda"
+        self._recorder = CudaRecorder(self.device) if recorder is None and on_gpu else recorder
+        self.optimizer = recipe.optimizer(network, captured=self._recorder is not None)
         self.smooth = GradientSmoothing(network) if recipe.smoothing else None
         self.average = Average(network, recipe.ema) if recipe.ema else None
         self.teacher = teacher
+        self.forward: Forward = network  # or what it was compiled to
+        self._compiler: Compiler | None = None
+        self.graphs: StepGraphs | None = None
         self._frozen = False
-        self.device = next(network.parameters()).device
+        # The one that dropout draws from. torch.manual_seed takes 0.2 ms a step, for it seeds every kind of device.
+        self._generator = torch.cuda.default_generators[self.device.index or 0] if on_gpu else torch.default_generator
+        self.ranks = task.ranks
+        synced = recipe.sync_bn and not self.ranks.alone
+        self._norms: AbstractContextManager[Any] = Synced(self.ranks) if synced else nullcontext()
 
     @property
     def judged(self) -> nn.Module:
@@ -40,41 +70,161 @@ class Engine:
         if self.average is not None:
             self.network.load_state_dict(self.average.state_dict())
 
-    def step(self, inputs: Tensor, targets: Tensor, lr: float, number: int, progress: float = 1.0) -> Tensor:
+    def prepare(self, schedule: Schedule, progress: np.ndarray, start: int, say: Callable[[str], None]) -> None:
+        """Capture every step that is to come, where that pays, and say what was decided. The network is as before.
+
+        progress: share of the budget spent before each step. [n_steps]
+        """
+        if reason := self._not_captured(schedule):
+            say(f"steps are issued one by one: {reason}")
+            if self.device.type == "cuda":  # on a CPU compiled steps were no faster, or slower (ResNet-8 and -20)
+                shapes = [BatchShape(s.S, self.ranks.shard.of(s).views) for s in schedule.shapes]
+                left = Counter(shapes[i] for i in schedule.index[start:].tolist())
+                self._compiler = Compiler(self.network, left, say, lambda: torch.cuda.synchronize(self.device))
+            return
+        assert self._recorder is not None
+        assert not isinstance(self._recorder, str)
+        frozen = progress[start:] < self.recipe.frozen
+        kinds = sorted({(int(i), bool(f)) for i, f in zip(schedule.index[start:], frozen, strict=True)})
+        self.graphs = StepGraphs(self, self._recorder)
+        seconds = self.graphs.capture([(schedule.shapes[i], f) for i, f in kinds])
+        say(f"whole steps are captured and replayed: {len(kinds)} graphs in {seconds:.2f} s")
+
+    def _not_captured(self, schedule: Schedule) -> str:
+        if self._recorder is None:
+            return "on a CPU there is nothing to gain by capturing them"
+        if isinstance(self._recorder, str):
+            return "capturing is switched off"
+        if not self.ranks.alone:
+            return "several ranks share each of them"
+        if self.task.drawn(schedule, self.seed) is None:
+            return "the images are read from files"
+        if self.recipe.drop_path and hasattr(self.network, "progress"):
+            return "the network's drop path changes from step to step"
+        return ""
+
+    def batches(self, schedule: Schedule, seed: int, start: int) -> Iterator[Batch]:
+        """What ``step`` takes, of every step from ``start`` on."""
+        if self.graphs is not None and (drawn := self.task.drawn(schedule, seed, start)) is not None:
+            return drawn
+        return self.task.batches(schedule, seed, start)
+
+    def train_on(self, batch: Batch, lr: float, number: int, progress: float, shape: BatchShape) -> Tensor:
+        """``step`` on what ``batches`` gives."""
+        if not isinstance(batch, Drawn):
+            if self._compiler is None:
+                return self.step(*batch, lr, number, progress, shape)
+            compiler, mine = self._compiler, BatchShape(batch[0].shape[-1], len(batch[0]))
+
+            def work() -> Tensor:
+                self.forward = compiler.forward(mine)
+                return self.step(*batch, lr, number, progress, shape)
+
+            return compiler.step(mine, work)
+        assert self.graphs is not None
+        numbers = self._begin(lr, number, progress, batch.shape.views, batch.shape.S)
+        return self.graphs.replay(batch.shape, progress < self.recipe.frozen, batch.choices, numbers)
+
+    def settle(self) -> None:
+        """Give every rank the same batch-norm statistics, before they are used or kept."""
+        for network in (self.network, *([] if self.average is None else [self.average.network])):
+            self.ranks.average_buffers(network)
+
+    def step(
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        lr: float,
+        number: int,
+        progress: float = 1.0,
+        shape: BatchShape | None = None,
+    ) -> Tensor:
         """Train on one batch; ``number`` counts steps from 0. Returns the loss, on the device, detached.
 
-        progress: share of the budget spent, for frozen layers and for networks whose drop path grows with it.
+        progress: share of the budget spent, for frozen layers and for networks whose drop path grows with it. shape: of
+        the whole step, of which the batch is this rank's part; needed where there are several. The loss is then this
+        rank's part of the step's: their sum is the mean over all views.
         """
+        views = len(inputs) if shape is None else shape.views
+        return self.work(inputs, targets, self._begin(lr, number, progress, views, inputs.shape[-1]), shape)
+
+    def _begin(self, lr: float, number: int, progress: float, N: int, S: int) -> Numbers:
+        """The host's part of a step."""
         if hasattr(self.network, "progress"):
             self.network.progress = progress  # type: ignore[assignment]
-        frozen = progress < self.recipe.frozen
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr * group["scale"]
-            if frozen != self._frozen and not group["head"]:
-                for p in group["params"]:
-                    p.requires_grad_(not frozen)
+        self.freeze(progress < self.recipe.frozen)
+        # Keyed by the step, a resumed run draws what an unbroken one does. Each rank has its own numbers, the first
+        # those of a run on one device.
+        keys = (self.seed, number, _DROPOUT, *([] if self.ranks.first else [self.ranks.shard.rank]))
+        self._generator.manual_seed(int(np.random.SeedSequence(keys).generate_state(1)[0]))
+        share = 0.0 if self.average is None else self.average.share(number + 1)
+        return Numbers(lr, share, self._blend(number, N, S))
+
+    def freeze(self, frozen: bool) -> None:
+        """Let only the head's weights move, or all."""
+        if frozen != self._frozen:
+            for group in self.optimizer.param_groups:
+                if not group["head"]:
+                    for p in group["params"]:
+                        p.requires_grad_(not frozen)
         self._frozen = frozen
-        # Dropout draws from torch's global generator: keyed by the step, a resumed run draws what an unbroken one does.
-        torch.manual_seed(int(np.random.SeedSequence((self.seed, number, _DROPOUT)).generate_state(1)[0]))
+
+    def _blend(self, number: int, N: int, S: int) -> mixing.Blend | None:
         recipe = self.recipe
-        if recipe.mixup or recipe.cutmix:
-            rng = np.random.default_rng((self.seed, number, _BLEND))
-            inputs, targets = self.task.blend(recipe, inputs, targets, rng)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            outputs = self.network(inputs)
+        if not (recipe.mixup or recipe.cutmix):
+            return None
+        return mixing.draw(N, S, recipe.mixup, recipe.cutmix, np.random.default_rng((self.seed, number, _BLEND)))
+
+    def work(self, inputs: Tensor, targets: Tensor, numbers: Numbers, shape: BatchShape | None = None) -> Tensor:
+        """The device's part of a step: forward, backward, smoothing, optimiser, average. Returns the detached loss."""
+        recipe = self.recipe
+        for group in self.optimizer.param_groups:
+            lr = numbers.lr * group["scale"]
+            if not isinstance(group["lr"], Tensor):
+                group["lr"] = lr
+            elif isinstance(lr, Tensor):
+                group["lr"].copy_(lr)
+            else:
+                group["lr"].fill_(lr)  # unlike a copy from the host, this does not wait for the device
+        if numbers.blend is not None:
+            inputs, targets = self.task.blend(numbers.blend, inputs, targets, shape)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.bf16(self.device.type)), self._norms:
+            outputs = self.forward(inputs)
             loss = self.task.loss(recipe, outputs, targets)
             if recipe.distill is not None and self.teacher is not None:
                 with torch.no_grad():
                     taught = self.teacher(inputs)
                 loss = loss + recipe.distill.loss(outputs[0] if isinstance(outputs, tuple) else outputs, taught)
+        if not self.ranks.alone:
+            loss = loss * self.ranks.share(shape)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        self.ranks.sum_gradients(self.network.parameters())
         if self.smooth is not None:
             self.smooth()
         self.optimizer.step()
         if self.average is not None:
-            self.average.update(number + 1)
+            self.average.take_in(numbers.share)
         return loss.detach()
+
+    def tensors(self) -> list[Tensor]:
+        """Everything that a step changes. Momentum that is not there yet is made, as zeros, which comes to the same."""
+        found = [*self.network.parameters(), *self.network.buffers()]
+        for group in self.optimizer.param_groups:
+            for p in group["params"] if group["momentum"] else ():
+                state = self.optimizer.state[p]
+                found.append(state.setdefault("momentum_buffer", torch.zeros_like(p, requires_grad=False)))
+        if self.smooth is not None:
+            found.append(self.smooth.norm)
+        if self.average is not None:
+            found += [*self.average.network.parameters(), *self.average.network.buffers()]
+        return found
+
+    def random_state(self, to: Tensor | None = None) -> Tensor:
+        """The state of the generator that dropout draws from, put back ``to`` an earlier one where that is given."""
+        if to is not None:
+            self._generator.set_state(to)
+        return self._generator.get_state()
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values."""
@@ -86,10 +236,14 @@ class Engine:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved state."""
+        """Go on from a saved state. To be called before ``prepare``."""
         self.network.load_state_dict(state["weights"])
         self.optimizer.load_state_dict(state["optimizer"])
+        for group in self.optimizer.param_groups:
+            if self._recorder is not None:
+                group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32).to(self.device)
+                group["foreach"], group["fused"] = False, True
         if self.smooth is not None:
-            self.smooth.load_state_dict({k: v.to(self.device) for k, v in state["smoothing"].items()})
+            self.smooth.load_state_dict(state["smoothing"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mixtune.training.curve import Curve, Point
+from mixtune.training.ranks import Ranks
 
 BINS = 15
 
@@ -46,6 +47,14 @@ class Predictions:
     def join(cls, parts: Sequence[Predictions]) -> Predictions:
         """The predictions of all the images of ``parts``."""
         return cls(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(cls)))
+
+    def over(self, ranks: Ranks, n: int) -> Predictions:
+        """The predictions of all n images in order, of which these are the rank's part."""
+        if ranks.alone:
+            return self
+        whole = ranks.join(torch.stack([getattr(self, f.name).float() for f in fields(self)], 1), n)
+        confidence, correct, top5, loss = whole.unbind(1)
+        return Predictions(confidence, correct.bool(), top5.bool(), loss)
 
     def metrics(self) -> dict[str, float]:
         """top1, top5, loss and ece."""

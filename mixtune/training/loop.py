@@ -13,15 +13,17 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mixtune.errors import TrainingError
-from mixtune.regime import Schedule
+from mixtune.regime import BatchShape, Schedule
 from mixtune.training.checkpoint import Checkpoint
 from mixtune.training.curve import Curve
 from mixtune.training.engine import Engine
 from mixtune.training.recipe import Recipe
 from mixtune.training.task import Task
+
+AGREEMENT = 10  # steps between two looks at the first rank's clock
 
 
 class TrainingDivergedError(TrainingError):
@@ -32,11 +34,9 @@ class OutOfMemoryError(TrainingError):
     """A step did not fit into the device's memory."""
 
 
-def _too_large(schedule: Schedule, step: int) -> str:
-    """What did not fit at ``step`` (from 1), and what has or would."""
-    shape = schedule.shapes[schedule.index[step - 1]]
-    done = [schedule.shapes[i] for i in set(schedule.index[: step - 1].tolist()) - {schedule.index[step - 1]}]
-    said = f"the device's memory does not hold a step of shape {shape} (S x B x D, step {step} of {len(schedule)})"
+def _too_large(shape: BatchShape, done: Sequence[BatchShape], place: str) -> str:
+    """That a step of ``shape`` did not fit, and which of the shapes that were ``done`` did or which batch would."""
+    said = f"the device's memory does not hold a step of shape {shape} (S x B x D, {place})"
     if not done:
         return f"{said}, the first shape tried; start with half the batch: base.B {max(1, shape.B // 2)}"
     fits = max(done, key=lambda s: s.pixels)
@@ -81,6 +81,7 @@ def train(
     checkpoint: Checkpoint | None = None,
     on_step: Callable[[int, int], None] | None = None,
     teacher: nn.Module | None = None,
+    say: Callable[[str], None] = lambda _: None,
     judged: Sequence[int] | None = None,
 ) -> Iterator[Report]:
     """Train ``network`` in place through the whole schedule, evaluating at ``sizes`` at each of ``reports`` points.
@@ -88,12 +89,16 @@ def train(
     Where ``checkpoint`` exists the run goes on from it: the reports made so far are yielded again, so that the
     sequence is that of an unbroken run, and on a CPU the weights are too, to the bit. ``on_step(step, views)`` is
     called after every step, with the steps done and the images that one took. ``teacher``: for distillation.
+    ``say`` is told how the steps are computed.
+    Where the task has several ranks, each calls this, all get the same reports and the first writes the checkpoint.
     ``judged``: the numbers of the reports to make, the last among them, where not all are wanted.
     Raises TrainingDivergedError when the mean loss of a stretch is not finite.
     """
     B = np.array([s.B for s in schedule.shapes])[schedule.index]
     before = schedule.progress
     rates = recipe.learning_rates(before, B)
+    ranks = task.ranks
+    ranks.equalise(network)
     engine = Engine(task, network, recipe, seed, teacher)
     points = report_steps(schedule, reports)
     numbers = {step: i for i, step in enumerate(points, start=1) if judged is None or i in judged}
@@ -102,11 +107,12 @@ def train(
     start, steps, earlier = 0, 0, 0.0  # earlier: seconds before this process
     total = torch.zeros((), device=engine.device)  # summed on the device: nothing is read back between reports
     done: list[Report] = []
-    state = checkpoint.load() if checkpoint else None
+    state = ranks.share_state(checkpoint.load) if checkpoint else None
     if state:
         engine.load_state_dict(state["engine"])
         start, steps, earlier = (state[k] for k in ("step", "steps", "seconds"))
-        total.copy_(state["total"])
+        if ranks.first:  # it is summed over ranks
+            total.copy_(state["total"])
         done = [Report(**(r | {"curve": Curve.from_rows(r["curve"])})) for r in state["reports"]]
         if start == len(schedule):
             engine.finish()
@@ -114,8 +120,8 @@ def train(
 
     began = mark = time.perf_counter()
 
-    def save(step: int) -> None:
-        if checkpoint:
+    def save(step: int, total: Tensor) -> None:
+        if checkpoint and ranks.first:
             made = [dataclasses.asdict(r) | {"curve": r.curve.rows()} for r in done]
             spent = earlier + time.perf_counter() - began
             position = {"step": step, "steps": steps, "seconds": spent, "total": total.cpu()}
@@ -123,18 +129,28 @@ def train(
 
     trained = 0  # views since the clock was last started
     network.train()
-    for step, (inputs, targets) in enumerate(task.batches(schedule, seed, start), start=start + 1):
+    if start < len(schedule):
         try:
-            total += engine.step(inputs, targets, float(rates[step - 1]), step - 1, float(before[step - 1]))
+            engine.prepare(schedule, before, start, say)
         except torch.OutOfMemoryError:
-            raise OutOfMemoryError(_too_large(schedule, step)) from None
-        steps, trained = steps + 1, trained + len(targets)
+            raise OutOfMemoryError(_too_large(max(schedule.shapes, key=lambda s: s.pixels), [], "captured")) from None
+    for step, batch in enumerate(engine.batches(schedule, seed, start), start=start + 1):
+        shape = schedule.shapes[schedule.index[step - 1]]
+        try:
+            total += engine.train_on(batch, float(rates[step - 1]), step - 1, float(before[step - 1]), shape)
+        except torch.OutOfMemoryError:
+            fit = {schedule.shapes[i] for i in schedule.index[: step - 1].tolist()} - {shape}
+            raise OutOfMemoryError(_too_large(shape, sorted(fit), f"step {step} of {len(schedule)}")) from None
+        steps, trained = steps + 1, trained + shape.views
         if on_step:
-            on_step(step, len(targets))
-        due = checkpoint is not None and checkpoint.due
+            on_step(step, shape.views)
+        # Ranks have other clocks, and agree now and then on whether it is time.
+        due = checkpoint is not None and (ranks.alone or step % AGREEMENT == 0) and ranks.agree(checkpoint.due)
 
         if step in numbers or due:
-            mean = float(total) / steps
+            engine.settle()
+            summed = ranks.sum(total.clone())
+            mean = float(summed) / steps
             if not math.isfinite(mean):
                 raise TrainingDivergedError(
                     f"the training loss became {mean} before step {step} of {len(schedule)} "
@@ -148,10 +164,10 @@ def train(
             done.append(Report(numbers[step], step, place, mean, lr, speed, seconds, curve))
             total.zero_()
             steps = 0
-            save(step)
+            save(step, total)
             if step == len(schedule):
                 engine.finish()
             yield done[-1]
             mark, trained = time.perf_counter(), 0
         elif due:
-            save(step)
+            save(step, summed)

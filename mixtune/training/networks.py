@@ -1,8 +1,8 @@
-"""Networks by name: any of timm's, and those for small images that timm lacks.
+"""Networks by name: any of timm's, and those that timm lacks.
 
-cifar_resnet8, 14, 20, ... 44, ... 110; wrn28_10, wrn16_8 and so on; amoebanet_a. In timm ResNet-50-B, -C and -D of Bag
-of Tricks are resnet50, resnet50c and resnet50d; EfficientNet-B0 is efficientnet_b0; resnet18, 34, 50 and 101 are the
-same as torchvision's.
+cifar_resnet8, 14, 20, ... 44, ... 110; wrn28_10, wrn16_8 and so on; amoebanet_a. Bag of Tricks' ResNet-50 is
+resnet50_v1, its ResNet-50-B, -C and -D are timm's resnet50, resnet50c and resnet50d; EfficientNet-B0 is
+efficientnet_b0; resnet18, 34, 50 and 101 are the same as torchvision's.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable
 from functools import cache
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -100,10 +101,23 @@ def _amoeba(match: re.Match[str], classes: int, dropout: float, drop_path: float
     return AmoebaNet(20, 36, classes, dropout, drop_path)
 
 
-_SMALL: tuple[tuple[re.Pattern[str], Callable[[re.Match[str], int, float, float], nn.Module], int], ...] = (
+def _resnet_v1(match: re.Match[str], classes: int, dropout: float, drop_path: float) -> nn.Module:
+    """The bottleneck ResNet as first published (He et al. 2016): the first 1x1 of a block has the stride, not the 3x3.
+
+    Bag of Tricks starts from this one; moving the stride is its -B.
+    """
+    net = _timm(f"resnet{match[1]}", classes, dropout, drop_path, False)
+    for stage in (net.layer2, net.layer3, net.layer4):
+        first: Any = stage[0]  # type: ignore[index]
+        first.conv1.stride, first.conv2.stride = (2, 2), (1, 1)
+    return net
+
+
+_OURS: tuple[tuple[re.Pattern[str], Callable[[re.Match[str], int, float, float], nn.Module], int], ...] = (
     (re.compile(r"cifar_resnet(\d+)"), _cifar_resnet, CifarResNet.stride),
     (re.compile(r"wrn(\d+)_(\d+)"), _wide, WideResNet.stride),
     (re.compile(r"amoebanet_a"), _amoeba, AmoebaNet.stride),
+    (re.compile(r"resnet(50|101|152)_v1"), _resnet_v1, 32),
 )
 
 
@@ -124,7 +138,7 @@ def create(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = _small(name, classes, dropout, drop_path)
+        net = _ours(name, classes, dropout, drop_path)
         if net is None:
             net = _timm(name, classes, dropout, drop_path, weights == "pretrained")
         elif weights == "pretrained":
@@ -134,8 +148,8 @@ def create(
     return net
 
 
-def _small(name: str, classes: int, dropout: float, drop_path: float) -> nn.Module | None:
-    for pattern, build, _ in _SMALL:
+def _ours(name: str, classes: int, dropout: float, drop_path: float) -> nn.Module | None:
+    for pattern, build, _ in _OURS:
         if match := pattern.fullmatch(name):
             return build(match, classes, dropout, drop_path)
     return None
@@ -145,7 +159,7 @@ def _timm(name: str, classes: int, dropout: float, drop_path: float, pretrained:
     import timm
 
     if not timm.is_model(name):
-        known = [f"cifar_resnet{n}" for n in (8, 14, 20, 32, 44, 56, 110)] + ["wrn28_10", "amoebanet_a"]
+        known = [f"cifar_resnet{n}" for n in (8, 14, 20, 32, 44, 56, 110)] + ["wrn28_10", "amoebanet_a", "resnet50_v1"]
         raise ValueError(f"unknown network {name!r}; {_nearest(name, known + timm.list_models())}")
     options = {k: v for k, v in (("drop_rate", dropout), ("drop_path_rate", drop_path)) if v}
     try:
@@ -200,7 +214,7 @@ def _nearest(name: str, known: list[str]) -> str:
 @cache
 def total_stride(name: str) -> int:
     """By how much the network shrinks an image side in all: training sizes must be multiples of it."""
-    for pattern, _, stride in _SMALL:
+    for pattern, _, stride in _OURS:
         if pattern.fullmatch(name):
             return stride
     with torch.device("meta"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -28,6 +28,10 @@ class Recipe:
     (False) or as the network has it. mixup, cutmix: alphas, 0 for off. ema: decay per step of an average of the
     weights, which then is what is evaluated and kept; 0 for off. distill: learn from a teacher. dropout, drop_path:
     shares, passed to the network. aux_weight: of an auxiliary head's loss, where the network has one.
+    sync_bn: where a run has several ranks, batch norms see the images of all of them, as on one device; else each
+    rank's norms see its own, and only the running statistics are averaged.
+    precision: "bf16" computes the network in bfloat16 where that is safe (autocast) and keeps weights and loss in
+    float32; "auto" is bf16 on a GPU and float32 on a CPU.
     For fine-tuning (``finetune``): the layers form ``groups``; the head, which is the last, has the learning rate lr,
     each group before it ``group_decay`` times that of the next; for the share ``frozen`` of the budget only the head's
     weights move, while batch-norm statistics follow the images throughout.
@@ -58,6 +62,8 @@ class Recipe:
     dropout: float = 0.0
     drop_path: float = 0.0
     aux_weight: float = 0.4
+    sync_bn: bool = False
+    precision: Literal["auto", "bf16", "float32"] = "auto"
     groups: int = 1
     group_decay: float = 1.0
     frozen: float = 0.0
@@ -98,6 +104,10 @@ class Recipe:
             return self
         return replace(self, lr=self.lr * base_batch / self.scaling_batch, scaling="none")
 
+    def bf16(self, device: str) -> bool:
+        """Whether the network computes in bfloat16 on this kind of device ("cpu" or "cuda")."""
+        return device == "cuda" if self.precision == "auto" else self.precision == "bf16"
+
     def learning_rates(self, progress: np.ndarray, B: np.ndarray | None = None) -> np.ndarray:
         """The learning rate of every step from the share of the budget spent before it. [n_steps] -> [n_steps]
 
@@ -128,19 +138,26 @@ class Recipe:
         values: np.ndarray = self.lr * factor
         return values
 
-    def optimizer(self, network: nn.Module) -> torch.optim.SGD:
+    def optimizer(self, network: nn.Module, captured: bool = False) -> torch.optim.SGD:
         """SGD; biases and norm parameters are not decayed (Bag of Tricks, "no bias decay").
+
+        captured: the learning rates are tensors beside the parameters, and a step reads nothing back from the device.
 
         Each parameter group has its ``scale`` of the learning rate and says whether it is the ``head``'s.
         """
-        groups = []
+        groups: list[dict[str, Any]] = []
         for i, parameters in enumerate(reversed(layer_groups(network, self.groups))):
             scale = self.group_decay**i
             decayed, others = [p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim <= 1]
             for members, decay in ((decayed, self.weight_decay), (others, 0.0)):
                 if members:
                     groups.append({"params": members, "weight_decay": decay, "scale": scale, "head": i == 0})
-        return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=self.nesterov, foreach=True)
+        options: dict[str, Any] = {"momentum": self.momentum, "nesterov": self.nesterov}
+        if not captured:
+            return torch.optim.SGD(groups, lr=self.lr, foreach=True, **options)
+        for group in groups:
+            group["lr"] = torch.tensor(self.lr, device=group["params"][0].device)
+        return torch.optim.SGD(groups, lr=self.lr, fused=True, **options)
 
     def loss(self, outputs: Tensor | tuple[Tensor, Tensor], targets: Tensor) -> Tensor:
         """Mean cross-entropy over the B*D views. outputs: logits [B*D, classes], or those and an auxiliary head's;

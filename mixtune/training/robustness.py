@@ -7,6 +7,7 @@ and brightness is added to all three channels. Robustness to scale is the curve 
 
 from __future__ import annotations
 
+import contextlib
 import io
 from collections.abc import Callable, Sequence
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as TF
 
+from mixtune.training.calibration import using
 from mixtune.training.evaluation import predict
 from mixtune.training.task import Classification
 from mixtune.training.views import resize
@@ -74,16 +76,21 @@ def robustness(
     families: Sequence[str] = tuple(FAMILIES),
     severities: Sequence[int] = SEVERITIES,
 ) -> list[dict[str, float | str | int]]:
-    """Top-1 at S on the held-out images, one row per family and severity; the network's mode is left as found."""
+    """Top-1 at S on the held-out images, one row per family and severity; the network's mode is left as found.
+
+    With the batch-norm statistics that the task chose when it last evaluated the network at S, if it did.
+    """
     training = network.training
     network.eval()
     rows: list[dict[str, float | str | int]] = []
+    _, chosen = task.chosen.get(S, ("", {}))
     try:
-        for family in families:
-            for severity in severities:
-                change = _change(family, severity, task.small)
-                top1 = predict(network, task.altered(S, change)).metrics()["top1"]
-                rows.append({"S": S, "family": family, "severity": severity, "top1": top1})
+        with using(network, chosen) if chosen else contextlib.nullcontext():
+            for family in families:
+                for severity in severities:
+                    change = _change(family, severity, task.small)
+                    top1 = predict(network, task.altered(S, change)).metrics()["top1"]
+                    rows.append({"S": S, "family": family, "severity": severity, "top1": top1})
     finally:
         network.train(training)
     return rows

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -16,9 +16,10 @@ from mixtune.training import networks
 from mixtune.training.calibration import Recalibration
 from mixtune.training.checkpoint import Checkpoint, digest, essence, replace_file
 from mixtune.training.loop import Report, train
+from mixtune.training.ranks import ALONE, Ranks
 from mixtune.training.recipe import Recipe
 from mixtune.training.score import Score
-from mixtune.training.task import Classification, TaskConfig, available_cpus, check_shapes
+from mixtune.training.task import Classification, TaskConfig, check_shapes
 
 Judge = Literal["validation", "test"]
 
@@ -48,6 +49,7 @@ class TrainingConfig:
     """Everything but the regime that decides what a run gives. On a CPU, equal configurations give equal weights.
 
     threads: CPU threads of torch (they decide the order of floating-point sums); None takes all cores there are.
+    ranks: processes that share each step; without recipe.sync_bn they decide what a batch norm sees.
     share: of the budget to spend, with the whole schedule compressed into it (a lower fidelity).
     costs: measured cost of a step by shape ("16x32" or "16x32x2"), for a budget in GMACs or seconds (``timing``).
     """
@@ -63,6 +65,7 @@ class TrainingConfig:
     threads: int | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     costs: dict[str, float] | None = None
+    ranks: int = 1
     share: float = 1.0
 
     def cost(self, shape: BatchShape) -> float:
@@ -82,6 +85,8 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise ValueError(f"seed must be at least 0, not {self.seed}")
+        if self.ranks < 1:
+            raise ValueError(f"ranks must be at least 1, not {self.ranks}")
         if not 0 < self.share <= 1:
             raise ValueError(f"share must lie in (0, 1], not {self.share!r}")
         if self.threads is not None and self.threads < 1:
@@ -102,14 +107,21 @@ class Run:
     judge: Judge = "validation"
 
     @classmethod
-    def prepare(cls, regime: Regime, config: TrainingConfig, judge: Judge = "validation") -> Run:
+    def prepare(cls, regime: Regime, config: TrainingConfig, judge: Judge = "validation", ranks: Ranks = ALONE) -> Run:
         """Load the data, check the regime against it and build network and schedule.
 
-        Raises InputError for missing data, a size off the network's stride, a batch larger than the data set or a
-        budget below one step.
+        ranks: those that train together, each of which calls this and then ``reports``. Raises InputError for missing
+        data, a size off the network's stride, a batch larger than the data set or smaller than the ranks are many, or
+        a budget below one step.
         """
-        torch.set_num_threads(config.threads or available_cpus())
-        task = Classification(config.task, judge, config.device, config.evaluate.recalibrate)
+        config = replace(config, ranks=ranks.shard.world)
+        torch.set_num_threads(config.threads or ranks.cpus)
+        try:
+            ranks.shard.check(regime.shapes)
+        except ValueError as err:
+            raise InputError(f"regime {regime.name or regime}: {err}") from None
+        with ranks.first_here_first():
+            task = Classification(config.task, judge, config.device, config.evaluate.recalibrate, ranks)
         try:
             check_shapes(regime.shapes, config.task.network, task.n_train)
             schedule = config.schedule(regime, task.n_train)
@@ -133,12 +145,13 @@ class Run:
         checkpoint: Path | None = None,
         every: float = 300.0,
         on_step: Callable[[int, int], None] | None = None,
+        say: Callable[[str], None] = lambda _: None,
         judged: Sequence[int] | None = None,
     ) -> Iterator[Report]:
         """Train; yields at each report point. The network is trained when the iterator ends.
 
         checkpoint: a file that is written at every report and every so many seconds; where it exists already, the run
-        goes on from it and yields its earlier reports again. on_step, judged: see ``loop.train``. Raises
+        goes on from it and yields its earlier reports again. on_step, say, judged: see ``loop.train``. Raises
         InputError for a damaged or foreign file.
         """
         c = self.config
@@ -155,6 +168,7 @@ class Run:
             kept,
             on_step,
             self.teacher,
+            say,
             judged,
         )
 
@@ -166,6 +180,8 @@ class Run:
             settings[section].pop(key, None)
         for key in ("threads", "device", "score", "costs"):
             settings.pop(key, None)
+        if self.recipe.sync_bn:
+            settings.pop("ranks", None)
         shapes = [str(s) for s in self.schedule.shapes]
         return digest(settings, shapes, self.schedule.index.tolist(), self.task.n_train, self.judge)
 

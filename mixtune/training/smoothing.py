@@ -18,23 +18,22 @@ class GradientSmoothing:
     def __init__(self, network: nn.Module, momentum: float = 0.9, eps: float = 1e-6) -> None:
         self._parameters = [p for p in network.parameters() if p.requires_grad]
         self._momentum, self._eps = momentum, eps
-        self.norm: Tensor | None = None
+        self.norm = torch.full((), -1.0, device=self._parameters[0].device)  # below 0 before the first step
 
     def state_dict(self) -> dict[str, Tensor]:
         """The running norm; empty before the first step. Without it a resumed run would start the average anew."""
-        return {} if self.norm is None else {"norm": self.norm}
+        return {} if self.norm.item() < 0 else {"norm": self.norm}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take over a running norm that was saved."""
-        self.norm = state["norm"].clone() if state else None
+        self.norm.copy_(state["norm"]) if state else self.norm.fill_(-1.0)
 
     @torch.no_grad()
     def __call__(self) -> None:
         """Rescale the gradients in place."""
         grads = [p.grad for p in self._parameters if p.grad is not None]
         g = torch.stack(torch._foreach_norm(grads)).norm()
-        if self.norm is None:
-            self.norm = g.clone()
-            return
-        self.norm.mul_(self._momentum).add_(g, alpha=1 - self._momentum)
-        torch._foreach_mul_(grads, self.norm / (g + self._eps))
+        first = self.norm < 0  # decided on the device, so that the step can be captured
+        self.norm.copy_(torch.where(first, g, (self.norm * self._momentum).add(g, alpha=1 - self._momentum)))
+        # A plain 1.0 would be copied to the device, which cannot be captured.
+        torch._foreach_mul_(grads, torch.where(first, torch.ones_like(g), self.norm / (g + self._eps)))

@@ -1,11 +1,11 @@
-"""Task: what is learnt: data, network, loss, evaluation and cost, so that the loop knows nothing of classification."""
+"""Image classification as a task: its data, network, loss, evaluation and cost."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,13 +13,16 @@ from torch import Tensor, nn
 
 from mixtune.errors import InputError
 from mixtune.regime import BatchShape, Schedule
-from mixtune.training import calibration, data, mixing, networks, views
+from mixtune.training import calibration, data, mixing, networks, pixels, views
 from mixtune.training.calibration import Recalibration, Statistics
 from mixtune.training.curve import Curve
 from mixtune.training.device import available_cpus as available_cpus
 from mixtune.training.device import pick_device
 from mixtune.training.evaluation import Predictions, evaluate, predict
+from mixtune.training.protocol import Task as Task
+from mixtune.training.ranks import ALONE, Ranks
 from mixtune.training.recipe import Recipe
+from mixtune.training.synced import Synced
 
 
 @dataclass(frozen=True)
@@ -57,26 +60,10 @@ class TaskConfig:
         if self.workers is not None and self.workers < 0:
             raise ValueError(f"workers must be at least 0, not {self.workers}")
 
-
-class Task(Protocol):
-    """What the loop needs of a task."""
-
-    n_train: int
-
-    def network(self, seed: int) -> nn.Module:
-        """A fresh network on the task's device; the same seed gives the same weights."""
-
-    def batches(self, schedule: Schedule, seed: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """The inputs and targets of every step from ``start`` on, on the task's device."""
-
-    def blend(self, recipe: Recipe, inputs: Tensor, targets: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """The batch with the recipe's mixup or cutmix."""
-
-    def loss(self, recipe: Recipe, outputs: Any, targets: Tensor) -> Tensor:
-        """The scalar to minimise."""
-
-    def evaluate(self, network: nn.Module, sizes: Sequence[int]) -> Curve:
-        """The network's results at every size, on held-out images."""
+    @property
+    def held_out(self) -> float | tuple[int, int]:
+        """The share of the training images that is held out, or which fold of how many."""
+        return (self.fold, self.folds) if self.folds > 1 else self.validation
 
 
 class Classification:
@@ -88,6 +75,8 @@ class Classification:
     With ``recalibration`` the batch-norm statistics are chosen per size. The hold-out is cross-fitted: each half is
     judged with what was chosen on the other. For the test set up to 2,048 training images are held back to choose on,
     so that the test images are only ever judged. ``chosen`` holds, by size, the statistics of the last evaluation.
+
+    ``ranks``: where there are several, each makes its part of every step and judges its part of the images.
     """
 
     def __init__(
@@ -96,8 +85,9 @@ class Classification:
         judge: Literal["validation", "test"] = "validation",
         device: str = "auto",
         recalibration: Recalibration | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
-        self.config = config
+        self.config, self.ranks = config, ranks
         self.device = pick_device(device)
         dataset = data.load(config.dataset, config.data)
         self.classes = dataset.classes
@@ -106,13 +96,20 @@ class Classification:
         self._mean = torch.tensor(dataset.mean, device=self.device).view(1, 3, 1, 1) * scale
         self._std = torch.tensor(dataset.std, device=self.device).view(1, 3, 1, 1) * scale
         try:
-            self._train, self._held_out, self._choice = _split(dataset, config, judge, recalibration is not None)
+            self.train_source, self._held_out, self._choice = data.split(
+                dataset, config.samples, config.held_out, judge, recalibration is not None
+            )
         except ValueError as err:
             raise InputError(f"task.validation: {config.dataset}: {err}") from None
-        self.n_train = len(self._train)
+        self.n_train, self.n_judged = len(self.train_source), len(self._held_out)
+        if self.n_judged < ranks.shard.world:
+            raise InputError(f"task.validation: {self.n_judged} images are too few for {ranks.shard.world} ranks")
+        self.pixels: pixels.PixelViews | None = None
+        if isinstance(self.train_source, data.Pixels):
+            self.pixels = pixels.PixelViews(self.train_source, config.augment, self._flip, self.device)
         self._recalibration = recalibration
         self.chosen: dict[int, tuple[str, Statistics]] = {}
-        self._evaluated: dict[int, list[tuple[Tensor, Tensor]]] = {}
+        self.pause: Callable[[], None] = lambda: None  # called between batches of an evaluation
 
     @property
     def workers(self) -> int:
@@ -125,17 +122,30 @@ class Classification:
         return net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
     def batches(self, schedule: Schedule, seed: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Normalised inputs [B*D, 3, S, S] and labels [B*D] of every step from ``start`` on."""
-        augment = self.config.augment
-        if isinstance(self._train, data.Pixels):
-            raw = views.pixel_batches(self._train, schedule, augment, self._flip, seed, start)
+        """Normalised inputs [B*D, 3, S, S] and labels [B*D] of every step from ``start`` on: this rank's part of B."""
+        raw: Iterator[tuple[Tensor, Tensor]]
+        if self.pixels is not None:
+            raw = map(self.pixels.make, self.pixels.draw(schedule, seed, start, self.ranks.shard))
         else:
-            raw = views.file_batches(self._train, schedule, augment, self._flip, seed, start, self.workers)
+            assert isinstance(self.train_source, data.Files)
+            augment, shard = self.config.augment, self.ranks.shard
+            raw = views.file_batches(self.train_source, schedule, augment, self._flip, seed, start, self.workers, shard)
         return (self._ready(x, y) for x, y in raw)
 
-    def blend(self, recipe: Recipe, inputs: Tensor, targets: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """Images and soft labels blended by the recipe's mixup or cutmix."""
-        return mixing.blend(inputs, targets, self.classes, recipe.mixup, recipe.cutmix, rng)
+    def drawn(self, schedule: Schedule, seed: int, start: int = 0) -> Iterator[pixels.Drawn] | None:
+        """The random choices of every step's views; None for image files."""
+        return None if self.pixels is None else self.pixels.draw(schedule, seed, start, self.ranks.shard)
+
+    def made(self, S: int, choices: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised inputs [B*D, 3, S, S] and labels [B*D] from the choices [4, B*D] of a step."""
+        assert self.pixels is not None
+        return self._ready(*self.pixels.make_at(S, choices))
+
+    def blend(
+        self, blend: mixing.Blend, inputs: Tensor, targets: Tensor, shape: BatchShape | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Images and soft labels of mixup or cutmix."""
+        return mixing.apply(blend, inputs, targets, self.classes, self.ranks, shape)
 
     def loss(self, recipe: Recipe, outputs: Any, targets: Tensor) -> Tensor:
         """The recipe's cross-entropy."""
@@ -149,15 +159,16 @@ class Classification:
         return evaluate(network, lambda S: self._predictions(network, S, calibrated), sizes, self.gmacs)
 
     def _predictions(self, network: nn.Module, S: int, calibrated: bool) -> Predictions:
-        running = predict(network, self._evaluation_batches(S))
+        images = partial(self._judge, network, self._held_out, S)
+        running = images()
         if self._recalibration is None or not calibrated:
             return running
-        candidates = {
-            str(kind): calibration.recalibrate(network, self._calibration_batches(kind, S))
-            for kind in self._recalibration.views
-        }
-        choice = None if self._choice is None else partial(self._whole, self._choice, S)
-        images = partial(self._evaluation_batches, S)
+        with Synced(self.ranks):
+            candidates = {
+                str(kind): calibration.recalibrate(network, self._calibration_batches(kind, S))
+                for kind in self._recalibration.views
+            }
+        choice = None if self._choice is None else partial(self._judge, network, self._choice, S)
         best, predictions = calibration.judge(network, images, choice, running, candidates)
         self.chosen[S] = (best, candidates.get(best, {}))
         return predictions
@@ -165,26 +176,33 @@ class Classification:
     def _calibration_batches(self, kind: str, S: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Training images at S in full batches of 128, or fewer at large sizes, as in training or as in evaluation."""
         assert self._recalibration is not None
-        B = max(1, min(128, 512 * 64**2 // S**2, self.n_train, self._recalibration.images))
+        B = max(self.ranks.shard.world, min(128, 512 * 64**2 // S**2, self.n_train, self._recalibration.images))
         steps = max(1, min(self._recalibration.images, self.n_train) // B)
         schedule = Schedule((BatchShape(S, B),), np.zeros(steps, np.int16), np.ones(1))
         if kind == "train":
             yield from self.batches(schedule, seed=0)
         else:
-            drawn = np.concatenate(list(schedule.sample_batches(self.n_train, seed=0)))
-            yield from self._whole(self._train.subset(drawn), S, B)
+            part = self.ranks.shard.part(B)
+            drawn = np.concatenate([batch[part] for batch in schedule.sample_batches(self.n_train, seed=0)])
+            yield from self._whole(self.train_source.subset(drawn), S, part.stop - part.start)
 
     def gmacs(self, S: int) -> float:
         """10^9 multiply-accumulates of one image at S."""
         return networks.gmacs(self.config.network, self.classes, S)
 
-    def _evaluation_batches(self, S: int) -> Iterator[tuple[Tensor, Tensor]]:
-        if isinstance(self._held_out, data.Files):
-            yield from self._whole(self._held_out, S)
-        else:
-            if S not in self._evaluated:  # resized once, used at every report
-                self._evaluated[S] = list(self._whole(self._held_out, S))
-            yield from self._evaluated[S]
+    def _judge(self, network: nn.Module, source: data.Source, S: int) -> Predictions:
+        """What the network says of all images of ``source`` at S; each rank judges its part."""
+        return predict(network, self._evaluation_batches(source, S)).over(self.ranks, len(source))
+
+    def _evaluation_batches(self, source: data.Source, S: int) -> Iterator[tuple[Tensor, Tensor]]:
+        part = self.ranks.shard.part(len(source))
+        mine = source if self.ranks.alone else source.subset(np.arange(len(source))[part])
+        batches: Iterable[tuple[Tensor, Tensor]] = self._whole(mine, S)
+        if isinstance(source, data.Pixels) and source is self._held_out:  # resized once, used at every report
+            batches = pixels.kept(source, (S, self.device, part.start, part.stop), lambda: list(self._whole(mine, S)))
+        for batch in batches:
+            yield batch
+            self.pause()
 
     def altered(self, S: int, change: Callable[[Tensor, int], Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         """The held-out images at S after ``change(pixels [N, 3, S, S] from 0 to 255, number of the batch)``."""
@@ -212,34 +230,12 @@ class Classification:
         if isinstance(source, data.Files):
             raw = views.file_eval_batches(source, S, min(batch, 128), self.workers)
         else:
-            raw = views.pixel_eval_batches(source, S, batch)
+            raw = pixels.pixel_eval_batches(source, S, batch)
         return (self._ready(change(x, i), y) for i, (x, y) in enumerate(raw))
 
-    def _ready(self, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        x = pixels.to(self.device, non_blocking=True).float().sub_(self._mean).div_(self._std)
+    def _ready(self, values: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        x = values.to(self.device, non_blocking=True).float().sub_(self._mean).div_(self._std)
         return x.contiguous(memory_format=torch.channels_last), labels.to(self.device, non_blocking=True)
-
-
-def _split(
-    dataset: data.DataSet, config: TaskConfig, judge: Literal["validation", "test"], choosing: bool
-) -> tuple[data.Source, data.Source, data.Source | None]:
-    """(train, held out, images to choose on before the test set is judged). None of them depends on the seed, so that
-    all runs of a study are judged alike.
-    """
-    train, held_out, choice = dataset.train, dataset.test, None
-    if config.samples is not None and config.samples < len(train):
-        _, kept = data.stratified(train.labels, config.samples / len(train), seed=1)
-        train = train.subset(kept)
-    if judge == "validation":
-        if config.folds > 1:
-            rest, part = data.fold(train.labels, config.folds, config.fold, seed=0)
-        else:
-            rest, part = data.stratified(train.labels, config.validation, seed=0)
-        train, held_out = train.subset(rest), train.subset(part)
-    elif choosing:
-        rest, part = data.stratified(train.labels, min(config.validation, 2048 / len(train)), seed=0)
-        train, choice = train.subset(rest), train.subset(part)
-    return train, held_out, choice
 
 
 def check_shapes(shapes: Sequence[BatchShape], network: str, n_train: int) -> None:

@@ -12,6 +12,7 @@ import torch
 
 from mixtune.regime import BatchShape, CostTable, Schedule
 from mixtune.training.engine import Engine
+from mixtune.training.ranks import ALONE, Ranks
 from mixtune.training.run import TrainingConfig
 from mixtune.training.task import Classification, available_cpus
 
@@ -24,24 +25,30 @@ def place(config: TrainingConfig) -> str:
         where = torch.cuda.get_device_name()
     else:
         where = f"cpu, {config.threads or available_cpus()} threads"
+    if config.ranks > 1:
+        where += f", {config.ranks} ranks"
     return f"{config.task.network} on {config.task.dataset}, {where}"
 
 
-def step_seconds(config: TrainingConfig, shapes: Iterable[BatchShape], known: CostTable | None = None) -> CostTable:
+def step_seconds(
+    config: TrainingConfig, shapes: Iterable[BatchShape], known: CostTable | None = None, ranks: Ranks = ALONE
+) -> CostTable:
     """Seconds of one whole step (views, forward, backward, optimiser) of each shape, in real batches of the task.
 
-    Shapes that ``known`` holds are not timed again. Raises InputError for missing data.
+    Shapes that ``known`` holds are not timed again. Where a step is shared by several ranks, each calls this, and the
+    first one's table counts. Raises InputError for missing data.
     """
-    torch.set_num_threads(config.threads or available_cpus())
-    task = Classification(config.task, "validation", config.device)
+    torch.set_num_threads(config.threads or ranks.cpus)
+    task = Classification(config.task, "validation", config.device, ranks=ranks)
     engine = Engine(task, task.network(config.seed), config.recipe, config.seed)
     engine.network.train()
 
     def measure(shape: BatchShape) -> float:
         steps = Schedule((shape,), np.zeros(WARM_UP + TIMED, np.int16), np.ones(1))
+        engine.prepare(steps, np.zeros(len(steps)), 0, lambda _: None)
         marks = [time.perf_counter()]
-        for number, (inputs, targets) in enumerate(task.batches(steps, config.seed)):
-            engine.step(inputs, targets, 0.0, number)  # a learning rate of 0: the weights stay as they are
+        for number, batch in enumerate(engine.batches(steps, config.seed, 0)):
+            engine.train_on(batch, 0.0, number, 1.0, shape)  # a learning rate of 0: the weights stay as they are
             if engine.device.type == "cuda":
                 torch.cuda.synchronize()
             marks.append(time.perf_counter())
@@ -61,7 +68,9 @@ def gmacs_table(config: TrainingConfig, shapes: Iterable[BatchShape]) -> CostTab
     return CostTable.from_gmacs(per_image, shapes, config.task.network)
 
 
-def step_costs(config: TrainingConfig, shapes: Iterable[BatchShape], path: Path) -> dict[str, float]:
+def step_costs(
+    config: TrainingConfig, shapes: Iterable[BatchShape], path: Path, ranks: Ranks = ALONE
+) -> dict[str, float]:
     """The cost of a step of every shape in the unit of the budget, by the shape's name ("16x32").
 
     Times already in the file at ``path`` are used again; the file is brought up to date. Raises InputError when it was
@@ -71,8 +80,9 @@ def step_costs(config: TrainingConfig, shapes: Iterable[BatchShape], path: Path)
         table = gmacs_table(config, shapes)
     else:
         known = CostTable.load(path, place(config)) if path.exists() else None
-        table = step_seconds(config, shapes, known)
-    partial = path.with_suffix(".part")
-    table.save(partial)
-    partial.replace(path)
+        table = step_seconds(config, shapes, known, ranks)
+    if ranks.first:
+        partial = path.with_suffix(".part")
+        table.save(partial)
+        partial.replace(path)
     return {str(shape): cost for shape, cost in table.costs.items()}

@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from mixtune.errors import InputError
-from mixtune.regime import BatchShape, Schedule
-from mixtune.training.data import Files, Pixels
+from mixtune.regime import WHOLE, BatchShape, Schedule, Shard
+from mixtune.training.data import Files
 
 Batch = tuple[Tensor, Tensor]  # uint8 or float [B*D, 3, S, S] with pixel values from 0 to 255; int64 [B*D]
 CROP_RATIO = 0.875  # evaluation of image files: shorter side to S / 0.875, then the central S x S
@@ -54,35 +54,6 @@ def resize(images: Tensor, S: int) -> Tensor:
     if images.shape[-2:] == (S, S):
         return images
     return F.interpolate(images, size=(S, S), mode="bilinear", antialias=min(images.shape[-2:]) > S)
-
-
-def pixel_batches(
-    source: Pixels, schedule: Schedule, augment: Augment, flip: bool, seed: int, start: int
-) -> Iterator[Batch]:
-    """Training batches of images held in memory, from step ``start`` on."""
-    N, H, W, _ = source.images.shape
-    pad = H // 8 if augment.pad is None else augment.pad
-    padded = F.pad(source.images, (0, 0, pad, pad, pad, pad))  # [N, H+2p, W+2p, 3]
-    row, column = torch.arange(H), torch.arange(W)
-    steps = range(start, len(schedule))
-    for step, samples in zip(steps, schedule.sample_batches(N, seed, start), strict=True):
-        shape = schedule.shapes[schedule.index[step]]
-        rng = np.random.default_rng((seed, step))
-        y, x = torch.from_numpy(rng.integers(0, 2 * pad + 1, size=(2, shape.views)))
-        columns = column.expand(shape.views, W)
-        if flip:
-            mirrored = torch.from_numpy(rng.integers(0, 2, size=shape.views, dtype=bool))
-            columns = torch.where(mirrored[:, None], W - 1 - column, column)
-        image = torch.from_numpy(samples).repeat_interleave(shape.D)
-        # One gather makes the crops, the mirroring and the copies: [B*D, H, W, 3].
-        crops = padded[image[:, None, None], (y[:, None] + row)[:, :, None], (x[:, None] + columns)[:, None, :]]
-        yield resize(crops.permute(0, 3, 1, 2).float(), shape.S), source.labels[image]
-
-
-def pixel_eval_batches(source: Pixels, S: int, batch: int) -> Iterator[Batch]:
-    """Whole images resized to S (unlike the MixSize authors' CIFAR evaluation, which crops below 32 px)."""
-    for images, labels in zip(source.images.split(batch), source.labels.split(batch), strict=True):
-        yield resize(images.permute(0, 3, 1, 2).float(), S), labels
 
 
 class _FileViews(Dataset[Batch]):
@@ -139,15 +110,16 @@ def _decode(path: str):  # type: ignore[no-untyped-def]
 class _Steps:
     """Batch sampler: the keys of every step's samples, so that one loader and one worker pool serve all sizes."""
 
-    def __init__(self, schedule: Schedule, n_samples: int, seed: int, start: int) -> None:
+    def __init__(self, schedule: Schedule, n_samples: int, seed: int, start: int, shard: Shard) -> None:
         self.schedule, self.n_samples, self.seed, self.start = schedule, n_samples, seed, start
+        self.shard = shard
 
     def __iter__(self) -> Iterator[list[tuple[int, int, int, int, int]]]:
         steps = range(self.start, len(self.schedule))
         batches = self.schedule.sample_batches(self.n_samples, self.seed, self.start)
         for step, samples in zip(steps, batches, strict=True):
             shape: BatchShape = self.schedule.shapes[self.schedule.index[step]]
-            yield [(int(i), shape.S, shape.D, self.seed, step) for i in samples]
+            yield [(int(i), shape.S, shape.D, self.seed, step) for i in samples[self.shard.part(shape.B)]]
 
 
 def _join(items: Sequence[Batch]) -> Batch:
@@ -155,10 +127,17 @@ def _join(items: Sequence[Batch]) -> Batch:
 
 
 def file_batches(
-    source: Files, schedule: Schedule, augment: Augment, flip: bool, seed: int, start: int, workers: int
+    source: Files,
+    schedule: Schedule,
+    augment: Augment,
+    flip: bool,
+    seed: int,
+    start: int,
+    workers: int,
+    shard: Shard = WHOLE,
 ) -> Iterator[Batch]:
-    """Training batches of image files, decoded by ``workers`` processes, from step ``start`` on."""
-    steps = _Steps(schedule, len(source), seed, start)
+    """Training batches of image files, decoded by ``workers`` processes, from step ``start`` on: the shard's images."""
+    steps = _Steps(schedule, len(source), seed, start, shard)
     views = _FileViews(source, augment, flip)
     pinned = torch.cuda.is_available()
     yield from DataLoader(views, batch_sampler=steps, num_workers=workers, collate_fn=_join, pin_memory=pinned)  # type: ignore[arg-type]

@@ -1,8 +1,10 @@
 """A study in MLflow with made-up curves: what the analysis reads, without training anything."""
 
+import shutil
+
 import pytest
 
-from mixtune.config import parse
+from mixtune.config import parse, plain
 from mixtune.regime import published
 from mixtune.regime.files import save_regime
 from mixtune.study.events import Candidate
@@ -27,7 +29,7 @@ class Made:
         self.uri = empty_store(folder)
         self.tracker = Tracker(self.uri, self.space, folder)
 
-    def trial(self, number, family, found, state="COMPLETE", **params):
+    def trial(self, number, family, found, state="COMPLETE", weights=None, **params):
         folder = self.folder / "trials" / f"{number:04d}"
         folder.mkdir(parents=True)
         if family == "searched":
@@ -36,7 +38,9 @@ class Made:
         else:
             point = self.space.published_params(family, 4)
             regime = published(family, self.space.base, self.space.search.sizes, 4)
-        save_regime(folder / "regime.yaml", regime)
+        save_regime(folder / "regime.yaml", regime, plain(self.space.training(1)))
+        if weights:
+            shutil.copy(weights, folder / "weights.safetensors")
         trial = Candidate(number, regime, point, folder, "" if family == "searched" else family)
         self.tracker.started(trial)
         report = {"progress": 1.0, "loss": 1.0, "lr": 0.0, "views_per_second": 9.0, "seconds": 60.0 + number}

@@ -76,7 +76,7 @@ def test_a_foreign_database_is_one_sentence(tmp_path):
         db.execute("create table alembic_version (version_num varchar(32))")
         db.execute("insert into alembic_version values ('nonsense')")
     db.close()
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="MLflow did not write this"):
         read_study(f"sqlite:///{tmp_path}/foreign.db", "tiny")
 
 
@@ -177,6 +177,7 @@ def repeated(made, number, curves, out):
         config = TrainingConfig(space.task, space.budget, space.evaluate, seed=seed)
         save_regime(folder / "regime.yaml", regime, plain(config))
         write_csv(folder / "curve.csv", found.rows())
+        (folder / "result.yaml").write_text("judge: test\n")
     return str(out)
 
 
@@ -193,9 +194,14 @@ def test_repeated_runs_give_deviations_and_a_paired_test(made, tmp_path, capsys)
     said = "S,family,severity,top1\n8,blur,1,0.4\n8,blur,2,0.2\n"
     (tmp_path / "a" / "seed0" / "corruptions.csv").write_text(said)
     for _ in range(2):  # the second time changes nothing
-        assert main(["--study", "tiny", "--tracking-uri", made.uri, "--judge", "test", *folders]) == 0
+        assert main(["--study", "tiny", "--tracking-uri", made.uri, *folders]) == 0
     read = read_study(made.uri, "tiny")
     assert [r.seed for r in read.repeats_of(read.named("fixed"))] == [0, 1, 2]
+    client = MlflowClient(made.uri)
+    runs = client.search_runs([made.tracker.experiment], "tags.`mixtune.kind` != 'study'")
+    columns = {frozenset(r.data.params) & frozenset(("w_04", "w_08", "w_12")) for r in runs}
+    assert columns == {frozenset(("w_04", "w_08", "w_12"))}  # one name for each parameter, in all runs
+    assert all({"score", "top1/S08", "top1/S12"} <= set(r.data.metrics) for r in runs)
     assert read.best_searched.number == 1  # trained with several seeds: that is the one to show
     capsys.readouterr()
     call("compare", made, tmp_path / "out", "fixed", "searched")
@@ -218,12 +224,19 @@ def test_repeated_runs_give_deviations_and_a_paired_test(made, tmp_path, capsys)
 def test_runs_of_other_regimes_or_nothing_are_refused(study, made, tmp_path):
     from analysis.record import main
 
-    arguments = ["--study", "tiny", "--tracking-uri", study.uri, "--judge", "test"]
+    arguments = ["--study", "tiny", "--tracking-uri", study.uri]
     with pytest.raises(InputError, match="holds no finished run"):
         main([*arguments, str(tmp_path)])
     made.trial(0, "searched", curve(0.5, 0.5), w_12=0.99)
     with pytest.raises(InputError, match="no complete trial of study tiny trained this regime"):
         main([*arguments, repeated(made, 0, [curve(0.5, 0.5)], tmp_path / "a")])
+    arguments = ["--study", "tiny", "--tracking-uri", made.uri]
+    (tmp_path / "a" / "seed0" / "result.yaml").write_text("judge: nobody\n")
+    with pytest.raises(InputError, match="judge must be validation or test, not 'nobody'"):
+        main([*arguments, str(tmp_path / "a")])
+    (tmp_path / "a" / "seed0" / "result.yaml").unlink()
+    with pytest.raises(InputError, match=r"holds no result.yaml, which says on which images it was judged"):
+        main([*arguments, str(tmp_path / "a")])
 
 
 def test_two_studies_are_compared_over_the_regimes_they_share(study, made, tmp_path, capsys):

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from analysis import report
+from analysis import findings, report
 from analysis.record import main as record
 from analysis.runs import read_study
 from mixtune.errors import InputError
@@ -58,7 +58,7 @@ def test_the_page_is_whole_and_needs_nothing_from_elsewhere(study, tmp_path):
 
 
 def test_one_run_each_claims_nothing(study):
-    said = report.answer(read_study(study.uri, "tiny"))
+    said = findings.answer(read_study(study.uri, "tiny"))
     assert said.startswith("searched #6 is best: it scores 8")
     assert "points against the best published regime, multi-scale VBS" in said
     assert "the noise between seeds may well be as large" in said
@@ -75,14 +75,14 @@ def test_seeds_decide_what_is_claimed(made, tmp_path, fixed, verdict):
         repeated(made, 0, [curve(a, a) for a in fixed], tmp_path / "a"),
         repeated(made, 1, [curve(a, a) for a in (0.62, 0.63, 0.64)], tmp_path / "b"),
     ]
-    record(["--study", "tiny", "--tracking-uri", made.uri, "--judge", "test", *runs])
+    record(["--study", "tiny", "--tracking-uri", made.uri, *runs])
     study = read_study(made.uri, "tiny")
-    said = report.answer(study)
+    said = findings.answer(study)
     assert said.startswith("searched #1 is best: it scores 63.00 ± 1.00 %")
     assert f": {verdict} (paired t-test over 3 seeds" in said
     # What was run once and judged on other images is said not to compare, however well it looks.
-    assert "not comparable" in report.results(study)
-    assert any("multi-scale VBS; these do not compare" in line for line in report.noise(study))
+    assert "not comparable" in findings.results(study)
+    assert any("multi-scale VBS; these do not compare" in line for line in findings.noise(study))
 
 
 def test_its_commands_name_files_that_are_there_and_flags_that_parse(study, monkeypatch):
@@ -91,7 +91,7 @@ def test_its_commands_name_files_that_are_there_and_flags_that_parse(study, monk
     from mixtune.cli import Parser
 
     rerun, use = report.again(read_study(study.uri, "tiny"))
-    for line in (*rerun, *use[:2]):
+    for line in (*rerun, *use[:3]):
         words = shlex.split(line)
         module = importlib.import_module(words[2])
 

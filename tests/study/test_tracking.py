@@ -1,15 +1,29 @@
+import errno
+import json
+import platform
+import sys
+import threading
+import time
+from importlib.metadata import version
+from pathlib import Path
+
 import pytest
 import torch
+import yaml
 from mlflow import MlflowClient
 
 from mixtune.config import parse
 from mixtune.errors import InputError
 from mixtune.regime import published
 from mixtune.regime.files import save_regime
+from mixtune.study.browsing import address
+from mixtune.study.delivery import merged
 from mixtune.study.events import Candidate
 from mixtune.study.identity import _digest, identity
+from mixtune.study.sampling import Outcome, Trials
 from mixtune.study.space import Space
 from mixtune.study.tracking import Tracker, check, children
+from mixtune.training.curve import Curve, Point
 from mixtune.training.data import DataSet, Files, Pixels, load
 from mixtune.training.task import Classification
 from tests.study.test_sampling import CURVE
@@ -84,10 +98,101 @@ def test_the_parent_holds_the_space_the_best_and_the_figures(tracker):
     tracker.finish("FINISHED", {"score": 0.9, "trial": 3}, [figure])
     (parent,) = runs(tracker, "study")
     assert parent.data.params["task.network"] == "cifar_resnet8"
-    assert parent.data.metrics["best/score"] == 0.9
+    assert parent.data.metrics["score"] == 0.9
     assert parent.data.tags["mixtune.best.trial"] == "3"
     paths = [a.path for a in MlflowClient(tracker.uri).list_artifacts(parent.info.run_id, "figures")]
     assert paths == ["figures/pareto.png"]
+
+
+def test_the_parent_says_where_it_ran(tracker, tmp_path):
+    (parent,) = runs(tracker, "study")
+    path = MlflowClient(tracker.uri).download_artifacts(parent.info.run_id, "environment.yaml", str(tmp_path))
+    said = yaml.safe_load(Path(path).read_text())
+    assert said["torch"] == version("torch")
+    assert said["mlflow"] == version("mlflow")
+    assert said["python"] == platform.python_version()
+
+
+def test_the_experiment_keeps_a_view_of_the_study(tracker):
+    """Every column that the view names is one that trials have."""
+    trial = candidate(tracker)
+    tracker.started(trial)
+    tracker.reported(trial, REPORT, 0.5)
+    (child,) = runs(tracker, "trial")
+    tags = MlflowClient(tracker.uri).get_experiment(tracker.experiment).tags
+    state = json.loads(tags["mlflow.sharedViewState.mixtune-tiny"])
+    assert state["orderByKey"] in state["selectedColumns"]
+    known = {f"metrics.`{k}`" for k in child.data.metrics} | {"metrics.`top1/S12`", "attributes.`Duration`"}
+    known |= {f"params.`{k}`" for k in child.data.params} | {f"tags.`{k}`" for k in child.data.tags}
+    assert set(state["selectedColumns"]) <= known
+    found = MlflowClient(tracker.uri).search_runs([tracker.experiment], state["searchFilter"])
+    assert len(found) == 2  # the study and its trial
+    url = address("http://127.0.0.1:5000", tracker.experiment, "tiny")
+    assert url.endswith("/runs?workflowType=machine_learning&viewStateShareKey=mixtune-tiny")
+
+
+def test_metrics_are_rounded_for_reading_and_the_curve_is_not(tracker):
+    trial = candidate(tracker)
+    tracker.started(trial)
+    odd = Curve((Point(8, 0.1, 1 / 3, 2 / 3, 0.123456789, 0.1),))
+    tracker.reported(trial, REPORT | {"curve": odd.rows()}, 1 / 3)
+    tracker.ended(trial, "COMPLETE", 1 / 3, "", odd)
+    (child,) = runs(tracker, "trial")
+    assert (child.data.metrics["score"], child.data.metrics["top1/S08"]) == (0.33333, 0.33333)
+    assert (child.data.metrics["curve/top1"], child.data.metrics["curve/loss"]) == (1 / 3, 0.123456789)
+
+
+def test_the_machine_is_watched_when_mlflow_is_told_to(tmp_path, tiny, empty_store, monkeypatch):
+    monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "true")
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.05")
+    watched = Tracker(empty_store(tmp_path), parse(tiny, Space, "f"), tmp_path)
+    client = MlflowClient(watched.uri)
+    for _ in range(600):
+        if any(k.startswith("system/") for k in client.get_run(watched.parent).data.metrics):
+            break
+        time.sleep(0.05)
+    watched.finish("FINISHED", {}, [])
+    assert client.get_run(watched.parent).data.metrics["system/system_memory_usage_percentage"] > 0
+    assert not any(t.name == "SystemMetricsMonitor" for t in threading.enumerate())
+
+
+def test_watching_without_its_library_is_one_sentence(tmp_path, tiny, empty_store, monkeypatch):
+    monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "true")
+    monkeypatch.setitem(sys.modules, "mlflow.system_metrics.system_metrics_monitor", None)
+    with pytest.raises(InputError, match="MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING: needs psutil"):
+        Tracker(empty_store(tmp_path), parse(tiny, Space, "f"), tmp_path)
+
+
+def test_a_database_of_something_else_is_neither_written_nor_read(tmp_path, tiny):
+    import sqlite3
+
+    from mixtune.study.store import opened
+
+    path = tmp_path / "study.db"
+    with sqlite3.connect(path) as db:
+        db.execute("create table studies (name varchar(32))")
+    db.close()
+    before = path.read_bytes()
+    for look in (check, opened):
+        with pytest.raises(InputError, match="MLflow did not write this"):
+            look(f"sqlite:///{path}")
+    assert path.read_bytes() == before
+    path.write_bytes(b"no database at all")
+    with pytest.raises(InputError, match="cannot be read"):
+        opened(f"sqlite:///{path}")
+
+
+def test_a_database_of_another_mlflow_says_how_to_bring_it_up_to_date(tmp_path, empty_store):
+    import sqlite3
+
+    from mixtune.study.store import opened
+
+    uri = empty_store(tmp_path)
+    with sqlite3.connect(tmp_path / "mlflow.db") as db:
+        db.execute("update alembic_version set version_num = 'f5a4f2784254'")
+    db.close()
+    with pytest.raises(InputError, match=f"another version of MLflow wrote this.* python -m mlflow db upgrade {uri}"):
+        opened(uri)
 
 
 def test_a_server_that_does_not_answer_is_one_sentence():
@@ -157,3 +262,128 @@ def test_the_digest_changes_with_pixels_labels_and_names(monkeypatch):
     _digest.cache_clear()
     assert found[3] == found[4]  # the same files in another place
     assert len(set(found)) == 5
+
+
+def test_what_a_kill_kept_from_mlflow_is_recorded_by_the_next_search(tracker):
+    """Killed after the study knew of an end and before the outbox did: the trial is whole in MLflow, once."""
+    space = tracker._space
+    for number in (0, 1, 2):
+        tracker.started(candidate(tracker, number))
+        tracker.reported(Candidate(number, None, {}, tracker._folder, "fixed"), REPORT, 0.4)
+    ended = Candidate(0, None, {}, tracker._folder / "trials" / "0", "fixed")
+    tracker.ended(ended, "COMPLETE", 0.5, "", CURVE)
+    assert tracker.flush()
+
+    again = Tracker(tracker.uri, space, tracker._folder, tracker.parent)
+    point = space.published_params("fixed", 4)
+    known = [
+        Outcome(0, "COMPLETE", 0.4, point, "fixed", "", CURVE),
+        Outcome(1, "COMPLETE", 0.6, point, "fixed", "", CURVE),  # its last report is missing too
+        Outcome(3, "PRUNED", 0.2, point, "", "pruned at 50 %", CURVE),  # nothing is there
+    ]
+    assert again.repair(known) == 2
+    again.discard_unfinished()  # the third, which ran
+    found = {r.data.tags["mixtune.trial"]: r for r in runs(again, "trial")}
+    assert {n: r.data.tags["mixtune.state"] for n, r in found.items()} == {
+        "0": "COMPLETE",
+        "1": "COMPLETE",
+        "3": "PRUNED",
+    }
+    client = MlflowClient(tracker.uri)
+    history = {n: [m.value for m in client.get_metric_history(r.info.run_id, "score")] for n, r in found.items()}
+    assert history == {"0": [0.4], "1": [0.4, 0.6], "3": [0.2]}
+    assert found["3"].data.tags["mixtune.family"] == "searched"
+    assert found["3"].data.tags["mixtune.reason"] == "pruned at 50 %"
+    assert again.repair(known) == 0
+
+
+def test_no_password_reaches_the_store(tmp_path, tiny, empty_store):
+    """Of anything that is written: tags, parameters, the space file, names, the outbox."""
+    folder = tmp_path / "study"
+    folder.mkdir()
+    space = parse(tiny, Space, "f")
+    trials = Trials(f"sqlite:///{folder}/study.db", space, 4)
+    trial, _ = trials.ask()
+    reason = "no answer from http://me:hunter2@host/x"
+    trials.finish(trial, "FAIL", None, reason, None)
+    tracker = Tracker(empty_store(folder), space, folder)
+    first = candidate(tracker)
+    tracker.started(first)
+    tracker.ended(first, "FAIL", None, reason, None)
+    assert tracker.flush()
+    for path in folder.rglob("*"):
+        assert path.is_dir() or b"hunter2" not in path.read_bytes(), path
+    assert "me:***@host" in trials.outcomes()[0].reason
+
+
+def test_a_database_is_made_whole_or_not_at_all(tmp_path, monkeypatch):
+    """One whose making is cut off could never be opened again."""
+    from mixtune.study import store
+
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+
+    class CutOff:
+        def __init__(self, uri):
+            Path(uri.removeprefix("sqlite:///")).write_bytes(b"a part")
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "MlflowClient", CutOff)
+        with pytest.raises(OSError, match="No space"):
+            store.make(uri)
+    assert list(tmp_path.iterdir()) == []
+    store.make(uri)
+    made = (tmp_path / "mlflow.db").read_bytes()
+    store.make(uri)  # and left alone where it is
+    assert (tmp_path / "mlflow.db").read_bytes() == made
+    assert MlflowClient(uri).create_experiment("x")
+    assert [p.name for p in tmp_path.iterdir()] == ["mlflow.db"]
+
+
+def history(client, run, key):
+    return [(m.timestamp, m.step, m.value) for m in client.get_metric_history(run.info.run_id, key)]
+
+
+def test_merged_records_leave_what_the_records_leave(tmp_path, tiny, empty_store):
+    """The plain way, one request after the other, is the oracle."""
+    space, made = parse(tiny, Space, "f"), {}
+    for way in ("plain", "merged"):
+        folder = tmp_path / way
+        folder.mkdir()
+        tracker = Tracker(empty_store(folder), space, folder)
+        records = []
+        tracker._put = lambda do, trial, records=records, parent=tracker.parent, **more: records.append(
+            {"do": do, "trial": trial, "parent": parent, "time": 1000 + len(records), **more}
+        )
+        first, second = candidate(tracker, 0), candidate(tracker, 1)
+        tracker.started(first)
+        tracker.started(second)
+        for progress, score in ((0.5, 0.3), (1.0, 0.4)):
+            for trial in (first, second):
+                tracker.reported(trial, REPORT | {"progress": progress}, score)
+        (first.folder / "weights.safetensors").write_bytes(b"weights")
+        tracker.ended(first, "PRUNED", 0.4, "because", CURVE)
+        tracker.ended(second, "INTERRUPTED", None, "", None)
+        third = candidate(tracker, 2)
+        tracker.started(third)
+        if way == "plain":
+            for record in records:
+                tracker._sender.deliver(record)
+        else:
+            wholes = [whole for whole, _ in merged(records)]
+            assert [w["do"] for w in wholes] == ["start", "start", "discard", "start"]
+            for whole in wholes:
+                tracker._sender.deliver(whole)
+        client = MlflowClient(tracker.uri)
+        made[way] = {
+            r.data.tags["mixtune.trial"]: (
+                {k: v for k, v in r.data.tags.items() if "parentRunId" not in k},
+                r.data.params,
+                {k: history(client, r, k) for k in r.data.metrics},
+                sorted(a.path for a in client.list_artifacts(r.info.run_id)),
+                (r.info.status, r.info.start_time, r.info.end_time),
+            )
+            for r in runs(tracker, "trial")
+        }
+    assert sorted(made["plain"]) == ["0", "2"]
+    assert made["merged"] == made["plain"]

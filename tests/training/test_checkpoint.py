@@ -7,15 +7,18 @@ import sys
 import textwrap
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from mixtune.errors import InputError
+from mixtune.regime import BatchShape, Budget, published
 from mixtune.training import checkpoint as module
 from mixtune.training.checkpoint import Checkpoint, essence, read
 from mixtune.training.loop import TrainingDivergedError
 from mixtune.training.recipe import Recipe
-from mixtune.training.run import Run
+from mixtune.training.run import Evaluation, Run
+from mixtune.training.task import TaskConfig
 from tests.training.test_loop import config, regime, same, weights
 
 
@@ -131,7 +134,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(written, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(module.os, "fsync", full)
-    with pytest.raises(InputError, match=r"cannot be written \(No space left on device\); the earlier file is intact"):
+    with pytest.raises(InputError, match=r"is full; what was written before is intact"):
         list(Run.prepare(regime(), config()).reports(written, 0.0))
     assert written.read_bytes() == before
     assert [p.name for p in written.parent.iterdir()] == [written.name]  # no litter
@@ -173,3 +176,38 @@ def test_a_switch_that_is_off_does_not_make_a_run_another_one():
     }
     assert Run.prepare(regime(), config()).identity == Run.prepare(regime(), config(recipe=Recipe(ema=0.0))).identity
     assert Run.prepare(regime(), config()).identity != Run.prepare(regime(), config(recipe=Recipe(ema=0.9))).identity
+
+
+def test_an_image_that_cannot_be_read_ends_the_run_and_not_its_checkpoint(tmp_path):
+    """Broken after the first report; once it is put back, the run goes on to the weights of an unbroken one."""
+    from PIL import Image
+
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 2, 6, 8, 8, 3), np.uint8)
+    for p, part in enumerate(("train", "val")):
+        for c in (0, 1):
+            (tmp_path / part / str(c)).mkdir(parents=True)
+            for i in range(6):
+                Image.fromarray(pixels[p, c, i]).save(tmp_path / part / str(c) / f"{i}.png")
+    task = TaskConfig("folder", "cifar_resnet8", str(tmp_path), validation=0.34, workers=0)
+    small = config(task=task, budget=Budget(4), evaluate=Evaluation((8,), 2))
+    fixed = published("fixed", BatchShape(8, 4), [8], 4)
+
+    def prepared():
+        return Run.prepare(fixed, small)
+
+    unbroken = prepared()
+    list(unbroken.reports())
+    run, kept = prepared(), tmp_path / "c.pt"
+    reports = run.reports(kept)
+    next(reports)
+    before = kept.read_bytes()
+    image = Path(run.task._train.paths[0])
+    good = image.read_bytes()
+    image.write_bytes(good[:40])
+    with pytest.raises(InputError, match=rf"task.data: {image} is not a readable image"):
+        list(reports)
+    assert kept.read_bytes() == before
+    image.write_bytes(good)
+    again = prepared()
+    list(again.reports(kept))
+    assert same(weights(again), weights(unbroken))

@@ -10,12 +10,18 @@ from torch.nn import functional as F
 from mixtune.errors import InputError
 from mixtune.training.averaging import Average
 from mixtune.training.distillation import Distillation
-from mixtune.training.mixing import blend
+from mixtune.training.engine import Engine
+from mixtune.training.mixing import apply, draw
 from mixtune.training.networks import create, set_zero_gamma
 from mixtune.training.recipe import Recipe
 from mixtune.training.run import Run
+from mixtune.training.task import Classification
 from tests.training.test_checkpoint import facts, interrupted
 from tests.training.test_loop import config, regime, same, weights
+
+
+def blend(x, y, classes, mixup, cutmix, rng):
+    return apply(draw(len(y), x.shape[-1], mixup, cutmix, rng), x, y, classes)
 
 
 def batch(n=64, S=8, classes=5):
@@ -167,7 +173,14 @@ def test_dropout_and_drop_path_reach_the_network():
 
 
 @pytest.mark.parametrize(
-    "recipe", [dict(dropout=0.5), dict(mixup=0.2, cutmix=1.0), dict(ema=0.9), dict(schedule="sgdr", cycles=2)]
+    "recipe",
+    [
+        dict(dropout=0.5),
+        dict(mixup=0.2, cutmix=1.0),
+        dict(ema=0.9),
+        dict(schedule="sgdr", cycles=2),
+        dict(precision="bf16"),
+    ],
 )
 def test_every_switch_changes_the_weights_repeats_and_resumes_to_the_bit(recipe, tmp_path):
     plain = Run.prepare(regime(), config())
@@ -179,6 +192,31 @@ def test_every_switch_changes_the_weights_repeats_and_resumes_to_the_bit(recipe,
     assert facts(two.reports(tmp_path / "c.pt")) == expected
     assert same(weights(one), weights(two))
     assert not same(weights(one), weights(plain))
+
+
+def test_bf16_computes_the_network_in_eight_bits_of_mantissa_and_keeps_the_weights():
+    """Outputs are bfloat16's, weights, loss and smoothed gradients float32's; gradients are near those of float32."""
+    x, y = batch(classes=10)
+    gradients = {}
+    for precision in ("float32", "bf16"):
+        recipe = Recipe(precision=precision, smoothing=False)
+        task = Classification(config().task, device="cpu")
+        engine = Engine(task, create("cifar_resnet8", 10), recipe, 0)
+        seen = []
+        engine.network.layers[0].conv1.register_forward_hook(lambda *found, seen=seen: seen.append(found[2].dtype))
+        engine.network.train()
+        loss = engine.step(x, y, 0.0, 0)
+        assert seen == [torch.bfloat16 if precision == "bf16" else torch.float32]
+        assert {p.dtype for p in engine.network.parameters()} == {loss.dtype} == {torch.float32}
+        gradients[precision] = torch.cat([p.grad.flatten() for p in engine.network.parameters()])
+    a, b = gradients.values()
+    assert 1e-5 < float((a - b).norm() / a.norm()) < 0.1
+
+
+@pytest.mark.parametrize(("precision", "cpu", "cuda"), [("auto", 0, 1), ("bf16", 1, 1), ("float32", 0, 0)])
+def test_precision_by_device(precision, cpu, cuda):
+    recipe = Recipe(precision=precision)
+    assert (recipe.bf16("cpu"), recipe.bf16("cuda")) == (cpu, cuda)
 
 
 def test_the_average_of_a_finished_run_comes_back(tmp_path):

@@ -41,6 +41,29 @@ def test_any_sizes_with_latency_and_corruptions(trained, tmp_path, capsys):
     assert "batch 4" in out
 
 
+def test_a_run_is_judged_with_its_own_statistics_and_picked_by_a_measured_latency(trained, tmp_path, capsys):
+    """Trained on everything, with statistics chosen per size: its curve comes out again, now with latency."""
+    from mixtune import export
+
+    out = tmp_path / "out"
+    flags = ["--set", "evaluate.recalibrate.images=200", "--test", "--out", str(out)]
+    train.main(["--regime", str(trained / "regime.yaml"), *flags])
+    before = rows(out / "curve.csv")
+    with pytest.raises(
+        InputError, match=r"was trained on the whole training set.* judge it on the test set with --test"
+    ):
+        evaluate.main(["--weights", str(out)])
+    with pytest.raises(InputError, match=f"mixtune.evaluate --weights {out} --test --latency BATCH --out {out}"):
+        export.main(["--run", str(out), "--at-most", "900 ms"])
+    flags = ["--test", "--latency", "2", "--corruptions", "16", "--out", str(out)]
+    evaluate.main(["--weights", str(out), *flags])
+    after = rows(out / "curve.csv")
+    assert [{k: r[k] for k in before[0]} for r in after] == before
+    capsys.readouterr()
+    assert export.main(["--run", str(out), "--at-most", "900 ms"]) == 0
+    assert "ms" in capsys.readouterr().out
+
+
 def test_a_checkpoint_and_a_bare_file_work_with_a_space(trained, tmp_path, capsys, tiny, space_file):
     space = space_file(tiny | {"task": plain(config().task)})
     for name in ("checkpoint.pt", "weights.safetensors"):

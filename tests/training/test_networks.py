@@ -5,7 +5,7 @@ from torch import nn
 
 from mixtune.errors import InputError
 from mixtune.training.amoeba import AmoebaNet
-from mixtune.training.networks import check_size, create, gmacs, total_stride
+from mixtune.training.networks import check_size, create, gmacs, set_zero_gamma, total_stride
 
 
 def count(network):
@@ -30,6 +30,8 @@ def test_cifar_resnets_have_the_published_parameters(depth, millions):
         ("resnet18", 11_689_512, 1.81),
         ("resnet34", 21_797_672, 3.66),
         ("resnet50", 25_557_032, 4.09),
+        ("resnet50_v1", 25_557_032, 3.86),  # 3.8 G in both papers
+        ("resnet101_v1", 44_549_160, 7.57),
         ("resnet50c", 25_576_264, 4.33),
         ("resnet50d", 25_576_264, 4.33),
         ("resnet101", 44_549_160, 7.80),
@@ -42,6 +44,22 @@ def test_imagenet_networks_have_the_published_parameters_and_operations(name, pa
     assert count(network) == parameters
     assert gmacs(name, 1000, 224) == pytest.approx(giga, abs=0.01)
     assert total_stride(name) == 32
+
+
+def test_the_first_published_bottleneck_strides_in_its_first_convolution():
+    """Equal to torchvision's network but for where the stride is; so are its outputs where there is none to move."""
+    network, later = create("resnet50_v1", 10, seed=3), create("resnet50", 10, seed=3)
+    assert network.state_dict().keys() == later.state_dict().keys()
+    strides = [[tuple(m.stride) for m in (b[0].conv1, b[0].conv2)] for b in (network.layer2, later.layer2)]
+    assert strides == [[(2, 2), (1, 1)], [(1, 1), (2, 2)]]
+    x = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    for n in (network, later):
+        set_zero_gamma(n.eval(), False)  # else every block is its shortcut at first
+    with torch.no_grad():
+        a, b = (n.layer1(n.maxpool(n.act1(n.bn1(n.conv1(x))))) for n in (network, later))
+        assert torch.equal(a, b)
+        assert network(x).shape == later(x).shape
+        assert not torch.equal(network(x), later(x))
 
 
 def by_hooks(network, S):

@@ -6,7 +6,8 @@ import torch
 from PIL import Image, ImageFilter
 from torch import nn
 
-from mixtune.training.cost import measure_cost, with_cost
+from mixtune.training.calibration import statistics, using
+from mixtune.training.cost import measure_cost, peak_memory, with_cost
 from mixtune.training.curve import Curve, Point
 from mixtune.training.networks import create
 from mixtune.training.robustness import FAMILIES, Mirrored, corrupt, robustness
@@ -106,13 +107,43 @@ class Counting(nn.Module):
         return x.mean((2, 3))
 
 
+def test_corruptions_are_judged_with_the_statistics_that_were_chosen():
+    task = Classification(TaskConfig("digits", "cifar_resnet8", samples=200, validation=0.25), device="cpu")
+    network = create("cifar_resnet8", 10)
+    plain = robustness(task, network, 8, ["noise"], [1])
+    other = {k: v + 1 for k, v in statistics(network).items()}
+    task.chosen[8] = ("train", other)
+    chosen = robustness(task, network, 8, ["noise"], [1])
+    assert statistics(network).keys() == other.keys()
+    with using(network, other):
+        task.chosen.clear()
+        assert robustness(task, network, 8, ["noise"], [1]) == chosen
+    assert robustness(task, network, 8, ["noise"], [1]) == plain
+
+
 def test_latency_is_measured_at_the_stated_batch_in_evaluation_mode():
     network = Counting().train()
     cost = measure_cost(network, 24, 5, torch.device("cpu"), repeats=3)
-    assert network.batches == [(5, 3, 24, 24)] * 5  # two to warm up
+    assert network.batches == [(5, 3, 24, 24)] * 6  # two to warm up, three timed, one whose memory is watched
     assert cost.latency > 0
-    assert cost.memory is None
+    assert cost.memory >= 5 * 3 * 24 * 24 * 4
     assert network.training
+
+
+def test_peak_memory_is_what_lives_at_once():
+    """Two layers of 4,000 and 1,000 units by hand: the first output and its ReLU live together, and nothing else."""
+    network = nn.Sequential(nn.Flatten(), nn.Linear(300, 4000, bias=False), nn.ReLU(), nn.Linear(4000, 1000))
+    weights = 4 * (300 * 4000 + 4000 * 1000 + 1000)
+    for batch in (16, 64):
+        x = torch.zeros(batch, 3, 10, 10)
+        assert peak_memory(network.eval(), x) == weights + 4 * batch * (300 + 2 * 4000)
+
+
+def test_peak_memory_grows_with_the_square_of_the_size():
+    network = create("cifar_resnet8", 10).eval()
+    small, large = (peak_memory(network, torch.zeros(4, 3, S, S)) for S in (32, 64))
+    weights = sum(t.nbytes for t in network.state_dict().values())
+    assert (large - weights) / (small - weights) == pytest.approx(4, rel=0.01)
 
 
 def test_measured_values_travel_in_rows_and_old_rows_still_load():

@@ -2,6 +2,8 @@ import csv
 import io
 
 import pytest
+import torch
+import yaml
 from safetensors.torch import load_file
 
 from mixtune.cli import Bar, duration
@@ -9,6 +11,8 @@ from mixtune.config import plain
 from mixtune.errors import InputError
 from mixtune.regime.files import save_regime
 from mixtune.train import main
+from mixtune.training.task import Classification
+from mixtune.training.trained import Trained
 from tests.training.test_loop import config, regime, same
 
 
@@ -30,7 +34,8 @@ def test_out_holds_everything_and_the_same_command_again_repeats_the_result(regi
     out = tmp_path / "out"
     assert main(["--regime", regime_file, "--out", str(out)]) == 0
     first = lines(capsys)
-    assert {p.name for p in out.iterdir()} == {"checkpoint.pt", "weights.safetensors", "regime.yaml", "curve.csv"}
+    written = {"checkpoint.pt", "weights.safetensors", "regime.yaml", "curve.csv", "result.yaml"}
+    assert {p.name for p in out.iterdir()} == written
     weights = load_file(out / "weights.safetensors")
     with (out / "curve.csv").open() as file:
         assert [row["S"] for row in csv.DictReader(file)] == ["8", "12"]
@@ -42,6 +47,18 @@ def test_out_holds_everything_and_the_same_command_again_repeats_the_result(regi
     # The folder's own regime file repeats the run, too.
     assert main(["--regime", str(out / "regime.yaml")]) == 0
     assert score(lines(capsys)) == score(first)
+
+
+def test_the_result_says_on_which_images_and_where_it_was_made(regime_file, tmp_path):
+    for flags, judge in ([], "validation"), (["--test"], "test"):
+        main(["--regime", regime_file, "--out", str(tmp_path / judge), *flags])
+        said = yaml.safe_load((tmp_path / judge / "result.yaml").read_text())
+        trained = Trained.read(tmp_path / judge)
+        assert said["judge"] == trained.judge == judge
+        task = Classification(trained.config.task, judge)
+        assert said["images"] == {"trained": task.n_train, "judged": len(task._held_out)}
+        assert said["score"] == trained.config.score.of(trained.curve)
+        assert said["environment"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
 
 
 def test_a_folder_of_another_run_is_refused(regime_file, tmp_path):

@@ -6,9 +6,10 @@ import torch
 from PIL import Image
 
 from mixtune.errors import InputError
-from mixtune.regime import BatchShape, Budget, Mixture, Regime, Schedule
+from mixtune.regime import WHOLE, BatchShape, Budget, Mixture, Regime, Schedule, Shard
 from mixtune.training import views
 from mixtune.training.data import Files, Pixels
+from mixtune.training.pixels import PixelViews, pixel_eval_batches
 from mixtune.training.views import Augment
 
 SHAPES = [BatchShape(8, 8, 2), BatchShape(16, 4, 1), BatchShape(12, 4, 3)]
@@ -36,11 +37,12 @@ def files(tmp_path_factory):
     return Files(tuple(paths), torch.arange(12))
 
 
-def batches(source, steps, start=0, seed=3, workers=0, flip=True, augment=None):
+def batches(source, steps, start=0, seed=3, workers=0, flip=True, augment=None, shard=WHOLE):
     augment = augment or Augment()
     if isinstance(source, Pixels):
-        return list(views.pixel_batches(source, steps, augment, flip, seed, start))
-    return list(views.file_batches(source, steps, augment, flip, seed, start, workers))
+        made = PixelViews(source, augment, flip, torch.device("cpu"))
+        return [made.make(drawn) for drawn in made.draw(steps, seed, start, shard)]
+    return list(views.file_batches(source, steps, augment, flip, seed, start, workers, shard))
 
 
 def equal(a, b):
@@ -160,7 +162,7 @@ def test_flip_off_never_mirrors():
 def test_evaluation_resizes_the_whole_image(S):
     """Not a crop at its native scale: a constant frame must survive at every size."""
     source = pixels(n=3)
-    (x, y), *_ = views.pixel_eval_batches(source, S, 10)
+    (x, y), *_ = pixel_eval_batches(source, S, 10)
     assert x.shape == (3, 3, S, S)
     assert y.tolist() == [0, 1, 2]
     from torchvision.transforms.v2 import functional as TF
@@ -200,3 +202,20 @@ def test_a_corrupt_image_is_named_also_by_a_worker(tmp_path, workers):
 def test_bad_augmentation_is_refused(bad, message):
     with pytest.raises(ValueError, match=message):
         Augment(**bad)
+
+
+@pytest.mark.parametrize("kind", ["pixels", "files"])
+def test_ranks_make_the_views_of_one_device_and_decode_each_image_once(kind, files, monkeypatch):
+    source = pixels() if kind == "pixels" else files
+    steps = schedule(len(source))
+    whole = batches(source, steps)
+    decoded = []
+    decode = views._decode
+    monkeypatch.setattr(views, "_decode", lambda path: decoded.append(path) or decode(path))
+    parts = [batches(source, steps, shard=Shard(r, 3)) for r in range(3)]
+    joined = [tuple(torch.cat(tensors) for tensors in zip(*part, strict=True)) for part in zip(*parts, strict=True)]
+    assert equal(joined, whole)
+    if kind == "files":
+        assert len(decoded) == steps.samples  # not once per view, and not once per rank
+    for part, shape in zip(parts[1], steps, strict=True):
+        assert len(part[1]) == Shard(1, 3).of(shape).views

@@ -18,10 +18,7 @@ ALIAS = "best"
 
 
 def save_model(folder: Path, about: Mapping[str, Any]) -> Path:
-    """Write FOLDER/mlflow from FOLDER/network.pt2 and FOLDER/deploy.yaml; returns it.
-
-    Serve it with ``mlflow models serve -m FOLDER/mlflow --env-manager local``.
-    """
+    """Write FOLDER/mlflow from FOLDER/network.pt2 and FOLDER/deploy.yaml; returns it."""
     import shutil
 
     import mlflow

@@ -1,14 +1,13 @@
 """The MLflow model: sizes as a parameter, the accuracy of the run, an alias, and a real scoring server."""
 
 import contextlib
+import io
 import json
 import os
 import signal
 import subprocess
-import sys
 import time
 import urllib.request
-from pathlib import Path
 
 import mlflow
 import numpy as np
@@ -17,16 +16,18 @@ from mlflow import MlflowClient
 
 from mixtune import export
 from mixtune.errors import InputError
-from mixtune.pick import Trained
 from mixtune.training.task import Classification
+from mixtune.training.trained import Trained
 from tests.study.test_server import free_port
 
 
 @pytest.fixture(scope="module")
 def exported(finished, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("net")
-    export.main(["--run", str(finished), "--network", str(folder), "--formats", "mlflow", "--at-least", "1 %"])
-    return Trained.read(finished), folder
+    """The run, the folder of its network, and what the command printed."""
+    folder, said = tmp_path_factory.mktemp("net work"), io.StringIO()
+    with contextlib.redirect_stdout(said):
+        export.main(["--run", str(finished), "--network", str(folder), "--formats", "mlflow", "--at-least", "1 %"])
+    return Trained.read(finished), folder, said.getvalue()
 
 
 def held_out(trained):
@@ -35,7 +36,7 @@ def held_out(trained):
 
 
 def test_it_has_the_runs_accuracy_at_every_size(exported):
-    trained, folder = exported
+    trained, folder, _ = exported
     images, labels = held_out(trained)
     model = mlflow.pyfunc.load_model(str(folder / "mlflow"))
     for point in trained.curve.points:
@@ -47,11 +48,14 @@ def test_it_has_the_runs_accuracy_at_every_size(exported):
     assert model.predict(wide).shape == (2, 10)
 
 
-def test_it_is_registered_under_an_alias(exported, finished, tmp_path, empty_store):
+def test_it_is_registered_under_an_alias(exported, finished, tmp_path, empty_store, capsys):
     uri = empty_store(tmp_path)
     MlflowClient(uri).create_experiment("mixtune", artifact_location=f"file://{tmp_path}/artifacts")
     arguments = ["--run", str(finished), "--network", str(tmp_path / "net"), "--formats", "torch"]
     export.main([*arguments, "--register", "digits-net", "--tracking-uri", uri])
+    served = capsys.readouterr().out.splitlines()[-1]
+    assert f"MLFLOW_TRACKING_URI={uri}" in served
+    assert "mlflow models serve -m models:/digits-net@best --env-manager local" in served
     mlflow.set_tracking_uri(uri)
     model = mlflow.pyfunc.load_model("models:/digits-net@best")
     assert model.predict(held_out(exported[0])[0][:3]).shape == (3, 10)
@@ -63,16 +67,15 @@ def test_registering_needs_a_store(finished):
 
 
 @pytest.mark.slow
-def test_mlflow_serves_it(exported):
-    trained, folder = exported
+def test_the_printed_command_serves_it_from_a_fresh_shell(exported):
+    trained, folder, said = exported
     port = free_port()
-    # MLflow looks for uvicorn on the PATH, as in an activated environment.
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", str(folder / "mlflow"), "--env-manager"]
-    command += ["local", "--host", "127.0.0.1", "--port", str(port)]
-    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "PATH": path}
+    command = said.split("serve it:\n")[1].strip()
+    assert command.endswith("--port 5001")
+    fresh = {"MLFLOW_DISABLE_TELEMETRY": "true", "PATH": "/usr/bin:/bin", "HOME": os.environ["HOME"]}
+    shell = ["/bin/sh", "-c", command.replace("--port 5001", f"--port {port}")]
     with (folder / "serve.log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | quiet, start_new_session=True)
+        process = subprocess.Popen(shell, stdout=log, stderr=log, env=fresh, start_new_session=True)
     try:
         for _ in range(900):
             assert process.poll() is None, (folder / "serve.log").read_text()[-2000:]

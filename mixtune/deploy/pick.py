@@ -5,43 +5,16 @@ S as in ``regime.shapes``.
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
-from mixtune.config import parse
 from mixtune.errors import InputError
-from mixtune.regime.files import load_regime
 from mixtune.training.curve import Curve, Point, front
-from mixtune.training.run import TrainingConfig
+from mixtune.training.trained import Trained
 
 _UNITS = {"gmacs": ("gmacs", 1.0), "mmacs": ("gmacs", 1e-3), "ms": ("latency", 1e-3), "mib": ("memory", 2.0**20)}
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A finished run's folder: its training configuration and its curve."""
-
-    folder: Path
-    config: TrainingConfig
-    curve: Curve
-
-    @classmethod
-    def read(cls, folder: Path) -> Trained:
-        """What ``mixtune.train --out`` wrote. Raises InputError when something is missing."""
-        regime = folder / "regime.yaml"
-        _, training = load_regime(regime)
-        if not (folder / "curve.csv").exists():
-            raise InputError(f"--run {folder}: holds no curve.csv; was it written by mixtune.train --out?")
-        try:
-            with (folder / "curve.csv").open(newline="", encoding="utf-8") as file:
-                curve = Curve.from_rows(csv.DictReader(file))
-        except (OSError, KeyError, ValueError) as err:
-            raise InputError(f"{folder / 'curve.csv'}: is not a curve that mixtune wrote ({err})") from None
-        return cls(folder, parse(training, TrainingConfig, f"{regime}: training"), curve)
 
 
 @dataclass(frozen=True)
@@ -76,10 +49,11 @@ def pick(runs: Sequence[Trained], needs: Sequence[Need]) -> tuple[Trained, Point
     """
     pairs = [(r, p) for r in runs for p in r.curve.points]
     for need in needs:
-        if any(getattr(p, need.metric) is None for _, p in pairs):
+        if run := next((r for r, p in pairs if getattr(p, need.metric) is None), None):
+            test = " --test" if run.judge == "test" else ""
             raise InputError(
-                f"--at-most {need.said}: {need.metric} was not measured for these runs; evaluate them with "
-                "mixtune.evaluate --latency, or ask for GMACs"
+                f"--at-most {need.said}: {need.metric} was not measured for these runs; ask for GMACs, or measure it: "
+                f"python -m mixtune.evaluate --weights {run.folder}{test} --latency BATCH --out {run.folder}"
             )
         sign = 1 if need.kind == "at most" else -1
         kept = [(r, p) for r, p in pairs if sign * getattr(p, need.metric) <= sign * need.value + 1e-12]

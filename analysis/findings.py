@@ -1,0 +1,134 @@
+"""What a study found, in words and one table: the question, the budget, the answer, the noise, the regimes compared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from analysis import page, style
+from analysis.compare import by_seed, compare_runs
+from analysis.runs import FinishedTrial, StudyRuns
+from analysis.statistics import holm, image_error, mean_sd
+
+
+def question(study: StudyRuns) -> str:
+    """What the study asked."""
+    s = study.settings
+    return f"How should {s['task.network']} mix image sizes when it is trained on {s['task.dataset']}?"
+
+
+def budget(study: StudyRuns) -> str:
+    """What every regime could spend."""
+    s = study.settings
+    kind = "the same compute" if s.get("budget.spend", "compute") == "compute" else "the same number of images"
+    given = f"{float(s['budget.epochs']):g} epochs"
+    if "budget.amount" in s:
+        given = f"{float(s['budget.amount']):g} {s['budget.cost']}"
+    return f"{kind} for every regime: {given} at the base shape {study.base} (size x batch)"
+
+
+def ranked(study: StudyRuns) -> list[FinishedTrial]:
+    """What the report compares, the best first: by mean score over seeds where there are any, of all or of none."""
+    repeated = [t for t in study.shown if len(study.repeats_of(t)) > 1]
+    if len(repeated) < 2:
+        return sorted(study.shown, key=lambda t: -study.score.of(t.curve))
+    rest = [t for t in study.shown if t not in repeated]
+    first = sorted(repeated, key=lambda t: -_scores(study, t)[0])
+    return first + sorted(rest, key=lambda t: -study.score.of(t.curve))
+
+
+def answer(study: StudyRuns) -> str:
+    """The result in one sentence, with what may be claimed of it."""
+    order = ranked(study)
+    best, others = order[0], [t for t in order[1:] if t.searched != order[0].searched]
+    mean, deviation = _scores(study, best)
+    spread = f" ± {100 * deviation:.2f}" if deviation is not None else ""
+    said = f"{_named(best)} is best: it scores {100 * mean:.2f}{spread} % by training on {best.regime}"
+    if not others:
+        return said + "; the study has nothing else to compare it with."
+    second = others[0]
+    d = compare_runs(study, second, best)[0]["said"]
+    kind = "the best published regime" if not second.searched else "the best searched regime"
+    if len(study.repeats_of(second)) > 1 and any(len(study.repeats_of(t)) < 2 for t in others):
+        kind += " that was also trained with several seeds"
+    gap = f"{100 * d.value:+.2f} points against {kind}, {_named(second)}"
+    if d.p is None:
+        return f"{said}, {gap}; with one run each, the noise between seeds may well be as large."
+    verdict = "more than noise" if d.proven else "not more than noise"
+    return f"{said}, {gap}: {verdict} ({d.test}, 95 % interval {100 * d.low:+.2f} to {100 * d.high:+.2f})."
+
+
+def noise(study: StudyRuns) -> list[str]:
+    """What the numbers can and cannot bear."""
+    best = ranked(study)[0]
+    repeats = study.repeats_of(best)
+    said = []
+    if len(repeats) > 1:
+        where = "the test set, which the search never read" if repeats[0].judge == "test" else "the hold-out"
+        said.append(
+            f"± is the standard deviation over {len(repeats)} seeds, each a run of its own, judged on {where}; it "
+            "holds initialisation, order of images and augmentation."
+        )
+        missing = [_named(t) for t in study.shown if len(study.repeats_of(t)) < 2]
+        if missing:
+            said.append(f"Trained once only, and judged on the hold-out: {', '.join(missing)}; these do not compare.")
+    else:
+        said.append(
+            "Every regime was trained once, so the deviation between seeds is unknown; differences of a few points on "
+            "small data are often nothing else. The commands below train with several seeds."
+        )
+    images = study.images(repeats[0].judge if repeats else "validation")
+    top = max(p.top1 for p in best.curve.points)
+    if images:
+        error = 100 * image_error(top, images)
+        said.append(
+            f"Choosing {images:,} other images to judge on would move an accuracy by about ± {error:.2f} points."
+        )
+    tried = sum(study.states.values())
+    searched = sum(t.searched for t in study.trials)
+    said.append(
+        f"The best of {searched} searched regime{'s' * (searched != 1)} is chosen by its score on the hold-out, which "
+        f"flatters it: a fresh run on the test set is the fair number. Of {tried} trials "
+        + ", ".join(f"{n} {state.lower()}" for state, n in sorted(study.states.items()))
+        + " (pruned ones are not compared: they were not trained to the end)."
+    )
+    return said
+
+
+def results(study: StudyRuns) -> str:
+    """The table: every published regime and the best searched one, with deviation and difference to the winner."""
+    order = ranked(study)
+    best = order[0]
+    shown = best.curve.sizes
+    head = ["regime\nsize x batch (x copies)", "seeds", "score", "to the best", *(f"{S} px" for S in shown)]
+    gaps = _gaps(study, best, order[1:])
+    rows = []
+    for t, gap in zip(order, ["", *gaps], strict=True):
+        curves = by_seed(study, t)
+        cells = [_with(*mean_sd([c.at(S).top1 for c in curves.values()])) for S in shown]
+        score = _with(*_scores(study, t), digits=2)
+        rows.append([f"{_named(t)}\n{t.regime}", str(len(curves)), score, gap, *cells])
+    return page.table(head, rows, winner=0)
+
+
+def _gaps(study: StudyRuns, best: FinishedTrial, others: Sequence[FinishedTrial]) -> list[str]:
+    """Each regime's score less the best one's, with p adjusted over the regimes by Holm's method."""
+    fair = [(len(study.repeats_of(best)) > 1) == (len(study.repeats_of(t)) > 1) for t in others]
+    found = [compare_runs(study, best, t)[0]["said"] if ok else None for t, ok in zip(others, fair, strict=True)]
+    adjusted = iter(holm([d.p for d in found if d is not None and d.p is not None]))
+    gaps = []
+    for d in found:
+        p = "" if d is None or d.p is None else f" (p {next(adjusted):.2g})"
+        gaps.append("not comparable" if d is None else f"{100 * d.value:+.2f}{p}")
+    return gaps
+
+
+def _scores(study: StudyRuns, t: FinishedTrial) -> tuple[float, float | None]:
+    return mean_sd([study.score.of(c) for c in by_seed(study, t).values()])
+
+
+def _named(t: FinishedTrial) -> str:
+    return style.label(t.family) + (f" #{t.number}" if t.searched else "")
+
+
+def _with(mean: float, deviation: float | None, digits: int = 1) -> str:
+    return f"{100 * mean:.{digits}f}" + (f" ± {100 * deviation:.{digits}f}" if deviation is not None else "")

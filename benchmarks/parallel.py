@@ -1,0 +1,146 @@
+"""Two workers against one on two cores: the same real trials, and what asynchronous pruning leaves idle.
+
+    python -m benchmarks.parallel                 about three minutes on two cores
+
+Throughput: four published regimes of the digits space, trained to the end with one thread each, one at a time and
+two at a time, in turn. Idle: a pruned search with two workers; what a worker does is noted by itself, so that its time
+between two trials is idle time whatever it was waiting for. Beside it, from the same trials: what halving in rounds
+(nobody goes on before everybody has reported) would leave idle.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import conclude, side_by_side, spread
+from benchmarks.readme import ROOT
+from mixtune.cli import Parser, parse_args, run
+from mixtune.config import load
+from mixtune.study import tuning
+from mixtune.study.books import opened
+from mixtune.study.bridge import Bridge
+from mixtune.study.events import Listeners
+from mixtune.study.folder import Places, locked
+from mixtune.study.preflight import Slots
+from mixtune.study.sampling import Outcome
+from mixtune.study.space import Space
+
+_run_trial = tuning.run_trial
+
+
+def timed_trial(config: dict[str, Any]) -> None:
+    """A real trial that notes when it began and when it ended, stopped or not, on this machine's clock."""
+    began = time.time()
+    try:
+        _run_trial(config)
+    finally:
+        (Path(config["folder"]) / "busy").write_text(f"{began} {time.time()}")
+
+
+def study(workers: int, changes: Sequence[str], folder: Path) -> tuple[list[tuple[float, float]], list[Outcome]]:
+    """Run a search; returns (began, ended) of every trial in seconds, and the outcomes, both by number."""
+    space = load(ROOT / "search_spaces" / "digits.yaml", Space, changes)
+    with locked(folder), opened(space, Places(folder), 4, False) as books:
+        bridge = Bridge(books.ledger, space.training(1), folder, Listeners([books.tracker]))
+        tuning.run_trial = timed_trial
+        tuning.connect(None, workers, 0)
+        try:
+            tuning.run(bridge, Slots(1, 0, workers), folder)
+        finally:
+            tuning.disconnect()
+        outcomes = books.trials.outcomes()
+    if len(outcomes) != space.trials or any(o.state == "FAIL" for o in outcomes):
+        raise RuntimeError(f"{len(outcomes)} of {space.trials} trials ended: {[o.reason for o in outcomes]}")
+    marks = [(folder / "trials" / f"{o.number:04d}" / "busy").read_text().split() for o in outcomes]
+    return [(float(a), float(b)) for a, b in marks], outcomes
+
+
+def makespan(busy: Sequence[tuple[float, float]]) -> float:
+    """Seconds from the first beginning to the last end."""
+    return max(b for _, b in busy) - min(a for a, _ in busy)
+
+
+def idle(busy: Sequence[tuple[float, float]], workers: int) -> float:
+    """Share of the workers' time, until the last trial began (then there is nothing left to do), without a trial."""
+    begin, end = min(a for a, _ in busy), max(a for a, _ in busy)
+    used = sum(min(b, end) - a for a, b in busy if a < end)
+    return 1 - used / (workers * (end - begin))
+
+
+def idle_in_rounds(seconds: Sequence[float], rungs: Sequence[int], last: int, workers: int) -> float:
+    """What halving in rounds would leave idle: all run to a rung, the better half goes on, and everyone waits.
+
+    ``seconds``: each trial's for the whole budget; ``rungs``: reports at which is halved, of ``last``. The order of the
+    trials stands for their rank. Trials are handed to the first free worker; checkpoints are taken to cost nothing.
+    """
+    used = spent = 0.0
+    left, before = list(seconds), 0
+    for rung in (*rungs, last):
+        free = [0.0] * workers
+        for one in left:
+            part = one * (rung - before) / last
+            at = free.index(min(free))
+            free[at] += part
+            used += part
+        spent += max(free)
+        left, before = left[: max(1, len(left) // 2)], rung
+    return 1 - used / (workers * spent)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, write, print."""
+    p = Parser("benchmarks.parallel", __doc__.split("\n")[0])
+    p.add_argument("--repeats", type=int, default=3, help="of the throughput (default 3)")
+    p.add_argument("--trials", type=int, default=14, help="of the pruned search (default 14)")
+    p.add_argument("--epochs", type=float, default=2.0, help="of a trial (default 2)")
+    args = parse_args(p, argv)
+    logging.basicConfig(level=logging.WARNING)
+    common = [f"budget.epochs={args.epochs:g}", "evaluate.reports=6"]
+    fixed = [*common, "trials=4", "pruner.name=none", "pruner.options={}"]
+    with tempfile.TemporaryDirectory(prefix="mixtune-parallel-") as temporary:
+        count = iter(range(1000))
+
+        def seconds(workers: int) -> float:
+            return makespan(study(workers, fixed, Path(temporary) / str(next(count)))[0])
+
+        found = side_by_side({"one": lambda: seconds(1), "two": lambda: seconds(2)}, args.repeats)
+        busy, outcomes = study(2, [*common, f"trials={args.trials}"], Path(temporary) / "pruned")
+    ratios = [one / two for one, two in zip(found["one"], found["two"], strict=True)]
+    whole = [b - a for (a, b), o in zip(busy, outcomes, strict=True) if o.state == "COMPLETE"]
+    typical = [whole[i % len(whole)] for i in range(args.trials)]  # pruned trials as if they had gone on
+    rows = [
+        {
+            "what": "throughput of two workers over that of one, on two cores",
+            "ratio": spread(ratios)["median"],
+            "at_least": 1.6,
+            "aim": 1.9,
+            "ratios": spread(ratios),
+            "seconds": {name: spread(values) for name, values in found.items()},
+        },
+        {
+            "what": "two workers' idle time in a search with asynchronous pruning, in %",
+            "ratio": 100 * idle(busy, 2),
+            "at_least": 10.0,
+            "aim": 3.0,
+            "states": [o.state for o in outcomes],
+            "same_trials_in_rounds_percent": 100 * idle_in_rounds(typical, [2, 4], 6, 2),
+        },
+    ]
+    settings = {
+        "trials": args.trials,
+        "epochs": args.epochs,
+        "threads_per_worker": 1,
+        **{name: version(name) for name in ("ray", "optuna", "mlflow")},
+    }
+    conclude("parallel", __doc__.split("\n")[0], settings, rows)
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,80 @@
+"""The README's table of speeds, from benchmarks/results: what was measured, and what was not, which is said.
+
+python -m benchmarks.speed
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import RESULTS
+from benchmarks.readme import write
+from mixtune.cli import Parser, parse_args, run
+
+# By result file: the command, and its ratios with their goals and aims, in the order in which it writes them.
+GOALS: dict[str, tuple[str, tuple[tuple[str, float, float], ...]]] = {
+    "cpu_loop": (
+        "cpu_loop --data FOLDER",
+        (
+            ("CPU: plain PyTorch loop, a DataLoader per size / engine, time to the same steps", 1.5, 3),
+            ("CPU: share of a trial's wall time outside its steps and evaluations", 0.10, 0.05),
+            ("CPU: random-order mixture / the same steps sorted by shape", 1.03, 1.01),
+        ),
+    ),
+    "warm_start_cpu": (
+        "warm_start --data FOLDER",
+        (("CPU: warm start of a trial whose shapes were seen / cold start", 0.2, 0.05),),
+    ),
+    "warm_start_cuda": ("warm_start", (("GPU: the same", 0.2, 0.05),)),
+    "gpu_step": (
+        "gpu_step",
+        (
+            ("GPU: ResNet-44, 32x64 mixture, eager bf16 step / engine's captured step", 5, 8),
+            ("GPU: random-order mixture / the same steps sorted by shape", 1.03, 1.01),
+            ("GPU: slowest / fastest shape of a constant-budget regime", 1.05, 1.02),
+            ("GPU: ResNet-50 at 224, images/s / (copy bandwidth / 346 MB)", 0.45, 0.60),
+        ),
+    ),
+    "packing": (
+        "packing",
+        (
+            ("GPU: 8 trials packed in one process / 1 trial, steps per second", 2.7, 5),
+            ("GPU: 8 packed trials / a process per trial under Ray with fractional GPUs", 15, 30),
+        ),
+    ),
+}
+
+
+def table(results: Path = RESULTS) -> str:
+    """The table in Markdown."""
+    lines = ["| ratio | goal | aim | measured | command: `python -m benchmarks.` |", "|---|--:|--:|--:|---|"]
+    notes = set()
+    for name, (command, goals) in GOALS.items():
+        path = results / f"{name}.json"
+        made: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"rows": [{}] * len(goals)}
+        for (what, goal, aim), row in zip(goals, made["rows"], strict=True):
+            sign = "≤" if aim < goal else "≥"
+            found = f"{row['ratio']:.3g}" if row else "not measured"
+            lines.append(f"| {what} | {sign} {goal:g} | {aim:g} | {found} | `{command}` |")
+        if "hardware" in made:
+            on = made["hardware"]
+            notes.add(f"{on['cpu']}" + (f", {on['gpu']}" if on["gpu"] != "none" else "") + f", torch {on['torch']}")
+    where = "; ".join(sorted(notes)) or "no machine yet"
+    return (
+        "\n".join(lines) + f"\n\nMedians of 5, both sides in one run, on {where}; quartiles in `benchmarks/results`.\n"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the table into the README."""
+    parse_args(Parser("benchmarks.speed", __doc__.split("\n")[0]), argv)
+    write("speed", table())
+    print(table())
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)

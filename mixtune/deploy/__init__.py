@@ -1,0 +1,1 @@
+"""Using a trained network: picked by need, written in several formats, served. Never Ray or Optuna."""

@@ -1,0 +1,78 @@
+"""A study's two books, Optuna's storage and MLflow's store: opened, put right after whatever came before, closed."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from mixtune.config import to_yaml
+from mixtune.errors import InputError, NoRoomError
+from mixtune.secrets import masked
+from mixtune.study import sqlite, tracking
+from mixtune.study.folder import Places, save
+from mixtune.study.ledger import Ledger, StorageAwayError
+from mixtune.study.sampling import Trials
+from mixtune.study.space import Space
+from mixtune.study.storage import PATIENCE_SECONDS, holds, patiently
+
+
+@dataclass(frozen=True)
+class Books:
+    """An open study: ``ledger`` is ``trials`` with patience; ``stale``: trials that were cut off and start again."""
+
+    trials: Trials
+    ledger: Ledger
+    tracker: tracking.Tracker
+    stale: int
+
+    def settle(self) -> None:
+        """Put the study's record right, as far as its storage lets; the next search does the rest."""
+        with contextlib.suppress(StorageAwayError, NoRoomError):
+            if self.ledger.flush(PATIENCE_SECONDS):
+                self.trials.reconcile()
+
+
+@contextlib.contextmanager
+def opened(space: Space, places: Places, stride: int, resume: bool) -> Iterator[Books]:
+    """Begin the study or go on with it; with ``resume``, only go on.
+
+    Raises InputError, in here and for whatever the body meets, when a store cannot be used or does not answer.
+    """
+    with _in_one_sentence(places):
+        if resume and not patiently(lambda: holds(places.storage_url, space.study)):
+            where = masked(places.storage_url)
+            raise InputError(f"--resume: {where} holds no study {space.study!r}; without --resume it is begun")
+        trials = patiently(lambda: Trials(places.storage_url, space, stride))
+        ledger, tracker = Ledger(trials, places.folder), None
+        try:
+            sqlite.with_log(places.storage_url)
+            if not ledger.flush(PATIENCE_SECONDS):
+                raise StorageAwayError("what an earlier search left for it could not be sent")
+            key = f"mlflow_parent {masked(places.tracking_uri)}"
+            tracker = tracking.Tracker(places.tracking_uri, space, places.folder, trials.noted(key))
+            sqlite.with_log(places.tracking_uri)
+            trials.note(key, tracker.parent)
+            save(places.folder / "space.yaml", to_yaml(space))
+            stale = trials.reconcile()
+            tracker.repair(trials.outcomes())
+            tracker.discard_unfinished()
+            yield Books(trials, ledger, tracker, len(stale))
+        finally:
+            ledger.close()
+            trials.close()
+            if tracker is not None:
+                tracker.close()
+            sqlite.plain(places.storage_url)
+            sqlite.plain(places.tracking_uri)
+
+
+@contextlib.contextmanager
+def _in_one_sentence(places: Places) -> Iterator[None]:
+    try:
+        yield
+    except StorageAwayError as err:
+        raise InputError(
+            f"--storage {masked(places.storage_url)}: does not answer ({err}); nothing that was finished is lost, and "
+            "the same command goes on when it does"
+        ) from None

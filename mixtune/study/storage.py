@@ -1,0 +1,116 @@
+"""Optuna's storage as something that can be away: opened with patience, and told about later by a trial's number.
+
+This module and ``sampling`` are the only ones that know Optuna.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import optuna
+from optuna.trial import Trial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
+
+from mixtune.errors import InputError, no_room
+from mixtune.secrets import masked
+from mixtune.study.ledger import StorageAwayError
+from mixtune.study.outbox import PermanentError
+from mixtune.study.sqlite import path_of
+
+T = TypeVar("T")
+log = logging.getLogger("mixtune")
+# How long a statement waits for another process's lock on an SQLite file. Optuna repeats some statements five times,
+# and whoever waits here keeps all trials waiting; what is longer is the ledger's business.
+LOCK_SECONDS = 3.0
+PATIENCE_SECONDS = 60.0  # before a search begins and after its last trial, when nothing else can be done
+_FULL = ("disk is full", "disk i/o error")  # of the file system, and of a limit on file sizes
+
+
+@contextlib.contextmanager
+def reached(what: str = "the study's storage") -> Iterator[None]:
+    """Turn what a storage that is away raises into StorageAwayError, and into NoRoomError on a full disk."""
+    try:
+        yield
+    except (optuna.exceptions.StorageInternalError, SQLAlchemyError, ConnectionError) as err:
+        said = cause(err)
+        if any(word in said.lower() for word in _FULL):
+            raise no_room(what) from err
+        raise StorageAwayError(said) from err
+
+
+def cause(err: BaseException) -> str:
+    """What a database said, in one line: Optuna's own text speaks of something else."""
+    while err.__cause__ is not None:
+        err = err.__cause__
+    return masked(str(err).split("\n")[0])
+
+
+def patiently(act: Callable[[], T], seconds: float = PATIENCE_SECONDS, pause: float = 1.0) -> T:
+    """``act``'s result; repeated while the storage is away, so long at most. Raises StorageAwayError after that."""
+    end = time.monotonic() + seconds
+    said = False
+    while True:
+        try:
+            return act()
+        except StorageAwayError as err:
+            if time.monotonic() + pause > end:
+                raise
+            if not said:
+                log.warning("the study's storage does not answer (%s); waiting for it, %g s at most", err, seconds)
+            said = True
+            time.sleep(pause)
+            pause = min(2 * pause, 10.0)
+
+
+def open_storage(url: str) -> optuna.storages.RDBStorage:
+    """Open or create the database. Raises InputError when it is not usable, StorageAwayError when it is locked."""
+    sqlite = url.startswith("sqlite")
+    # A pooled connection to a server that was restarted is found out before it is used.
+    options = {"connect_args": {"timeout": LOCK_SECONDS}} if sqlite else {"pool_pre_ping": True}
+    try:
+        return optuna.storages.RDBStorage(url, engine_kwargs=options)
+    except Exception as err:
+        if "database is locked" in cause(err):
+            raise StorageAwayError(cause(err)) from None
+        raise InputError(f"--storage {masked(url)}: not a usable Optuna storage ({cause(err)})") from None
+
+
+def holds(url: str, name: str) -> bool:
+    """Whether the storage holds a study of this name; nothing is made."""
+    path = path_of(url)
+    if path is not None and not path.exists():
+        return False
+    storage = open_storage(url)
+    with reached():
+        return name in {found.study_name for found in storage.get_all_studies()}
+
+
+def report_of(study: optuna.Study, number: int, step: int, score: float) -> None:
+    """Record a report of a trial by its number; one that is there stays. Raises PermanentError when it has ended."""
+    try:
+        trial = _trial(study, number)
+        if step not in study.get_trials(deepcopy=False)[number].intermediate_values:
+            trial.report(score, step)
+    except optuna.exceptions.UpdateFinishedTrialError:
+        raise PermanentError(f"report {step} of #{number}: it has ended") from None
+
+
+def attribute_of(study: optuna.Study, number: int, name: str, value: str) -> None:
+    """Set a trial's user attribute by its number. Raises PermanentError when it has ended."""
+    try:
+        _trial(study, number).set_user_attr(name, value)
+    except optuna.exceptions.UpdateFinishedTrialError:
+        raise PermanentError(f"{name} of #{number}: it has ended") from None
+
+
+def _trial(study: optuna.Study, number: int) -> Trial:
+    trials = study.get_trials(deepcopy=False)
+    if number >= len(trials):
+        raise PermanentError(f"#{number} is not in the study")
+    if trials[number].state is not TrialState.RUNNING:
+        raise PermanentError(f"#{number} has ended")
+    return Trial(study, trials[number]._trial_id)

@@ -1,0 +1,61 @@
+"""What a process started ends with it, also when it is killed and what it started does not notice."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from mixtune.study import janitor
+
+# A search: it starts the janitor, then a child in a session of its own that starts another one and forgets it.
+SEARCH = """
+import subprocess, sys, time
+from mixtune.study.janitor import Janitor
+watch = Janitor()
+inner = "import time; time.sleep(600)"
+outer = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {inner!r}]); time.sleep(600)"
+subprocess.Popen([sys.executable, "-c", outer], start_new_session=True)
+import os
+print(os.environ["MIXTUNE_SEARCH"], flush=True)
+if sys.argv[1] == "close":
+    time.sleep(1)
+    watch.close()
+time.sleep(600 if sys.argv[1] == "wait" else 0)
+"""
+
+
+def alive(mark, n, seconds=30):
+    """Whether ``n`` processes with the mark are there, now or shortly."""
+    end = time.monotonic() + seconds
+    while len(janitor.marked(mark)) != n and time.monotonic() < end:
+        time.sleep(0.05)
+    return len(janitor.marked(mark)) == n
+
+
+@pytest.mark.parametrize("how", ["kill -9", "close", "end"])
+def test_nothing_is_left_however_a_search_ends(how):
+    what = {"kill -9": "wait"}.get(how, how)
+    search = subprocess.Popen([sys.executable, "-c", SEARCH, what], stdout=subprocess.PIPE, text=True)
+    mark = search.stdout.readline().strip()
+    if how == "kill -9":
+        assert alive(mark, 2)
+        search.send_signal(signal.SIGKILL)
+    search.wait(60)
+    assert alive(mark, 0)
+
+
+def test_what_ends_by_itself_is_not_killed(monkeypatch):
+    mark = "a test of the janitor"
+    child = subprocess.Popen(
+        [sys.executable, "-c", "import time; time.sleep(1)"], env=os.environ | {janitor.MARK: mark}
+    )
+    stranger = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    assert alive(mark, 1)
+    janitor.sweep(mark)
+    assert child.wait(10) == 0
+    assert stranger.poll() is None
+    stranger.kill()
+    stranger.wait()

@@ -1,0 +1,102 @@
+"""Several nodes: a local Ray cluster of two raylets, trials on both, a trial across both, and the loss of one."""
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from mixtune.config import parse
+from mixtune.study import preflight, tuning
+from mixtune.study.bridge import Bridge
+from mixtune.study.events import Listeners
+from mixtune.study.sampling import Trials
+from mixtune.study.space import Space
+from mixtune.training.run import Run
+from tests.conftest import TINY
+
+pytestmark = pytest.mark.slow
+SYNCED = {"recipe": {"sync_bn": True}, "pruner": {"name": "none"}}
+
+
+@pytest.fixture
+def nodes():
+    """A cluster of two nodes with two CPUs each, joined as any other cluster; what a test adds is stopped as well."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    cluster.add_node(num_cpus=2)
+    cluster.wait_for_nodes()
+    tuning.connect(cluster.address, 0, 0)
+    yield cluster
+    tuning.disconnect()
+    cluster.shutdown()
+
+
+def noted(here, config):
+    """A trial that notes on which node each rank trained, and waits a little at every report."""
+    for result in ORIGINAL(here, config):
+        with (Path(config["folder"]) / "nodes").open("a") as file:
+            file.write(ray.get_runtime_context().get_node_id() + "\n")
+        time.sleep(0.5)
+        yield result
+
+
+ORIGINAL = tuning.trial_results
+
+
+def noted_trial(config):
+    """What a worker runs instead, in its own process."""
+    tuning.trial_results = noted
+    tuning.run_trial(config)
+
+
+def study(folder, monkeypatch, **settings):
+    """Run a study on the cluster; its space, outcomes and, per trial, the nodes that worked on it."""
+    monkeypatch.setattr(tuning, "run_trial", noted_trial)
+    space = parse(TINY | SYNCED | settings, Space, "f")
+    trials = Trials(f"sqlite:///{folder}/study.db", space, 4)
+    slots = preflight.slots(space, *tuning.cluster(), tuning.nodes())
+    tuning.run(Bridge(trials, space.training(1), folder, Listeners([])), slots, folder)
+    found = [set(path.read_text().split()) for path in sorted(folder.glob("trials/*/nodes"))]
+    return space, trials.outcomes(), found
+
+
+def check(space, outcomes):
+    """Every trial is complete and has the results of one device."""
+    assert [o.state for o in outcomes] == ["COMPLETE"] * space.trials
+    for outcome in outcomes:
+        *_, alone = Run.prepare(space.regime(outcome.params, outcome.published), space.training(1)).reports()
+        for p, q in zip(outcome.curve.points, alone.curve.points, strict=True):
+            assert p.loss == pytest.approx(q.loss, rel=1e-3)
+
+
+def test_trials_run_on_both_nodes(nodes, tmp_path, monkeypatch):
+    space, outcomes, where = study(tmp_path, monkeypatch, trials=4, resources={"cpus": 1})
+    check(space, outcomes)
+    assert len(set.union(*where)) == 2
+
+
+def test_a_trial_spans_nodes(nodes, tmp_path, monkeypatch):
+    space, outcomes, where = study(tmp_path, monkeypatch, trials=1, resources={"workers": 4, "cpus": 1})
+    check(space, outcomes)
+    assert len(where[0]) == 2
+
+
+def test_a_node_that_is_lost_takes_nothing_with_it(nodes, tmp_path, monkeypatch):
+    """Two trials of two ranks, one on each node; when both have reported, one of the nodes is killed."""
+    other = nodes.list_all_nodes()[1]
+
+    def kill():
+        while len(list(tmp_path.glob("trials/*/nodes"))) < 2:
+            time.sleep(0.05)
+        nodes.remove_node(other, allow_graceful=False)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    settings = dict(trials=3, resources={"workers": 2, "cpus": 1}, evaluate={"sizes": [8, 12], "reports": 4})
+    space, outcomes, where = study(tmp_path, monkeypatch, **settings)
+    killer.join()
+    check(space, outcomes)
+    assert sum(node["Alive"] for node in ray.nodes()) == 1
+    assert sorted(map(len, where)) == [1, 1, 2]  # one began there and ended here

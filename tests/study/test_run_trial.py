@@ -1,0 +1,104 @@
+"""What a worker reports when its trial meets a fault: the code that workers run, without Ray around it."""
+
+import errno
+
+import pytest
+import torch
+
+from mixtune.config import parse, plain
+from mixtune.regime import published
+from mixtune.regime.files import regime_to_dict
+from mixtune.study import tuning
+from mixtune.study.limits import POSITION
+from mixtune.study.space import Space
+from mixtune.training.engine import Engine
+from mixtune.training.run import Run
+
+
+@pytest.fixture
+def trial(tiny, tmp_path, monkeypatch):
+    """Runs a tiny trial; returns what it reported."""
+    space = parse(tiny, Space, "f")
+    regime = published("multiscale", space.base, space.search.sizes, 4)
+    config = {
+        "regime": regime_to_dict(regime),
+        "training": plain(space.training(1)),
+        "folder": str(tmp_path / "trials" / "0000"),
+        "checkpoint": str(tmp_path / "checkpoints" / "0000.pt"),
+    }
+    told = []
+    monkeypatch.setattr(tuning.tune, "report", told.append)
+
+    def run():
+        tuning.run_trial(config)
+        return told
+
+    run.folder = tmp_path / "trials" / "0000"
+    run.checkpoint = tmp_path / "checkpoints" / "0000.pt"
+    return run
+
+
+def fail_at(monkeypatch, step, error):
+    """Training step ``step`` (from 1) raises ``error``."""
+    before, done = Engine.step, []
+
+    def broken(self, *arguments):
+        done.append(1)
+        if len(done) == step:
+            raise error
+        return before(self, *arguments)
+
+    monkeypatch.setattr(Engine, "step", broken)
+
+
+def test_a_trial_reports_and_leaves_weights_and_position(trial):
+    told = trial()
+    assert [r["number"] for r in told] == [1, 2]
+    assert [r["last"] for r in told] == [False, True]
+    assert (trial.folder / "weights.safetensors").exists()
+    assert (trial.folder / POSITION).read_text().startswith("after the last of ")
+
+
+def test_out_of_device_memory_names_the_shape_and_what_would_fit(trial, monkeypatch):
+    fail_at(monkeypatch, 3, torch.OutOfMemoryError("CUDA out of memory"))
+    (told,) = trial()
+    assert "the device's memory does not hold a step of shape" in told["failed"]
+    assert "step 3 of" in told["failed"]
+    assert "lower base.B" in told["failed"]
+
+
+@pytest.mark.parametrize("error", [MemoryError("no memory for a batch"), RuntimeError("a kernel failed")])
+def test_any_other_fault_is_told_with_the_step_it_was_at(trial, monkeypatch, error):
+    fail_at(monkeypatch, 4, error)
+    (told,) = trial()
+    assert told["failed"].startswith(f"{type(error).__name__}: {error}, at step 4 of ")
+    assert ", shape " in told["failed"]
+    assert "Traceback" in (trial.folder / "error.txt").read_text()
+
+
+def test_a_password_in_an_error_is_not_told(trial, monkeypatch):
+    fail_at(monkeypatch, 1, RuntimeError("cannot reach http://me:hunter2@host"))
+    (told,) = trial()
+    assert "hunter2" not in told["failed"] + (trial.folder / "error.txt").read_text()
+
+
+def test_weights_without_room_are_no_failure_and_the_checkpoint_is_there(trial, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "save_weights", lambda self, path: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space")))
+        told = list(trial())
+    assert [set(r) for r in told][-1] == {"no_room"}
+    assert [r["number"] for r in told[:-1]] == [1]
+    assert trial.checkpoint.exists()
+    again = trial()[len(told) :]  # once there is room: nothing is trained again
+    assert [r["number"] for r in again] == [1, 2]
+    assert again[0]["score"] == told[0]["score"]
+
+
+def test_a_checkpoint_without_room_is_no_failure(trial, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("mixtune.training.checkpoint.os.fsync", full)
+    (told,) = trial()
+    assert "0000.pt: the disk (or its quota) is full" in told["no_room"]
+    assert not list(trial.checkpoint.parent.iterdir())

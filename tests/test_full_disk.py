@@ -1,0 +1,238 @@
+"""A disk that is full, at every kind of write: one sentence, what is there stays whole, and the study goes on later."""
+
+import json
+import os
+import re
+import resource
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from mixtune import cli
+from mixtune.config import parse
+from mixtune.errors import NoRoomError
+from mixtune.study.bridge import Bridge
+from mixtune.study.events import Listeners
+from mixtune.study.folder import save
+from mixtune.study.ledger import Ledger
+from mixtune.study.outbox import Outbox
+from mixtune.study.sampling import Trials
+from mixtune.study.space import Space
+from mixtune.training.checkpoint import Checkpoint
+from tests.accounts import assert_exact
+from tests.study.test_bridge import Recorder, report
+
+ROOT = Path(__file__).parents[1]
+
+
+@contextmanager
+def room_for(size):
+    """The kernel refuses to let any file of this process grow beyond ``size`` bytes (EFBIG, as on a full disk)."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def names(folder):
+    return [p.name for p in folder.iterdir()]
+
+
+def fail():
+    with Path("/dev/full").open("wb", buffering=0) as file:
+        file.write(b"x")
+
+
+@pytest.fixture
+def bridge(tmp_path, tiny):
+    space = parse(tiny | {"pruner": {"name": "none"}}, Space, "f")
+    trials = Trials(f"sqlite:///{tmp_path}/study.db", space, 4)
+    ledger = Ledger(trials, tmp_path, pause=0.01, longest=0.02)
+    bridge = Bridge(ledger, space.training(1), tmp_path, Listeners([Recorder()]))
+    yield bridge
+    ledger.close()
+
+
+def outcomes(tmp_path, tiny):
+    """What another process finds in the study, after putting it right: [(number, state)], and how many remain."""
+    trials = Trials(f"sqlite:///{tmp_path}/study.db", parse(tiny | {"pruner": {"name": "none"}}, Space, "f"), 4)
+    ledger = Ledger(trials, tmp_path)
+    assert ledger.flush(30)
+    ledger.close()
+    trials.reconcile()
+    return [(o.number, o.state) for o in trials.outcomes()], trials.remaining()
+
+
+def test_a_checkpoint_stays_what_it_was(tmp_path):
+    kept = Checkpoint(tmp_path / "c.pt", "net", "run")
+    kept.save({"step": 1})
+    before = (tmp_path / "c.pt").read_bytes()
+    with room_for(1000), pytest.raises(NoRoomError, match=r"c\.pt: the disk .* is full"):
+        kept.save({"step": 2, "weights": torch.zeros(1000)})
+    assert (tmp_path / "c.pt").read_bytes() == before
+    assert names(tmp_path) == ["c.pt"]
+    assert kept.load()["step"] == 1
+
+
+def test_space_and_best_files_stay_what_they_were(tmp_path):
+    save(tmp_path / "space.yaml", "a: 1\n")
+    with room_for(10), pytest.raises(NoRoomError):
+        save(tmp_path / "space.yaml", "a: 2\n" * 10)
+    assert (tmp_path / "space.yaml").read_text() == "a: 1\n"
+    assert names(tmp_path) == ["space.yaml"]
+
+
+def test_a_regime_file_that_does_not_fit_begins_no_trial(bridge, tmp_path, tiny, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("mixtune.study.bridge.save_regime", lambda path, *_: Path("/dev/full").write_text("regime"))
+        assert bridge.suggest("a") is None
+    assert bridge.done
+    assert "the disk (or its quota) is full" in bridge.halted
+    assert outcomes(tmp_path, tiny) == ([], 4)
+
+
+def test_a_curve_that_does_not_fit_is_written_when_the_trial_is_repeated(bridge, tmp_path, tiny, monkeypatch):
+    checkpoint = Path(bridge.suggest("a")["checkpoint"])
+    checkpoint.parent.mkdir()
+    checkpoint.write_bytes(b"state")
+    bridge.report("a", report(2, 0.5, last=True))
+    with monkeypatch.context() as patch:
+        patch.setattr("mixtune.study.bridge.write_csv", lambda *_: Path("/dev/full").write_text("curve"))
+        bridge.end("a", error=False)
+    assert "is full" in bridge.halted
+    assert checkpoint.exists()
+    assert outcomes(tmp_path, tiny) == ([], 4)
+
+
+@pytest.mark.parametrize("when", ["report", "end"])
+def test_a_study_database_that_cannot_grow_loses_no_trial(bridge, tmp_path, tiny, when):
+    for name in "ab":
+        Path(bridge.suggest(name)["checkpoint"]).parent.mkdir(exist_ok=True)
+    bridge.report("a", report(2, 0.5, last=True))
+    bridge.end("a", error=False)
+    last = report(2, 0.6, last=True)
+    if when == "end":
+        bridge.report("b", last)
+    with room_for(2000):
+        if when == "report":
+            assert bridge.report("b", last)
+        bridge.end("b", error=False)
+    assert "is full" in bridge.halted
+    assert outcomes(tmp_path, tiny) == ([(0, "COMPLETE")], 3)
+
+
+def test_an_outbox_that_cannot_grow_says_so_and_delivers_what_it_can(tmp_path):
+    got, go = [], threading.Event()
+
+    def deliver(record):
+        go.wait(30)
+        got.append(record["i"])
+
+    box = Outbox(tmp_path / "kept.jsonl", deliver, "MLflow", pause=0.01)
+    box.put({"i": 0})
+    with room_for(20), pytest.raises(NoRoomError, match=r"kept\.jsonl"):
+        box.put({"i": 1, "long": 100 * "x"})
+    assert [json.loads(line)["i"] for line in (tmp_path / "kept.jsonl").read_text().splitlines()] == [0]
+    box.put({"i": 2})  # behind a whole line, not behind a part of one
+    assert [json.loads(line)["i"] for line in (tmp_path / "kept.jsonl").read_text().splitlines()] == [0, 2]
+    go.set()
+    assert box.flush(30)
+    box.close()
+    assert got == [0, 1, 2]
+    assert names(tmp_path) == []
+
+
+def test_an_outbox_whose_mark_cannot_be_written_goes_on(tmp_path, monkeypatch):
+    got = []
+    monkeypatch.setattr(Path, "write_text", lambda *_: fail())
+    box = Outbox(tmp_path / "kept.jsonl", got.append, "MLflow", pause=0.01)
+    for i in range(20):
+        box.put({"i": i})
+    assert box.flush(30)
+    box.close()
+    assert len(got) == 20
+
+
+def test_a_line_that_was_cut_in_the_middle_of_a_file_is_left_out(tmp_path):
+    (tmp_path / "kept.jsonl").write_bytes(b'{"i": 0}\n{"i": 1, "x{"i": 2}\n{"i": 3}\n')
+    got = []
+    box = Outbox(tmp_path / "kept.jsonl", got.append, "MLflow")
+    assert box.flush(30)
+    box.close()
+    assert got == [{"i": 0}, {"i": 3}]
+    assert names(tmp_path) == []
+
+
+def test_records_without_room_stop_the_search(bridge, tmp_path, tiny):
+    class Full(Recorder):
+        def ended(self, *details):
+            raise NoRoomError("unsent.jsonl: the disk is full")
+
+    bridge.listeners = Listeners([Full(), recorder := Recorder()])
+    bridge.suggest("a")
+    bridge.report("a", report(2, 0.5, last=True))
+    bridge.end("a", error=False)
+    assert bridge.halted == "unsent.jsonl: the disk is full"
+    assert [e[0] for e in recorder.events] == ["started", "reported", "ended"]  # the others are told all the same
+    assert outcomes(tmp_path, tiny) == ([(0, "COMPLETE")], 3)
+
+
+def test_any_other_write_is_one_sentence_and_exit_code_two(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.run(fail)
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert re.fullmatch(r"error: .*the disk \(or its quota\) is full.*\n", said)
+
+
+# Sizes in KiB at which a search of eight tiny trials runs out of room: while it opens its databases, in its trials
+# (checkpoints, weights, records), and while it draws its figures.
+SIZES = [300, 900, 1600, 2400, 3600, 4400]
+SCRIPT = """
+set -e
+mkdir -p "$OUT"
+mount -t tmpfs -o size=${SIZE}k tmpfs "$OUT"
+set +e
+$SEARCH > "$LOG.1" 2>&1; echo "first $?"
+find "$OUT" -name '*.tmp' | wc -l
+mount -o remount,size=300m "$OUT"
+$SEARCH > "$LOG.2" 2>&1; echo "second $?"
+cp "$OUT"/*.db* "$KEEP"
+ls "$OUT/trials" | wc -l
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", SIZES)
+def test_a_search_on_a_disk_that_fills_up_goes_on_once_there_is_room(tmp_path, space_file, tiny, size):
+    namespace = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--user", "--map-root-user", "--mount"]
+    if subprocess.run([*namespace, "true"], capture_output=True).returncode:
+        pytest.skip("no mount namespaces here")
+    tiny |= {"trials": 8, "budget": {"epochs": 2}}
+    search = f"{sys.executable} -m mixtune.search --space {space_file(tiny)} --out {tmp_path}/disk"
+    places = {"OUT": f"{tmp_path}/disk", "LOG": f"{tmp_path}/log", "KEEP": str(tmp_path), "SEARCH": search}
+    done = subprocess.run(
+        [*namespace, "bash", "-c", SCRIPT],
+        env=os.environ | places | {"SIZE": str(size)},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=250,
+    )
+    first, second = ((tmp_path / f"log.{i}").read_text() for i in (1, 2))
+    words = done.stdout.split()
+    assert words[:2] == ["first", "2"], first + done.stderr
+    (error,) = (line for line in first.splitlines() if line.startswith("error: "))
+    assert "is full" in error
+    assert "Traceback" not in first
+    assert words[2] == "0"  # nothing half-written is left
+    assert words[3:5] == ["second", "0"], second
+    assert "Traceback" not in second
+    assert_exact(tmp_path, 8)

@@ -1,0 +1,132 @@
+"""What the ranks of test_ranks.py do. Each function is called on every rank, and alone with ALONE as the oracle."""
+
+import dataclasses
+import os
+
+import numpy as np
+import torch
+
+from mixtune.regime import BatchShape, Budget, Mixture, Regime
+from mixtune.training import mixing
+from mixtune.training.calibration import Recalibration
+from mixtune.training.finetune import find_rate
+from mixtune.training.ranks import ALONE, PeerLostError
+from mixtune.training.recipe import Recipe
+from mixtune.training.run import Evaluation, Run, TrainingConfig
+from mixtune.training.task import TaskConfig
+
+# None of these divides by 2 and 3 ranks alike; one has copies.
+SHAPES = [BatchShape(8, 5, 4), BatchShape(8, 20), BatchShape(12, 9), BatchShape(16, 7)]
+
+
+def prepare(ranks, **more):
+    regime = Regime.of(BatchShape(8, 20), [Mixture.of(SHAPES)])
+    task = TaskConfig("digits", "cifar_resnet8", samples=200, validation=0.25)
+    settings = dict(task=task, budget=Budget(2), evaluate=Evaluation((8, 12), 2), threads=1) | more
+    return Run.prepare(regime, TrainingConfig(**settings), "validation", ranks)
+
+
+def in_double(run):
+    """The run in double precision, so that the order of sums is far below what is looked for."""
+    run.network.double()
+    run.network.register_forward_pre_hook(lambda _, args: (args[0].double(),))
+    loss = run.task.loss
+    run.task.loss = lambda recipe, out, y: loss(recipe, out, y.double() if y.is_floating_point() else y)
+    return run
+
+
+def warm_up():
+    """Load what every process needs, before it is forked."""
+    run = prepare(ALONE)
+    run.task.evaluate(run.network, (8, 12))
+
+
+def plain(network):
+    return {k: v.double().numpy().copy() for k, v in network.state_dict().items()}
+
+
+def learn(ranks, recipe, recalibrate=False, checkpoint=None, stop=None):
+    """Weights, reports and how the batch norms of an evaluation were chosen."""
+    recalibration = Recalibration(images=60) if recalibrate else None
+    run = in_double(prepare(ranks, recipe=Recipe(**recipe), evaluate=Evaluation((8, 12), 2, recalibration)))
+
+    def halt(step, views):
+        if step == stop:
+            raise InterruptedError
+
+    try:
+        made = run.reports(checkpoint, every=0.0, on_step=halt)
+        reports = [dataclasses.asdict(r) | {"curve": r.curve.rows()} for r in made]
+    except InterruptedError:
+        return None
+    for report in reports:
+        for name in ("seconds", "views_per_second"):
+            del report[name]
+    return plain(run.network), reports, {S: name for S, (name, _) in run.task.chosen.items()}
+
+
+def blended(ranks, mixup, cutmix):
+    """The blended batches of every step, this rank's part of each."""
+    run, found = prepare(ranks), []
+    for step, (inputs, targets) in enumerate(run.task.batches(run.schedule, 0)):
+        shape, rng = run.schedule.shapes[run.schedule.index[step]], np.random.default_rng(step)
+        drawn = mixing.draw(shape.views, inputs.shape[-1], mixup, cutmix, rng)
+        x, y = mixing.apply(drawn, inputs, targets, 10, ranks, shape)
+        found.append((x.numpy(), y.numpy()))
+    return found
+
+
+def collectives(ranks):
+    """What each exchange gives, from values that every rank can name."""
+    rank, world = ranks.shard.rank, ranks.shard.world
+    shape = BatchShape(8, 7, 3)
+    rows = torch.arange(21.0)[:, None] * torch.ones(2)
+    order = np.random.default_rng(0).permutation(21)
+    state = {"a": torch.arange(3), "b": [1, "x"]}
+    loaded = ranks.share_state(lambda: state if rank == 0 else None)
+    with ranks.first_here_first():
+        pass
+    return {
+        "rows": ranks.rows(rows[ranks.views(shape)], order, shape).tolist(),
+        "expected": rows[order][ranks.views(shape)].tolist(),
+        "joined": ranks.join(torch.arange(10.0)[ranks.shard.part(10)], 10).tolist(),
+        "every": ranks.every(torch.tensor([rank])).tolist(),
+        "agreed": [ranks.agree(rank == 0), ranks.agree(rank == 1)],
+        "state": (loaded["a"].tolist(), loaded["b"]),
+        "nothing": ranks.share_state(lambda: None),
+        "share": ranks.share(shape),
+        "world": world,
+    }
+
+
+def dropped(ranks):
+    """Which features the dropout of the first step left, and the weights at the end."""
+    run, masks = prepare(ranks, recipe=Recipe(dropout=0.5)), []
+    run.network.dropout.register_forward_hook(lambda _, args, out: masks.append((out != 0)[:3].tolist()))
+    list(run.reports())
+    return masks[0], plain(run.network)
+
+
+def rate(ranks):
+    run = in_double(prepare(ranks))
+    found = find_rate(run.task, run.network, run.schedule, Recipe(sync_bn=True), 0, steps=12)
+    return found.rates, found.losses, found.suggestion
+
+
+def identities(ranks):
+    return [prepare(ranks, recipe=Recipe(sync_bn=sync)).identity for sync in (True, False)]
+
+
+def lose_one(ranks):
+    """Rank 1 dies in the middle of a step."""
+    run = prepare(ranks)
+
+    def die(step, views):
+        if step == 3 and ranks.shard.rank == 1:
+            os._exit(1)
+
+    try:
+        list(run.reports(on_step=die))
+    except PeerLostError as err:
+        return str(err)
+    return "nothing happened"

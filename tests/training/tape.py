@@ -1,0 +1,51 @@
+"""A recorder without CUDA: it keeps every operation with the memory it reads and writes, as a CUDA graph does.
+
+Replaying does the same operations on the same memory with the Python numbers of the recording, so whatever a step takes
+from Python instead of from a tensor is caught. Reading a value back is an error, as it is while CUDA captures.
+"""
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+READS = {"aten::_local_scalar_dense", "aten::item", "aten::equal", "aten::is_nonzero", "aten::nonzero"}
+
+
+class Tape(TorchDispatchMode):
+    """The operations of one recording, in order."""
+
+    def __init__(self):
+        super().__init__()
+        self.operations = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function._schema.name in READS:
+            raise RuntimeError(f"{function} reads from the device, which cannot be captured")
+        out = function(*args, **(kwargs or {}))
+        self.operations.append((function, args, kwargs or {}, out))
+        return out
+
+    @torch.no_grad()
+    def replay(self):
+        for function, args, kwargs, out in self.operations:
+            again = function(*args, **kwargs)
+            for there, here in zip(tree_leaves(out), tree_leaves(again), strict=True):
+                if isinstance(there, torch.Tensor) and there.numel() and there.data_ptr() != here.data_ptr():
+                    there.copy_(here)
+
+
+class TapeRecorder:
+    """What ``graphs.CudaRecorder`` is, with tapes."""
+
+    def __init__(self):
+        self.tapes = []
+
+    def warm_up(self, work):
+        for _ in range(2):
+            work()
+
+    def record(self, work):
+        with Tape() as tape:
+            work()
+        self.tapes.append(tape)
+        return tape.replay
