@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from mixtune.errors import InputError
 from mixtune.pick import Need, Trained, useful_sizes
 from mixtune.training import data, networks
+from mixtune.training.crops import CROP_RATIO
 from mixtune.training.curve import Curve, Point
 from mixtune.training.task import Classification
-from mixtune.training.views import CROP_RATIO
 from mixtune.training.weights import load_weights
 
 CLOSE = 1e-3  # how far the logits of a written network may be from the original's

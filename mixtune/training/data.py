@@ -83,6 +83,25 @@ def stratified(labels: Tensor, share: float, seed: int) -> tuple[np.ndarray, np.
     return np.setdiff1d(np.arange(len(y)), part), part
 
 
+def split(
+    dataset: DataSet, samples: int | None, validation: float, judge: str, choosing: bool
+) -> tuple[Source, Source, Source | None]:
+    """(train, held out, images to choose on before the test set is judged). None of them depends on the seed, so that
+    all runs of a study are judged alike; the next trial gets the same ones, and what was made of them.
+    """
+    train, held_out, choice = dataset.train, dataset.test, None
+    if samples is not None and samples < len(train):
+        _, kept = stratified(train.labels, samples / len(train), seed=1)
+        train = train.subset(kept)
+    if judge == "validation":
+        rest, part = stratified(train.labels, validation, seed=0)
+        train, held_out = train.subset(rest), train.subset(part)
+    elif choosing:
+        rest, part = stratified(train.labels, min(validation, 2048 / len(train)), seed=0)
+        train, choice = train.subset(rest), train.subset(part)
+    return train, held_out, choice
+
+
 @lru_cache(maxsize=2)
 def load(name: str, root: str | None) -> DataSet:
     """The data set of this name; ``root`` is the folder that holds it. Kept in memory for the next trial.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import numpy as np
@@ -13,12 +14,13 @@ from torch import Tensor, nn
 
 from mixtune.errors import InputError
 from mixtune.regime import BatchShape, Schedule
-from mixtune.training import calibration, data, mixing, networks, views
+from mixtune.training import calibration, data, mixing, networks, pool, views
 from mixtune.training.calibration import Recalibration, Statistics
 from mixtune.training.curve import Curve
 from mixtune.training.device import available_cpus as available_cpus
 from mixtune.training.device import pick_device
 from mixtune.training.evaluation import Predictions, evaluate, predict
+from mixtune.training.loader import Notes
 from mixtune.training.protocol import Task as Task
 from mixtune.training.ranks import ALONE, Ranks
 from mixtune.training.recipe import Recipe
@@ -31,7 +33,7 @@ class TaskConfig:
 
     data: folder of the data set (default $MIXTUNE_DATA, else ./data; digits need none). samples: use only this
     many of the training images, evenly from all classes (for short searches). validation: share of them held out to
-    judge trials. workers: processes that decode image files (default: one less than the trial's CPU threads).
+    judge trials. workers: processes that read image files (default: one less than the trial's CPU threads).
     """
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
@@ -86,12 +88,15 @@ class Classification:
         self._mean = torch.tensor(dataset.mean, device=self.device).view(1, 3, 1, 1) * scale
         self._std = torch.tensor(dataset.std, device=self.device).view(1, 3, 1, 1) * scale
         try:
-            self._train, self._held_out, self._choice = _split(dataset, config, judge, recalibration is not None)
+            self._train, self._held_out, self._choice = data.split(
+                dataset, config.samples, config.validation, judge, recalibration is not None
+            )
         except ValueError as err:
             raise InputError(f"task.validation: {config.dataset}: {err}") from None
         self.n_train = len(self._train)
         if len(self._held_out) < ranks.shard.world:
             raise InputError(f"task.validation: {len(self._held_out)} images are too few for {ranks.shard.world} ranks")
+        self.notes = Notes()  # on the image files that were read so far
         self._recalibration = recalibration
         self.chosen: dict[int, tuple[str, Statistics]] = {}
         self._evaluated: dict[int, list[tuple[Tensor, Tensor]]] = {}
@@ -100,6 +105,13 @@ class Classification:
     def workers(self) -> int:
         """Decoding processes: as configured, else one less than the CPU threads at hand."""
         return max(0, torch.get_num_threads() - 1) if self.config.workers is None else self.config.workers
+
+    @cached_property
+    def _pool(self) -> pool.Inline:
+        """The readers of image files, for training and evaluation; the next task of this process inherits them."""
+        taken = pool.take(self.workers)
+        weakref.finalize(self, pool.release, taken)
+        return taken
 
     def network(self, seed: int, dropout: float = 0.0, drop_path: float = 0.0) -> nn.Module:
         """A fresh network on the task's device, channels last."""
@@ -113,7 +125,16 @@ class Classification:
             raw = views.pixel_batches(self._train, schedule, augment, self._flip, seed, start, self.ranks.shard)
         else:
             raw = views.file_batches(
-                self._train, schedule, augment, self._flip, seed, start, self.workers, self.ranks.shard
+                self._train,
+                schedule,
+                augment,
+                self._flip,
+                seed,
+                start,
+                self._pool,
+                self.device,
+                self.ranks.shard,
+                self.notes,
             )
         return (self._ready(x, y) for x, y in raw)
 
@@ -203,33 +224,14 @@ class Classification:
         """Images as they are evaluated at S, normalised."""
         batch = batch or max(1, min(512, 512 * 64**2 // S**2))
         if isinstance(source, data.Files):
-            raw = views.file_eval_batches(source, S, min(batch, 128), self.workers)
+            raw = views.file_eval_batches(source, S, min(batch, 128), self._pool, self.device, self.notes)
         else:
             raw = views.pixel_eval_batches(source, S, batch)
         return (self._ready(change(x, i), y) for i, (x, y) in enumerate(raw))
 
     def _ready(self, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        x = pixels.to(self.device, non_blocking=True).float().sub_(self._mean).div_(self._std)
-        return x.contiguous(memory_format=torch.channels_last), labels.to(self.device, non_blocking=True)
-
-
-def _split(
-    dataset: data.DataSet, config: TaskConfig, judge: Literal["validation", "test"], choosing: bool
-) -> tuple[data.Source, data.Source, data.Source | None]:
-    """(train, held out, images to choose on before the test set is judged). None of them depends on the seed, so that
-    all runs of a study are judged alike.
-    """
-    train, held_out, choice = dataset.train, dataset.test, None
-    if config.samples is not None and config.samples < len(train):
-        _, kept = data.stratified(train.labels, config.samples / len(train), seed=1)
-        train = train.subset(kept)
-    if judge == "validation":
-        rest, part = data.stratified(train.labels, config.validation, seed=0)
-        train, held_out = train.subset(rest), train.subset(part)
-    elif choosing:
-        rest, part = data.stratified(train.labels, min(config.validation, 2048 / len(train)), seed=0)
-        train, choice = train.subset(rest), train.subset(part)
-    return train, held_out, choice
+        x = views.normalised(pixels.to(self.device, non_blocking=True), self._mean, self._std)
+        return x, labels.to(self.device, non_blocking=True)
 
 
 def check_shapes(shapes: Sequence[BatchShape], network: str, n_train: int) -> None:
