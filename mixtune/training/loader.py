@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +20,8 @@ from torch import Tensor
 from mixtune.errors import InputError
 from mixtune.regime import WHOLE, Schedule, Shard
 from mixtune.training import crops
+from mixtune.training.decode import decoder
+from mixtune.training.notes import Notes
 from mixtune.training.pool import Inline, Job, Region
 from mixtune.training.reader import Work
 from mixtune.training.ring import Ring
@@ -59,36 +61,6 @@ class Step:
     def size(self) -> int:
         """Bytes of its views."""
         return len(self.mine) * self.D * self.S**2 * 3
-
-
-@dataclass
-class Notes:
-    """What was found out about the files: unreadable {path: why}, decodes, and {kind: paths} of what was converted."""
-
-    unreadable: dict[str, str] = field(default_factory=dict)
-    converted: dict[str, set[str]] = field(default_factory=dict)
-    decodes: int = 0
-
-    def add(self, job: Job) -> None:
-        """What a finished piece of work found."""
-        assert job.done is not None
-        self.decodes += job.done.decodes
-        for i, why in job.done.unreadable.items():
-            self.unreadable[job.work.paths[i]] = why
-        for i, kinds in job.done.notes.items():
-            for kind in kinds:
-                self.converted.setdefault(kind, set()).add(job.work.paths[i])
-
-    def lines(self) -> list[str]:
-        """For people: one line per kind, with a name."""
-        said = [
-            f"{len(paths)} image{'s are' if len(paths) > 1 else ' is'} {kind}, for example {min(paths)}"
-            for kind, paths in sorted(self.converted.items())
-        ]
-        if self.unreadable:
-            (path, why), n = next(iter(sorted(self.unreadable.items()))), len(self.unreadable)
-            said.append(f"{n} image{'s' if n > 1 else ''} cannot be read, and others stand in: {path} ({why})")
-        return said
 
 
 def training_steps(
@@ -187,6 +159,13 @@ def load(
         for event in reading:
             event.synchronize()
         pool.give_back(region)
+
+
+def describe(schedule: Schedule, readers: int, shard: Shard = WHOLE) -> str:
+    """Who reads, with what, and how far ahead, for people."""
+    images, size = memory_ahead(schedule, readers, shard)
+    who = f"{readers} reader{'s' if readers > 1 else ''}" if readers else "no readers: this process decodes"
+    return f"{who}, {decoder()}; up to {images:,} images ahead, in {size / 2**20:,.0f} MiB"
 
 
 def _begin(pool: Inline, paths: Sequence[str], step: Step, region: Region, offset: int, notes: Notes) -> _Ahead:

@@ -20,7 +20,7 @@ from mixtune.training.curve import Curve
 from mixtune.training.device import available_cpus as available_cpus
 from mixtune.training.device import pick_device
 from mixtune.training.evaluation import Predictions, evaluate, predict
-from mixtune.training.loader import Notes
+from mixtune.training.notes import Notes
 from mixtune.training.protocol import Task as Task
 from mixtune.training.ranks import ALONE, Ranks
 from mixtune.training.recipe import Recipe

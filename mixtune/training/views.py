@@ -17,7 +17,8 @@ from torch.nn import functional as F
 from mixtune.regime import WHOLE, Schedule, Shard
 from mixtune.training import loader
 from mixtune.training.data import Files, Pixels
-from mixtune.training.loader import Notes, Views
+from mixtune.training.loader import Views
+from mixtune.training.notes import Notes
 from mixtune.training.pool import Inline
 
 Batch = tuple[Tensor, Tensor]  # uint8 or float [B*D, 3, S, S] with pixel values from 0 to 255; int64 [B*D]

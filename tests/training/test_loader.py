@@ -13,7 +13,8 @@ from mixtune.errors import InputError, TrainingError
 from mixtune.regime import BatchShape, Schedule, Shard
 from mixtune.training import pool, views
 from mixtune.training.data import Files
-from mixtune.training.loader import Notes, memory_ahead
+from mixtune.training.loader import memory_ahead
+from mixtune.training.notes import Notes
 from mixtune.training.ring import Ring
 from mixtune.training.views import Augment
 

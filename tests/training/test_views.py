@@ -8,7 +8,7 @@ from PIL import Image
 from mixtune.regime import WHOLE, BatchShape, Budget, Mixture, Regime, Schedule, Shard
 from mixtune.training import pool, views
 from mixtune.training.data import Files, Pixels
-from mixtune.training.loader import Notes
+from mixtune.training.notes import Notes
 from mixtune.training.views import Augment
 
 SHAPES = [BatchShape(8, 8, 2), BatchShape(16, 4, 1), BatchShape(12, 4, 3)]
