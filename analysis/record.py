@@ -18,7 +18,7 @@ from analysis.runs import FinishedTrial, StudyRuns, read_study, store
 from mixtune.cli import Parser, parse_args, run, short
 from mixtune.errors import InputError
 from mixtune.regime import Regime
-from mixtune.study.tracking import record_repeat
+from mixtune.study.recorded import record_repeat
 from mixtune.training.trained import RESULT, Trained, runs_in
 
 

@@ -20,6 +20,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mixtune.regime import WHOLE, Schedule, Shard
+from mixtune.training import pool, views
+from mixtune.training.data import Files
+from mixtune.training.notes import Notes
 
 Key = tuple[int, int, int, int, int]  # sample, S, D, seed, step
 Transform = Callable[[Any], Tensor]
@@ -93,19 +96,61 @@ def join(items: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     return torch.cat([x for x, _ in items]), torch.cat([y for _, y in items])
 
 
+class FolderBatches(Sized):
+    """The batches of a schedule from image files, by the trainer's own loader; its length is the number of steps."""
+
+    def __init__(self, files: Files, schedule: Schedule, seed: int, start: int, shard: Shard, workers: int) -> None:
+        shard.check(schedule.shapes)
+        self.files, self.schedule, self.seed, self.start = files, schedule, seed, start
+        self.shard, self.workers = shard, workers
+        self.notes = Notes()  # on the files read so far: which cannot be, which were converted
+
+    def __len__(self) -> int:
+        return len(self.schedule) - self.start
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        readers = pool.take(self.workers)
+        zero, scale = torch.zeros(1, 3, 1, 1), torch.full((1, 3, 1, 1), 255.0)
+        augment = views.Augment()
+        try:
+            for pixels, labels in views.file_batches(
+                self.files,
+                self.schedule,
+                augment,
+                True,
+                self.seed,
+                self.start,
+                readers,
+                shard=self.shard,
+                notes=self.notes,
+            ):
+                yield views.normalised(pixels, zero, scale), labels
+        finally:
+            pool.release(readers)
+
+
 def mixed_loader(
     dataset: Samples,
     schedule: Schedule,
-    transform_at: Callable[[int], Transform] = random_crops,
+    transform_at: Callable[[int], Transform] | None = None,
     seed: int = 0,
     start: int = 0,
     shard: Shard = WHOLE,
+    num_workers: int = 0,
     **options: Any,
-) -> DataLoader[tuple[Tensor, Tensor]]:
+) -> FolderBatches | DataLoader[tuple[Tensor, Tensor]]:
     """One loader for all sizes of a schedule; its length is the number of steps.
 
-    ``options`` go to torch's DataLoader (num_workers, pin_memory, ...). With Lightning, give it as the training loader
-    for one epoch, and ``Trainer(max_epochs=1, use_distributed_sampler=False)``.
+    A torchvision ``ImageFolder`` without transforms is read as the trainer reads it: same views, same speed. Any other
+    data set, or one with ``transform_at`` (default: ``random_crops``), goes through torch's DataLoader, which gets the
+    ``options`` (pin_memory, ...). With Lightning, give it as the training loader for one epoch, and
+    ``Trainer(max_epochs=1, use_distributed_sampler=False)``.
     """
+    found = getattr(dataset, "samples", None)
+    plain = not any(getattr(dataset, name, None) for name in ("transform", "target_transform", "transforms"))
+    if transform_at is None and not options and plain and isinstance(found, list) and hasattr(dataset, "loader"):
+        files = Files(tuple(str(p) for p, _ in found), torch.tensor([label for _, label in found]))
+        return FolderBatches(files, schedule, seed, start, shard, num_workers)
     sampler = MixedSizes(schedule, len(dataset), seed, start, shard)
-    return DataLoader(Views(dataset, transform_at), batch_sampler=sampler, collate_fn=join, **options)  # type: ignore[arg-type]
+    items = Views(dataset, transform_at or random_crops)
+    return DataLoader(items, batch_sampler=sampler, collate_fn=join, num_workers=num_workers, **options)  # type: ignore[arg-type]

@@ -82,6 +82,7 @@ def _train(args: argparse.Namespace, ranks: Ranks) -> int:
     import torch
 
     from mixtune.training.finetune import find_rate, standardised_accuracy
+    from mixtune.training.loader import describe
     from mixtune.training.run import Run, TrainingConfig
     from mixtune.training.trained import save
 
@@ -113,6 +114,8 @@ def _train(args: argparse.Namespace, ranks: Ranks) -> int:
             epochs = job.schedule.samples / job.task.n_train
             many = f", {world} ranks" if world > 1 else ""
             print(f"steps    {len(job.schedule)} ({epochs:.1f} epochs) on {job.task.device}{many}")
+            if not job.task.small:
+                print(f"loader   {describe(job.schedule, job.task.workers, ranks.shard)}")
         print(f"seed     {seed}", flush=True)
         if args.find_rate:
             found = find_rate(job.task, job.network, job.schedule, job.recipe, seed)
@@ -128,6 +131,8 @@ def _train(args: argparse.Namespace, ranks: Ranks) -> int:
             speed = f"{report.views_per_second:,.0f} views/s"
             accuracy = "  ".join(f"{p.S} px {100 * p.top1:.2f}" for p in report.curve.points)
             print(f"  {100 * report.progress:3.0f} %  loss {report.loss:.4f}  {speed}  top-1 {accuracy}", flush=True)
+        for line in job.task.notes.lines():
+            print(f"images   {line}")
         print(f"score    {config.score.of(report.curve)!r}  ({config.score})")
         best = max(report.curve.points, key=lambda p: p.top1)
         minutes = report.seconds / 60

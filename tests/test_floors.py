@@ -31,6 +31,7 @@ ONLY = {
     "mlflow": {
         "mixtune/study/store.py",
         "mixtune/study/delivery.py",
+        "mixtune/study/recorded.py",
         "mixtune/deploy/serving.py",
         "mixtune/deploy/served_model.py",
     },

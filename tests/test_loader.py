@@ -90,3 +90,28 @@ def test_what_cannot_work_is_said(dataset, schedule):
         MixedSizes(schedule, N, shard=Shard(0, 8))
     with pytest.raises(ValueError, match=r"transform_at\(8\) gave an image of \(3, 20, 24\), not \[3, 8, 8\]"):
         _ = Views(dataset, lambda S: lambda x: x)[(0, 8, 1, 0, 0)]
+
+
+def test_an_image_folder_is_read_as_the_trainer_reads_it(tmp_path):
+    import numpy as np
+    from PIL import Image
+    from torchvision.datasets import ImageFolder
+
+    from mixtune.training import pool, views
+    from mixtune.training.data import Files
+
+    rng = np.random.default_rng(0)
+    for i in range(16):
+        (tmp_path / f"c{i % 2}").mkdir(exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(tmp_path / f"c{i % 2}" / f"{i}.png")
+    folder = ImageFolder(str(tmp_path))
+    steps = Schedule.build(Regime.of(SHAPES[1], [Mixture.of(SHAPES)]), Budget(4), 16, seed=0)
+    made = mixed_loader(folder, steps, seed=3, start=1)
+    files = Files(tuple(p for p, _ in folder.samples), torch.tensor(folder.targets))
+    theirs = list(views.file_batches(files, steps, views.Augment(), True, 3, 1, pool.take(0)))
+    assert len(made) == len(theirs)
+    for (x, y), (u, v) in zip(made, theirs, strict=True):
+        assert torch.equal(x, u / 255)
+        assert torch.equal(y, v)
+    folder.transform = lambda image: image
+    assert isinstance(mixed_loader(folder, steps), torch.utils.data.DataLoader)

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from mixtune.deploy.pick import Need, useful_sizes
 from mixtune.training import data, networks
+from mixtune.training.crops import CROP_RATIO
 from mixtune.training.curve import Curve, Point
 from mixtune.training.task import Classification
 from mixtune.training.trained import Trained
-from mixtune.training.views import CROP_RATIO
 from mixtune.training.weights import load_weights
 
 

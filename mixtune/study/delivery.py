@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,9 @@ from mlflow.exceptions import MlflowException
 
 from mixtune.errors import InputError, no_room
 from mixtune.secrets import masked
-from mixtune.study.browsing import padded, top1_at, width
 from mixtune.study.identity import Identity
 from mixtune.study.outbox import PermanentError, Record
-from mixtune.study.store import CURVE, EXPERIMENT, cause, make, opened
+from mixtune.study.store import CURVE, EXPERIMENT, cause, make
 from mixtune.training.curve import Curve
 
 # What the store will never take, however often it is asked.
@@ -229,54 +227,6 @@ def system_metrics(uri: str, run_id: str) -> Any:
     watch = SystemMetricsMonitor(run_id, tracking_uri=uri, resume_logging=True)
     watch.start()
     return watch
-
-
-def record_repeat(
-    uri: str,
-    parent: str,
-    name: str,
-    tags: Mapping[str, str],
-    params: Mapping[str, str],
-    curve: Curve,
-    score: float,
-    more: Mapping[str, Mapping[int, float]],
-) -> None:
-    """A finished run with another seed as a child run (kind "repeat"); one that is there already is left alone.
-
-    ``tags``: without their prefix; study, trial, judge and seed tell runs apart. ``more``: other metrics by size.
-    Raises InputError when the store does not take it.
-    """
-    try:
-        client, experiment = opened(uri)
-        wanted = {k: tags[k] for k in ("study", "trial", "judge", "seed")} | {"kind": "repeat"}
-        where = " and ".join(f"tags.`mixtune.{k}` = '{v}'" for k, v in wanted.items())
-        if client.search_runs([experiment], where, max_results=1):
-            return
-        named = {f"mixtune.{k}": v for k, v in tags.items()} | {"mixtune.kind": "repeat", "mixtune.state": "COMPLETE"}
-        run = client.create_run(experiment, run_name=name, tags={"mlflow.parentRunId": parent, **named})
-        now = int(1000 * time.time())
-        digits = width([*curve.sizes, *(int(k[2:]) for k in params if k.startswith("w_"))])
-        every = [*curve_metrics(curve), ["score", round(score, 5), 100]]
-        every += [[top1_at(p.S, digits), round(p.top1, 5), 100] for p in curve.points]
-        every += [[f"{CURVE}{k}", v, S] for k, values in more.items() for S, v in values.items()]
-        metrics = [Metric(k, v, now, step) for k, v, step in every]
-        named_params = [Param(padded(k, digits), v) for k, v in params.items()]
-        client.log_batch(run.info.run_id, metrics=metrics, params=named_params)
-        client.set_terminated(run.info.run_id)
-    except MlflowException as err:
-        raise InputError(f"--tracking-uri {masked(uri)}: MLflow cannot write there ({cause(err)})") from None
-
-
-def record_measured(
-    uri: str, run_id: str, values: Mapping[str, Mapping[int, float]], tags: Mapping[str, str] | None = None
-) -> None:
-    """Add metrics by image size to a finished run; measured again, they replace. Raises InputError when refused."""
-    now = int(1000 * time.time())
-    metrics = [Metric(f"{CURVE}{k}", float(v), now, S) for k, by_size in values.items() for S, v in by_size.items()]
-    try:
-        MlflowClient(uri).log_batch(run_id, metrics, tags=[RunTag(k, v) for k, v in (tags or {}).items()])
-    except MlflowException as err:
-        raise InputError(f"--tracking-uri {uri}: MLflow cannot write there ({cause(err)})") from None
 
 
 def curve_metrics(curve: Curve) -> list[list[Any]]:

@@ -27,8 +27,8 @@ class Slots:
     cpus: int
     gpus: float
     at_once: int
-    pack: int = 1
     workers: int = 1
+    pack: int = 1
 
     def __str__(self) -> str:
         each = f"{self.cpus} CPU core{'s' * (self.cpus > 1)}" + (f" and {self.gpus:g} GPU" if self.gpus else "")

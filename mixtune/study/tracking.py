@@ -16,7 +16,7 @@ from mixtune import __version__
 from mixtune.config import plain, to_yaml
 from mixtune.secrets import masked
 from mixtune.study import browsing
-from mixtune.study.delivery import Sender, curve_metrics, merged, record_repeat, system_metrics
+from mixtune.study.delivery import Sender, curve_metrics, merged, system_metrics
 from mixtune.study.events import Candidate, State
 from mixtune.study.identity import identity
 from mixtune.study.limits import POSITION
@@ -186,4 +186,4 @@ class Tracker:
         self.outbox.put({"do": do, "trial": trial, "parent": self.parent, "time": now, **more})
 
 
-__all__ = ["Tracker", "check", "children", "default_uri", "record_repeat"]
+__all__ = ["Tracker", "check", "children", "default_uri"]

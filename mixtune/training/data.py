@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from mixtune.errors import InputError
+from mixtune.training.prepared import read_state
 
 DATASETS = ("digits", "cifar10", "cifar100", "folder", "imagenet")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -188,6 +189,8 @@ def _folder(root: Path, name: str) -> DataSet:
     """``root/train/CLASS/*`` and ``root/val/CLASS/*``, the layout of torchvision's ImageFolder and ImageNet."""
     from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
 
+    if (state := read_state(root)) and not state.get("complete"):
+        raise InputError(f"task.data: {root} is prepared only in part; run the same mixtune.prepare command again")
     parts: list[Files] = []
     names: list[Sequence[str]] = []
     for part in ("train", "val"):

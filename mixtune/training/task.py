@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import numpy as np
@@ -13,57 +13,18 @@ from torch import Tensor, nn
 
 from mixtune.errors import InputError
 from mixtune.regime import BatchShape, Schedule
-from mixtune.training import calibration, data, mixing, networks, pixels, views
+from mixtune.training import calibration, data, mixing, networks, pixels, pool, views
 from mixtune.training.calibration import Recalibration, Statistics
 from mixtune.training.curve import Curve
 from mixtune.training.device import available_cpus as available_cpus
 from mixtune.training.device import pick_device
 from mixtune.training.evaluation import Predictions, evaluate, predict
+from mixtune.training.notes import Notes
 from mixtune.training.protocol import Task as Task
 from mixtune.training.ranks import ALONE, Ranks
 from mixtune.training.recipe import Recipe
 from mixtune.training.synced import Synced
-
-
-@dataclass(frozen=True)
-class TaskConfig:
-    """The ``task`` section: what is trained on what.
-
-    data: folder of the data set (default $MIXTUNE_DATA, else ./data; digits need none). samples: use only this
-    many of the training images, evenly from all classes (for short searches). validation: share of them held out to
-    judge trials; folds: cross-validation instead, judged on ``fold`` (from 0) of that many. workers: processes that
-    decode image files (default: one less than the trial's CPU threads).
-    """
-
-    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
-
-    dataset: Literal["digits", "cifar10", "cifar100", "folder", "imagenet"]
-    network: str
-    data: str | None = None
-    validation: float = 0.1
-    samples: int | None = None
-    augment: views.Augment = field(default_factory=views.Augment)
-    workers: int | None = None
-    weights: str | None = None
-    folds: int = 1
-    fold: int = 0
-
-    def __post_init__(self) -> None:
-        if self.folds < 1 or not 0 <= self.fold < self.folds:
-            raise ValueError(f"fold counts from 0 to below folds, not {self.fold} of {self.folds}")
-        if not 0 < self.validation < 1:
-            raise ValueError(
-                f"validation is the share of the training set held out, in (0, 1), not {self.validation!r}"
-            )
-        if self.samples is not None and self.samples < 1:
-            raise ValueError(f"samples must be at least 1, not {self.samples}")
-        if self.workers is not None and self.workers < 0:
-            raise ValueError(f"workers must be at least 0, not {self.workers}")
-
-    @property
-    def held_out(self) -> float | tuple[int, int]:
-        """The share of the training images that is held out, or which fold of how many."""
-        return (self.fold, self.folds) if self.folds > 1 else self.validation
+from mixtune.training.task_config import TaskConfig as TaskConfig
 
 
 class Classification:
@@ -104,6 +65,7 @@ class Classification:
         self.n_train, self.n_judged = len(self.train_source), len(self._held_out)
         if self.n_judged < ranks.shard.world:
             raise InputError(f"task.validation: {self.n_judged} images are too few for {ranks.shard.world} ranks")
+        self.notes = Notes()  # on the image files that were read so far
         self.pixels: pixels.PixelViews | None = None
         if isinstance(self.train_source, data.Pixels):
             self.pixels = pixels.PixelViews(self.train_source, config.augment, self._flip, self.device)
@@ -115,6 +77,13 @@ class Classification:
     def workers(self) -> int:
         """Decoding processes: as configured, else one less than the CPU threads at hand."""
         return max(0, torch.get_num_threads() - 1) if self.config.workers is None else self.config.workers
+
+    @cached_property
+    def _pool(self) -> pool.Inline:
+        """The readers of image files, for training and evaluation; the next task of this process inherits them."""
+        taken = pool.take(self.workers)
+        weakref.finalize(self, pool.release, taken)
+        return taken
 
     def network(self, seed: int, dropout: float = 0.0, drop_path: float = 0.0) -> nn.Module:
         """A fresh network on the task's device, channels last."""
@@ -129,7 +98,18 @@ class Classification:
         else:
             assert isinstance(self.train_source, data.Files)
             augment, shard = self.config.augment, self.ranks.shard
-            raw = views.file_batches(self.train_source, schedule, augment, self._flip, seed, start, self.workers, shard)
+            raw = views.file_batches(
+                self.train_source,
+                schedule,
+                augment,
+                self._flip,
+                seed,
+                start,
+                self._pool,
+                self.device,
+                shard,
+                self.notes,
+            )
         return (self._ready(x, y) for x, y in raw)
 
     def drawn(self, schedule: Schedule, seed: int, start: int = 0) -> Iterator[pixels.Drawn] | None:
@@ -228,14 +208,14 @@ class Classification:
         """Images as they are evaluated at S, normalised."""
         batch = batch or max(1, min(512, 512 * 64**2 // S**2))
         if isinstance(source, data.Files):
-            raw = views.file_eval_batches(source, S, min(batch, 128), self.workers)
+            raw = views.file_eval_batches(source, S, min(batch, 128), self._pool, self.device, self.notes)
         else:
             raw = pixels.pixel_eval_batches(source, S, batch)
         return (self._ready(change(x, i), y) for i, (x, y) in enumerate(raw))
 
     def _ready(self, values: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        x = values.to(self.device, non_blocking=True).float().sub_(self._mean).div_(self._std)
-        return x.contiguous(memory_format=torch.channels_last), labels.to(self.device, non_blocking=True)
+        x = views.normalised(values.to(self.device, non_blocking=True), self._mean, self._std)
+        return x, labels.to(self.device, non_blocking=True)
 
 
 def check_shapes(shapes: Sequence[BatchShape], network: str, n_train: int) -> None:

@@ -6,22 +6,22 @@ S, B, D as in ``regime.shapes``; a batch is float [B*D, 3, S, S], the D views of
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
 
-from mixtune.errors import InputError
-from mixtune.regime import WHOLE, BatchShape, Schedule, Shard
+from mixtune.regime import WHOLE, Schedule, Shard
+from mixtune.training import loader
 from mixtune.training.data import Files
+from mixtune.training.loader import Views
+from mixtune.training.notes import Notes
+from mixtune.training.pool import Inline
 
 Batch = tuple[Tensor, Tensor]  # uint8 or float [B*D, 3, S, S] with pixel values from 0 to 255; int64 [B*D]
-CROP_RATIO = 0.875  # evaluation of image files: shorter side to S / 0.875, then the central S x S
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -56,76 +56,6 @@ def resize(images: Tensor, S: int) -> Tensor:
     return F.interpolate(images, size=(S, S), mode="bilinear", antialias=min(images.shape[-2:]) > S)
 
 
-class _FileViews(Dataset[Batch]):
-    """Item (sample, S, D, seed, step) -> D random views uint8 [D, 3, S, S]; one decode serves all of them."""
-
-    def __init__(self, source: Files, augment: Augment, flip: bool) -> None:
-        self.source, self.augment, self.flip = source, augment, flip
-
-    def __getitem__(self, key: tuple[int, int, int, int, int]) -> Batch:
-        from torchvision.transforms import v2
-
-        sample, S, D, seed, step = key
-        image = _decode(self.source.paths[sample])
-        transform = v2.Compose(
-            [
-                v2.RandomResizedCrop((S, S), self.augment.scale, self.augment.ratio, antialias=True),
-                v2.RandomHorizontalFlip(0.5 if self.flip else 0.0),
-                v2.PILToTensor(),
-            ]
-        )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(np.random.SeedSequence((seed, step, sample)).generate_state(1)[0]))
-            return torch.stack([transform(image) for _ in range(D)]), self.source.labels[sample].repeat(D)
-
-
-class _FileEval(Dataset[Batch]):
-    """Item i -> the image with its shorter side at S / 0.875 and the central S x S cut out, uint8 [1, 3, S, S]."""
-
-    def __init__(self, source: Files, S: int) -> None:
-        from torchvision.transforms import v2
-
-        self.source = source
-        self.transform = v2.Compose(
-            [v2.Resize(math.floor(S / CROP_RATIO), antialias=True), v2.CenterCrop(S), v2.PILToTensor()]
-        )
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, i: int) -> Batch:
-        return self.transform(_decode(self.source.paths[i]))[None], self.source.labels[i : i + 1]
-
-
-def _decode(path: str):  # type: ignore[no-untyped-def]
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except Exception as err:
-        raise InputError(f"task.data: {path} is not a readable image: {err}") from None
-
-
-class _Steps:
-    """Batch sampler: the keys of every step's samples, so that one loader and one worker pool serve all sizes."""
-
-    def __init__(self, schedule: Schedule, n_samples: int, seed: int, start: int, shard: Shard) -> None:
-        self.schedule, self.n_samples, self.seed, self.start = schedule, n_samples, seed, start
-        self.shard = shard
-
-    def __iter__(self) -> Iterator[list[tuple[int, int, int, int, int]]]:
-        steps = range(self.start, len(self.schedule))
-        batches = self.schedule.sample_batches(self.n_samples, self.seed, self.start)
-        for step, samples in zip(steps, batches, strict=True):
-            shape: BatchShape = self.schedule.shapes[self.schedule.index[step]]
-            yield [(int(i), shape.S, shape.D, self.seed, step) for i in samples[self.shard.part(shape.B)]]
-
-
-def _join(items: Sequence[Batch]) -> Batch:
-    return torch.cat([x for x, _ in items]), torch.cat([y for _, y in items])
-
-
 def file_batches(
     source: Files,
     schedule: Schedule,
@@ -133,17 +63,48 @@ def file_batches(
     flip: bool,
     seed: int,
     start: int,
-    workers: int,
+    pool: Inline,
+    device: torch.device = CPU,
     shard: Shard = WHOLE,
+    notes: Notes | None = None,
 ) -> Iterator[Batch]:
-    """Training batches of image files, decoded by ``workers`` processes, from step ``start`` on: the shard's images."""
-    steps = _Steps(schedule, len(source), seed, start, shard)
-    views = _FileViews(source, augment, flip)
-    pinned = torch.cuda.is_available()
-    yield from DataLoader(views, batch_sampler=steps, num_workers=workers, collate_fn=_join, pin_memory=pinned)  # type: ignore[arg-type]
+    """Training batches of image files, uint8 on ``device``, from step ``start`` on: the shard's images of each."""
+    images, size = loader.memory_ahead(schedule, pool.processes, shard)
+    steps = loader.training_steps(schedule, len(source), seed, start, augment.scale, augment.ratio, flip, shard)
+    yield from _on_device(loader.load(pool, source.paths, steps, images, size, notes or Notes()), source, device)
 
 
-def file_eval_batches(source: Files, S: int, batch: int, workers: int) -> Iterator[Batch]:
-    """Image files as they are evaluated at S."""
-    pinned = torch.cuda.is_available()
-    yield from DataLoader(_FileEval(source, S), batch, num_workers=workers, collate_fn=_join, pin_memory=pinned)
+def file_eval_batches(
+    source: Files, S: int, batch: int, pool: Inline, device: torch.device = CPU, notes: Notes | None = None
+) -> Iterator[Batch]:
+    """Image files as they are evaluated at S: the shorter side at S / 0.875, the central S x S cut out; uint8."""
+    steps = loader.evaluation_steps(len(source), S, batch)
+    size = min(batch, len(source)) * S**2 * 3 * (3 if pool.processes else 1)
+    yield from _on_device(loader.load(pool, source.paths, steps, 2 * batch, size, notes or Notes()), source, device)
+
+
+def _on_device(made: Iterator[Views], source: Files, device: torch.device) -> Iterator[Batch]:
+    """Off the memory that is used again, mirrored where the views are to be."""
+    for pixels, mirrored, samples in made:
+        x = pixels.to(device, non_blocking=True, copy=True).permute(0, 3, 1, 2)
+        if mirrored is not None:
+            x = torch.where(mirrored.to(device, non_blocking=True).view(-1, 1, 1, 1), x.flip(3), x)
+        yield x, source.labels[torch.from_numpy(samples)]
+
+
+def normalised(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """(pixels - mean) / std as float, channels last. pixels: [N, 3, S, S]; mean, std: [1, 3, 1, 1], all on one device.
+
+    On a CPU the three channels are tiled over the pixels first: the same numbers, eight times as fast, because the
+    innermost loop then is over a row of the image and not over three values.
+    """
+    x = pixels.float().contiguous(memory_format=torch.channels_last)
+    if x is pixels:
+        x = x.clone(memory_format=torch.channels_last)
+    if x.device.type != "cpu":
+        return x.sub_(mean).div_(std)
+    N, _, H, W = x.shape
+    rows = x.permute(0, 2, 3, 1).view(N, H * W * 3)
+    tiled = (t.view(1, 1, 3).expand(1, H * W, 3).reshape(1, H * W * 3) for t in (mean, std))
+    rows.sub_(next(tiled)).div_(next(tiled))
+    return x

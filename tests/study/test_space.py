@@ -4,24 +4,12 @@ import pytest
 from mixtune.config import load, parse
 from mixtune.errors import InputError
 from mixtune.regime import published
+from mixtune.study.knobs import Uniform
 from mixtune.study.space import NEGLIGIBLE, Space
 from tests.conftest import TINY
 
 FILES = ["digits", "cifar10", "cifar100", "imagenet", "folder"]
 STRIDE = {"imagenet": 32, "folder": 32}
-
-
-class Uniform:
-    """Uniformly random parameters."""
-
-    def __init__(self, seed):
-        self.rng = np.random.default_rng(seed)
-
-    def suggest_float(self, name, low, high):
-        return float(self.rng.uniform(low, high))
-
-    def suggest_categorical(self, name, choices):
-        return choices[int(self.rng.integers(len(choices)))]
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -73,7 +61,7 @@ def test_all_negligible_weights_leave_the_largest():
         ({"search": {"sizes": [8, 8]}}, "search: sizes must be different"),
         ({"search": {"sizes": [8], "split": {"low": 1, "high": 0}}}, "search.split: low must be at most high"),
         ({"search": {"sizes": [8], "split": {"low": 0, "high": 2}}}, "search: split must lie in"),
-        ({"search": {"sizes": [8], "growth": ["sudden"]}}, "search.growth.0 must be 'none', 'gradual' or 'stepwise'"),
+        ({"search": {"sizes": [8], "growth": ["sudden"]}}, "search: growth must be one or several of none, gradual"),
         ({"published": ["mixsize_c"]}, "unknown regime 'mixsize_c'; did you mean"),
         ({"base": {"S": 0, "B": 4}}, "base: S must be a whole number of at least 1"),
         ({"budget": {"epochs": -1}}, "budget: epochs must be positive"),
@@ -99,7 +87,7 @@ def test_published_regime_outside_the_space_is_refused_with_the_remedy(tiny):
     ):
         space.published_params("mixsize_b", 4)
     tiny["search"] = {"sizes": [4, 8, 12], "growth": ["none"]}
-    with pytest.raises(ValueError, match="gradual has split 1 and growth gradual, which"):
+    with pytest.raises(ValueError, match=r"gradual has growth stepwise, which search\.growth does not allow"):
         parse(tiny, Space, "f").published_params("gradual", 4)
 
 

@@ -201,7 +201,7 @@ def test_an_image_that_cannot_be_read_ends_the_run_and_not_its_checkpoint(tmp_pa
     reports = run.reports(kept)
     next(reports)
     before = kept.read_bytes()
-    image = Path(run.task._train.paths[0])
+    image = Path(run.task.train_source.paths[0])
     good = image.read_bytes()
     image.write_bytes(good[:40])
     with pytest.raises(InputError, match=rf"task.data: {image} is not a readable image"):

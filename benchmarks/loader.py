@@ -1,0 +1,180 @@
+"""How fast do image files become batches? This loader against torchvision's ImageFolder, Pillow and torch's DataLoader.
+
+    python -m benchmarks.loader --data FOLDER     holds train/CLASS/* and val/CLASS/*, real photographs; about 4 minutes
+
+Both sides make the same augmentation (RandomResizedCrop, mirroring, normalising) with as many worker processes as there
+are cores, and hand over float batches in this process's memory; the time runs from the first batch to the last. From
+the originals, from 500 x 375 mosaics of them (as large as ImageNet's), and from both prepared for the size.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from benchmarks.common import conclude, side_by_side, spread
+from mixtune.cli import Parser, parse_args, run
+from mixtune.regime import BatchShape, Schedule
+from mixtune.training import data, pool, prepared, views
+from mixtune.training.data import IMAGENET_MEAN, IMAGENET_STD, Files
+from mixtune.training.decode import decoder
+from mixtune.training.notes import Notes
+
+SIZES = (96, 128, 160, 224, 288)
+CORES = len(os.sched_getaffinity(0))
+BATCH, MOSAIC = 64, (500, 375)
+MIXTURE = tuple(BatchShape(S, round(BATCH * 128**2 / S**2)) for S in (96, 128, 160, 224))
+
+
+def rate(batches: Iterable[Sequence[Any]]) -> float:
+    """Images per second, from the arrival of the first batch to that of the last."""
+    began, n = 0.0, 0
+    for number, batch in enumerate(batches):
+        if number == 0:
+            began = time.perf_counter()
+        else:
+            n += len(batch[1])
+    return n / (time.perf_counter() - began)
+
+
+def torchvisions(folder: Path, S: int, images: int) -> float:
+    """The usual loader's images per second."""
+    from torch.utils.data import DataLoader, RandomSampler
+    from torchvision.datasets import ImageFolder
+    from torchvision.transforms import v2
+
+    transform = v2.Compose(
+        [
+            v2.RandomResizedCrop(S, antialias=True),
+            v2.RandomHorizontalFlip(),
+            v2.PILToTensor(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(IMAGENET_MEAN, IMAGENET_STD),
+        ]
+    )
+    dataset = ImageFolder(str(folder / "train"), transform)
+    sampler = RandomSampler(dataset, replacement=True, num_samples=images)
+    return rate(DataLoader(dataset, BATCH, sampler=sampler, num_workers=CORES))
+
+
+def ours(source: Files, schedule: Schedule, readers: pool.Inline, notes: Notes | None = None) -> float:
+    """This loader's images per second."""
+    mean, std = (torch.tensor(x).view(1, 3, 1, 1) * 255 for x in (IMAGENET_MEAN, IMAGENET_STD))
+    made = views.file_batches(source, schedule, views.Augment(), True, 0, 0, readers, notes=notes)
+    return rate((views.normalised(x, mean, std), y) for x, y in made)
+
+
+def steps(shape: BatchShape, images: int) -> Schedule:
+    """A schedule of one shape."""
+    return Schedule((shape,), np.zeros(max(4, images // shape.B), np.int16), np.ones(1))
+
+
+def mosaics(source: Files, out: Path, n: int) -> None:
+    """Photographs tiled, at their own resolution, into images of ImageNet's usual size and bytes."""
+    rng = random.Random(0)  # noqa: S311
+    for i in range(n):
+        place = out / "train" / f"c{i % 2}" / f"{i}.jpg"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        canvas = Image.new("RGB", MOSAIC)
+        for y in range(0, MOSAIC[1], 224):
+            for x in range(0, MOSAIC[0], 224):
+                with Image.open(rng.choice(source.paths)) as image:
+                    canvas.paste(image.convert("RGB"), (x, y))
+        canvas.save(place, quality=95)
+    (out / "val").symlink_to(out / "train")
+
+
+def encoded(folder: Path, out: Path, target: prepared.Target) -> Files:
+    """The training images of a folder, prepared."""
+    for name in prepared.sources(folder):
+        if name.startswith("train"):
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
+            prepared.prepare_one(str(folder), str(out), name, target)
+    (out / "val").symlink_to(out / "train")
+    found = data.load("folder", str(out)).train
+    assert isinstance(found, Files)
+    return found
+
+
+def row(what: str, found: dict[str, list[float]], over: str, under: str, goal: tuple[float, float]) -> dict[str, Any]:
+    """A ratio of two sides, by their medians."""
+    both = {name: spread(found[name]) for name in (over, under)}
+    ratio = both[over]["median"] / both[under]["median"]
+    return {"what": what, "ratio": ratio, "at_least": goal[0], "aim": goal[1], "images_per_second": both}
+
+
+def parser() -> Parser:
+    """The command's flags."""
+    p = Parser("benchmarks.loader", __doc__.split("\n")[0])
+    p.add_argument("--data", required=True, metavar="FOLDER", help="holds train/CLASS/* and val/CLASS/*")
+    p.add_argument("--repeats", type=int, default=5)
+    p.add_argument("--images", type=int, default=1600, help="images of a measurement at 128 px")
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, measure, print."""
+    args = parse_args(parser(), argv)
+    torch.set_num_threads(1)
+    readers = pool.take(CORES)
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as made:
+        small, large = Path(args.data).absolute(), Path(made, "mosaics")
+        original = data.load("folder", str(small)).train
+        assert isinstance(original, Files)
+        mosaics(original, large, 200)
+        for name, folder, sizes in (("originals", small, SIZES), ("500 x 375 mosaics", large, (128, 224))):
+            source = data.load("folder", str(folder)).train
+            assert isinstance(source, Files)
+            for S in (128, *(S for S in sizes if S != 128)):
+                n = max(6 * BATCH, round(args.images * min(1, 128**2 / S**2) * (1 if folder == small else 0.5)))
+                sides: dict[str, Callable[[], float]] = {
+                    "torchvision": partial(torchvisions, folder, S, n),
+                    "this loader": partial(ours, source, steps(BatchShape(S, BATCH), n), readers),
+                }
+                for kind in ("jpeg", "ppm") if S in (128, 224) else ():
+                    out = Path(made, f"{folder.name}{S}{kind}")
+                    files = encoded(folder, out, prepared.Target(S, kind))  # type: ignore[arg-type]
+                    sides[f"prepared {kind}"] = partial(ours, files, steps(BatchShape(S, BATCH), 3 * n), readers)
+                print(f"{name} at {S} px", flush=True)
+                found = side_by_side(sides, args.repeats if S == 128 else max(1, args.repeats // 2))
+                for side, goal in (
+                    ("this loader", (2.0, 3.0)),
+                    ("prepared jpeg", (5.0, 10.0)),
+                    ("prepared ppm", (5.0, 10.0)),
+                ):
+                    if side in found:
+                        how = "" if side == "this loader" else f", {side} for {S} px"
+                        rows.append(row(f"{name}{how}, at {S} px", found, side, "torchvision", goal))
+        index = np.repeat(np.arange(len(MIXTURE), dtype=np.int16), 12)
+        mixed = Schedule(MIXTURE, np.random.default_rng(0).permutation(index), np.ones(len(MIXTURE)))
+        ordered = Schedule(MIXTURE, index, np.ones(len(MIXTURE)))
+        print("the mixture in random order, and sorted", flush=True)
+        sides = {"random": partial(ours, original, mixed, readers), "sorted": partial(ours, original, ordered, readers)}
+        found = side_by_side(sides, 2 * args.repeats)
+        rows.append(row("a mixture in random order against sorted", found, "random", "sorted", (0.97, 0.99)))
+        shape, notes = BatchShape(128, 32, 4), Notes()
+        schedule = steps(shape, 320)
+        ours(original, schedule, readers, notes)
+        ideal = notes.decodes / schedule.views * shape.D
+        rows.append(
+            {"what": f"decodes per view at D = {shape.D}, over 1/D", "ratio": ideal, "at_least": 1.0, "aim": 0.99}
+        )
+    pool.release(readers)
+    settings = {"batch": BATCH, "workers": CORES, "mosaic": MOSAIC, "decoder": decoder(), "images": args.images}
+    conclude("loader", "How fast do image files become batches?", settings, rows)
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)

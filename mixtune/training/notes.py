@@ -1,0 +1,44 @@
+"""Notes: what was found out about image files while they were read: which cannot be, and which had to be converted."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+
+from mixtune.training.pool import Job
+
+NAMED = 10  # unreadable files that are named when they are met; all are counted
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Notes:
+    """What was found out about the files: unreadable {path: why}, decodes, and {kind: paths} of what was converted."""
+
+    unreadable: dict[str, str] = field(default_factory=dict)
+    converted: dict[str, set[str]] = field(default_factory=dict)
+    decodes: int = 0
+
+    def add(self, job: Job) -> None:
+        """What a finished piece of work found."""
+        assert job.done is not None
+        self.decodes += job.done.decodes
+        for i, why in job.done.unreadable.items():
+            path = job.work.paths[i]
+            if path not in self.unreadable and len(self.unreadable) < NAMED:
+                log.warning("%s cannot be read (%s); another image of its step stands in", path, why)
+            self.unreadable[path] = why
+        for i, kinds in job.done.notes.items():
+            for kind in kinds:
+                self.converted.setdefault(kind, set()).add(job.work.paths[i])
+
+    def lines(self) -> list[str]:
+        """For people: one line per kind, with a name."""
+        said = [
+            f"{len(paths)} image{'s are' if len(paths) > 1 else ' is'} {kind}, for example {min(paths)}"
+            for kind, paths in sorted(self.converted.items())
+        ]
+        if self.unreadable:
+            (path, why), n = next(iter(sorted(self.unreadable.items()))), len(self.unreadable)
+            said.append(f"{n} image{'s' if n > 1 else ''} cannot be read, and others stand in: {path} ({why})")
+        return said

@@ -1,0 +1,144 @@
+"""mixtune.prepare: right files, whole files whatever kills it, nothing done twice."""
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mixtune import prepare
+from mixtune.errors import InputError
+from mixtune.training import data, prepared
+
+ROOT = Path(__file__).parents[1]
+
+
+def write(folder, n=4, size=(90, 120)):
+    rng = np.random.default_rng(0)
+    for part in ("train", "val"):
+        for name in ("ant", "bee"):
+            (folder / part / name).mkdir(parents=True)
+            for i in range(n):
+                rough = rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)
+                image = Image.fromarray(rough).resize(size[::-1], Image.Resampling.BICUBIC)
+                image.save(folder / part / name / f"{i:03}.{('jpg', 'png')[i % 2]}")
+    return folder
+
+
+def tree(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def run(source, out, *more):
+    return prepare.main(["--data", str(source), "--out", str(out), "--size", "32", "--workers", "1", *more])
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "ppm"])
+def test_a_prepared_folder_is_a_folder_of_smaller_images(kind, tmp_path, capsys):
+    source, out = write(tmp_path / "a"), tmp_path / "b"
+    Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(source / "train/ant/small.jpg")
+    run(source, out, "--format", kind)
+    made, original = data.load("folder", str(out)), data.load("folder", str(source))
+    assert made.train.labels.tolist() == original.train.labels.tolist()
+    for new, old in zip(made.train.paths, original.train.paths, strict=True):
+        with Image.open(new) as a, Image.open(old) as b:
+            assert min(a.size) == min(37, *b.size)
+            assert a.format == {"jpeg": "JPEG", "ppm": "PPM"}[kind]
+            plain = np.asarray(b.convert("RGB").resize(a.size, Image.Resampling.BICUBIC)).astype(float)
+            assert np.abs(np.asarray(a) - plain).mean() < (8 if kind == "jpeg" else 0.5)
+    if kind == "jpeg":
+        assert (out / "train/ant/small.jpg").read_bytes() == (source / "train/ant/small.jpg").read_bytes()
+    assert "17, of which 17 encoded now" in capsys.readouterr().out
+
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("*.*g") if p.name != "prepared.json"}
+    run(source, out, "--format", kind)
+    assert "of which 0 encoded now" in capsys.readouterr().out
+    assert before == {p: p.stat().st_mtime_ns for p in before}
+
+
+def test_what_changed_or_was_damaged_is_made_again(tmp_path, capsys):
+    source, out = write(tmp_path / "a"), tmp_path / "b"
+    run(source, out)
+    whole = tree(out)
+    victim = out / "train/ant/000.jpg"
+    victim.write_bytes(bytes(len(victim.read_bytes())))  # of the same length: only its checksum tells
+    Image.new("RGB", (50, 50), (200, 0, 0)).save(source / "val/bee/000.jpg")
+    run(source, out, "--verify")
+    assert "of which 2 encoded now" in capsys.readouterr().out
+    assert tree(out)["train/ant/000.jpg"] == whole["train/ant/000.jpg"]
+    assert tree(out)["val/bee/000.jpg"] != whole["val/bee/000.jpg"]
+
+
+def test_a_kill_at_any_moment_leaves_whole_files_and_the_same_command_ends_it(tmp_path, monkeypatch):
+    source, out, plain = write(tmp_path / "a", n=150), tmp_path / "b", tmp_path / "c"
+    run(source, plain)
+    command = [sys.executable, "-m", "mixtune.prepare", "--data", str(source), "--out", str(out), "--size", "32"]
+    process = subprocess.Popen([*command, "--workers", "1"], cwd=ROOT, start_new_session=True)
+    patience = time.monotonic() + 60
+    while len(list(out.rglob("*.jpg"))) < 40 and time.monotonic() < patience:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    expected = tree(plain)
+    left = {k: v for k, v in tree(out).items() if k.endswith(".jpg")}
+    assert 40 <= len(left) < 600
+    assert all(expected[k] == v for k, v in left.items())
+    with pytest.raises(InputError, match="prepared only in part"):
+        data.load("folder", str(out))
+    with (out / prepared.LIST).open("a") as file:
+        file.write("train/ant/000.jpg\thalf a li")  # and what a power cut leaves of a line
+    run(source, out)
+    made = tree(out)
+    assert {k: v for k, v in made.items() if k != prepared.LIST} == {
+        k: v for k, v in expected.items() if k != prepared.LIST
+    }
+    for entry in prepared.done_already(out, source, verify=True).values():
+        assert hashlib.sha256(made[entry.written]).hexdigest() == entry.checksum
+
+
+def test_unreadable_images_are_counted_named_and_left_out(tmp_path, capsys):
+    source, out = write(tmp_path / "a"), tmp_path / "b"
+    (source / "train/bee/000.jpg").write_bytes(b"\xff\xd8broken")
+    run(source, out)
+    assert "left out 1 that cannot be read, for example train/bee/000.jpg (" in capsys.readouterr().out
+    assert not (out / "train/bee/000.jpg").exists()
+    assert len(data.load("folder", str(out)).train) == 7
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--size", "0"], "--size must lie between 1 and 4096, not be 0"),
+        ([], "give either --size PX or --space FILE"),
+        (["--size", "32", "--quality", "99"], "--quality must lie between 1 and 95"),
+        (["--size", "32", "--workers", "0"], "--workers must be at least 1"),
+    ],
+)
+def test_bad_flags_are_one_sentence(flags, said, tmp_path):
+    with pytest.raises(InputError, match=said):
+        prepare.main(["--data", str(write(tmp_path / "a", 1)), "--out", str(tmp_path / "b"), *flags])
+
+
+def test_bad_folders_are_one_sentence(tmp_path):
+    source, out = write(tmp_path / "a"), tmp_path / "b"
+    with pytest.raises(InputError, match="the folder train/ with one folder per class is missing"):
+        run(tmp_path / "none", out)
+    with pytest.raises(InputError, match="must lie outside"):
+        run(source, source / "b")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").touch()
+    with pytest.raises(InputError, match="holds other files"):
+        run(source, tmp_path / "full")
+    run(source, out)
+    with pytest.raises(InputError, match="was prepared with"):
+        run(source, out, "--quality", "50")
+
+
+def test_a_space_says_its_largest_size():
+    assert prepare.largest_size(str(ROOT / "search_spaces/imagenet.yaml")) == 288
