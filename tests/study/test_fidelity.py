@@ -12,6 +12,7 @@ from mixtune.study.bridge import Bridge
 from mixtune.study.events import Listeners
 from mixtune.study.feasible import infeasible
 from mixtune.study.fidelity import Fidelity, Stage, stages
+from mixtune.study.knobs import Uniform
 from mixtune.study.sampling import Trials
 from mixtune.study.space import Space
 from mixtune.study.trial import trial_results
