@@ -80,6 +80,7 @@ def space(space_file, tiny):
     return space_file(tiny | {"trials": TRIALS, "budget": {"epochs": 2}, "limits": {"retries": 2}})
 
 
+@pytest.mark.slow
 def test_a_worker_and_the_driver_killed_at_random_moments(tmp_path, space):
     said = search_through(tmp_path, space, ["worker", "driver"], seed=0)
     assert "Traceback" not in said[-1]

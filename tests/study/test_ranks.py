@@ -129,6 +129,7 @@ def test_torchrun_gives_the_trials_score_to_the_last_bit(study):
         assert "note " not in done.stdout
 
 
+@pytest.mark.slow
 def test_a_rank_that_is_killed_starts_the_trial_again_from_its_checkpoint(study, group, tmp_path):
     notes = tmp_path / "notes"
     found = list(ranks.results(dies_once, group, configuration(tmp_path), str(notes)))
