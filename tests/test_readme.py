@@ -72,6 +72,10 @@ def test_the_speeds_are_the_committed_measurements():
     assert replaced(README, "speed", speed.table()) == README
 
 
+def test_the_fidelities_are_the_recorded_table():
+    assert replaced(README, "fidelity", fidelity.table()) == README
+
+
 def test_a_speed_that_was_not_measured_is_not_claimed(tmp_path):
     empty = speed.table(tmp_path)
     rows = [line for line in empty.splitlines() if line.startswith(("| CPU", "| GPU"))]

@@ -53,8 +53,7 @@ class Bridge:
         self, trials: Book, training: TrainingConfig, folder: Path, listeners: Listeners, n_train: int | None = None
     ) -> None:
         """``n_train``: training images of a trial; with it, candidates that cannot meet the budget are not trained."""
-        self._n_train = n_train
-        self.trials, self.listeners = trials, listeners
+        self.trials, self.listeners, self._n_train = trials, listeners, n_train
         self.halted = ""  # why no trial can go on (a full disk)
         self._training, self._folder = training, folder
         self._limits = trials.space.limits
@@ -95,8 +94,7 @@ class Bridge:
             published = str(trial.user_attrs.get("published", ""))
             regime = self.trials.space.regime(params, published or f"searched {trial.number}")
             training = replace(self._training, recipe=self.trials.space.recipe_of(params))
-            reason = infeasible(self.trials.space, regime, training, self._n_train)
-            if not reason:
+            if not (reason := infeasible(self.trials.space, regime, training, self._n_train)):
                 return self._begin(trial, params, published, regime, training)
             self.trials.finish(trial, "INFEASIBLE", None, reason, None)
         raise NoRoomError(
@@ -208,7 +206,7 @@ class Bridge:
         # The study is the record, so it is written before the listeners are told and the checkpoint is given up.
         self.trials.finish(live.trial, live.state, live.score, live.reason, live.curve)
         for stage in live.checkpoint.parent.glob(f"{live.checkpoint.stem}-*"):
-            stage.unlink(missing_ok=True)
+            stage.unlink()
 
     def _death(self, live: _Live) -> str:
         """What is known of a worker's death."""

@@ -114,7 +114,8 @@ def check_batches(space: Space, n_train: int, source: str) -> None:
         raise InputError(f"{source}: resources.workers: {err}; raise base.B or lower resources.workers") from None
     for name, params in _examples(space, 0).items():
         try:
-            Schedule.build(space.regime(params, name), in_pixels(space), n_train, space.seed)
+            for share in sorted({stage.share for stage in space.stages}):
+                Schedule.build(space.regime(params, name), in_pixels(space), n_train, space.seed, share=share)
         except ValueError as err:
             raise InputError(f"{source}: budget.epochs: regime {name}: {err}") from None
 
