@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import digits, evidence, speed
+from benchmarks import digits, evidence, fidelity, speed
 from benchmarks.readme import replaced
 from benchmarks.regimes import PLANS
 from mixtune.cli import Parser

@@ -126,15 +126,18 @@ def test_a_trial_that_was_cut_off_goes_on_from_its_first_attempts_checkpoint(bri
     assert [bridge.suggest("again")["checkpoint"], bridge.suggest("once more")["checkpoint"]] == [first, second]
 
 
-def test_the_checkpoint_of_a_finished_trial_is_removed(bridge):
+def test_the_checkpoints_of_a_finished_trial_are_removed(bridge):
     from pathlib import Path
 
     path = Path(bridge.suggest("a")["checkpoint"])
     path.parent.mkdir()
-    path.write_bytes(b"state")
+    for stage in (1, 3, 9):
+        path.with_name(f"{path.stem}-{stage}.pt").write_bytes(b"state")
+    other = path.with_name("9999-1.pt")
+    other.write_bytes(b"of another trial")
     bridge.report("a", report(1, 0.5, last=True))
     bridge.end("a", error=False)
-    assert not path.exists()
+    assert list(path.parent.iterdir()) == [other]
 
 
 def test_a_trial_whose_worker_died_goes_on_once_and_is_counted_once(bridge):
