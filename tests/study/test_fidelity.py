@@ -153,7 +153,8 @@ def test_what_cannot_meet_the_budget_is_recorded_in_no_time_and_is_no_trial(tmp_
     trials.close()
 
 
-def test_a_space_without_a_feasible_candidate_ends_with_a_sentence(tmp_path):
+def test_a_space_without_a_feasible_candidate_ends_with_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr("mixtune.study.bridge.INFEASIBLE_IN_A_ROW", 5)
     s = space(published=[], base={"S": 8, "B": 300}, budget={"epochs": 0.4}, search={"sizes": [8], "split": 1})
     trials = Trials(f"sqlite:///{tmp_path}/study.db", s, 4)
     bridge = Bridge(trials, s.training(1), tmp_path, Listeners([]), 300)

@@ -25,6 +25,8 @@ def trial(tiny, tmp_path, monkeypatch):
         "training": plain(space.training(1)),
         "folder": str(tmp_path / "trials" / "0000"),
         "checkpoint": str(tmp_path / "checkpoints" / "0000.pt"),
+        "stages": [{"share": 1.0, "fold": 0, "step": 2}],
+        "reports": True,
     }
     told = []
     monkeypatch.setattr(tuning.tune, "report", told.append)
@@ -34,7 +36,7 @@ def trial(tiny, tmp_path, monkeypatch):
         return told
 
     run.folder = tmp_path / "trials" / "0000"
-    run.checkpoint = tmp_path / "checkpoints" / "0000.pt"
+    run.checkpoint = tmp_path / "checkpoints" / "0000-2.pt"
     return run
 
 
@@ -100,5 +102,5 @@ def test_a_checkpoint_without_room_is_no_failure(trial, monkeypatch):
 
     monkeypatch.setattr("mixtune.training.checkpoint.os.fsync", full)
     (told,) = trial()
-    assert "0000.pt: the disk (or its quota) is full" in told["no_room"]
+    assert "0000-2.pt: the disk (or its quota) is full" in told["no_room"]
     assert not list(trial.checkpoint.parent.iterdir())

@@ -91,7 +91,7 @@ def test_readers_end_with_their_process(files):
     next(views.file_batches(files, schedule(), Augment(), True, 3, 0, readers))
     process = readers._process
     readers.close()
-    assert process.wait(timeout=20) == 0
+    assert process.wait(timeout=120) == 0
 
 
 def test_what_is_left_early_leaves_the_pool_as_it_was(files):
