@@ -19,6 +19,8 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe, wait
+from socket import SHUT_RDWR
+from socket import socket as Socket
 
 import torch
 from torch import Tensor
@@ -146,6 +148,9 @@ class Processes(Inline):
         """End the readers."""
         for socket in self._sockets:
             with contextlib.suppress(OSError):
+                # A close alone would wait for the thread that listens to it: nothing would end.
+                with Socket(fileno=os.dup(socket.fileno())) as same:
+                    same.shutdown(SHUT_RDWR)
                 socket.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=10)
