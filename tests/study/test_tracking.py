@@ -4,6 +4,7 @@ import platform
 import sys
 import threading
 import time
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -224,6 +225,17 @@ def test_every_run_names_its_data_by_digest(tracker):
     counts = {k: int(parent.data.params[f"images.{k}"]) for k in ("train", "validation", "test")}
     task = Classification(tracker._space.task)
     assert counts == {"train": task.n_train, "validation": len(task._held_out), "test": len(load("digits", None).test)}
+
+
+def test_a_study_with_folds_says_so_and_counts_every_image_it_judges(tmp_path, tiny, empty_store):
+    tracker = Tracker(empty_store(tmp_path), parse(tiny | {"folds": 4}, Space, "f"), tmp_path)
+    (parent,) = runs(tracker, "study")
+    assert parent.data.tags["mixtune.fold"] == "4 folds"
+    task = [Classification(replace(tracker._space.training().task, fold=i)) for i in range(4)]
+    assert int(parent.data.params["images.validation"]) == sum(len(t._held_out) for t in task) == 400
+    assert int(parent.data.params["images.train"]) == task[0].n_train
+    assert parent.data.params["folds"] == "4"
+    assert not {"task.fold", "task.folds"} & set(parent.data.params)
 
 
 def test_sending_a_record_twice_changes_nothing(tracker):
