@@ -201,6 +201,19 @@ def test_a_server_that_does_not_answer_is_one_sentence():
         check("http://127.0.0.1:9")
 
 
+def test_a_path_is_answered_with_the_address_that_was_meant(tmp_path, empty_store):
+    from mixtune.study.store import opened
+
+    uri = empty_store(tmp_path)
+    for look in (check, opened):
+        with pytest.raises(InputError, match=f"is no address of a database or a server; give {uri}"):
+            look(uri.removeprefix("sqlite:///"))
+        for folder in ("mlruns", f"file://{tmp_path}/mlruns"):
+            with pytest.raises(InputError, match=r"give sqlite:////FOLDER/mlflow\.db or http://HOST:PORT"):
+                look(folder)
+    assert not (tmp_path / "mlruns").exists()
+
+
 @pytest.mark.parametrize("uri", ["sqlite:////nowhere/mlflow.db"])
 def test_a_missing_store_is_one_sentence(uri):
     with pytest.raises(InputError, match="there is no such file"):
