@@ -162,15 +162,17 @@ class Tracker:
         self.outbox.close()
         self._sender.close()
 
-    def finish(self, status: str, best: Mapping[str, Any], artifacts: list[Path]) -> bool:
-        """Close the parent run: the best score as metric, best trial as tags, figures and files as artifacts.
+    def finish(
+        self, status: str, best: Mapping[str, Any], artifacts: list[Path], more: Mapping[str, str] | None = None
+    ) -> bool:
+        """Close the parent run: the best score as metric, best trial and ``more`` as tags, files as artifacts.
 
         Returns whether MLflow has everything; the rest is kept in the study's folder.
         """
         if self._system is not None:
             self._system.finish()
         metrics = [["score", round(float(best["score"]), 5), 100]] if best else []
-        tags = {f"mixtune.best.{k}": str(v) for k, v in best.items() if k != "score"}
+        tags = {f"mixtune.best.{k}": str(v) for k, v in best.items() if k != "score"} | dict(more or {})
         self._put("finish", -1, tags=tags, metrics=metrics, files=[str(p) for p in artifacts], status=status)
         everything = self.flush()
         self.outbox.close()  # a thread that writes while the interpreter ends could abort it
