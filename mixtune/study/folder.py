@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mixtune.errors import InputError
-from mixtune.study import tracking
+from mixtune.study import journal, tracking
 from mixtune.training.checkpoint import replace_file
 
 
@@ -25,7 +25,7 @@ class Places:
     @property
     def storage_url(self) -> str:
         """Optuna's storage."""
-        return self.storage or f"sqlite:///{self.folder}/study.db"
+        return self.storage or f"{journal.PREFIX}{self.folder}/study.journal"
 
     @property
     def tracking_uri(self) -> str:

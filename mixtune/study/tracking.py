@@ -28,6 +28,7 @@ from mixtune.training.curve import Curve
 from mixtune.training.environment import environment
 
 log = logging.getLogger("mixtune")
+LINGER_SECONDS = 1.0  # MLflow is so far behind at most; the records of a short trial are one by then
 _STATUS: dict[State, str] = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED", "INTERRUPTED": "KILLED"}
 _NOT_LOGGED = ("regime.yaml", POSITION)  # logged at the start; of no use once the trial has ended
 
@@ -49,7 +50,7 @@ class Tracker:
         self._sender.view(*browsing.view(space))
         self._system = system_metrics(uri, self.parent)
         kept = folder / f"unsent-{hashlib.sha256(uri.encode()).hexdigest()[:8]}.jsonl"
-        self.outbox = Outbox(kept, self._sender.deliver, "MLflow", merge=merged)
+        self.outbox = Outbox(kept, self._sender.deliver, "MLflow", merge=merged, linger=LINGER_SECONDS)
 
     def _described(self) -> tuple[dict[str, str], dict[str, str]]:
         """The parent run's tags and parameters."""
