@@ -50,8 +50,8 @@ class Deployed(nn.Module):
 def restore(run: Trained, S: int) -> tuple[Deployed, dict[int, str]]:
     """The trained network in evaluation mode, with the batch-norm statistics for S, and which each size takes.
 
-    A run that was judged with recalibrated statistics gets them as in training, chosen on its hold-out. Raises InputError
-    for missing or foreign weights.
+    A run that was judged with recalibrated statistics gets them chosen on its hold-out, as in training. Raises
+    InputError for missing or foreign weights.
     """
     task = Classification(run.config.task, "validation", "cpu", run.config.evaluate.recalibrate)
     dataset = data.load(run.config.task.dataset, run.config.task.data)
