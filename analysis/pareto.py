@@ -146,7 +146,9 @@ def _figure(figure: Any, study: StudyRuns, points: Points, volumes: dict[str, fl
     _axes(axes, points, cost, study.tags.get("mixtune.latency", ""))
     said = ", ".join(f"{kind} {100 * v:.1f} %" for kind, v in volumes.items())
     style.title(figure, f"{study.name}: one network per regime, at every size\nhypervolume: {said}")
-    figure.legend(loc="outside lower center", ncols=3, frameon=False, handlelength=1.5, columnspacing=0.9)
+    figure.legend(
+        loc="outside lower center", ncols=3, frameon=False, handlelength=1.5, handletextpad=0.5, columnspacing=0.7
+    )
 
 
 def _error_bars(axes: Any, study: StudyRuns, points: Points) -> None:
