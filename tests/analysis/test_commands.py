@@ -138,6 +138,23 @@ def test_regimes_are_rebuilt_as_they_were_trained(study):
         assert str(read.regime(trial)) == str(kept)
 
 
+def test_a_study_of_an_earlier_version_is_read(made):
+    """Its runs have no exact point, its space no weights and no recipe to search, its ranges no logarithm."""
+    point = {"w_4": 1 / 3, "w_8": 1.0, "w_12": 2 / 3, "split": 0.123456789, "growth": "gradual"}
+    made.trial(0, "searched", curve(0.5, 0.6), **point)
+    new = read_study(made.uri, "tiny")
+    client = MlflowClient(made.uri)
+    (run,) = (r for r in client.search_runs([made.tracker.experiment]) if "mixtune.trial" in r.data.tags)
+    client.delete_tag(run.info.run_id, "mixtune.point")
+    settings = {k: v for k, v in new.settings.items() if k not in ("search.weights", "search.recipe")}
+    old = read_study(made.uri, "tiny")
+    old = replace(old, settings=settings | {"search.split": "{'low': 0.0, 'high': 1.0}", "score.S": "None"})
+    assert new.trials[0].params == point
+    assert old.trials[0].params == {k: pytest.approx(v, rel=1e-3) if k != "growth" else v for k, v in point.items()}
+    assert (old.search, old.score) == (new.search, new.score)
+    assert str(old.regime(old.trials[0])) == str(new.regime(new.trials[0]))
+
+
 def test_importance_finds_what_was_built_in(study):
     read = read_study(study.uri, "tiny")
     searched = [t for t in read.trials if t.searched]
