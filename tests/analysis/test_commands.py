@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from mlflow import MlflowClient
 
+from analysis.compare import draw_studies
 from analysis.importance import importances, tendency
 from analysis.runs import read_study
 from mixtune import cli
@@ -305,7 +306,14 @@ def test_two_studies_are_compared_over_the_regimes_they_share(study, made, tmp_p
     made.trial(0, "fixed", curve(0.70, 0.80))
     made.trial(1, "multiscale", curve(0.79, 0.80))
     call("compare", study, tmp_path, "--other", "tiny", "--other-uri", made.uri)
-    assert "paired t-test over 2 shared regimes" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "paired t-test over 2 shared regimes" in said
+    assert "they differ" not in said
+    one, two = (read_study(uri, "tiny") for uri in (study.uri, made.uri))
+    two = replace(two, settings={**two.settings, "budget.epochs": "2.0", "search.split": "[1]"})
+    assert draw_studies(one, two, tmp_path)[1][1] == (
+        "they differ in more than what was searched: budget.epochs 1.0 and 2.0"
+    )
     rows = list(csv.DictReader((tmp_path / "compare.csv").open()))
     assert [r["family"] for r in rows] == ["fixed", "multiscale", "mean"]
 
