@@ -22,7 +22,7 @@ SEARCH = {
 }
 
 
-def made_of(tmp_path, tiny, empty_store, search, score_of, trials=24):
+def made_of(tmp_path, tiny, empty_store, search, score_of, trials=16):
     made = Made(tmp_path, tiny | {"search": search}, empty_store)
     for number in range(trials):
         point = made.space.suggest(Uniform(number))
