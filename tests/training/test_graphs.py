@@ -124,7 +124,7 @@ def test_graphs_go_with_their_engine_and_not_at_the_next_garbage_collection():
 def test_a_checkpoint_of_captured_steps_goes_on_without_them_and_back(back):
     """As from a GPU to a CPU: the fused optimiser with a rate on the device, and the plain one with a number."""
     recorders = [TapeRecorder, lambda: None]
-    whole, losses, _ = trained(Recipe(), "off")
+    _, losses, _ = trained(Recipe(), "off")
     half = len(losses) // 2
     first, _, _ = trained(Recipe(), recorders[back](), steps=half)
     second, rest, _ = trained(Recipe(), recorders[not back](), start=half, state=first.state_dict())
