@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
 from mixtune.errors import TrainingError
 from mixtune.regime import BatchShape, Schedule
@@ -63,6 +64,12 @@ class Report:
     curve: Curve
 
 
+@torch.no_grad()
+def _norm(network: nn.Module) -> Tensor:
+    """Of all weights and statistics together."""
+    return get_total_norm([t for t in network.state_dict().values() if t.is_floating_point()])
+
+
 def report_steps(schedule: Schedule, reports: int) -> list[int]:
     """After which steps to report: equal shares of the budget lie between reports, the last is the final step."""
     after = np.append(schedule.progress[1:], 1.0)
@@ -92,7 +99,7 @@ def train(
     ``say`` is told how the steps are computed.
     Where the task has several ranks, each calls this, all get the same reports and the first writes the checkpoint.
     ``judged``: the numbers of the reports to make, the last among them, where not all are wanted.
-    Raises TrainingDivergedError when the mean loss of a stretch is not finite.
+    Raises TrainingDivergedError when the mean loss of a stretch, or a weight at its end, is not finite.
     """
     B = np.array([s.B for s in schedule.shapes])[schedule.index]
     before = schedule.progress
@@ -151,11 +158,13 @@ def train(
             engine.settle()
             summed = ranks.sum(total.clone())
             mean = float(summed) / steps
-            if not math.isfinite(mean):
-                raise TrainingDivergedError(
-                    f"the training loss became {mean} before step {step} of {len(schedule)} "
-                    f"(lr {rates[step - 1]:.3g}); a lower recipe.lr or a longer recipe.warmup would help"
-                )
+            # The loss of a step is from before its update: that a checkpoint never replaces good weights by bad ones.
+            for what, value in (("training loss", mean), ("weights' norm", float(_norm(engine.judged)))):
+                if not math.isfinite(value):
+                    raise TrainingDivergedError(
+                        f"the {what} became {value} before step {step + 1} of {len(schedule)} "
+                        f"(lr {rates[step - 1]:.3g}); a lower recipe.lr or a longer recipe.warmup would help"
+                    )
         if step in numbers:
             speed = trained / (time.perf_counter() - mark)
             curve = task.evaluate(engine.judged, sizes)

@@ -62,6 +62,12 @@ def test_the_first_published_bottleneck_strides_in_its_first_convolution():
         assert not torch.equal(network(x), later(x))
 
 
+@pytest.mark.parametrize(("depth", "giga"), [(20, 0.0406), (32, 0.0689), (56, 0.125), (110, 0.253)])
+def test_cifar_resnets_have_the_published_operations(depth, giga):
+    """As He et al. 2019 (FPGM, table 1) count them; our 1x1 shortcuts add 0.3 M."""
+    assert gmacs(f"cifar_resnet{depth}", 10, 32) == pytest.approx(giga + 0.0003, rel=0.01)
+
+
 def by_hooks(network, S):
     """Multiply-accumulates counted layer by layer: weights times output positions."""
     total = 0
