@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from mixtune.errors import TrainingError
-from mixtune.regime import BatchShape, Schedule
+from mixtune.regime import Schedule
+from mixtune.training import memory
 from mixtune.training.checkpoint import Checkpoint
 from mixtune.training.curve import Curve
 from mixtune.training.engine import Engine
@@ -29,20 +30,6 @@ AGREEMENT = 10  # steps between two looks at the first rank's clock
 
 class TrainingDivergedError(TrainingError):
     """The loss is not finite any more."""
-
-
-class OutOfMemoryError(TrainingError):
-    """A step did not fit into the device's memory."""
-
-
-def _too_large(shape: BatchShape, done: Sequence[BatchShape], place: str) -> str:
-    """That a step of ``shape`` did not fit, and which of the shapes that were ``done`` did or which batch would."""
-    said = f"the device's memory does not hold a step of shape {shape} (S x B x D, {place})"
-    if not done:
-        return f"{said}, the first shape tried; start with half the batch: base.B {max(1, shape.B // 2)}"
-    fits = max(done, key=lambda s: s.pixels)
-    B = max(1, min(shape.B - 1, fits.pixels // (shape.S**2 * shape.D)))
-    return f"{said}; {fits} did fit, and so should a batch of {B} at this size: lower base.B to match"
 
 
 @dataclass(frozen=True)
@@ -137,17 +124,18 @@ def train(
     trained = 0  # views since the clock was last started
     network.train()
     if start < len(schedule):
-        try:
+        with memory.named(lambda: memory.too_large(max(schedule.shapes, key=lambda s: s.pixels), [], "captured")):
             engine.prepare(schedule, before, start, say)
-        except torch.OutOfMemoryError:
-            raise OutOfMemoryError(_too_large(max(schedule.shapes, key=lambda s: s.pixels), [], "captured")) from None
-    for step, batch in enumerate(engine.batches(schedule, seed, start), start=start + 1):
+
+    def too_large() -> str:
+        fit = {schedule.shapes[i] for i in schedule.index[: step - 1].tolist()} - {shape}
+        return memory.too_large(shape, sorted(fit), f"step {step} of {len(schedule)}")
+
+    batches = engine.batches(schedule, seed, start)
+    for step in range(start + 1, len(schedule) + 1):
         shape = schedule.shapes[schedule.index[step - 1]]
-        try:
-            total += engine.train_on(batch, float(rates[step - 1]), step - 1, float(before[step - 1]), shape)
-        except torch.OutOfMemoryError:
-            fit = {schedule.shapes[i] for i in schedule.index[: step - 1].tolist()} - {shape}
-            raise OutOfMemoryError(_too_large(shape, sorted(fit), f"step {step} of {len(schedule)}")) from None
+        with memory.named(too_large):
+            total += engine.train_on(next(batches), float(rates[step - 1]), step - 1, float(before[step - 1]), shape)
         steps, trained = steps + 1, trained + shape.views
         if on_step:
             on_step(step, shape.views)

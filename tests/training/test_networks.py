@@ -196,6 +196,18 @@ def test_weights_come_from_a_file_and_another_number_of_classes_gets_a_fresh_hea
     assert torch.equal(other.fc.weight, create(name, 3).fc.weight)
 
 
+def test_torchvisions_weight_files_fit_timms_networks(tmp_path):
+    import torchvision
+
+    torch.manual_seed(0)
+    theirs = torchvision.models.resnet18(num_classes=10).eval()
+    torch.save(theirs.state_dict(), tmp_path / "w.pth")
+    ours = create("resnet18", 10, weights=str(tmp_path / "w.pth")).eval()
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.allclose(ours(x), theirs(x), atol=1e-5)
+
+
 def test_unusable_weights_are_one_sentence(tmp_path):
     path = tmp_path / "w.safetensors"
     save_file(create("cifar_resnet8", 10).state_dict(), path)
