@@ -150,7 +150,7 @@ def train(
             for what, value in (("training loss", mean), ("weights' norm", float(_norm(engine.judged)))):
                 if not math.isfinite(value):
                     raise TrainingDivergedError(
-                        f"the {what} became {value} before step {step + 1} of {len(schedule)} "
+                        f"the {what} became {value} by step {step} of {len(schedule)} "
                         f"(lr {rates[step - 1]:.3g}); a lower recipe.lr or a longer recipe.warmup would help"
                     )
         if step in numbers:

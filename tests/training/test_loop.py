@@ -98,7 +98,7 @@ def test_training_learns():
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_a_sentence():
     run = Run.prepare(regime(), config(recipe=Recipe(lr=1e20, warmup=0.0, smoothing=False)))
-    with pytest.raises(TrainingDivergedError, match=r"became (nan|inf) before step .* lower recipe.lr"):
+    with pytest.raises(TrainingDivergedError, match=r"became (nan|inf) by step .* lower recipe.lr"):
         list(run.reports())
 
 
