@@ -110,7 +110,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"  {family:<11}" + "".join(f"{v:8.2f}" for v in values))
     if args.out:
         folder = Path(args.out)
-        _write(folder, curve.rows(), rows)
+        measured = {} if args.latency is None else {"batch": args.latency}  # that latency and memory are of
+        _write(folder, [r | measured for r in curve.rows()], rows)
         print(f"written to {short(folder)}")
     return 0
 

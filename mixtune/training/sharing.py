@@ -12,7 +12,7 @@ import torch
 
 from mixtune.regime import Budget, Regime
 from mixtune.training.device import pick_device
-from mixtune.training.loop import OutOfMemoryError
+from mixtune.training.shortage import lacking
 from mixtune.training.packing import DroppedError, Pack, Turn
 from mixtune.training.run import Run, TrainingConfig
 from mixtune.training.score import Score
@@ -60,7 +60,7 @@ def together(regime: Regime, config: TrainingConfig, K: int, steps: int) -> floa
         thread.start()
     for thread in asking:
         thread.join()
-    if any(isinstance(err, OutOfMemoryError | torch.OutOfMemoryError) for err in errors):
+    if any(lacking(err) for err in errors):
         return 0.0
     if errors:
         raise errors[0]
