@@ -85,7 +85,7 @@ def draw_runs(study: StudyRuns, a: FinishedTrial, b: FinishedTrial, folder: Path
         style.at_sizes(axes, x)
         axes.set_ylabel("difference in top-1, points")
         first, second = (style.label(t.family) + (f" #{t.number}" if t.searched else "") for t in (a, b))
-        axes.set_title(f"{study.name}: {second} minus {first}", fontsize=7.5, loc="left")
+        style.title(figure, f"{study.name}: {second} minus {first}")
         bars = (
             "bars: 95 % intervals; filled: shown (Holm, 5 %)" if rows[1]["p"] is not None else "one run each: no test"
         )
@@ -123,7 +123,7 @@ def draw_studies(one: StudyRuns, two: StudyRuns, folder: Path) -> tuple[list[Pat
         axes.invert_yaxis()
         axes.tick_params(axis="y", length=0)
         axes.set_xlabel("score, %")
-        figure.suptitle(f"open: {a}, filled: {b}", fontsize=7.5, x=0.01, ha="left")
+        style.title(figure, f"open: {a}, filled: {b}")
         style.grid(axes, "both")
         rows = [{"family": f, "a": x, "b": y, "difference": y - x} for f, (x, y) in zip(shared, scores, strict=True)]
         mean = {"family": "mean", "a": found.a, "b": found.b, "difference": found.value}

@@ -44,7 +44,8 @@ def answer(study: StudyRuns) -> str:
     spread = f" ± {100 * deviation:.2f}" if deviation is not None else ""
     said = f"{_named(best)} is best: it scores {100 * mean:.2f}{spread} % by training on {best.regime}"
     if not others:
-        return said + "; the study has nothing else to compare it with."
+        other = "no published regime" if best.searched else "no searched regime"
+        return f"{said}; the study has completed {other} to compare it with."
     second = others[0]
     d = compare_runs(study, second, best)[0]["said"]
     kind = "the best published regime" if not second.searched else "the best searched regime"
@@ -84,13 +85,15 @@ def noise(study: StudyRuns) -> list[str]:
             f"Choosing {images:,} other images to judge on would move an accuracy by about ± {error:.2f} points."
         )
     tried = sum(study.states.values())
-    searched = sum(t.searched for t in study.trials)
-    said.append(
-        f"The best of {searched} searched regime{'s' * (searched != 1)} is chosen by its score on the hold-out, which "
-        f"flatters it: a fresh run on the test set is the fair number. Of {tried} trials "
-        + ", ".join(f"{n} {state.lower()}" for state, n in sorted(study.states.items()))
-        + " (pruned ones are not compared: they were not trained to the end)."
-    )
+    searched = tried - sum(not t.searched for t in study.trials)
+    if study.best_searched:
+        said.append(
+            f"The searched regime is the best of {searched} that were tried, chosen by its score on the hold-out, "
+            "which flatters it: a fresh run on the test set is the fair number."
+        )
+    states = [f"{n} {state.lower()}" for state, n in sorted(study.states.items())]
+    pruned = " (pruned ones are not compared: they were not trained to the end)" * ("PRUNED" in study.states)
+    said.append(f"Of {tried} trial{'s' * (tried != 1)}: {', '.join(states)}{pruned}.")
     return said
 
 
@@ -117,7 +120,7 @@ def _gaps(study: StudyRuns, best: FinishedTrial, others: Sequence[FinishedTrial]
     adjusted = iter(holm([d.p for d in found if d is not None and d.p is not None]))
     gaps = []
     for d in found:
-        p = "" if d is None or d.p is None else f" (p {next(adjusted):.2g})"
+        p = "" if d is None or d.p is None else f"\np {next(adjusted):.2g}"
         gaps.append("not comparable" if d is None else f"{100 * d.value:+.2f}{p}")
     return gaps
 
@@ -131,4 +134,4 @@ def _named(t: FinishedTrial) -> str:
 
 
 def _with(mean: float, deviation: float | None, digits: int = 1) -> str:
-    return f"{100 * mean:.{digits}f}" + (f" ± {100 * deviation:.{digits}f}" if deviation is not None else "")
+    return f"{100 * mean:.{digits}f}" + (f"\n± {100 * deviation:.{digits}f}" if deviation is not None else "")

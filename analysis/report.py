@@ -5,8 +5,8 @@ Writes report.html, which holds everything (figures too) and can be mailed, open
 
 from __future__ import annotations
 
-import math
 import shlex
+import statistics
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ from analysis import page, pareto, sizes, timeline
 from analysis.command import parser, perform
 from analysis.findings import answer, budget, noise, question, ranked, results
 from analysis.runs import FinishedTrial, StudyRuns
-from mixtune.cli import python, run, short
+from mixtune.cli import duration, python, run, short
 from mixtune.errors import InputError
 
 
@@ -59,9 +59,8 @@ def write(study: StudyRuns, folder: Path) -> tuple[list[Path], list[str]]:
         kept = Path(scratch)
         front = pareto.draw_study(study, kept)[0][0]
         lines = sizes.draw_study(study, kept)[0][0]
-        when = timeline.draw_study(study, kept)[0][0]
         columns = min(4, len(study.shown))
-        over = timeline.WIDTH * columns + 0.6
+        when = timeline.draw_study(study, kept, columns)[0][0]
         body = [
             page.heading_one(question(study)),
             page.paragraph(f"mixtune study {study.name}; {budget(study)}.", "under"),
@@ -92,7 +91,7 @@ def write(study: StudyRuns, folder: Path) -> tuple[list[Path], list[str]]:
                 when,
                 "image size over the training budget, one panel per regime",
                 "Area is compute; beside each size stand the batch size B and the copies D.",
-                min(over, 5.5),
+                0.75 * (timeline.WIDTH * columns + 0.6),
             ),
             page.heading("Use the winner"),
             page.paragraph(
@@ -119,7 +118,7 @@ def write(study: StudyRuns, folder: Path) -> tuple[list[Path], list[str]]:
 
 def _facts(study: StudyRuns, best: FinishedTrial) -> list[tuple[str, str]]:
     s = study.settings
-    seconds = sum(t.seconds or 0 for t in study.trials)
+    seconds = [t.seconds for t in study.trials if t.seconds]
     known = [
         ("data", f"{s['task.dataset']}" + (f", digest {s['data.digest']}" if "data.digest" in s else "")),
         ("network", s["task.network"]),
@@ -128,7 +127,7 @@ def _facts(study: StudyRuns, best: FinishedTrial) -> list[tuple[str, str]]:
         ("seed", s.get("seed", "")),
         ("trials", ", ".join(f"{n} {state.lower()}" for state, n in sorted(study.states.items()))),
         ("winner", f"trial {best.number}"),
-        ("complete trials took", f"{math.ceil(seconds / 60)} min in all, training and evaluation"),
+        ("a run took", f"{duration(statistics.median(seconds))}, evaluation included (median)" if seconds else ""),
         ("mixtune", study.tags.get("mixtune.version", "")),
         ("MLflow", f"{study.uri}, parent run {study.parent}"),
     ]

@@ -17,7 +17,7 @@ from mixtune.secrets import masked
 from mixtune.study.candidates import Search, regime_of
 from mixtune.study.knobs import Value
 from mixtune.study.parameters import point_of, section
-from mixtune.study.store import Stored, default_uri, parent_of, stored
+from mixtune.study.store import CURVE, Stored, default_uri, parent_of, stored
 from mixtune.training.curve import MEASURED, METRICS, Curve
 from mixtune.training.score import Score
 
@@ -165,6 +165,7 @@ def read_study(uri: str, study: str) -> StudyRuns:
     trials: list[Stored] = []
     repeats: list[Stored] = []
     states: dict[str, int] = {}
+    lacking: set[str] = set()
     for run in stored(uri, study):
         kind = run.tags.get("mixtune.kind")
         if kind == "trial":
@@ -174,6 +175,13 @@ def read_study(uri: str, study: str) -> StudyRuns:
                 continue
         if _whole(run):
             (repeats if kind == "repeat" else trials).append(run)
+        else:
+            lacking |= {m for m in METRICS if not any(m in values for values in run.curve.values())}
+    if lacking and not trials:
+        raise InputError(
+            f"--study {study}: the complete trials in {uri} lack the metric {CURVE}{min(lacking)} by image size; when "
+            "the search could not reach MLflow, the same search again sends what is missing"
+        )
     if not trials:
         had = ", ".join(f"{n} {state}" for state, n in sorted(states.items())) or "none at all"
         raise InputError(f"--study {study}: {uri} holds no complete trial of this study yet (trials: {had})")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,6 +87,13 @@ def figure(height: float, width: float = WIDTH, **options: Any) -> Iterator[Any]
     }
     with mpl.rc_context(style):
         yield Figure(figsize=(width, height), layout="constrained", **options)
+
+
+def title(figure: Any, text: str) -> None:
+    """What a figure shows, above it and from its left edge; a long line is broken at the figure's width."""
+    room = int(17 * figure.get_figwidth())  # characters of this size
+    lines = [line for part in text.split("\n") for line in textwrap.wrap(part, room)]
+    figure.suptitle("\n".join(lines), fontsize=7.5, x=0.01, ha="left")
 
 
 def grid(axes: Any, axis: str = "y") -> None:

@@ -43,7 +43,7 @@ class Tracker:
         """
         self.uri, self._space, self._folder = uri, space, folder
         self._width = browsing.width([*space.search.sizes, *space.evaluate.sizes])
-        self._sender = Sender(uri, folder, identity(space.task))
+        self._sender = Sender(uri, folder, identity(space.training().task))
         self.experiment = self._sender.experiment
         texts = {"space.yaml": to_yaml(space), "environment.yaml": to_yaml(environment())}
         self.parent = self._sender.parent(parent, f"study {space.study}", *self._described(), texts)
@@ -67,6 +67,8 @@ class Tracker:
             ),
         }
         sections = plain(space)
+        for key in ("fold", "folds"):  # of one run; the study's are at the top level
+            del sections["task"][key]
         params = parameters.settings("", {k: v for k, v in sections.items() if not isinstance(v, dict)})
         for section in ("task", "base", "budget", "recipe", "evaluate", "search", "score"):
             params |= parameters.settings(section, sections[section])

@@ -92,6 +92,7 @@ def _stage(
         kept = checkpoint.with_name(f"{checkpoint.stem}-{stage.step}{checkpoint.suffix}")
         for report in job.reports(kept, on_step=on_step, judged=judged):
             last = report.step == len(job.schedule)
-            if last and here.first:
+            # Of the fold that regime.yaml names: judged on another's images, weights would be judged on what they saw.
+            if last and here.first and stage.fold == training.task.fold:
                 save_result(folder, job, report)
             yield report, last

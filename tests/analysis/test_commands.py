@@ -72,6 +72,22 @@ def test_a_study_without_complete_trials_says_what_it_has(made, tmp_path):
         call("sizes", made, tmp_path)
 
 
+def test_a_metric_that_no_trial_has_is_named(made, tmp_path):
+    client = MlflowClient(made.uri)
+    tags = {"mixtune.study": "tiny", "mixtune.kind": "trial", "mixtune.state": "COMPLETE"}
+    tags |= {"mixtune.family": "fixed", "mixtune.regime": "8x32 100%"}
+    run = client.create_run(made.tracker.experiment, tags=tags)
+    for metric in ("gmacs", "top1", "top5", "loss"):
+        client.log_metric(run.info.run_id, f"curve/{metric}", 0.5, step=8)
+    with pytest.raises(InputError, match=r"the complete trials in .* lack the metric curve/ece by image size"):
+        call("sizes", made, tmp_path)
+
+
+def test_a_study_that_has_only_begun_is_one_sentence(made, tmp_path):
+    with pytest.raises(InputError, match="holds no trials of this study"):
+        call("sizes", made, tmp_path)
+
+
 def test_a_foreign_database_is_one_sentence(tmp_path):
     import sqlite3
 

@@ -35,6 +35,7 @@ def trial(tiny, tmp_path, monkeypatch):
         tuning.run_trial(config)
         return told
 
+    run.config = config
     run.folder = tmp_path / "trials" / "0000"
     run.checkpoint = tmp_path / "checkpoints" / "0000-2.pt"
     return run
@@ -51,6 +52,21 @@ def fail_at(monkeypatch, step, error):
         return before(self, *arguments)
 
     monkeypatch.setattr(Engine, "step", broken)
+
+
+def test_what_a_trial_with_folds_keeps_was_not_trained_on_the_images_that_judge_it(trial, tiny, capsys):
+    from mixtune import evaluate
+    from mixtune.regime.files import regime_from_dict, save_regime
+
+    training = plain(parse(tiny | {"folds": 2}, Space, "f").training(1))
+    stages = [{"share": 1.0, "fold": 0, "step": 2}, {"share": 1.0, "fold": 1, "step": 3}]
+    trial.config |= {"training": training, "stages": stages}
+    first, last = (r for r in trial() if r["progress"] == 1)
+    assert (first["fold"], last["fold"]) == (0, 1)
+    save_regime(trial.folder / "regime.yaml", regime_from_dict(trial.config["regime"], "f")[0], training)
+    evaluate.main(["--weights", str(trial.folder)])
+    said = [line.split() for line in capsys.readouterr().out.splitlines()[2:]]
+    assert {int(row[0]): row[1] for row in said} == {r["S"]: f"{100 * r['top1']:.2f}" for r in first["curve"]}
 
 
 def test_a_trial_reports_and_leaves_weights_and_position(trial):

@@ -4,6 +4,7 @@ import platform
 import sys
 import threading
 import time
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -200,6 +201,19 @@ def test_a_server_that_does_not_answer_is_one_sentence():
         check("http://127.0.0.1:9")
 
 
+def test_a_path_is_answered_with_the_address_that_was_meant(tmp_path, empty_store):
+    from mixtune.study.store import opened
+
+    uri = empty_store(tmp_path)
+    for look in (check, opened):
+        with pytest.raises(InputError, match=f"is no address of a database or a server; give {uri}"):
+            look(uri.removeprefix("sqlite:///"))
+        for folder in ("mlruns", f"file://{tmp_path}/mlruns"):
+            with pytest.raises(InputError, match=r"give sqlite:////FOLDER/mlflow\.db or http://HOST:PORT"):
+                look(folder)
+    assert not (tmp_path / "mlruns").exists()
+
+
 @pytest.mark.parametrize("uri", ["sqlite:////nowhere/mlflow.db"])
 def test_a_missing_store_is_one_sentence(uri):
     with pytest.raises(InputError, match="there is no such file"):
@@ -224,6 +238,17 @@ def test_every_run_names_its_data_by_digest(tracker):
     counts = {k: int(parent.data.params[f"images.{k}"]) for k in ("train", "validation", "test")}
     task = Classification(tracker._space.task)
     assert counts == {"train": task.n_train, "validation": len(task._held_out), "test": len(load("digits", None).test)}
+
+
+def test_a_study_with_folds_says_so_and_counts_every_image_it_judges(tmp_path, tiny, empty_store):
+    tracker = Tracker(empty_store(tmp_path), parse(tiny | {"folds": 4}, Space, "f"), tmp_path)
+    (parent,) = runs(tracker, "study")
+    assert parent.data.tags["mixtune.fold"] == "4 folds"
+    task = [Classification(replace(tracker._space.training().task, fold=i)) for i in range(4)]
+    assert int(parent.data.params["images.validation"]) == sum(len(t._held_out) for t in task) == 400
+    assert int(parent.data.params["images.train"]) == task[0].n_train
+    assert parent.data.params["folds"] == "4"
+    assert not {"task.fold", "task.folds"} & set(parent.data.params)
 
 
 def test_sending_a_record_twice_changes_nothing(tracker):
