@@ -61,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from mixtune.training.calibration import Recalibration
     from mixtune.training.cost import with_cost
+    from mixtune.training.prepared import check_sizes
     from mixtune.training.robustness import Mirrored, robustness
     from mixtune.training.run import TrainingConfig
     from mixtune.training.task import Classification, check_shapes
@@ -70,11 +71,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     sizes = _sizes(args.sizes) if args.sizes else config.evaluate.sizes
     recalibration = config.evaluate.recalibrate or (Recalibration() if args.recalibrate else None)
     task = Classification(config.task, "test" if args.test else "validation", config.device, recalibration)
+    corrupted = [args.corruptions] if args.corruptions else []
+    asked = "--sizes" if args.sizes else "evaluate.sizes"
+    check_sizes(task.prepared_for, {asked: sizes, "--corruptions": corrupted})
     try:
         from mixtune.regime import BatchShape
 
         check_shapes(
-            [BatchShape(S, 1) for S in (*sizes, *([args.corruptions] if args.corruptions else []))],
+            [BatchShape(S, 1) for S in (*sizes, *corrupted)],
             config.task.network,
             1,
         )

@@ -52,7 +52,7 @@ class Classification:
         self.config, self.ranks = config, ranks
         self.device = pick_device(device)
         dataset = data.load(config.dataset, config.data)
-        self.classes = dataset.classes
+        self.classes, self.prepared_for = dataset.classes, dataset.prepared_for
         self._flip = dataset.flips if config.augment.flip is None else config.augment.flip
         self._normalise = Normalise(dataset.mean, dataset.std, self.device)
         try:

@@ -1,4 +1,4 @@
-"""Odd image files in a run, from the file to its records: training goes on, accuracies are without what is unreadable."""
+"""Odd image files in a run, from the file to its records: training goes on, accuracies are without the unreadable."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ import yaml
 from PIL import Image
 
 from mixtune.errors import InputError
-from mixtune.regime import BatchShape, Budget, Regime
+from mixtune.regime import BatchShape, Budget, published
 from mixtune.study.trial import metrics_of
 from mixtune.training import data
 from mixtune.training.run import Evaluation, Run, TrainingConfig
@@ -41,7 +41,7 @@ def prepared(folder, sizes=(32,), judge="test", **task):
         threads=1,
         device="cpu",
     )
-    return Run.prepare(Regime.fixed(BatchShape(32, 8)), config, judge)
+    return Run.prepare(published("fixed", BatchShape(32, 8), (32,), 4), config, judge)
 
 
 def test_what_was_odd_reaches_the_report_and_the_result(folder):
