@@ -127,6 +127,8 @@ def _run(books: Books, space: Space, ready: Ready, places: Places, n_train: int,
             tuning.disconnect()
             tuning.connect(places.address, *preflight.local_resources())
             signal.signal(signal.SIGTERM, _interrupt)
+    if said := console.findings():
+        write(said)
 
 
 def _close(

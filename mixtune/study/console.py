@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ class Console:
         self._best, self._best_name = (best.score, f"#{best.number}") if best else (None, "")
         self._write = write or (lambda line: print(line, flush=True))
         self._began = time.monotonic()
+        self._findings: Counter[str] = Counter()
 
     def header(self) -> None:
         """What the columns are."""
@@ -34,6 +36,7 @@ class Console:
 
     def reported(self, trial: Candidate, report: Mapping[str, Any], score: float) -> None:
         """A trial goes on; the last report is left to ``ended``."""
+        self._findings |= Counter(report.get("findings", {}))  # trials read the same files: the most that one has met
         if not report["last"]:
             self._line(trial, f"{100 * report['progress']:.0f} %", score)
 
@@ -45,6 +48,13 @@ class Console:
         self._line(trial, word, score)
         if state == "FAIL":
             self._write(f"{'':>7}#{trial.number} failed: {reason}")
+
+    def findings(self) -> str:
+        """What was odd about the data that trials read, in one line; empty for nothing."""
+        said = ", ".join(f"{n} {kind}" for kind, n in sorted(self._findings.items()))
+        return (
+            f"images that are not plain photographs: {said} (each trial's own are in its result.yaml)" if said else ""
+        )
 
     def _line(self, trial: Candidate, done: str, score: float | None) -> None:
         seconds = int(time.monotonic() - self._began)

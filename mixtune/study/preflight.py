@@ -11,6 +11,7 @@ from mixtune.errors import InputError
 from mixtune.regime import Budget, Regime, Schedule, Shard
 from mixtune.study.knobs import Uniform
 from mixtune.study.space import Space
+from mixtune.training import prepared
 from mixtune.training.networks import total_stride
 from mixtune.training.task import Classification, check_shapes
 
@@ -72,6 +73,8 @@ def check_data(space: Space, source: str) -> int:
     """How many images a trial trains on. Raises InputError when the data are missing or too few for a shape."""
     try:
         task = Classification(space.task, device="cpu")
+        wanted = {"base.S": [space.base.S], "search.sizes": space.search.sizes, "evaluate.sizes": space.evaluate.sizes}
+        prepared.check_sizes(task.prepared_for, wanted)
     except InputError as err:
         raise InputError(f"{source}: {err}") from None
     check_batches(space, task.n_train, source)

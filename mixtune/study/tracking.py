@@ -118,6 +118,7 @@ class Tracker:
         }
         for row in report["curve"]:
             values[browsing.top1_at(row["S"], self._width)] = round(row["top1"], 5)
+        values |= {f"images/{kind}": float(n) for kind, n in report.get("findings", {}).items()}
         self._put("report", trial.number, metrics=[[k, float(v), step] for k, v in values.items()])
 
     def ended(self, trial: Candidate, state: State, score: float | None, reason: str, curve: Curve | None) -> None:

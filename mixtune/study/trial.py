@@ -39,6 +39,7 @@ def metrics_of(report: Report, score: float, last: bool) -> dict[str, Any]:
         "views_per_second": report.views_per_second,
         "seconds": report.seconds,
         "curve": report.curve.rows(),
+        "findings": report.findings,
     }
 
 

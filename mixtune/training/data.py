@@ -67,6 +67,7 @@ class DataSet:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     flips: bool = True  # whether a mirrored image still shows its class
+    prepared_for: int | None = None  # the largest size that its image files are meant for (mixtune.prepare)
 
 
 def stratified(labels: Tensor, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -213,7 +214,8 @@ def _folder(root: Path, name: str) -> DataSet:
         raise InputError(f"task.data: {root}/train and {root}/val must hold the same classes; {odd!r} is in only one")
     for files in parts:
         _read_one(files.paths[0])
-    return DataSet(parts[0], parts[1], len(names[0]), IMAGENET_MEAN, IMAGENET_STD)
+    size = int(state["size"]) if state else None
+    return DataSet(parts[0], parts[1], len(names[0]), IMAGENET_MEAN, IMAGENET_STD, prepared_for=size)
 
 
 def _read_one(path: str) -> None:

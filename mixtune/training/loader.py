@@ -2,7 +2,8 @@
 
 Every step is known before the run, so what is prefetched is counted in images, a large batch is divided among all
 readers, and the memory it takes is known and stated. An image that cannot be read is replaced by the next one of its
-step that can, so that the batches are the same for every number of readers and in every resumed run.
+step that can, so that the batches are the same for every number of readers and in every resumed run; an evaluation is
+told which are, to leave them out.
 S, B, D as in ``regime.shapes``.
 """
 
@@ -33,11 +34,13 @@ CHUNK = 32  # images a reader takes at a time, at most
 class Views(NamedTuple):
     """A step's views, before they are on the device.
 
-    pixels: uint8 [n, S, S, 3], valid until the next ones are asked for; samples: [n], the images that they show.
+    pixels: uint8 [n, S, S, 3], valid until the next ones are asked for; samples: [n], the images that they show; own:
+    bool [n], whether each is the image that was asked for and not one that stands in.
     """
 
     pixels: Tensor
     samples: np.ndarray
+    own: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +126,7 @@ def load(
 ) -> Iterator[Views]:
     """The views of these steps, in order, made at most ``images`` images and ``size`` bytes ahead.
 
-    Raises InputError when no image of a step can be read, and TrainingError when a reader died.
+    Raises InputError when no image of a training step can be read, and TrainingError when a reader died.
     """
     region, ring = pool.region(size), Ring(size)
     ahead: deque[_Ahead] = deque()
@@ -145,7 +148,7 @@ def load(
                     ring.give_back()
             made = ahead.popleft()
             _complete(pool, paths, made, region, notes)
-            yield _views(made, region)
+            yield _views(paths, made, region, notes)
             if region.pinned:
                 event = torch.cuda.Event()
                 event.record()
@@ -199,6 +202,9 @@ def _complete(pool: Inline, paths: Sequence[str], made: _Ahead, region: Region, 
             made.standing[k] = _next_good(step, good, made.standing[k])
         jobs = [_job(paths, step, made.standing, slice(k, k + 1), region, made.offset) for k in again]
         if again and not good.any():
+            if step.numbers is None:  # the last images of an evaluation, perhaps a single one
+                region.pixels[made.offset : made.offset + step.size] = 0
+                return
             first = paths[step.samples[0]]
             raise InputError(
                 f"task.data: none of the {len(good)} images of a step can be read, the first being {first} "
@@ -212,8 +218,9 @@ def _next_good(step: Step, good: np.ndarray, place: int) -> int:
     return next((k for k in ((place + i) % len(good) for i in range(len(good))) if good[k]), place)
 
 
-def _views(made: _Ahead, region: Region) -> Views:
+def _views(paths: Sequence[str], made: _Ahead, region: Region, notes: Notes) -> Views:
     step = made.step
     n, S = len(step.mine) * step.D, step.S
     pixels = region.pixels[made.offset : made.offset + step.size].view(n, S, S, 3)
-    return Views(pixels, np.repeat(step.samples[made.standing], step.D))
+    own = (made.standing == step.mine) & np.array([paths[i] not in notes.unreadable for i in step.samples[step.mine]])
+    return Views(pixels, np.repeat(step.samples[made.standing], step.D), np.repeat(own, step.D))

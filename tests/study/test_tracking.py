@@ -59,13 +59,17 @@ REPORT = {"progress": 0.5, "loss": 1.5, "lr": 0.1, "views_per_second": 100.0, "s
 def test_a_trial_is_a_child_run_whose_end_is_told_apart(tracker, state, status):
     trial = candidate(tracker)
     tracker.started(trial)
-    tracker.reported(trial, REPORT, 0.5)
+    tracker.reported(trial, REPORT | {"findings": {"unreadable": 2, "rotated by EXIF": 1}}, 0.5)
     tracker.ended(trial, state, 0.5, "because", CURVE)
     (parent,), (child,) = runs(tracker, "study"), runs(tracker, "trial")
     assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert (child.info.status, child.data.tags["mixtune.state"]) == (status, state)
     assert child.data.params["family"] == "fixed"
     assert child.data.params["w_08"] == "1"
+    assert {k: v for k, v in child.data.metrics.items() if k.startswith("images/")} == {
+        "images/unreadable": 2,
+        "images/rotated by EXIF": 1,
+    }
     client = MlflowClient(tracker.uri)
     assert [(m.step, m.value) for m in client.get_metric_history(child.info.run_id, "curve/top1")] == [(8, 0.5)]
     assert [(m.step, m.value) for m in client.get_metric_history(child.info.run_id, "train/loss")] == [(50, 1.5)]
