@@ -58,7 +58,7 @@ def ready(
     if not path.exists():
         write(f"measuring the time and memory of a few steps, once (kept in {MEASURED})")
     found = _measured(space, training, slots, places, path)
-    slots, room, said = planning.placed(space, slots, found, len(tuning.nodes()))
+    slots, room, said = planning.placed(space, slots, found, sum(cpus > 0 for cpus, _ in tuning.nodes()))
     if said:
         write(said)
     plan = planning.plan(space, training, room, slots, n_train, copies=2 if places.tracking is None else 1)

@@ -73,7 +73,7 @@ class Plan:
 
     hours: of trials, if none is pruned; expected: if the pruner keeps what it is set to keep (None where it is not set
     to keep a share); longest: of a single trial; stepping: the share of hours that is spent in steps; disk: bytes of
-    weights and checkpoints; refused: how many of ``SAMPLED`` candidates cannot be trained, and why.
+    weights and checkpoints; tried: how many candidates this was reckoned with; refused: why some cannot be trained.
     """
 
     trials: int
@@ -83,6 +83,7 @@ class Plan:
     longest: float
     stepping: float
     disk: float
+    tried: int
     refused: tuple[str, ...] = ()
 
 
@@ -118,7 +119,8 @@ def plan(space: Space, training: TrainingConfig, room: Room, slots: Slots, n_tra
     per_trial = found.evaluation(space.evaluate.sizes) * len(drawn[0]) + found.setup * len(space.stages)
     disk = found.weights * (copies * space.trials + COPIES * len(space.stages) * slots.at_once)
     stepping = 1 - per_trial * space.trials / most
-    return Plan(space.trials, slots, most / 3600, expected, max(whole) / 3600, stepping, disk, tuple(refused))
+    tried, longest = len(ways) + len(refused), max(whole) / 3600
+    return Plan(space.trials, slots, most / 3600, expected, longest, stepping, disk, tried, tuple(refused))
 
 
 def check_disk(wanted: Plan, folder: Path) -> float:
@@ -148,8 +150,7 @@ def lines(space: Space, wanted: Plan, room: Room, free: float) -> list[str]:
     ]
     if wanted.refused:
         told.append(
-            f"          {len(wanted.refused)} of {SAMPLED + len(space.published)} candidates could not be trained and "
-            f"will be passed over ({wanted.refused[0]})"
+            f"          {len(wanted.refused)} of {wanted.tried} candidates cannot be trained ({wanted.refused[0]})"
         )
     hours = [f"{occupied(slots, wanted.hours, wanted.longest)} if nothing is pruned"]
     if wanted.expected is not None and wanted.expected < wanted.hours:

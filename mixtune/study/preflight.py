@@ -154,10 +154,14 @@ def local_resources() -> tuple[int, int]:
 
 
 def examples(space: Space, sampled: int) -> dict[str, dict[str, object]]:
-    """Points of the space by name: the published regimes, and some drawn evenly."""
+    """Points of the space by name: the published regimes, the known ones, and as many drawn evenly as are asked for,
+    where there are trials left for a search.
+    """
     stride = total_stride(space.task.network)
     points = {name: space.published_params(name, stride) for name in space.published}
-    return points | {f"sampled {i + 1}": space.suggest(Uniform(space.seed + i)) for i in range(sampled)}
+    points |= {f"known {i}": point for i, point in enumerate(space.known_points(stride).values(), start=1)}
+    drawn = sampled if space.trials > len(points) else 0
+    return points | {f"sampled {i + 1}": space.suggest(Uniform(space.seed + i)) for i in range(drawn)}
 
 
 def plan(space: Space, n_train: int, sampled: int = 4) -> str:
