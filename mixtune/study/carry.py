@@ -30,8 +30,8 @@ def on_proxy(space: Space, source: str) -> Space:
         raise InputError(
             f"{source}: has no proxy section; say there what is cheaper, e.g. proxy: {{budget: {{epochs: 5}}}}"
         )
-    study = {"study": f"{space.study}-proxy", "proxy": {}}
-    return parse(merged(plain(space), {**space.proxy, **study}), Space, f"{source}: proxy")
+    cheaper = merged(plain(replace(space, proxy={})), space.proxy)
+    return parse({**cheaper, "study": f"{space.study}-proxy"}, Space, f"{source}: proxy")
 
 
 def carried(space: Space, folder: Path, top: int, storage: str | None = None) -> tuple[Space, dict[str, float]]:

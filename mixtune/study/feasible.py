@@ -43,7 +43,7 @@ class Room:
 
 def gib(number: float) -> str:
     """Bytes as people read them."""
-    return f"{number / 2**30:.3g} GiB"
+    return f"{number / 2**30:.3g} GiB" if number >= 2**27 else f"{number / 2**20:.3g} MiB"
 
 
 def nothing(regime: Regime, training: TrainingConfig) -> str:

@@ -43,7 +43,8 @@ def placed(space: Space, slots: Slots, found: Footprint, machines: int) -> tuple
         room = Room(found, found.room * min(1.0, slots.gpus) / slots.pack)
         said = ""
     else:
-        dearest = max(map(found.memory, space.shapes()))
+        memory = [m for m in map(found.memory, space.shapes()) if m <= found.room]  # others are not trained
+        dearest = max(memory, default=found.memory(space.base))
         fit = max(1, machines * int(found.room / dearest) // slots.workers)
         said = "" if fit >= slots.at_once else f"memory holds {fit} trials at once, of {gib(dearest)} each"
         slots = replace(slots, at_once=min(fit, slots.at_once))
@@ -56,7 +57,10 @@ def placed(space: Space, slots: Slots, found: Footprint, machines: int) -> tuple
 def segments(
     space: Space, training: TrainingConfig, found: Footprint, regime: Regime, n_train: int
 ) -> list[tuple[int, float]]:
-    """A trial's way to its end as (step of the pruner, seconds until then). Raises ValueError for an infeasible one."""
+    """The way of a trial by itself as (step of the pruner, seconds since the one before).
+
+    Raises ValueError for an infeasible one.
+    """
     once, ways = found.evaluation(space.evaluate.sizes), []
     for i, stage in enumerate(space.stages):
         schedule = replace(training, share=stage.share).schedule(regime, n_train)
@@ -99,7 +103,8 @@ def plan(space: Space, training: TrainingConfig, room: Room, slots: Slots, n_tra
             refused.append(said)
             continue
         try:
-            ways[name] = segments(space, training, found, regime, n_train)
+            way = segments(space, training, found, regime, n_train)
+            ways[name] = [(step, seconds * slots.pack / slots.gain) for step, seconds in way]
         except ValueError as err:
             refused.append(str(err))
     if not ways:
@@ -116,24 +121,28 @@ def plan(space: Space, training: TrainingConfig, room: Room, slots: Slots, n_tra
         goes_on = [1.0, *(s for s in shares if s is not None)]
         parts = [s * seconds for way in drawn for s, (_, seconds) in zip(goes_on, way, strict=True)]
         expected = (certain + searched * sum(parts)) / 3600
-    per_trial = found.evaluation(space.evaluate.sizes) * len(drawn[0]) + found.setup * len(space.stages)
+    beside = found.evaluation(space.evaluate.sizes) * len(drawn[0]) + found.setup * len(space.stages)
+    beside *= space.trials * slots.pack / slots.gain
     disk = found.weights * (copies * space.trials + COPIES * len(space.stages) * slots.at_once)
-    stepping = 1 - per_trial * space.trials / most
     tried, longest = len(ways) + len(refused), max(whole) / 3600
-    return Plan(space.trials, slots, most / 3600, expected, longest, stepping, disk, tried, tuple(refused))
+    return Plan(space.trials, slots, most / 3600, expected, longest, 1 - beside / most, disk, tried, tuple(refused))
 
 
-def check_disk(wanted: Plan, folder: Path) -> float:
-    """Bytes that are free where the study is written. Raises InputError when its weights and checkpoints need more."""
+def check_disk(wanted: Plan, folder: Path, left: int) -> float:
+    """Bytes that are free where the study is written.
+
+    left: trials that are still to be run. Raises InputError when their weights and checkpoints need more.
+    """
     there = folder
     while not there.exists():
         there = there.parent
     free = shutil.disk_usage(there).free
-    if wanted.disk > free:
-        fits = int(wanted.trials * free / wanted.disk)
+    needs = wanted.disk * left / wanted.trials
+    if needs > free:
+        fits = wanted.trials - left + int(left * free / needs)
         raise InputError(
-            f"--out {folder}: the weights and checkpoints of {wanted.trials} trials take about {gib(wanted.disk)} and "
-            f"{gib(free)} are free; trials={fits} would fit, or name another folder"
+            f"--out {folder}: the weights and checkpoints of {left} trials take about {gib(needs)} and {gib(free)} are "
+            f"free; trials={fits} would fit, or name another folder"
         )
     return float(free)
 
@@ -141,7 +150,7 @@ def check_disk(wanted: Plan, folder: Path) -> float:
 def lines(space: Space, wanted: Plan, room: Room, free: float) -> list[str]:
     """What was measured and what the study takes, for people."""
     found, slots = room.footprint, wanted.slots
-    dearest = max(space.shapes(), key=found.memory)
+    dearest = max((s for s in space.shapes() if found.memory(s) <= room.bytes), key=found.memory)
     told = [
         f"measured  {found.place}",
         f"memory    {gib(found.memory(dearest))} at the dearest step, {dearest}; a trial has {gib(room.bytes)}",

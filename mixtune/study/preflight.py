@@ -21,7 +21,7 @@ TRAINING_IMAGES = {"digits": 1438, "cifar10": 50_000, "cifar100": 50_000, "image
 @dataclass(frozen=True)
 class Slots:
     """What one trial takes of the machine, each of its ``workers`` by itself, and how many trials run at once, ``pack``
-    of them in one process of a GPU.
+    of them in one process of a GPU, together ``gain`` times as fast as one.
     """
 
     cpus: int
@@ -29,6 +29,7 @@ class Slots:
     at_once: int
     workers: int = 1
     pack: int = 1
+    gain: float = 1.0
 
     def __str__(self) -> str:
         each = f"{self.cpus} CPU core{'s' * (self.cpus > 1)}" + (f" and {self.gpus:g} GPU" if self.gpus else "")

@@ -17,6 +17,7 @@ from mixtune.study.preflight import check_batches, check_sizes, expected_images
 from mixtune.study.sampling import Outcome, Trials
 from mixtune.study.space import Space
 from tests.conftest import TINY
+from tests.test_search import command
 
 # What the full task of the tests is to the proxy: more data, more epochs, another base.
 FULL = {"study": "full", "task": TINY["task"] | {"samples": 800}, "base": {"S": 16, "B": 16}, "budget": {"epochs": 2}}
@@ -106,7 +107,7 @@ def test_an_unusable_proxy_is_one_sentence(proxy, tmp_path_factory, monkeypatch)
 
 def test_a_regime_whose_sizes_the_full_space_lacks_is_named(proxy):
     space, _ = carried(full(search={"sizes": [8, 16]}, published=["fixed"]), proxy, 4)
-    with pytest.raises(ValueError, match=r"known: .*: at base 16 px trains on .*24 px; add 24 to search.sizes"):
+    with pytest.raises(ValueError, match=r"known: .*at base 16 px trains on .*24 px; add 24 to search\.sizes"):
         space.known_points(4)
 
 
@@ -141,22 +142,21 @@ def test_a_search_on_a_proxy_and_a_study_that_was_exclude_each_other(space_file,
 
 
 @pytest.mark.slow
-def test_one_command_carries_a_study_and_another_goes_on_with_it(tmp_path, space_file, capsys, monkeypatch):
-    """From a smaller network on fewer samples to the full task, as a user types it."""
+def test_one_command_carries_a_study_and_another_goes_on_with_it(tmp_path, space_file):
+    """From a smaller base and budget on fewer samples to the full task, as a user types it."""
     from mlflow import MlflowClient
 
-    monkeypatch.chdir(tmp_path)
-    # A smaller base and budget on fewer samples.
     cheaper = {"task": {"samples": 400}, "base": {"S": 8, "B": 32}, "budget": {"epochs": 1}, "trials": 5}
     cheaper |= {"search": {"sizes": [4, 8, 12]}}
-    command = ["--space", str(space_file(TINY | FULL | {"proxy": cheaper})), "--proxy", "--top", "1"]
-    assert search.main(command) == 0
-    assert "ranks 3 regimes as this task does with Spearman's coefficient" in capsys.readouterr().out
-    proxy = str(tmp_path / "studies/full-carried/proxy")
-    assert search.main([*command[:2], "--from", proxy, "--top", "2"]) == 0  # goes on with the same
-    said = capsys.readouterr().out
-    assert "study full-carried goes on: 3 of 4 trials are done" in said
-    assert "ranks 4 regimes as this task does" in said
+    words = ["mixtune.search", "--space", space_file(TINY | FULL | {"proxy": cheaper})]
+    first = command(*words, "--proxy", "--top", "1", cwd=tmp_path)
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert "study full-proxy: 5 trials" in first.stdout
+    assert "ranks 3 regimes as this task does with Spearman's coefficient" in first.stdout
+    proxy = tmp_path / "studies/full-carried/proxy"
+    more = command(*words, "--from", proxy, "--top", "2", cwd=tmp_path)  # goes on with the same
+    assert "study full-carried goes on: 3 of 4 trials are done" in more.stdout
+    assert "ranks 4 regimes as this task does" in more.stdout
     client = MlflowClient(f"sqlite:///{tmp_path}/studies/full-carried/mlflow.db")
     runs = client.search_runs([client.get_experiment_by_name("mixtune").experiment_id])
     (parent,) = (r for r in runs if r.data.tags["mixtune.kind"] == "study")
