@@ -32,7 +32,7 @@ def parser() -> Parser:
     p.add_argument("--space", required=True, metavar="FILE", help="search space (YAML)")
     p.add_argument("--out", metavar="FOLDER", help="the study's folder (default: studies/NAME)")
     p.add_argument("--trials", type=int, metavar="N", help="trials in all (default: the file's)")
-    p.add_argument("--storage", metavar="URL", help="Optuna storage (default: study.db in the folder)")
+    p.add_argument("--storage", metavar="URL", help="Optuna storage (default: study.journal in the folder)")
     p.add_argument("--tracking-uri", metavar="URI", help="MLflow tracking store (default: mlflow.db in the folder)")
     p.add_argument("--address", metavar="HOST:PORT", help="an existing Ray cluster (default: this machine)")
     p.add_argument("--resume", action="store_true", help="only go on with a study that is there, never begin one")

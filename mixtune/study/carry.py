@@ -46,8 +46,8 @@ def carried(space: Space, folder: Path, top: int, storage: str | None = None) ->
     if not (folder / "space.yaml").exists():
         raise InputError(f"--from {folder}: holds no study (space.yaml); name the folder of a search, as studies/NAME")
     proxy = load(folder / "space.yaml", Space)
-    places = Places(folder)
-    url = places.storage_url if (folder / "study.db").exists() else storage or places.storage_url
+    own = Places(folder).storage_url
+    url = own if storage is None or holds(own, proxy.study) else storage
     if not holds(url, proxy.study):
         raise InputError(f"--from {folder}: study {proxy.study!r} is not there; name its database with --storage")
     trials = Trials(url, proxy, total_stride(proxy.task.network))

@@ -1,6 +1,6 @@
 """The study in Optuna's storage, which is its only truth: what was asked, reported, pruned and finished.
 
-Starting and resuming are the same act. Optuna is known here, in ``named`` and in ``storage``.
+Starting and resuming are the same act. Optuna is known here, in ``named``, ``storage`` and ``journal``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mixtune.secrets import masked
 from mixtune.study import storage as storage_
 from mixtune.study.named import make_pruner, make_sampler
 from mixtune.study.space import Space
-from mixtune.study.storage import reached
+from mixtune.study.storage import at_once, reached
 from mixtune.training.curve import Curve
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
@@ -96,9 +96,8 @@ class Trials:
             )
 
     def close(self) -> None:
-        """Give the database's connections back."""
-        self._storage.remove_session()
-        self._storage.engine.dispose()
+        """Give the storage back."""
+        storage_.close(self._storage)
 
     def note(self, key: str, value: str) -> None:
         """Remember something of the study as a whole."""
@@ -144,7 +143,7 @@ class Trials:
 
     def ask(self) -> tuple[Trial, dict[str, Any]]:
         """A new trial and its parameters."""
-        with reached(), warnings.catch_warnings():
+        with reached(), at_once(self._storage), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Optuna's notices about its own experimental parts
             trial = self._study.ask()
             return trial, self.space.suggest(trial)
@@ -155,7 +154,8 @@ class Trials:
         Published regimes run to the end, because they are what the others are compared with, and the last report is
         never pruned: the whole budget is spent by then.
         """
-        with reached():
+        # A trial that a power cut took its reports from is run again: only its end must be kept.
+        with reached(), at_once(self._storage, durable=False):
             trial.report(score, number)
             # Asked of every trial: halving pruners note a trial among the competitors when they are asked about it.
             worse = not last and trial.should_prune()
@@ -164,7 +164,7 @@ class Trials:
     def finish(self, trial: Trial, state: str, score: float | None, reason: str, curve: Curve | None) -> None:
         """Record how a trial ended: COMPLETE with its score, PRUNED (with its last score), FAIL or INFEASIBLE."""
         rows = curve.rows() if curve is not None else None
-        with reached():
+        with reached(), at_once(self._storage):
             if reason:
                 trial.set_user_attr("reason", masked(reason[:1000]))
             if rows is not None:
