@@ -12,7 +12,7 @@ from pathlib import Path
 from mixtune.cli import duration
 from mixtune.errors import InputError
 from mixtune.regime import BatchShape, Regime
-from mixtune.study.feasible import Room, gib
+from mixtune.study.feasible import Room, gib, number
 from mixtune.study.named import kept
 from mixtune.study.preflight import Slots, examples
 from mixtune.study.space import Space
@@ -189,9 +189,4 @@ def occupied(slots: Slots, hours: float, longest: float = 0.0) -> str:
     """Hours of trials as hours of what they occupy, and how long they take by the clock."""
     taken, what = (slots.gpus / slots.pack, "GPU-hours") if slots.gpus else (slots.cpus, "core-hours")
     clock = max(longest, hours / slots.at_once)
-    return f"{_number(hours * slots.workers * taken)} {what} in {duration(3600 * clock)}"
-
-
-def _number(value: float) -> str:
-    """Three digits, or all before the point."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    return f"{number(hours * slots.workers * taken)} {what} in {duration(3600 * clock)}"

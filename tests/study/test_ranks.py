@@ -203,6 +203,17 @@ def test_memory_and_time_are_measured_by_the_ranks_that_share_a_step(cluster, tm
     assert tuning.call(measured, Slots(1, 0, 1, 2), *arguments) == found
 
 
+def test_a_measurement_that_kills_its_process_is_told_and_not_repeated(cluster, tmp_path):
+    def dies_too(notes):
+        with notes.open("a") as file:
+            file.write("x")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(TrainingError, match=r"the process that was to measure steps died \(out of memory, or killed\)"):
+        tuning.call(dies_too, Slots(1, 0, 1), tmp_path / "notes")
+    assert (tmp_path / "notes").read_text() == "x"
+
+
 def test_a_cluster_without_room_is_said(cluster, monkeypatch):
     monkeypatch.setattr(ranks, "ROOM", 1.0)
     with pytest.raises(TrainingError, match="the cluster had no room for 3 ranks"):
