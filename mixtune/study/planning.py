@@ -25,13 +25,15 @@ COPIES = 4  # of the weights in a checkpoint: themselves, momentum, their averag
 
 
 def probes(space: Space) -> list[BatchShape]:
-    """The shapes to measure: the base and half of it, the dearest and the cheapest, the ends of sizes and of copies."""
+    """The shapes to measure: the dearest and the cheapest, the ends of sizes and of copies, the base, half and a quarter
+    of it (the last two tell how memory grows, before the larger ones are tried).
+    """
     shapes = space.shapes()
-    half = replace(space.base, B=max(1, space.base.B // 2))
+    parts = [replace(space.base, B=max(1, space.base.B // k)) for k in (1, 2, 4)]
     ends = [s for S in (shapes[0].S, shapes[-1].S) for s in shapes if s.S == S]
     least, most = (extreme(shapes, key=lambda s: s.pixels) for extreme in (min, max))
     few, many = (extreme(ends, key=lambda s: (s.D, s.S)) for extreme in (min, max))
-    return sorted({half, space.base, least, most, few, many, ends[-1]})
+    return sorted({*parts, least, most, few, many, ends[-1]})
 
 
 def placed(space: Space, slots: Slots, found: Footprint, machines: int) -> tuple[Slots, Room, str]:
