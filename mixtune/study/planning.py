@@ -25,8 +25,9 @@ COPIES = 4  # of the weights in a checkpoint: themselves, momentum, their averag
 
 
 def probes(space: Space) -> list[BatchShape]:
-    """The shapes to measure: the dearest and the cheapest, the ends of sizes and of copies, the base, half and a quarter
-    of it (the last two tell how memory grows, before the larger ones are tried).
+    """The shapes to measure: the dearest and the cheapest, the ends of sizes and of copies, and the base.
+
+    Half and a quarter of the base tell how memory grows before the larger ones are tried.
     """
     shapes = space.shapes()
     parts = [replace(space.base, B=max(1, space.base.B // k)) for k in (1, 2, 4)]
