@@ -72,14 +72,14 @@ def conduct(
     with locked(places.folder), contextlib.ExitStack() as at_the_end:
         at_the_end.callback(tuning.disconnect)
         # What does not fit is refused before the study is begun, so that it may be begun with another base.
-        ready = None if resume or begun(space, places) else _ready(space, slots, places, n_train, write)
+        ready = None if resume or begun(space, places) else _ready(space, slots, places, n_train, space.trials, write)
         with opened(space, places, stride, resume, proxy) as books:
             trials = books.trials
             _say_what_happens(trials, books.stale, places, write)
             interrupted = False
             if trials.remaining():
                 try:
-                    ready = ready or _ready(space, slots, places, n_train, write)
+                    ready = ready or _ready(space, slots, places, n_train, trials.remaining(), write)
                     write(f"score: {space.score}")
                     with _terminable():
                         _run(books, space, ready, places, n_train, write)
@@ -91,11 +91,13 @@ def conduct(
             return _close(trials, books.tracker, places, space, draw, interrupted)
 
 
-def _ready(space: Space, slots: preflight.Slots, places: Places, n_train: int, write: Callable[[str], None]) -> Ready:
+def _ready(
+    space: Space, slots: preflight.Slots, places: Places, n_train: int, left: int, write: Callable[[str], None]
+) -> Ready:
     if places.address is None:
         tuning.connect(None, *preflight.local_resources())
     with _terminable():
-        return estimate.ready(space, slots, places, n_train, write)
+        return estimate.ready(space, slots, places, n_train, left, write)
 
 
 def _run(books: Books, space: Space, ready: Ready, places: Places, n_train: int, write: Callable[[str], None]) -> None:

@@ -22,7 +22,7 @@ TRAINING_IMAGES = {"digits": 1438, "cifar10": 50_000, "cifar100": 50_000, "image
 @dataclass(frozen=True)
 class Slots:
     """What one trial takes of the machine, each of its ``workers`` by itself, and how many trials run at once, ``pack``
-    of them in one process of a GPU.
+    of them in one process of a GPU, together ``gain`` times as fast as one.
     """
 
     cpus: int
@@ -30,6 +30,7 @@ class Slots:
     at_once: int
     workers: int = 1
     pack: int = 1
+    gain: float = 1.0
 
     def __str__(self) -> str:
         each = f"{self.cpus} CPU core{'s' * (self.cpus > 1)}" + (f" and {self.gpus:g} GPU" if self.gpus else "")
@@ -157,10 +158,14 @@ def local_resources() -> tuple[int, int]:
 
 
 def examples(space: Space, sampled: int) -> dict[str, dict[str, object]]:
-    """Points of the space by name: the published regimes, and some drawn evenly."""
+    """Points of the space by name: the published regimes, the known ones, and as many drawn evenly as are asked for,
+    where there are trials left for a search.
+    """
     stride = total_stride(space.task.network)
     points = {name: space.published_params(name, stride) for name in space.published}
-    return points | {f"sampled {i + 1}": space.suggest(Uniform(space.seed + i)) for i in range(sampled)}
+    points |= {f"known {i}": point for i, point in enumerate(space.known_points(stride).values(), start=1)}
+    drawn = sampled if space.trials > len(points) else 0
+    return points | {f"sampled {i + 1}": space.suggest(Uniform(space.seed + i)) for i in range(drawn)}
 
 
 def plan(space: Space, n_train: int, sampled: int = 4) -> str:

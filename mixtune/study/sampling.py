@@ -70,14 +70,14 @@ class Trials:
         self.resumed = "digest" in self._study.user_attrs
         if self.resumed:
             self._check_same(url)
-        else:  # new, or killed while it was being made: the digest is written last
-            trials = self._study.get_trials(deepcopy=False)
-            for kind, each in (("published", points), ("known", known)):
-                there = {t.user_attrs.get(kind) for t in trials}
-                for name, point in each.items():
-                    if name not in there:
-                        self._enqueue(kind, name, point)
-            self._study.set_user_attr("digest", space.digest())
+        # Some are there where the study goes on, perhaps with more known ones, or was killed while it was being made.
+        trials = self._study.get_trials(deepcopy=False)
+        for kind, each in (("published", points), ("known", known)):
+            there = {t.user_attrs.get(kind) for t in trials}
+            for name, point in each.items():
+                if name not in there:
+                    self._enqueue(kind, name, point)
+        self._study.set_user_attr("digest", space.digest())  # last: the study is made
 
     def _enqueue(self, kind: str, name: str, point: Mapping[str, Any]) -> None:
         # The point again, because a kill between taking a trial and suggesting leaves one without.

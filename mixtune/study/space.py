@@ -73,6 +73,7 @@ class Resources:
 class Space:
     """A search-space file. ``published`` regimes are tried first, then the regime files in ``known``.
 
+    proxy: what differs on a cheaper task that stands for this one (``carry``), in the form of this file.
     folds: 1 judges on a hold-out (``task.validation``); more is stratified cross-validation over the training set.
     """
 
@@ -97,6 +98,7 @@ class Space:
     limits: Limits = field(default_factory=Limits)
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    proxy: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.study or not all(c.isalnum() or c in "-_." for c in self.study) or self.study.startswith("."):
@@ -162,7 +164,7 @@ class Space:
         """Changes when the meaning of a score or a parameter does; not with the number of trials or the resources."""
         # Ranks without synchronised batch norms learn something else.
         resources = Resources(workers=1 if self.recipe.sync_bn else self.resources.workers)
-        plain = replace(self, trials=1, resources=resources, known=(), limits=Limits(), device="auto")
+        plain = replace(self, trials=1, resources=resources, known=(), limits=Limits(), device="auto", proxy={})
         data = essence(plain)
         for key in ("data", "workers"):
             data["task"].pop(key, None)
@@ -190,23 +192,26 @@ class Space:
         """
         found = {}
         for path in self.known:
-            regime, _ = load_regime(path)
+            regime, trained = load_regime(path)
             if regime.base != self.base:
                 regime = rebased(regime, self.base, stride)
             try:
-                found[path] = self.point(regime)
+                found[path] = self.point(regime, trained.get("recipe", {}))
             except ValueError as err:
                 raise ValueError(f"known: {path}: {err}") from None
         return found
 
-    def point(self, regime: Regime) -> dict[str, Any]:
-        """The point of a regime on this base, with the file's own recipe where settings of it are searched.
+    def point(self, regime: Regime, trained: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """The point of a regime on this base; settings of the recipe that are searched are those it was ``trained``
+        with, where the space holds them, else this file's own.
 
         Raises ValueError when the space does not hold it.
         """
         point = candidates.point_of(self.search, regime)
         for name, knob in self.search.recipe.items():
-            value = getattr(self.recipe, name)
+            value = (trained or {}).get(name)
+            if value is None or not holds(knob, value):
+                value = getattr(self.recipe, name)
             if not holds(knob, value):
                 raise ValueError(f"recipe.{name} is {value}, which search.recipe.{name} does not hold; add it there")
             point[f"recipe.{name}"] = value

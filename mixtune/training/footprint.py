@@ -86,9 +86,9 @@ class Footprint:
 
 
 def _line(points: Sequence[tuple[int, float]], x: float) -> float:
-    """The rising line of least squares, at x."""
+    """The rising line of least squares, at x; through a single point, the steepest there is."""
     xs, ys = np.array(points, float).T
-    slope = max(0.0, float(np.polyfit(xs, ys, 1)[0])) if len(set(xs)) > 1 else 0.0
+    slope = max(0.0, float(np.polyfit(xs, ys, 1)[0])) if len(set(xs)) > 1 else float(ys[0] / xs[0])
     return float(ys.mean() + slope * (x - xs.mean()))
 
 

@@ -59,6 +59,7 @@ class Stand:
             if engine.device.type == "cuda":
                 torch.cuda.synchronize()
             marks.append(time.perf_counter())
+        engine.graphs = None  # what was captured holds memory
         return statistics.median(b - a for a, b in zip(marks[WARM_UP:], marks[WARM_UP + 1 :], strict=False))
 
     def judging(self, S: int) -> float:

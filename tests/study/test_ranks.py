@@ -13,7 +13,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 
 from mixtune.config import parse, plain
 from mixtune.errors import InputError, TrainingError
-from mixtune.regime import published
+from mixtune.regime import BatchShape, published
 from mixtune.regime.files import regime_to_dict
 from mixtune.study import preflight, ranks, tuning
 from mixtune.study.bridge import Bridge
@@ -21,6 +21,7 @@ from mixtune.study.events import Listeners
 from mixtune.study.preflight import Slots
 from mixtune.study.sampling import Trials
 from mixtune.study.space import Space
+from mixtune.training.footprint import measured
 from mixtune.training.ranks import PeerLostError
 from mixtune.training.run import Run
 from mixtune.training.timing import step_costs
@@ -189,6 +190,28 @@ def test_a_step_is_timed_on_the_ranks_that_share_it(cluster, tmp_path):
     assert found.keys() == {"8x32"}
     assert found["8x32"] > 0
     assert "2 ranks" in (tmp_path / "costs.yaml").read_text()
+
+
+@pytest.mark.slow
+def test_memory_and_time_are_measured_by_the_ranks_that_share_a_step(cluster, tmp_path):
+    space = parse(SPACE, Space, "f")
+    arguments = (space.training(1), [space.base, BatchShape(8, 16)], tmp_path / "preflight.yaml")
+    found = tuning.call(measured, Slots(1, 0, 1, 2), *arguments)
+    assert "2 ranks" in found.place
+    assert found.seconds(space.base) > 0
+    assert 0 < found.memory(space.base) < found.room
+    assert tuning.call(measured, Slots(1, 0, 1, 2), *arguments) == found
+
+
+def test_a_measurement_that_kills_its_process_is_told_and_not_repeated(cluster, tmp_path):
+    def dies_too(notes):
+        with notes.open("a") as file:
+            file.write("x")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(TrainingError, match=r"the process that was to measure steps died \(out of memory, or killed\)"):
+        tuning.call(dies_too, Slots(1, 0, 1), tmp_path / "notes")
+    assert (tmp_path / "notes").read_text() == "x"
 
 
 def test_a_cluster_without_room_is_said(cluster, monkeypatch):
