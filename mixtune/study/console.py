@@ -20,6 +20,7 @@ class Console:
         self._best, self._best_name = (best.score, f"#{best.number}") if best else (None, "")
         self._write = write or (lambda line: print(line, flush=True))
         self._began = time.monotonic()
+        self._said: set[str] = set()
 
     def header(self) -> None:
         """What the columns are."""
@@ -33,7 +34,11 @@ class Console:
         self._line(trial, "start", None)
 
     def reported(self, trial: Candidate, report: Mapping[str, Any], score: float) -> None:
-        """A trial goes on; the last report is left to ``ended``."""
+        """A trial goes on; the last report is left to ``ended``. What it says is written when it is new."""
+        for text in report.get("said", ()):
+            if text not in self._said:
+                self._said.add(text)
+                self._write(f"{'':>7}#{trial.number}: {text}")
         if not report["last"]:
             self._line(trial, f"{100 * report['progress']:.0f} %", score)
 

@@ -56,7 +56,8 @@ def trial_results(
     for i, stage in enumerate(path):
         # A truncated run reports on the way, on its first fold; all others once, at their end.
         judged = None if whole and i == 0 else (training.evaluate.reports,)
-        for report, last in _stage(here, regime, training, config, stage, judged, turn):
+        said: list[str] = []
+        for report, last in _stage(here, regime, training, config, stage, judged, turn, said.append):
             folds += [report.curve] * (last and stage.share == 1)
             curve = mean_curve(folds) if folds else report.curve
             score = training.score.of(curve)
@@ -64,7 +65,9 @@ def trial_results(
             # Pruners that compare folds want this fold's own score, all others the best estimate there is.
             own = training.score.of(report.curve)
             step = report.number if judged is None else stage.step
-            yield result | {"number": step, "own": own, "progress": stage.share * report.progress, "fold": stage.fold}
+            result |= {"number": step, "own": own, "progress": stage.share * report.progress, "fold": stage.fold}
+            yield result | {"said": [*said]}
+            said.clear()
 
 
 def _stage(
@@ -75,6 +78,7 @@ def _stage(
     stage: Stage,
     judged: Sequence[int] | None,
     turn: Callable[[], None],
+    say: Callable[[str], None],
 ) -> Iterator[tuple[Report, bool]]:
     """One training run of a trial: (report, whether it is the run's last)."""
     task = replace(training.task, fold=stage.fold)
@@ -90,8 +94,11 @@ def _stage(
 
         job.task.pause = turn
         kept = checkpoint.with_name(f"{checkpoint.stem}-{stage.step}{checkpoint.suffix}")
-        for report in job.reports(kept, on_step=on_step, judged=judged):
+        for report in job.reports(kept, on_step=on_step, say=say, judged=judged):
             last = report.step == len(job.schedule)
+            if last:
+                for line in job.task.notes.lines():
+                    say(line)
             if last and here.first:
                 save_result(folder, job, report)
             yield report, last
