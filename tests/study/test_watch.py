@@ -83,6 +83,10 @@ def test_little_is_kept_of_a_trial_that_is_over():
     over = Trial("trial", stub=True, config={"regime": {"phases": [1, 2]}})
     over.update_last_result({"score": 0.5, "curve": [1, 2], "training_iteration": 1})
     assert over.run_metadata.metric_analysis.keys() >= {"score"}
-    Watch(Bridge()).on_trial_complete(1, [over], over)
-    assert over.config == over.evaluated_params == over.last_result == {}
+    watch = Watch(Bridge(), lambda: 0.0)
+    watch.on_trial_complete(1, [over], over)
+    assert over.last_result["score"] == 0.5  # other callbacks read it
+    watch.on_step_end(1, [over])
+    assert over.config == over.evaluated_params == {}
+    assert over.last_result.keys() <= {"trial_id"}
     assert over.run_metadata.metric_analysis == over.run_metadata.metric_n_steps == {}
