@@ -37,18 +37,20 @@ class Outcome:
     published: str
     reason: str
     curve: Curve | None
+    proxy: float | None = None  # its score on the task that it was carried from
 
 
 class Trials:
     """An open study: hands out candidates, takes reports, decides on pruning and records how trials ended."""
 
-    def __init__(self, url: str, space: Space, stride: int) -> None:
+    def __init__(self, url: str, space: Space, stride: int, proxy: Mapping[str, float] | None = None) -> None:
         """Open or create the study ``space.study`` at an Optuna storage URL and enqueue the published regimes.
 
+        proxy: scores on another task, by the name of a published or the file of a known regime.
         Raises InputError when the storage cannot be opened or holds a study with this name but another space. This and
         every other method raise StorageAwayError when the storage does not answer, NoRoomError on a full disk.
         """
-        self.space = space
+        self.space, self._proxy = space, proxy or {}
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         optuna.logging.disable_default_handler()
         points = {name: space.published_params(name, stride) for name in space.published}
@@ -79,7 +81,10 @@ class Trials:
 
     def _enqueue(self, kind: str, name: str, point: Mapping[str, Any]) -> None:
         # The point again, because a kill between taking a trial and suggesting leaves one without.
-        self._study.enqueue_trial(dict(point), user_attrs={kind: name, "point": dict(point)})
+        attrs: dict[str, Any] = {kind: name, "point": dict(point)}
+        if name in self._proxy:
+            attrs["proxy"] = self._proxy[name]
+        self._study.enqueue_trial(dict(point), user_attrs=attrs)
 
     def _check_same(self, url: str) -> None:
         theirs = self._study.user_attrs.get("digest")
@@ -122,7 +127,7 @@ class Trials:
         for trial in stale:
             point = trial.user_attrs.get("point", trial.params)
             if point and trial.number not in waiting:
-                attrs = {k: v for k, v in trial.user_attrs.items() if k in ("published", "known", "point")}
+                attrs = {k: v for k, v in trial.user_attrs.items() if k in ("published", "known", "proxy", "point")}
                 # The checkpoint is found by the number of the first attempt.
                 lineage = {"lineage": trial.user_attrs.get("lineage", trial.number), "retry_of": trial.number}
                 self._study.enqueue_trial(point, user_attrs=attrs | lineage)
@@ -204,6 +209,13 @@ class Trials:
             trials = self._study.get_trials(deepcopy=False, states=(TrialState.PRUNED,))
         return {t.number: t.user_attrs.get("reason", "") for t in trials if "infeasible" in t.user_attrs}
 
+    def hours(self) -> float:
+        """How long the trials that ended by themselves took, together."""
+        numbers = {o.number for o in self.outcomes()}
+        with reached():
+            ended = [t for t in self._study.get_trials(deepcopy=False, states=FINISHED) if t.number in numbers]
+        return sum(t.duration.total_seconds() for t in ended if t.duration is not None) / 3600
+
     def best(self) -> Outcome | None:
         """The complete trial with the highest score; None when there is none."""
         complete = [o for o in self.outcomes() if o.state == "COMPLETE" and o.score is not None]
@@ -215,4 +227,5 @@ def _outcome(trial: FrozenTrial) -> Outcome:
     score = trial.value if trial.state is TrialState.COMPLETE else (values[max(values)] if values else None)
     curve = Curve.from_rows(json.loads(attrs["curve"])) if "curve" in attrs else None
     published, reason = attrs.get("published", ""), attrs.get("reason", "")
-    return Outcome(trial.number, trial.state.name, score, trial.params, published, reason, curve)
+    proxy = attrs.get("proxy")
+    return Outcome(trial.number, trial.state.name, score, trial.params, published, reason, curve, proxy)

@@ -101,9 +101,11 @@ def close(storage: BaseStorage) -> None:
 
 
 def holds(url: str, name: str) -> bool:
-    """Whether the storage holds a study of this name; nothing is made."""
+    """Whether the storage holds a study of this name; nothing is made. Raises InputError when none could be there."""
     path = journal.path_of(url) or sqlite.path_of(url)
     if path is not None and not path.exists():
+        if not path.parent.is_dir():
+            raise InputError(f"--storage {url}: not a usable Optuna storage (there is no folder {path.parent})")
         return False
     storage = open_storage(url)
     try:

@@ -11,6 +11,7 @@ from optuna.storages.journal import JournalFileBackend
 
 from mixtune.config import parse
 from mixtune.errors import InputError, NoRoomError
+from mixtune.study.folder import Places
 from mixtune.study.journal import Journal, Lines
 from mixtune.study.sampling import Trials
 from mixtune.study.space import Space
@@ -155,3 +156,10 @@ def test_a_journal_is_only_looked_into(tmp_path):
     assert holds(url(tmp_path), "s")
     assert not holds(url(tmp_path), "t")
     assert not (tmp_path / "study.journal.lock").exists()
+
+
+def test_a_study_that_was_begun_in_a_database_goes_on_there(tmp_path):
+    assert Places(tmp_path).storage_url == url(tmp_path)
+    (tmp_path / "study.db").touch()
+    assert Places(tmp_path).storage_url == f"sqlite:///{tmp_path}/study.db"
+    assert Places(tmp_path, storage="sqlite:///elsewhere.db").storage_url == "sqlite:///elsewhere.db"
