@@ -22,6 +22,7 @@ class Console:
         self._write = write or (lambda line: print(line, flush=True))
         self._began = time.monotonic()
         self._findings: Counter[str] = Counter()
+        self._said: set[str] = set()
 
     def header(self) -> None:
         """What the columns are."""
@@ -35,8 +36,12 @@ class Console:
         self._line(trial, "start", None)
 
     def reported(self, trial: Candidate, report: Mapping[str, Any], score: float) -> None:
-        """A trial goes on; the last report is left to ``ended``."""
+        """A trial goes on; the last report is left to ``ended``. What it says is written when it is new."""
         self._findings |= Counter(report.get("findings", {}))  # trials read the same files: the most that one has met
+        for text in report.get("said", ()):
+            if text not in self._said:
+                self._said.add(text)
+                self._write(f"{'':>7}#{trial.number}: {text}")
         if not report["last"]:
             self._line(trial, f"{100 * report['progress']:.0f} %", score)
 

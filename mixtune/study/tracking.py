@@ -119,7 +119,9 @@ class Tracker:
         for row in report["curve"]:
             values[browsing.top1_at(row["S"], self._width)] = round(row["top1"], 5)
         values |= {f"images/{kind}": float(n) for kind, n in report.get("findings", {}).items()}
-        self._put("report", trial.number, metrics=[[k, float(v), step] for k, v in values.items()])
+        said = "; ".join(report.get("said", ()))[:5000]
+        notes = {f"mixtune.notes.{report['number']}": said} if said else {}
+        self._put("report", trial.number, metrics=[[k, float(v), step] for k, v in values.items()], tags=notes)
 
     def ended(self, trial: Candidate, state: State, score: float | None, reason: str, curve: Curve | None) -> None:
         """Close the child run; a trial that an interruption ended is taken out, because it will be run again."""

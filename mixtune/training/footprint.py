@@ -23,6 +23,7 @@ from mixtune.training.checkpoint import digest, essence, replace_file
 from mixtune.training.memory import Peak, room
 from mixtune.training.ranks import ALONE, Ranks
 from mixtune.training.run import TrainingConfig
+from mixtune.training.shortage import lacking
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,9 @@ def _measure(config: TrainingConfig, shapes: Sequence[BatchShape], key: str, ran
         watch = Peak(device)
         try:
             seconds = stand.seconds(shape)
-        except torch.OutOfMemoryError:
+        except Exception as err:
+            if not lacking(err):
+                raise
             if found.steps and ranks.alone:  # other ranks would wait for this one
                 return replace(found, too_large=shape)
             raise InputError(

@@ -48,7 +48,7 @@ class Stand:
     def seconds(self, shape: BatchShape) -> float:
         """The time of one whole step (views, forward, backward, optimiser), in real batches of the task.
 
-        Raises torch.OutOfMemoryError where the device does not hold one.
+        Raises what ``shortage.lacking`` knows where the device does not hold one.
         """
         engine = self.engine
         steps = Schedule((shape,), np.zeros(WARM_UP + TIMED, np.int16), np.ones(1))

@@ -59,12 +59,14 @@ REPORT = {"progress": 0.5, "loss": 1.5, "lr": 0.1, "views_per_second": 100.0, "s
 def test_a_trial_is_a_child_run_whose_end_is_told_apart(tracker, state, status):
     trial = candidate(tracker)
     tracker.started(trial)
-    tracker.reported(trial, REPORT | {"findings": {"unreadable": 2, "rotated by EXIF": 1}}, 0.5)
+    findings = {"unreadable": 2, "rotated by EXIF": 1}
+    tracker.reported(trial, REPORT | {"number": 1, "said": ["compiled", "greyscale"], "findings": findings}, 0.5)
     tracker.ended(trial, state, 0.5, "because", CURVE)
     (parent,), (child,) = runs(tracker, "study"), runs(tracker, "trial")
     assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert (child.info.status, child.data.tags["mixtune.state"]) == (status, state)
     assert child.data.params["family"] == "fixed"
+    assert child.data.tags["mixtune.notes.1"] == "compiled; greyscale"
     assert child.data.params["w_08"] == "1"
     assert {k: v for k, v in child.data.metrics.items() if k.startswith("images/")} == {
         "images/unreadable": 2,
@@ -74,6 +76,34 @@ def test_a_trial_is_a_child_run_whose_end_is_told_apart(tracker, state, status):
     assert [(m.step, m.value) for m in client.get_metric_history(child.info.run_id, "curve/top1")] == [(8, 0.5)]
     assert [(m.step, m.value) for m in client.get_metric_history(child.info.run_id, "train/loss")] == [(50, 1.5)]
     assert "regime.yaml" in [a.path for a in client.list_artifacts(child.info.run_id)]
+
+
+def test_a_run_that_was_made_although_no_answer_came_is_not_made_again(tracker, monkeypatch):
+    tracker.repair([])  # from here on, runs that are not known are not asked for
+    client, asked = tracker._sender._client, []
+    create, search = client.create_run, client.search_runs
+
+    def lost(*arguments):
+        create(*arguments)
+        monkeypatch.setattr(client, "create_run", create)
+        raise ConnectionError("reset by peer")
+
+    monkeypatch.setattr(client, "create_run", lost)
+    monkeypatch.setattr(client, "search_runs", lambda *a, **k: (asked.append(a), search(*a, **k))[1])
+    tracker.started(candidate(tracker))
+    (run,) = runs(tracker, "trial")
+    assert run.data.params["family"] == "fixed"
+    assert len(asked) == 1
+
+
+def test_runs_are_not_asked_for_when_the_store_was_read(tracker, monkeypatch):
+    tracker.repair([])
+    monkeypatch.setattr(tracker._sender, "_found", None)
+    trial = candidate(tracker)
+    tracker.started(trial)
+    tracker.ended(trial, "COMPLETE", 0.5, "", CURVE)
+    assert tracker.flush()
+    assert tracker.outbox._dropped == 0
 
 
 def test_reading_back_gives_tags_and_curves(tracker):
@@ -198,6 +228,18 @@ def test_a_database_of_another_mlflow_says_how_to_bring_it_up_to_date(tmp_path, 
     db.close()
     with pytest.raises(InputError, match=f"another version of MLflow wrote this.* python -m mlflow db upgrade {uri}"):
         opened(uri)
+
+
+def test_an_end_that_a_power_cut_left_open_is_recorded_again(tracker):
+    """The state is there, the status is not: the last commits are gone."""
+    trial = candidate(tracker)
+    tracker.started(trial)
+    tracker.ended(trial, "COMPLETE", 0.5, "", CURVE)
+    (run,) = runs(tracker, "trial")
+    MlflowClient(tracker.uri).update_run(run.info.run_id, status="RUNNING")
+    assert tracker.repair([Outcome(0, "COMPLETE", 0.5, trial.params, "fixed", "", CURVE)]) == 1
+    (run,) = runs(tracker, "trial")
+    assert run.info.status == "FINISHED"
 
 
 def test_a_server_that_does_not_answer_is_one_sentence():
