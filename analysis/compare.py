@@ -14,9 +14,9 @@ from typing import Any
 from analysis import style
 from analysis.command import parser, perform
 from analysis.runs import FinishedTrial, StudyRuns, names, read_study, setting, store
-from analysis.statistics import Difference, difference, holm, mean_sd, over_pairs
 from mixtune.cli import run
 from mixtune.errors import InputError
+from mixtune.study.statistics import Difference, difference, holm, mean_sd, over_pairs
 from mixtune.training.curve import Curve
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from analysis import page, style
 from analysis.compare import by_seed, compare_runs
 from analysis.runs import FinishedTrial, StudyRuns
-from analysis.statistics import holm, image_error, mean_sd
+from mixtune.study.statistics import holm, image_error, mean_sd
 
 
 def question(study: StudyRuns) -> str:

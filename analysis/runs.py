@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from analysis.statistics import mean_sd
 from mixtune.errors import InputError
 from mixtune.regime import BatchShape, Budget, Regime
 from mixtune.study.space import NEGLIGIBLE, Search, Space
+from mixtune.study.statistics import mean_sd
 from mixtune.study.store import Stored, default_uri, parent_of, stored
 from mixtune.training.curve import MEASURED, METRICS, Curve
 from mixtune.training.run import Evaluation
