@@ -18,12 +18,14 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from mixtune.errors import InputError
 from mixtune.secrets import masked
 from mixtune.study import storage as storage_
+from mixtune.study.final import Repeat
 from mixtune.study.named import make_pruner, make_sampler
 from mixtune.study.space import Space
 from mixtune.study.storage import reached
 from mixtune.training.curve import Curve
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+KEPT = ("published", "known", "point", "repeat")  # what a trial that starts again takes along
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Outcome:
     published: str
     reason: str
     curve: Curve | None
+    repeat: Repeat | None = None
 
 
 class Trials:
@@ -48,38 +51,44 @@ class Trials:
         Raises InputError when the storage cannot be opened or holds a study with this name but another space. This and
         every other method raise StorageAwayError when the storage does not answer, NoRoomError on a full disk.
         """
+        points = {name: space.published_params(name, stride) for name in space.published}
+        self._first = {"published": points, "known": space.known_points(stride)}
+        self._open(url, space, space.study)
+
+    def _open(self, url: str, space: Space, name: str) -> None:
         self.space = space
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         optuna.logging.disable_default_handler()
-        points = {name: space.published_params(name, stride) for name in space.published}
         storage = self._storage = storage_.open_storage(url)
         pruner = make_pruner(space)
         with reached():
             self._study = optuna.create_study(
-                study_name=space.study, storage=storage, direction="maximize", pruner=pruner, load_if_exists=True
+                study_name=name, storage=storage, direction="maximize", pruner=pruner, load_if_exists=True
             )
-            self._begin(url, points, space.known_points(stride))
+            # The same seed after a restart would suggest the same candidates again.
+            seed = space.seed + len(self._study.get_trials(deepcopy=False))
+            self._study.sampler = make_sampler(space, seed)
+            self.resumed = "digest" in self._study.user_attrs
+            if self.resumed:
+                self._check_same(url)
+            self._fill()
+            if not self.resumed:  # new, or killed while it was being made: the digest is written last
+                self._study.set_user_attr("digest", space.digest())
 
-    def _begin(self, url: str, points: Mapping[str, Mapping[str, Any]], known: Mapping[str, Mapping[str, Any]]) -> None:
-        space = self.space
-        # The same seed after a restart would suggest the same candidates again.
-        seed = space.seed + len(self._study.get_trials(deepcopy=False))
-        self._study.sampler = make_sampler(space, seed)
-        self.resumed = "digest" in self._study.user_attrs
+    def _fill(self) -> None:
+        """Enqueue what is tried first and is not there yet."""
         if self.resumed:
-            self._check_same(url)
-        else:  # new, or killed while it was being made: the digest is written last
-            trials = self._study.get_trials(deepcopy=False)
-            for kind, each in (("published", points), ("known", known)):
-                there = {t.user_attrs.get(kind) for t in trials}
-                for name, point in each.items():
-                    if name not in there:
-                        self._enqueue(kind, name, point)
-            self._study.set_user_attr("digest", space.digest())
+            return
+        trials = self._study.get_trials(deepcopy=False)
+        for kind, each in self._first.items():
+            there = {t.user_attrs.get(kind) for t in trials}
+            for name, point in each.items():
+                if name not in there:
+                    self._enqueue(point, {kind: name})
 
-    def _enqueue(self, kind: str, name: str, point: Mapping[str, Any]) -> None:
+    def _enqueue(self, point: Mapping[str, Any], attributes: Mapping[str, Any]) -> None:
         # The point again, because a kill between taking a trial and suggesting leaves one without.
-        self._study.enqueue_trial(dict(point), user_attrs={kind: name, "point": dict(point)})
+        self._study.enqueue_trial(dict(point), user_attrs={**attributes, "point": dict(point)})
 
     def _check_same(self, url: str) -> None:
         theirs = self._study.user_attrs.get("digest")
@@ -119,16 +128,19 @@ class Trials:
         waiting = {t.user_attrs.get("retry_of") for t in trials if t.state is TrialState.WAITING}
         stale = [t for t in trials if t.state is TrialState.RUNNING and t.number not in live]
         if stale:
-            self._study.set_user_attr("interrupted", sorted(self._interrupted() | {t.number for t in stale}))
+            self._note_interrupted({t.number for t in stale})
         for trial in stale:
             point = trial.user_attrs.get("point", trial.params)
             if point and trial.number not in waiting:
-                attrs = {k: v for k, v in trial.user_attrs.items() if k in ("published", "known", "point")}
+                attrs = {k: v for k, v in trial.user_attrs.items() if k in KEPT}
                 # The checkpoint is found by the number of the first attempt.
                 lineage = {"lineage": trial.user_attrs.get("lineage", trial.number), "retry_of": trial.number}
                 self._study.enqueue_trial(point, user_attrs=attrs | lineage)
             self._study.tell(trial.number, state=TrialState.FAIL)
         return [trial.user_attrs for trial in stale]
+
+    def _note_interrupted(self, numbers: set[int]) -> None:
+        self._study.set_user_attr("interrupted", sorted(self._interrupted() | numbers))
 
     def _interrupted(self) -> set[int]:
         return set(self._study.user_attrs.get("interrupted", ()))
@@ -215,4 +227,6 @@ def _outcome(trial: FrozenTrial) -> Outcome:
     score = trial.value if trial.state is TrialState.COMPLETE else (values[max(values)] if values else None)
     curve = Curve.from_rows(json.loads(attrs["curve"])) if "curve" in attrs else None
     published, reason = attrs.get("published", ""), attrs.get("reason", "")
-    return Outcome(trial.number, trial.state.name, score, trial.params, published, reason, curve)
+    return Outcome(
+        trial.number, trial.state.name, score, trial.params, published, reason, curve, repeat=Repeat.noted(attrs)
+    )

@@ -13,6 +13,7 @@ from mixtune.regime.rebase import rebased
 from mixtune.study import candidates
 from mixtune.study.candidates import NEGLIGIBLE, Search
 from mixtune.study.fidelity import Fidelity, Stage, stages
+from mixtune.study.final import Final
 from mixtune.study.knobs import Suggests, holds
 from mixtune.study.limits import Limits
 from mixtune.training.checkpoint import digest, essence
@@ -74,6 +75,7 @@ class Space:
     """A search-space file. ``published`` regimes are tried first, then the regime files in ``known``.
 
     folds: 1 judges on a hold-out (``task.validation``); more is stratified cross-validation over the training set.
+    final: what is trained again once the search is over (``final``); absent, nothing is.
     """
 
     __pydantic_config__ = _FORBID
@@ -97,6 +99,7 @@ class Space:
     limits: Limits = field(default_factory=Limits)
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    final: Final | None = None
 
     def __post_init__(self) -> None:
         if not self.study or not all(c.isalnum() or c in "-_." for c in self.study) or self.study.startswith("."):
@@ -162,7 +165,7 @@ class Space:
         """Changes when the meaning of a score or a parameter does; not with the number of trials or the resources."""
         # Ranks without synchronised batch norms learn something else.
         resources = Resources(workers=1 if self.recipe.sync_bn else self.resources.workers)
-        plain = replace(self, trials=1, resources=resources, known=(), limits=Limits(), device="auto")
+        plain = replace(self, trials=1, resources=resources, known=(), limits=Limits(), device="auto", final=None)
         data = essence(plain)
         for key in ("data", "workers"):
             data["task"].pop(key, None)
