@@ -1,33 +1,29 @@
-"""A study from start to end: lock its folder, open or resume it, run what remains, leave the best regime behind."""
+"""A study from start to end: lock its folder, open or resume it, run what remains, prove and leave the best regime."""
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from mixtune.config import plain
-from mixtune.errors import InputError
 from mixtune.regime import Regime
 from mixtune.regime.files import save_regime
-from mixtune.study import hosting, preflight, tracking, tuning
+from mixtune.study import preflight, tracking, tuning
 from mixtune.study.books import Books, opened
-from mixtune.study.bridge import Bridge
 from mixtune.study.console import Console, results_table
 from mixtune.study.events import Listeners
 from mixtune.study.folder import Places, locked, save
+from mixtune.study.machine import Machine
 from mixtune.study.named import check_named
+from mixtune.study.proving import Proof, prove
 from mixtune.study.sampling import Outcome, Trials
 from mixtune.study.space import Space
-from mixtune.training import timing
 
 log = logging.getLogger("mixtune")
-RESTARTS = 3  # a fault of Ray itself ends an experiment; the study goes on in a new one
 
 
 @dataclass(frozen=True)
@@ -41,6 +37,7 @@ class Result:
     experiment: str
     best_file: Path | None
     infeasible: Mapping[int, str] = field(default_factory=dict)  # candidates that were not trained, with the reason
+    proof: Proof | None = None
 
 
 def conduct(
@@ -69,97 +66,66 @@ def conduct(
     tracking.check(places.tracking_uri)
 
     with locked(places.folder), opened(space, places, stride, resume) as books:
-        trials = books.trials
+        trials, proof = books.trials, None
         _say_what_happens(trials, books.stale, places, write)
+        machine = Machine(space, slots, places, write)
         interrupted = False
-        if trials.remaining():
-            try:
-                if places.address is None:
-                    tuning.connect(None, *preflight.local_resources())
-                write(f"{slots}; score: {space.score}")
-                with _terminable():
-                    _run(books, space, slots, places, n_train, write)
-            except KeyboardInterrupt:
-                interrupted = True
-            finally:
-                tuning.disconnect()
-                books.settle()
-        return _close(trials, books.tracker, places, space, draw, interrupted)
-
-
-def _run(
-    books: Books, space: Space, slots: preflight.Slots, places: Places, n_train: int, write: Callable[[str], None]
-) -> None:
-    trials = books.trials
-    console = Console(space.trials, trials.best(), write)
-    device: Literal["auto", "cpu", "cuda"] = "cpu" if slots.gpus == 0 else space.device
-    training = replace(space.training(slots.cpus), device=device)
-    if space.budget.cost != "pixels":
-        write(f"measuring the {space.budget.cost} of a step of every shape, once (kept in costs.yaml)")
-        costs = tuning.call(timing.step_costs, slots, training, space.shapes(), places.folder / "costs.yaml")
-        training = replace(training, costs=costs)
-    gpus = int(tuning.cluster()[1]) if slots.gpus else 0
-    slots, said = hosting.packed(space, training, slots, gpus)
-    if said:
-        write(said)
-    console.header()
-    listeners = Listeners([console, books.tracker])
-    attempt = 0
-    while (left := trials.remaining()) and attempt < RESTARTS:
-        bridge = Bridge(books.ledger, training, places.folder, listeners, n_train)
-        fault: Exception | None = None
         try:
-            hosting.run(bridge, slots, places.folder, device, gpus)
+            if trials.remaining():
+                console = Console(space.trials, trials.best(), write)
+                machine.run(books, places.folder, Listeners([console, books.tracker]), n_train)
+            if not trials.remaining():
+                proof = prove(space, places, books, machine, write)
         except KeyboardInterrupt:
-            bridge.interrupt()
-            raise
-        except Exception as err:
-            fault = err
-            bridge.interrupt()
-        if bridge.halted:
-            raise InputError(bridge.halted)
-        books.settle()
-        attempt = 1 if trials.remaining() < left else attempt + 1  # in a row without a trial finished
-        if fault is not None:
-            if attempt == RESTARTS:
-                raise fault
-            log.warning("Ray ended the experiment (%s); starting it again", str(fault).split("\n")[0])
+            interrupted = True
+        finally:
             tuning.disconnect()
-            tuning.connect(places.address, *preflight.local_resources())
-            signal.signal(signal.SIGTERM, _interrupt)
+            books.settle()
+        return _close(books, places, space, draw, interrupted, proof)
 
 
 def _close(
-    trials: Trials,
-    tracker: tracking.Tracker,
+    books: Books,
     places: Places,
     space: Space,
     draw: Callable[[str, str, Path], list[Path]],
     interrupted: bool,
+    proof: Proof | None,
 ) -> Result:
-    best, best_file = trials.best(), None
+    trials, tracker = books.trials, books.tracker
+    best, best_file = proof.winner if proof else trials.best(), None
     artifacts: list[Path] = []
     if best is not None:
-        best_file = places.folder / "best.yaml"
-        kept = places.folder / "trials" / f"{best.number:04d}" / "regime.yaml"
-        if kept.exists():
-            save(best_file, kept.read_text(encoding="utf-8"))
-        else:  # run by another machine of a cluster without a shared folder
-            training = replace(space.training(), recipe=space.recipe_of(best.params))
-            save_regime(best_file, regime_of(space, best), plain(training))
+        chosen = proof.chosen if proof else "the best single run of the search"
+        best_file = _keep(best, chosen, places, space)
         artifacts.append(best_file)
-        if tracker.flush():  # figures are drawn from what MLflow holds
-            artifacts += draw(places.tracking_uri, space.study, places.folder / "figures")
     remaining = trials.remaining()
     summary: dict[str, Any] = {}
     if best is not None:
         summary = {"score": best.score, "trial": best.number, "family": best.published or "searched"}
-        summary["regime"] = str(regime_of(space, best))
+        summary |= {"regime": str(regime_of(space, best)), "chosen": chosen}
+        if proof:
+            summary["verdict"] = proof.verdict.sentence()
+        tracker.summarise(summary)
+        if tracker.flush():  # figures are drawn from what MLflow holds
+            artifacts += draw(places.tracking_uri, space.study, places.folder / "figures")
     try:
-        tracker.finish("FINISHED" if not remaining else "KILLED", summary, artifacts)
+        tracker.finish("KILLED" if remaining or interrupted else "FINISHED", artifacts)
     except Exception as err:
         log.warning("MLflow could not be brought up to date: %s", str(err).split("\n")[0])
-    return Result(trials.outcomes(), best, interrupted, remaining, tracker.experiment, best_file, trials.infeasible())
+    infeasible = trials.infeasible()
+    return Result(trials.outcomes(), best, interrupted, remaining, tracker.experiment, best_file, infeasible, proof)
+
+
+def _keep(best: Outcome, chosen: str, places: Places, space: Space) -> Path:
+    """Write best.yaml: the winner's regime and how it is trained, under a line that says how it was chosen."""
+    path, kept = places.folder / "best.yaml", places.folder / "trials" / f"{best.number:04d}" / "regime.yaml"
+    if not kept.exists():  # run by another machine of a cluster without a shared folder
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        training = replace(space.training(), recipe=space.recipe_of(best.params))
+        save_regime(kept, regime_of(space, best), plain(training))
+    save(path, f"# Trial {best.number}, {chosen}.\n{kept.read_text(encoding='utf-8')}")
+    return path
 
 
 def regime_of(space: Space, outcome: Outcome) -> Regime:
@@ -173,7 +139,7 @@ def table(space: Space, result: Result) -> str:
     if result.infeasible:
         first = next(iter(result.infeasible.values()))
         lines += f"\n{len(result.infeasible)} candidates could not meet the budget and were not trained ({first})"
-    return lines
+    return f"{lines}\n\n{result.proof.table()}" if result.proof else lines
 
 
 def _say_what_happens(trials: Trials, stale: int, places: Places, write: Callable[[str], None]) -> None:
@@ -201,17 +167,3 @@ def _absolute(space: Space) -> Space:
 
 def _full(path: str) -> str:
     return str(Path(path).expanduser().absolute())
-
-
-def _interrupt(number: int, frame: object) -> None:
-    raise KeyboardInterrupt
-
-
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM ends a search as Ctrl-C does. To be entered after Ray is started, which takes the signal for itself."""
-    before = signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -9,6 +9,7 @@ from typing import Any
 from mixtune.regime import Regime
 from mixtune.study.events import Candidate, State
 from mixtune.study.sampling import Outcome
+from mixtune.study.statistics import mean_sd
 from mixtune.training.curve import Curve
 
 
@@ -55,6 +56,37 @@ class Console:
             f"{seconds // 60:2d}:{seconds % 60:02d}  {name:>5}  {trial.label:<11} {done:>6}  {shown:>7}  {best:<12}  "
             f"{trial.regime}"
         )
+
+
+class RoundConsole:
+    """One line per finished run of a round after the search (a ``Listener``)."""
+
+    def __init__(self, done: int, total: int, write: Callable[[str], None]) -> None:
+        self._done, self._total, self._write = done, total, write
+
+    def started(self, trial: Candidate) -> None:
+        """Nothing is said."""
+
+    def reported(self, trial: Candidate, report: Mapping[str, Any], score: float) -> None:
+        """Nothing is said."""
+
+    def ended(self, trial: Candidate, state: State, score: float | None, reason: str, curve: Curve | None) -> None:
+        """A run is done or failed."""
+        if state == "INTERRUPTED" or trial.repeat is None:
+            return
+        self._done += 1
+        said = f"{score:.4f}" if state == "COMPLETE" else f"FAILED: {reason}"
+        name = f"#{trial.repeat.of}"
+        self._write(
+            f"{self._done:>5} of {self._total}  {name:>5}  {trial.label:<11} seed {trial.repeat.seed:<3}  {said}  "
+            f"({'test set' if trial.repeat.judge == 'test' else 'held-out images'})"
+        )
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and deviation in per cent."""
+    mean, deviation = mean_sd(values)
+    return f"{100 * mean:.2f}" + (f" ± {100 * deviation:.2f}" if deviation is not None else "")
 
 
 def results_table(outcomes: Sequence[Outcome], regime_of: Callable[[Outcome], Regime], top: int = 5) -> str:

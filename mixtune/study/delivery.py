@@ -21,8 +21,8 @@ from mixtune.errors import InputError, no_room
 from mixtune.secrets import masked
 from mixtune.study.identity import Identity
 from mixtune.study.outbox import PermanentError, Record
-from mixtune.study.store import CURVE, EXPERIMENT, cause, make
-from mixtune.training.curve import Curve
+from mixtune.study.recorded import deliver_repeat
+from mixtune.study.store import EXPERIMENT, cause, make
 
 # What the store will never take, however often it is asked.
 _PERMANENT = {
@@ -157,7 +157,10 @@ class Sender:
             for run in self._client.search_runs([self.experiment], where, max_results=1000):
                 self._discard(str(run.info.run_id))
             return
-        run_id = r["parent"] if r["do"] == "finish" else self._run_of(r)
+        if r["do"] == "repeat":
+            deliver_repeat(self._client, self.experiment, r, [self._input()])
+            return
+        run_id = r["parent"] if r["do"] in ("summary", "finish") else self._run_of(r)
         if r["do"] == "discard":
             self._discard(run_id)
             return
@@ -227,8 +230,3 @@ def system_metrics(uri: str, run_id: str) -> Any:
     watch = SystemMetricsMonitor(run_id, tracking_uri=uri, resume_logging=True)
     watch.start()
     return watch
-
-
-def curve_metrics(curve: Curve) -> list[list[Any]]:
-    """[name, value, step]: the image size is the step, so that MLflow's own chart is accuracy against size."""
-    return [[f"{CURVE}{m}", float(v), int(row["S"])] for row in curve.rows() for m, v in row.items() if m != "S"]

@@ -183,6 +183,8 @@ def plan(space: Space, n_train: int, sampled: int = 4) -> str:
         )
     lines += ["", "epochs: passes over the training images; views: images through the network, n per training image;"]
     lines += ["compute: pixels of the whole run against the base; peak: the dearest step against a base step"]
+    if space.final is not None:
+        lines.append(space.final.cost(len(space.published), space.folds, space.trials))
     if space.budget.amount is not None:
         lines.append(f"shown for one epoch of the base; the search spends {space.budget}")
     if space.budget.cost != "pixels":

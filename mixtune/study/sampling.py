@@ -41,6 +41,11 @@ class Outcome:
     curve: Curve | None
     repeat: Repeat | None = None
 
+    @property
+    def name(self) -> str:
+        """What it is called in sentences: the published regime's name, or "searched" with its number."""
+        return self.published or f"searched #{self.number}"
+
 
 class Trials:
     """An open study: hands out candidates, takes reports, decides on pruning and records how trials ended."""

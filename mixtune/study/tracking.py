@@ -16,11 +16,12 @@ from mixtune import __version__
 from mixtune.config import plain, to_yaml
 from mixtune.secrets import masked
 from mixtune.study import browsing
-from mixtune.study.delivery import Sender, curve_metrics, merged, system_metrics
+from mixtune.study.delivery import Sender, merged, system_metrics
 from mixtune.study.events import Candidate, State
 from mixtune.study.identity import identity
 from mixtune.study.limits import POSITION
 from mixtune.study.outbox import Outbox
+from mixtune.study.recorded import curve_metrics, repeat
 from mixtune.study.sampling import Outcome
 from mixtune.study.space import Space
 from mixtune.study.store import check, children, default_uri
@@ -84,7 +85,9 @@ class Tracker:
         }
 
     def started(self, trial: Candidate) -> None:
-        """Open the trial's child run."""
+        """Open the trial's child run; that of a repeat is made at its end."""
+        if trial.repeat:
+            return
         tags = {
             **self._common,
             "mlflow.parentRunId": self.parent,
@@ -95,17 +98,14 @@ class Tracker:
             "mixtune.state": "RUNNING",
             "mlflow.note.content": f"{trial.label}: {trial.regime} (size x batch (x copies), % of steps)",
         }
-        params = {
-            browsing.padded(k, self._width): f"{v:.4g}" if isinstance(v, float) else str(v)
-            for k, v in trial.params.items()
-        }
-        params |= {"regime": str(trial.regime), "family": trial.label, "phases": str(len(trial.regime.phases))}
-        params["sizes"] = " ".join(map(str, trial.regime.sizes))
+        params = {browsing.padded(k, self._width): v for k, v in _params(trial).items()}
         name, files = f"{trial.number:03d} {trial.label}", [str(trial.folder / "regime.yaml")]
         self._put("start", trial.number, name=name, tags=tags, params=params, files=files)
 
     def reported(self, trial: Candidate, report: Mapping[str, Any], score: float) -> None:
         """Metrics of one report, with the budget spent in per cent as step, in one request."""
+        if trial.repeat:
+            return
         step = round(100 * report["progress"])
         # Rounded to what can be read in a column; the curve that the trial leaves has every bit.
         values = {
@@ -121,6 +121,10 @@ class Tracker:
 
     def ended(self, trial: Candidate, state: State, score: float | None, reason: str, curve: Curve | None) -> None:
         """Close the child run; a trial that an interruption ended is taken out, because it will be run again."""
+        if trial.repeat:
+            if state == "COMPLETE" and score is not None and curve is not None:
+                self.repeated(trial, score, curve)
+            return
         if state == "INTERRUPTED":
             self._put("discard", trial.number)
             return
@@ -128,6 +132,18 @@ class Tracker:
         metrics = curve_metrics(curve) if curve is not None else []
         files = [str(p) for p in sorted(trial.folder.glob("*")) if p.name not in _NOT_LOGGED]
         self._put("end", trial.number, tags=tags, metrics=metrics, files=files, status=_STATUS[state])
+
+    def repeated(self, trial: Candidate, score: float, curve: Curve) -> None:
+        """Record a finished repeat of a trial; one that is recorded already stays as it is."""
+        assert trial.repeat is not None
+        how, common = trial.repeat, {k.removeprefix("mixtune."): v for k, v in self._common.items()}
+        tags = {**common, "trial": str(how.of), "seed": str(how.seed), "judge": how.judge}
+        tags |= {"family": trial.label, "regime": str(trial.regime)}
+        if how.judge == "test":
+            tags["fold"] = "whole training set"
+        name = f"{how.of:03d} {trial.label} {how.judge} seed {how.seed}"
+        files = [str(p) for p in sorted(trial.folder.glob("*")) if p.name != POSITION]
+        self.outbox.put(repeat(self.parent, name, tags, _params(trial), curve, score, {}, files))
 
     def discard_unfinished(self) -> None:
         """Bin the child runs that a killed search left open; their trials are run again."""
@@ -164,16 +180,20 @@ class Tracker:
         self.outbox.close()
         self._sender.close()
 
-    def finish(self, status: str, best: Mapping[str, Any], artifacts: list[Path]) -> bool:
-        """Close the parent run: the best score as metric, best trial as tags, figures and files as artifacts.
+    def summarise(self, best: Mapping[str, Any]) -> None:
+        """The study's winner: its score as a metric of the parent run, all else as tags."""
+        metrics = [["score", round(float(best["score"]), 5), 100]]
+        tags = {f"mixtune.best.{k}": str(v)[:5000] for k, v in best.items() if k != "score"}
+        self._put("summary", -1, tags=tags, metrics=metrics)
+
+    def finish(self, status: str, artifacts: list[Path]) -> bool:
+        """Close the parent run, with figures and files as artifacts.
 
         Returns whether MLflow has everything; the rest is kept in the study's folder.
         """
         if self._system is not None:
             self._system.finish()
-        metrics = [["score", round(float(best["score"]), 5), 100]] if best else []
-        tags = {f"mixtune.best.{k}": str(v) for k, v in best.items() if k != "score"}
-        self._put("finish", -1, tags=tags, metrics=metrics, files=[str(p) for p in artifacts], status=status)
+        self._put("finish", -1, files=[str(p) for p in artifacts], status=status)
         everything = self.flush()
         self.outbox.close()  # a thread that writes while the interpreter ends could abort it
         if not everything:
@@ -184,6 +204,13 @@ class Tracker:
     def _put(self, do: str, trial: int, **more: Any) -> None:
         now = int(1000 * time.time())
         self.outbox.put({"do": do, "trial": trial, "parent": self.parent, "time": now, **more})
+
+
+def _params(trial: Candidate) -> dict[str, str]:
+    """A child run's parameters: the trial's point, and what its regime is."""
+    point = {k: f"{v:.4g}" if isinstance(v, float) else str(v) for k, v in trial.params.items()}
+    regime = {"regime": str(trial.regime), "family": trial.label, "phases": str(len(trial.regime.phases))}
+    return {**point, **regime, "sizes": " ".join(map(str, trial.regime.sizes))}
 
 
 __all__ = ["Tracker", "check", "children", "default_uri"]

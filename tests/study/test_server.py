@@ -73,7 +73,8 @@ def test_a_server_that_dies_in_the_middle_loses_nothing(tmp_path, tiny, empty_st
     tracker.ended(second, "COMPLETE", 0.5, "", CURVE)
     third = candidate(tracker, 2)
     tracker.started(third)
-    assert not tracker.finish("KILLED", {"score": 0.6}, [])
+    tracker.summarise({"score": 0.6})
+    assert not tracker.finish("KILLED", [])
     assert tracker.outbox.waiting == 7
     # The search's process ends, with everything on disk.
 

@@ -95,7 +95,8 @@ def test_interrupted_and_stale_runs_leave_no_trace(tracker, tiny):
 def test_the_parent_holds_the_space_the_best_and_the_figures(tracker):
     figure = tracker._folder / "pareto.png"
     figure.write_bytes(b"png")
-    tracker.finish("FINISHED", {"score": 0.9, "trial": 3}, [figure])
+    tracker.summarise({"score": 0.9, "trial": 3})
+    tracker.finish("FINISHED", [figure])
     (parent,) = runs(tracker, "study")
     assert parent.data.params["task.network"] == "cifar_resnet8"
     assert parent.data.metrics["score"] == 0.9
@@ -151,7 +152,7 @@ def test_the_machine_is_watched_when_mlflow_is_told_to(tmp_path, tiny, empty_sto
         if any(k.startswith("system/") for k in client.get_run(watched.parent).data.metrics):
             break
         time.sleep(0.05)
-    watched.finish("FINISHED", {}, [])
+    watched.finish("FINISHED", [])
     assert client.get_run(watched.parent).data.metrics["system/system_memory_usage_percentage"] > 0
     assert not any(t.name == "SystemMetricsMonitor" for t in threading.enumerate())
 
