@@ -100,7 +100,7 @@ def draw_studies(one: StudyRuns, two: StudyRuns, folder: Path) -> tuple[list[Pat
 
     Raises InputError when they were scored differently, so that the numbers do not compare.
     """
-    for key in ("score.measure", "score.S", "task.dataset", "evaluate.sizes"):
+    for key in ("score.measure", "score.S", "score.gmacs", "task.dataset", "evaluate.sizes"):
         if one.settings.get(key) != two.settings.get(key):
             raise InputError(
                 f"--other {two.name}: its {key} is {two.settings.get(key)} and that of {one.name} "

@@ -73,8 +73,9 @@ class StudyRuns:
     @property
     def score(self) -> Score:
         """How a curve of this study becomes one number."""
-        S = self.settings.get("score.S", "None")
-        return Score(self.settings.get("score.measure", "hypervolume"), None if S == "None" else int(S))  # type: ignore[arg-type]
+        given = {k: self.settings.get(f"score.{k}", "None") for k in ("S", "gmacs")}
+        S, gmacs = (None if given[k] == "None" else kind(given[k]) for k, kind in (("S", int), ("gmacs", float)))
+        return Score(self.settings.get("score.measure", "hypervolume"), S, gmacs)  # type: ignore[arg-type]
 
     @property
     def best(self) -> FinishedTrial:
@@ -82,11 +83,18 @@ class StudyRuns:
         return max(self.trials, key=lambda t: self.score.of(t.curve))
 
     @property
+    def winner(self) -> FinishedTrial | None:
+        """The trial that fresh seeds chose before the test set was read; None where the study has no final."""
+        if not self.tags.get("mixtune.best.verdict"):
+            return None
+        return next((t for t in self.trials if str(t.number) == self.tags["mixtune.best.trial"]), None)
+
+    @property
     def best_searched(self) -> FinishedTrial | None:
         """The best complete trial that the sampler made up; of those run with several seeds, where there are any."""
 
-        def worth(t: FinishedTrial) -> tuple[bool, float]:
-            return len(self.repeats_of(t)) > 1, self.score.of(t.curve)
+        def worth(t: FinishedTrial) -> tuple[bool, bool, float]:
+            return t is self.winner, len(self.repeats_of(t)) > 1, self.score.of(t.curve)
 
         return max((t for t in self.trials if t.searched), key=worth, default=None)
 
@@ -107,10 +115,9 @@ class StudyRuns:
         return int(said) if said else None
 
     def repeats_of(self, trial: FinishedTrial) -> list[FinishedTrial]:
-        """Runs of the same regime with several seeds, by seed; judged on the test set where there are such runs."""
+        """Runs of the same regime with several seeds, by seed; on the test set where the study has any such runs."""
         mine = [r for r in self.repeats if r.regime == trial.regime]
-        judges = {r.judge for r in mine}
-        judge = "test" if "test" in judges else "validation"
+        judge = "test" if "test" in {r.judge for r in self.repeats} else "validation"
         return sorted((r for r in mine if r.judge == judge), key=lambda r: r.seed)
 
     def over_seeds(self, trial: FinishedTrial, metric: str = "top1") -> dict[int, tuple[float, float | None]]:

@@ -14,7 +14,7 @@ from mixtune.regime import Regime
 from mixtune.regime.files import save_regime
 from mixtune.study import preflight, tracking, tuning
 from mixtune.study.books import Books, opened
-from mixtune.study.console import Console, results_table
+from mixtune.study.console import Console, pareto_table, results_table
 from mixtune.study.events import Listeners
 from mixtune.study.folder import Places, locked, save
 from mixtune.study.machine import Machine
@@ -38,6 +38,7 @@ class Result:
     best_file: Path | None
     infeasible: Mapping[int, str] = field(default_factory=dict)  # candidates that were not trained, with the reason
     proof: Proof | None = None
+    pareto: tuple[int, ...] = ()  # with several objectives: the trials that no other beats in all of them
 
 
 def conduct(
@@ -100,12 +101,14 @@ def _close(
         best_file = _keep(best, chosen, places, space)
         artifacts.append(best_file)
     remaining = trials.remaining()
+    pareto = tuple(trials.pareto()) if space.several else ()
     summary: dict[str, Any] = {}
     if best is not None:
         summary = {"score": best.score, "trial": best.number, "family": best.published or "searched"}
         summary |= {"regime": str(regime_of(space, best)), "chosen": chosen}
-        if proof:
-            summary["verdict"] = proof.verdict.sentence()
+        summary["verdict"] = proof.verdict.sentence() if proof else ""  # an earlier one does not stay
+        if pareto:
+            summary["pareto"] = " ".join(map(str, pareto))
         tracker.summarise(summary)
         if tracker.flush():  # figures are drawn from what MLflow holds
             artifacts += draw(places.tracking_uri, space.study, places.folder / "figures")
@@ -113,8 +116,8 @@ def _close(
         tracker.finish("KILLED" if remaining or interrupted else "FINISHED", artifacts)
     except Exception as err:
         log.warning("MLflow could not be brought up to date: %s", str(err).split("\n")[0])
-    infeasible = trials.infeasible()
-    return Result(trials.outcomes(), best, interrupted, remaining, tracker.experiment, best_file, infeasible, proof)
+    here, infeasible = tracker.experiment, trials.infeasible()
+    return Result(trials.outcomes(), best, interrupted, remaining, here, best_file, infeasible, proof, pareto=pareto)
 
 
 def _keep(best: Outcome, chosen: str, places: Places, space: Space) -> Path:
@@ -139,6 +142,8 @@ def table(space: Space, result: Result) -> str:
     if result.infeasible:
         first = next(iter(result.infeasible.values()))
         lines += f"\n{len(result.infeasible)} candidates could not meet the budget and were not trained ({first})"
+    if result.pareto:
+        lines += "\n\n" + pareto_table([o for o in result.outcomes if o.number in result.pareto], space)
     return f"{lines}\n\n{result.proof.table()}" if result.proof else lines
 
 

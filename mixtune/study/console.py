@@ -8,7 +8,8 @@ from typing import Any
 
 from mixtune.regime import Regime
 from mixtune.study.events import Candidate, State
-from mixtune.study.sampling import Outcome
+from mixtune.study.outcome import Outcome
+from mixtune.study.space import Space
 from mixtune.study.statistics import mean_sd
 from mixtune.training.curve import Curve
 
@@ -109,3 +110,14 @@ def results_table(outcomes: Sequence[Outcome], regime_of: Callable[[Outcome], Re
     counts = f"{states.count('COMPLETE')} complete, {states.count('PRUNED')} pruned, {states.count('FAIL')} failed"
     hidden = sum(not o.published for o in complete) - len(searched)
     return "\n".join([*lines, f"trials: {counts}" + (f" ({hidden} more searched ones not shown)" if hidden else "")])
+
+
+def pareto_table(outcomes: Sequence[Outcome], space: Space) -> str:
+    """The trials that no other beats in every objective, the best score first."""
+    lines = [f"Pareto set of {len(outcomes)} trials ({space.aim})"]
+    lines.append(f"{'trial':>5}  {'family':<11}" + "".join(f"{name:>10}" for name in space.objectives))
+    for o in sorted(outcomes, key=lambda o: -(o.score or 0.0)):
+        assert o.curve is not None
+        values = "".join(f"{v:>10.4g}" for v in space.values(o.curve))
+        lines.append(f"{f'#{o.number}':>5}  {o.published or 'searched':<11}{values}")
+    return "\n".join(lines)

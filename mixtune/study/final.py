@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from mixtune.training.run import Judge
 
 if TYPE_CHECKING:
-    from mixtune.study.sampling import Outcome
+    from mixtune.study.outcome import Outcome
 
 Round = Literal["leaders", "final"]
 ROUNDS: dict[Round, Judge] = {"leaders": "validation", "final": "test"}

@@ -72,7 +72,7 @@ class Machine:
         space, places = self._space, self._places
         if places.address is None:
             tuning.connect(None, *preflight.local_resources())
-        self._write(f"{self._slots}; score: {space.score}")
+        self._write(f"{self._slots}; {space.aim}")
         with _terminable():
             training = replace(space.training(self._slots.cpus), device=self._device)
             if space.budget.cost != "pixels":

@@ -47,7 +47,7 @@ def make_pruner(space: Space) -> optuna.pruners.BasePruner:
     """
     factor = space.fidelity.factor if space.fidelity.kind == "compress" else 2
     defaults = {"halving": {"min_resource": 1, "reduction_factor": factor}, "patient": {"patience": 1}}
-    wanted = space.pruner
+    wanted = space.pruning
     if wanted.name == "patient":
         inner = Named(str(wanted.options.get("pruner", "median")))
         if inner.name == "patient":

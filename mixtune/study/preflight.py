@@ -11,7 +11,7 @@ from mixtune.errors import InputError
 from mixtune.regime import Budget, Regime, Schedule, Shard
 from mixtune.study.knobs import Uniform
 from mixtune.study.space import Space
-from mixtune.training.networks import total_stride
+from mixtune.training.networks import gmacs, total_stride
 from mixtune.training.task import Classification, check_shapes
 
 # Training images of the data sets that a dry run may meet before they are there.
@@ -74,6 +74,12 @@ def check_data(space: Space, source: str) -> int:
         task = Classification(space.task, device="cpu")
     except InputError as err:
         raise InputError(f"{source}: {err}") from None
+    if space.score.gmacs is not None:
+        S = min(space.evaluate.sizes)
+        try:
+            space.score.check_cost(S, gmacs(space.task.network, task.classes, S))
+        except ValueError as err:
+            raise InputError(f"{source}: {err}") from None
     check_batches(space, task.n_train, source)
     return task.n_train
 

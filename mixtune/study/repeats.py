@@ -19,8 +19,8 @@ from mixtune.study.storage import reached
 def whole(space: Space, round_: Round) -> Space:
     """The space as a round trains it: the whole budget at once, nothing pruned; the test set needs no folds."""
     folds = space.folds if round_ == "leaders" else 1
-    alone = Fidelity("compress", rungs=1)
-    return replace(space, fidelity=alone, pruner=Named("none"), sampler=Named("random"), folds=folds)
+    alone, nothing = Fidelity("compress", rungs=1), Named("none")
+    return replace(space, fidelity=alone, pruner=nothing, sampler=Named("random"), folds=folds, objectives=("score",))
 
 
 class Repeats(Trials):
@@ -48,7 +48,7 @@ class Repeats(Trials):
                 return trial, params
             with reached():  # an earlier command wanted it
                 self._note_interrupted({trial.number})
-                self._tell(trial, "FAIL", None)
+                self._tell(trial, "FAIL", None, None)
             if repeat is None:
                 raise RuntimeError("more runs were asked for than are wanted")
 

@@ -9,7 +9,6 @@ import json
 import math
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import optuna
@@ -20,31 +19,14 @@ from mixtune.secrets import masked
 from mixtune.study import storage as storage_
 from mixtune.study.final import Repeat
 from mixtune.study.named import make_pruner, make_sampler
+from mixtune.study.outcome import Outcome
 from mixtune.study.space import Space
 from mixtune.study.storage import reached
 from mixtune.training.curve import Curve
+from mixtune.training.score import DIRECTIONS
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 KEPT = ("published", "known", "point", "repeat")  # what a trial that starts again takes along
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """A finished trial as the study remembers it. ``score`` is None where there was no report."""
-
-    number: int
-    state: str
-    score: float | None
-    params: Mapping[str, Any]
-    published: str
-    reason: str
-    curve: Curve | None
-    repeat: Repeat | None = None
-
-    @property
-    def name(self) -> str:
-        """What it is called in sentences: the published regime's name, or "searched" with its number."""
-        return self.published or f"searched #{self.number}"
 
 
 class Trials:
@@ -67,8 +49,9 @@ class Trials:
         storage = self._storage = storage_.open_storage(url)
         pruner = make_pruner(space)
         with reached():
+            directions = [DIRECTIONS[objective] for objective in space.objectives]
             self._study = optuna.create_study(
-                study_name=name, storage=storage, direction="maximize", pruner=pruner, load_if_exists=True
+                study_name=name, storage=storage, directions=directions, pruner=pruner, load_if_exists=True
             )
             # The same seed after a restart would suggest the same candidates again.
             seed = space.seed + len(self._study.get_trials(deepcopy=False))
@@ -165,8 +148,10 @@ class Trials:
         """Record the score of report ``number`` (1, 2, ...); True when the trial should be pruned.
 
         Published regimes run to the end, because they are what the others are compared with, and the last report is
-        never pruned: the whole budget is spent by then.
+        never pruned: the whole budget is spent by then. Optuna takes no reports where there are several objectives.
         """
+        if self.space.several:
+            return False
         with reached():
             trial.report(score, number)
             # Asked of every trial: halving pruners note a trial among the competitors when they are asked about it.
@@ -181,21 +166,24 @@ class Trials:
                 trial.set_user_attr("reason", masked(reason[:1000]))
             if rows is not None:
                 trial.set_user_attr("curve", json.dumps(rows))
-            self._tell(trial, state, score)
+            self._tell(trial, state, score, curve)
 
-    def _tell(self, trial: Trial | int, state: str, score: float | None) -> None:
+    def _tell(self, trial: Trial | int, state: str, score: float | None, curve: Curve | None) -> None:
         if state == "INFEASIBLE":  # to the sampler a point that was pruned before it had any value
             number = trial if isinstance(trial, int) else trial.number
             storage_.attribute_of(self._study, number, "infeasible", "yes")
             state = "PRUNED"
-        if state == "COMPLETE" and (score is None or not math.isfinite(score)):
-            state, score = "FAIL", None
-        self._study.tell(trial, score if state == "COMPLETE" else None, state=TrialState[state], skip_if_finished=True)
+        values = self.space.values(curve) if curve is not None and self.space.several else [score or 0.0]
+        if state == "COMPLETE" and not all(map(math.isfinite, [math.nan if score is None else score, *values])):
+            state = "FAIL"
+        told = values if state == "COMPLETE" else None
+        self._study.tell(trial, told, state=TrialState[state], skip_if_finished=True)
 
     def report_of(self, trial: int, number: int, score: float) -> None:
         """``report`` by the trial's number, too late to prune. Raises PermanentError when the trial has ended."""
-        with reached():
-            storage_.report_of(self._study, trial, number, score)
+        if not self.space.several:
+            with reached():
+                storage_.report_of(self._study, trial, number, score)
 
     def finish_of(
         self, trial: int, state: str, score: float | None, reason: str, rows: list[Mapping[str, float]] | None
@@ -206,14 +194,15 @@ class Trials:
                 storage_.attribute_of(self._study, trial, "reason", masked(reason[:1000]))
             if rows is not None:
                 storage_.attribute_of(self._study, trial, "curve", json.dumps(rows))
-            self._tell(trial, state, score)
+            self._tell(trial, state, score, Curve.from_rows(rows) if rows is not None else None)
 
     def outcomes(self) -> list[Outcome]:
         """All trials that ended by themselves, in order (those that an interruption ended are not among them)."""
         with reached():
             interrupted = self._interrupted()
             trials = self._study.get_trials(deepcopy=False, states=FINISHED)
-        return [_outcome(t) for t in trials if t.number not in interrupted and "infeasible" not in t.user_attrs]
+        at = self.space.objectives.index("score")
+        return [_outcome(t, at) for t in trials if t.number not in interrupted and "infeasible" not in t.user_attrs]
 
     def infeasible(self) -> dict[int, str]:
         """Candidates that could not meet the budget, with the reason: they were not trained and do not count."""
@@ -221,17 +210,25 @@ class Trials:
             trials = self._study.get_trials(deepcopy=False, states=(TrialState.PRUNED,))
         return {t.number: t.user_attrs.get("reason", "") for t in trials if "infeasible" in t.user_attrs}
 
+    def pareto(self) -> list[int]:
+        """The numbers of the complete trials that no other beats in every objective."""
+        with reached():
+            return sorted(t.number for t in self._study.best_trials)
+
     def best(self) -> Outcome | None:
         """The complete trial with the highest score; None when there is none."""
         complete = [o for o in self.outcomes() if o.state == "COMPLETE" and o.score is not None]
         return max(complete, key=lambda o: o.score or 0.0, default=None)
 
 
-def _outcome(trial: FrozenTrial) -> Outcome:
+def _outcome(trial: FrozenTrial, at: int) -> Outcome:
     attrs, values = trial.user_attrs, trial.intermediate_values
-    score = trial.value if trial.state is TrialState.COMPLETE else (values[max(values)] if values else None)
+    score = trial.values[at] if trial.state is TrialState.COMPLETE else (values[max(values)] if values else None)
     curve = Curve.from_rows(json.loads(attrs["curve"])) if "curve" in attrs else None
     published, reason = attrs.get("published", ""), attrs.get("reason", "")
     return Outcome(
         trial.number, trial.state.name, score, trial.params, published, reason, curve, repeat=Repeat.noted(attrs)
     )
+
+
+__all__ = ["FINISHED", "Outcome", "Trials"]

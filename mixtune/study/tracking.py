@@ -115,6 +115,9 @@ class Tracker:
             "train/views_per_second": round(report["views_per_second"], 1),
             "seconds": round(report["seconds"], 2),
         }
+        if self._space.several:
+            found = zip(self._space.objectives, self._space.values(Curve.from_rows(report["curve"])), strict=True)
+            values |= {f"objective/{name}": round(value, 5) for name, value in found}
         for row in report["curve"]:
             values[browsing.top1_at(row["S"], self._width)] = round(row["top1"], 5)
         self._put("report", trial.number, metrics=[[k, float(v), step] for k, v in values.items()])

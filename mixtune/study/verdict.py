@@ -62,8 +62,11 @@ class Verdict:
 
 
 def verdict(winner: str, scores: Mapping[str, Mapping[int, float]]) -> Verdict:
-    """Compare the winner with every other regime; ``scores``: {regime: {seed: score}}, the winner's among them."""
-    others = [name for name in scores if name != winner]
+    """Compare the winner with every other regime; ``scores``: {regime: {seed: score}}, the winner's among them.
+
+    A regime without a single run is left out; without one of the winner nothing is compared.
+    """
+    others = [name for name in scores if name != winner and scores[name] and scores.get(winner)]
     found = [difference(scores[name], scores[winner]) for name in others]
     adjusted = iter(holm([d.p for d in found if d.p is not None]))
     ps = [None if d.p is None else next(adjusted) for d in found]

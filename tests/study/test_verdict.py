@@ -48,6 +48,12 @@ def test_nothing_is_called_indistinguishable_that_was_not_tested():
     assert said.endswith("; not tested: gradual")
 
 
+def test_a_regime_whose_runs_all_failed_is_not_compared():
+    scores = planted({"fixed": 0.8, "w": 0.9}) | {"gradual": {}}
+    assert [a.name for a in verdict("w", scores).against] == ["fixed"]
+    assert verdict("gradual", scores).against == ()
+
+
 def test_p_values_are_adjusted_over_all_comparisons():
     scores = planted({"a": 0.900, "b": 0.902, "c": 0.905, "w": 0.907})
     found = verdict("w", scores)
