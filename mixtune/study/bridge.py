@@ -16,7 +16,7 @@ from typing import Any
 
 from mixtune.errors import NO_ROOM, NoRoomError, no_room
 from mixtune.study.events import Candidate, Listeners, State
-from mixtune.study.feasible import infeasible
+from mixtune.study.feasible import Refuse, nothing
 from mixtune.study.ledger import Book, StorageAwayError
 from mixtune.study.limits import POSITION, Clock, memory_kills, position
 from mixtune.study.work import candidate_of, handed_over, training_of
@@ -48,10 +48,10 @@ class Bridge:
     """One of the study's trials per candidate, and one of the runner's per attempt at it, found by the runner's id."""
 
     def __init__(
-        self, trials: Book, training: TrainingConfig, folder: Path, listeners: Listeners, n_train: int | None = None
+        self, trials: Book, training: TrainingConfig, folder: Path, listeners: Listeners, refuse: Refuse = nothing
     ) -> None:
-        """``n_train``: training images of a trial; with it, candidates that cannot meet the budget are not trained."""
-        self.trials, self.listeners, self._n_train = trials, listeners, n_train
+        """``refuse``: why a candidate cannot be trained, and is recorded as infeasible; empty where it can be."""
+        self.trials, self.listeners, self._refuse = trials, listeners, refuse
         self.halted = ""  # why no trial can go on (a full disk, no candidate)
         self._training, self._folder = training, folder
         self._limits = trials.space.limits
@@ -94,10 +94,10 @@ class Bridge:
             space = self.trials.space
             candidate = candidate_of(space, trial.number, params, trial.user_attrs, self._folder)
             training = training_of(space, self._training, candidate)
-            if not (reason := infeasible(space, candidate.regime, training, self._n_train)):
+            if not (reason := self._refuse(candidate.regime, training)):
                 return self._begin(trial, candidate, training)
             self.trials.finish(trial, "INFEASIBLE", None, reason, None)
-        said = f"{INFEASIBLE_IN_A_ROW} candidates in a row cannot meet the budget (the last: {reason})"
+        said = f"{INFEASIBLE_IN_A_ROW} candidates in a row cannot be trained (the last: {reason})"
         self._halt(f"{said}; raise budget.epochs, lower base.B, or leave out of search what cannot be met")
         return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Callable, Mapping
@@ -12,8 +13,8 @@ from typing import Any
 from mixtune.config import plain
 from mixtune.regime import Regime
 from mixtune.regime.files import save_regime
-from mixtune.study import preflight, tracking, tuning
-from mixtune.study.books import Books, opened
+from mixtune.study import carry, estimate, preflight, tracking, tuning
+from mixtune.study.books import Books, begun, opened
 from mixtune.study.console import Console, pareto_table, results_table
 from mixtune.study.events import Listeners
 from mixtune.study.folder import Places, locked, save
@@ -36,7 +37,8 @@ class Result:
     remaining: int
     experiment: str
     best_file: Path | None
-    infeasible: Mapping[int, str] = field(default_factory=dict)  # candidates that were not trained, with the reason
+    infeasible: Mapping[int, str] = field(default_factory=dict)  # candidates that could not be trained, with the reason
+    took: str = ""  # beside what was planned; empty where trials remain
     proof: Proof | None = None
     pareto: tuple[int, ...] = ()  # with several objectives: the trials that no other beats in all of them
 
@@ -48,41 +50,47 @@ def conduct(
     draw: Callable[[str, str, Path], list[Path]],
     write: Callable[[str], None],
     resume: bool = False,
+    proxy: Mapping[str, float] | None = None,
 ) -> Result:
     """Run a study to its end, or as far as it gets.
 
     ``draw(tracking uri, study, folder)`` makes the figures. Raises InputError before anything is written when the
     space, its data, the resources or the stores are not usable. The same call on a folder that holds the study
-    continues it; with ``resume`` nothing else is done: a folder without the study is an InputError.
+    continues it; with ``resume`` nothing else is done: a folder without the study is an InputError. proxy: scores of
+    the regimes to be tried on the task that they were found on, see ``carry``.
     """
     check_named(space)
     stride = preflight.check_sizes(space, source)
     space = _absolute(space)
     n_train = preflight.check_data(space, source)
-    if places.address is None:
-        slots = preflight.slots(space, *preflight.local_resources())
-    else:
-        tuning.connect(places.address, 0, 0)
-        slots = preflight.slots(space, *tuning.cluster(), tuning.nodes())
+    slots = estimate.slots_of(space, places)
     tracking.check(places.tracking_uri)
 
-    with locked(places.folder), opened(space, places, stride, resume) as books:
-        trials, proof = books.trials, None
-        _say_what_happens(trials, books.stale, places, write)
-        machine = Machine(space, slots, places, write)
-        interrupted = False
-        try:
-            if trials.remaining():
-                console = Console(space.trials, trials.best(), write)
-                machine.run(books, places.folder, Listeners([console, books.tracker]), n_train)
-            if not trials.remaining():
-                proof = prove(space, places, books, machine, write)
-        except KeyboardInterrupt:
-            interrupted = True
-        finally:
-            tuning.disconnect()
-            books.settle()
-        return _close(books, places, space, draw, interrupted, proof)
+    with locked(places.folder), contextlib.ExitStack() as at_the_end:
+        at_the_end.callback(tuning.disconnect)
+        machine = Machine(space, slots, places, n_train, write)
+        # What does not fit is refused before the study is begun, so that it may be begun with another base.
+        if not (resume or begun(space, places)):
+            machine.ready()
+        with opened(space, places, stride, resume, proxy) as books:
+            trials, proof = books.trials, None
+            _say_what_happens(trials, books.stale, places, write)
+            interrupted = False
+            try:
+                if trials.remaining():
+                    machine.ready()
+                    write(space.aim)
+                    console = Console(space.trials, trials.best(), write)
+                    console.header()
+                    machine.run(books, places.folder, Listeners([console, books.tracker]), machine.refuse)
+                if not trials.remaining():
+                    proof = prove(space, places, books, machine, write)
+            except KeyboardInterrupt:
+                interrupted = True
+            finally:
+                tuning.disconnect()
+                books.settle()
+            return _close(books, places, space, draw, interrupted, proof)
 
 
 def _close(
@@ -109,15 +117,18 @@ def _close(
         summary["verdict"] = proof.verdict.sentence() if proof else ""  # an earlier one does not stay
         if pareto:
             summary["pareto"] = " ".join(map(str, pareto))
-        tracker.summarise(summary)
-        if tracker.flush():  # figures are drawn from what MLflow holds
-            artifacts += draw(places.tracking_uri, space.study, places.folder / "figures")
+    outcomes = trials.outcomes()
+    agreed = carry.agreement(outcomes)
+    tracker.summarise(summary, agreed.tags if agreed else {})
+    if best is not None and tracker.flush():  # figures are drawn from what MLflow holds
+        artifacts += draw(places.tracking_uri, space.study, places.folder / "figures")
     try:
         tracker.finish("KILLED" if remaining or interrupted else "FINISHED", artifacts)
     except Exception as err:
         log.warning("MLflow could not be brought up to date: %s", str(err).split("\n")[0])
-    here, infeasible = tracker.experiment, trials.infeasible()
-    return Result(trials.outcomes(), best, interrupted, remaining, here, best_file, infeasible, proof, pareto=pareto)
+    took = estimate.compared(places.folder, trials.hours()) if not remaining else ""
+    here, refused = tracker.experiment, trials.infeasible()
+    return Result(outcomes, best, interrupted, remaining, here, best_file, refused, took, proof, pareto)
 
 
 def _keep(best: Outcome, chosen: str, places: Places, space: Space) -> Path:
@@ -141,7 +152,10 @@ def table(space: Space, result: Result) -> str:
     lines = results_table(result.outcomes, lambda o: regime_of(space, o))
     if result.infeasible:
         first = next(iter(result.infeasible.values()))
-        lines += f"\n{len(result.infeasible)} candidates could not meet the budget and were not trained ({first})"
+        lines += f"\n{len(result.infeasible)} candidates could not be trained ({first})"
+    if agreed := carry.agreement(result.outcomes):
+        lines += f"\n{agreed}"
+    lines += f"\n{result.took}" if result.took else ""
     if result.pareto:
         lines += "\n\n" + pareto_table([o for o in result.outcomes if o.number in result.pareto], space)
     return f"{lines}\n\n{result.proof.table()}" if result.proof else lines

@@ -42,9 +42,13 @@ class Final:
         if self.seeds < 2:
             raise ValueError(f"seeds must be at least 2 (one run has no deviation), not {self.seeds}")
 
+    def runs(self, published: int, folds: int) -> tuple[int, int]:
+        """How many runs of the whole budget the two rounds are."""
+        return (self.leaders + published) * self.replicates * folds, (1 + published) * self.seeds
+
     def cost(self, published: int, folds: int, trials: int) -> str:
         """What it costs after a search of ``trials``, in runs of the whole budget."""
-        again, tested = (self.leaders + published) * self.replicates * folds, (1 + published) * self.seeds
+        again, tested = self.runs(published, folds)
         return (
             f"final: {again} runs of the leaders with fresh seeds and {tested} for the test set, each of the whole "
             f"budget; the search takes {trials * folds} such runs at most"

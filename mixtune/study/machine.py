@@ -7,18 +7,18 @@ import logging
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Literal
 
 from mixtune.errors import InputError
-from mixtune.study import hosting, preflight, tuning
+from mixtune.study import estimate, hosting, preflight, tuning
 from mixtune.study.books import Books
 from mixtune.study.bridge import Bridge
+from mixtune.study.estimate import Ready
 from mixtune.study.events import Listeners
+from mixtune.study.feasible import Refuse, infeasible, nothing
 from mixtune.study.folder import Places
 from mixtune.study.space import Space
-from mixtune.training import timing
-from mixtune.training.run import TrainingConfig
 
 log = logging.getLogger("mixtune")
 RESTARTS = 3  # a fault of Ray itself ends an experiment; the study goes on in a new one
@@ -27,29 +27,42 @@ RESTARTS = 3  # a fault of Ray itself ends an experiment; the study goes on in a
 class Machine:
     """The cluster with what all trials share, for as many books as there are."""
 
-    def __init__(self, space: Space, slots: preflight.Slots, places: Places, write: Callable[[str], None]) -> None:
-        self._space, self._slots, self._places, self._write = space, slots, places, write
-        self._device: Literal["auto", "cpu", "cuda"] = "cpu" if slots.gpus == 0 else space.device
-        self._training: TrainingConfig | None = None
-        self._gpus = 0
+    def __init__(
+        self, space: Space, slots: preflight.Slots, places: Places, n_train: int, write: Callable[[str], None]
+    ) -> None:
+        self._space, self._slots, self._places, self._n_train, self._write = space, slots, places, n_train, write
+        self._ready: Ready | None = None
 
-    def run(self, books: Books, folder: Path, listeners: Listeners, n_train: int | None = None) -> None:
-        """Run a book's trials until none remains. ``n_train``: see ``Bridge``.
+    def ready(self) -> Ready:
+        """Start Ray and measure what a study needs to know, once. Raises what ``estimate.ready`` raises."""
+        if self._ready is None:
+            if self._places.address is None:
+                tuning.connect(None, *preflight.local_resources())
+            with _terminable():
+                self._ready = estimate.ready(self._space, self._slots, self._places, self._n_train, self._write)
+        return self._ready
+
+    @property
+    def refuse(self) -> Refuse:
+        """Says which candidates of the search cannot be trained here."""
+        return partial(infeasible, self._space, n_train=self._n_train, room=self.ready().room)
+
+    def run(self, books: Books, folder: Path, listeners: Listeners, refuse: Refuse = nothing) -> None:
+        """Run a book's trials until none remains.
 
         Raises InputError when no trial can go on, KeyboardInterrupt when it is told to stop.
         """
-        if self._training is None:
-            self._training = self._started()
+        ready, trials = self.ready(), books.trials
         # As this machine trains, with the folds of the book's own space.
-        folds = books.trials.space.training().task.folds
-        training = replace(self._training, task=replace(self._training.task, folds=folds))
+        task = replace(ready.training.task, folds=trials.space.training().task.folds)
+        training = replace(ready.training, task=task)
+        attempt = 0
         with _terminable():
-            attempt = 0
-            while (left := books.trials.remaining()) and attempt < RESTARTS:
-                bridge = Bridge(books.ledger, training, folder, listeners, n_train)
+            while (left := trials.remaining()) and attempt < RESTARTS:
+                bridge = Bridge(books.ledger, training, folder, listeners, refuse)
                 fault: Exception | None = None
                 try:
-                    hosting.run(bridge, self._slots, self._places.folder, self._device, self._gpus)
+                    hosting.run(bridge, ready.slots, self._places.folder, training.device, ready.gpus)
                 except KeyboardInterrupt:
                     bridge.interrupt()
                     raise
@@ -59,7 +72,7 @@ class Machine:
                 if bridge.halted:
                     raise InputError(bridge.halted)
                 books.settle()
-                attempt = 1 if books.trials.remaining() < left else attempt + 1  # in a row without a trial finished
+                attempt = 1 if trials.remaining() < left else attempt + 1  # in a row without a trial finished
                 if fault is not None:
                     if attempt == RESTARTS:
                         raise fault
@@ -67,25 +80,6 @@ class Machine:
                     tuning.disconnect()
                     tuning.connect(self._places.address, *preflight.local_resources())
                     signal.signal(signal.SIGTERM, _interrupt)
-
-    def _started(self) -> TrainingConfig:
-        space, places = self._space, self._places
-        if places.address is None:
-            tuning.connect(None, *preflight.local_resources())
-        self._write(f"{self._slots}; {space.aim}")
-        with _terminable():
-            training = replace(space.training(self._slots.cpus), device=self._device)
-            if space.budget.cost != "pixels":
-                unit = space.budget.cost
-                self._write(f"measuring the {unit} of a step of every shape, once (kept in costs.yaml)")
-                kept = places.folder / "costs.yaml"
-                costs = tuning.call(timing.step_costs, self._slots, training, space.shapes(), kept)
-                training = replace(training, costs=costs)
-            self._gpus = int(tuning.cluster()[1]) if self._slots.gpus else 0
-            self._slots, said = hosting.packed(space, training, self._slots, self._gpus)
-            if said:
-                self._write(said)
-        return training
 
 
 def _interrupt(number: int, frame: object) -> None:

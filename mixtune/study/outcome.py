@@ -21,6 +21,7 @@ class Outcome:
     published: str
     reason: str
     curve: Curve | None
+    proxy: float | None = None  # its score on the task that it was carried from
     repeat: Repeat | None = None
 
     @property

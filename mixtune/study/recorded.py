@@ -13,7 +13,9 @@ from mlflow.exceptions import MlflowException
 
 from mixtune.errors import InputError
 from mixtune.secrets import masked
-from mixtune.study.browsing import padded, top1_at, width
+from mixtune.study import parameters
+from mixtune.study.browsing import top1_at, width
+from mixtune.study.knobs import Value
 from mixtune.study.outbox import Record
 from mixtune.study.store import CURVE, cause, opened
 from mixtune.training.curve import Curve
@@ -28,7 +30,7 @@ def repeat(
     parent: str,
     name: str,
     tags: Mapping[str, str],
-    params: Mapping[str, str],
+    params: Mapping[str, Value],
     curve: Curve,
     score: float,
     more: Mapping[str, Mapping[int, float]],
@@ -43,7 +45,7 @@ def repeat(
     every += [[top1_at(p.S, digits), round(p.top1, 5), 100] for p in curve.points]
     every += [[f"{CURVE}{k}", v, S] for k, values in more.items() for S, v in values.items()]
     named = {f"mixtune.{k}": v for k, v in tags.items()} | {"mixtune.kind": "repeat", "mixtune.state": "COMPLETE"}
-    known = {padded(k, digits): v for k, v in params.items()}
+    named[parameters.POINT] = parameters.exact(params)
     return {
         "do": "repeat",
         "trial": int(tags["trial"]),
@@ -51,7 +53,7 @@ def repeat(
         "time": int(1000 * time.time()),
         "name": name,
         "tags": {"mlflow.parentRunId": parent, **named},
-        "params": known,
+        "params": parameters.point(params, digits),
         "metrics": every,
         "files": list(files),
     }

@@ -1,6 +1,6 @@
 """The study in Optuna's storage, which is its only truth: what was asked, reported, pruned and finished.
 
-Starting and resuming are the same act. Optuna is known here, in ``named`` and in ``storage``.
+Starting and resuming are the same act. Optuna is known here, in ``named``, ``storage`` and ``journal``.
 """
 
 from __future__ import annotations
@@ -21,25 +21,27 @@ from mixtune.study.final import Repeat
 from mixtune.study.named import make_pruner, make_sampler
 from mixtune.study.outcome import Outcome
 from mixtune.study.space import Space
-from mixtune.study.storage import reached
+from mixtune.study.storage import at_once, reached
 from mixtune.training.curve import Curve
 from mixtune.training.score import DIRECTIONS
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
-KEPT = ("published", "known", "point", "repeat")  # what a trial that starts again takes along
+KEPT = ("published", "known", "proxy", "point", "repeat")  # what a trial that starts again takes along
 
 
 class Trials:
     """An open study: hands out candidates, takes reports, decides on pruning and records how trials ended."""
 
-    def __init__(self, url: str, space: Space, stride: int) -> None:
+    def __init__(self, url: str, space: Space, stride: int, proxy: Mapping[str, float] | None = None) -> None:
         """Open or create the study ``space.study`` at an Optuna storage URL and enqueue the published regimes.
 
+        proxy: scores on another task, by the name of a published or the file of a known regime.
         Raises InputError when the storage cannot be opened or holds a study with this name but another space. This and
         every other method raise StorageAwayError when the storage does not answer, NoRoomError on a full disk.
         """
         points = {name: space.published_params(name, stride) for name in space.published}
         self._first = {"published": points, "known": space.known_points(stride)}
+        self._proxy = proxy or {}
         self._open(url, space, space.study)
 
     def _open(self, url: str, space: Space, name: str) -> None:
@@ -72,7 +74,8 @@ class Trials:
             there = {t.user_attrs.get(kind) for t in trials}
             for name, point in each.items():
                 if name not in there:
-                    self._enqueue(point, {kind: name})
+                    known = {"proxy": self._proxy[name]} if name in self._proxy else {}
+                    self._enqueue(point, {kind: name, **known})
 
     def _enqueue(self, point: Mapping[str, Any], attributes: Mapping[str, Any]) -> None:
         # The point again, because a kill between taking a trial and suggesting leaves one without.
@@ -88,9 +91,8 @@ class Trials:
             )
 
     def close(self) -> None:
-        """Give the database's connections back."""
-        self._storage.remove_session()
-        self._storage.engine.dispose()
+        """Give the storage back."""
+        storage_.close(self._storage)
 
     def note(self, key: str, value: str) -> None:
         """Remember something of the study as a whole."""
@@ -139,7 +141,7 @@ class Trials:
 
     def ask(self) -> tuple[Trial, dict[str, Any]]:
         """A new trial and its parameters."""
-        with reached(), warnings.catch_warnings():
+        with reached(), at_once(self._storage), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Optuna's notices about its own experimental parts
             trial = self._study.ask()
             return trial, self.space.suggest(trial)
@@ -152,7 +154,8 @@ class Trials:
         """
         if self.space.several:
             return False
-        with reached():
+        # A trial that a power cut took its reports from is run again: only its end must be kept.
+        with reached(), at_once(self._storage, durable=False):
             trial.report(score, number)
             # Asked of every trial: halving pruners note a trial among the competitors when they are asked about it.
             worse = not last and trial.should_prune()
@@ -161,7 +164,7 @@ class Trials:
     def finish(self, trial: Trial, state: str, score: float | None, reason: str, curve: Curve | None) -> None:
         """Record how a trial ended: COMPLETE with its score, PRUNED (with its last score), FAIL or INFEASIBLE."""
         rows = curve.rows() if curve is not None else None
-        with reached():
+        with reached(), at_once(self._storage):
             if reason:
                 trial.set_user_attr("reason", masked(reason[:1000]))
             if rows is not None:
@@ -215,6 +218,13 @@ class Trials:
         with reached():
             return sorted(t.number for t in self._study.best_trials)
 
+    def hours(self) -> float:
+        """How long the trials that ended by themselves took, together."""
+        numbers = {o.number for o in self.outcomes()}
+        with reached():
+            ended = [t for t in self._study.get_trials(deepcopy=False, states=FINISHED) if t.number in numbers]
+        return sum(t.duration.total_seconds() for t in ended if t.duration is not None) / 3600
+
     def best(self) -> Outcome | None:
         """The complete trial with the highest score; None when there is none."""
         complete = [o for o in self.outcomes() if o.state == "COMPLETE" and o.score is not None]
@@ -226,9 +236,8 @@ def _outcome(trial: FrozenTrial, at: int) -> Outcome:
     score = trial.values[at] if trial.state is TrialState.COMPLETE else (values[max(values)] if values else None)
     curve = Curve.from_rows(json.loads(attrs["curve"])) if "curve" in attrs else None
     published, reason = attrs.get("published", ""), attrs.get("reason", "")
-    return Outcome(
-        trial.number, trial.state.name, score, trial.params, published, reason, curve, repeat=Repeat.noted(attrs)
-    )
+    proxy, repeat = attrs.get("proxy"), Repeat.noted(attrs)
+    return Outcome(trial.number, trial.state.name, score, trial.params, published, reason, curve, proxy, repeat)
 
 
 __all__ = ["FINISHED", "Outcome", "Trials"]

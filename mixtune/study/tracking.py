@@ -15,7 +15,7 @@ from typing import Any, cast
 from mixtune import __version__
 from mixtune.config import plain, to_yaml
 from mixtune.secrets import masked
-from mixtune.study import browsing
+from mixtune.study import browsing, parameters
 from mixtune.study.delivery import Sender, merged, system_metrics
 from mixtune.study.events import Candidate, State
 from mixtune.study.identity import identity
@@ -29,6 +29,7 @@ from mixtune.training.curve import Curve
 from mixtune.training.environment import environment
 
 log = logging.getLogger("mixtune")
+LINGER_SECONDS = 1.0  # MLflow is so far behind at most; the records of a short trial are one by then
 _STATUS: dict[State, str] = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED", "INTERRUPTED": "KILLED"}
 _NOT_LOGGED = ("regime.yaml", POSITION)  # logged at the start; of no use once the trial has ended
 
@@ -50,7 +51,7 @@ class Tracker:
         self._sender.view(*browsing.view(space))
         self._system = system_metrics(uri, self.parent)
         kept = folder / f"unsent-{hashlib.sha256(uri.encode()).hexdigest()[:8]}.jsonl"
-        self.outbox = Outbox(kept, self._sender.deliver, "MLflow", merge=merged)
+        self.outbox = Outbox(kept, self._sender.deliver, "MLflow", merge=merged, linger=LINGER_SECONDS)
 
     def _described(self) -> tuple[dict[str, str], dict[str, str]]:
         """The parent run's tags and parameters."""
@@ -67,10 +68,10 @@ class Tracker:
             ),
         }
         sections = plain(space)
-        params = {k: v for k, v in sections.items() if not isinstance(v, dict)}
+        params = parameters.settings("", {k: v for k, v in sections.items() if not isinstance(v, dict)})
         for section in ("task", "base", "budget", "recipe", "evaluate", "search", "score"):
-            params |= {f"{section}.{k}": v for k, v in sections[section].items()}
-        return tags, {k: str(v)[:6000] for k, v in params.items()}
+            params |= parameters.settings(section, sections[section])
+        return tags, params
 
     @property
     def _common(self) -> dict[str, str]:
@@ -95,10 +96,11 @@ class Tracker:
             "mixtune.trial": str(trial.number),
             "mixtune.family": trial.label,
             "mixtune.regime": str(trial.regime),
+            parameters.POINT: parameters.exact(trial.params),
             "mixtune.state": "RUNNING",
             "mlflow.note.content": f"{trial.label}: {trial.regime} (size x batch (x copies), % of steps)",
         }
-        params = {browsing.padded(k, self._width): v for k, v in _params(trial).items()}
+        params = {**parameters.point(trial.params, self._width), **_regime(trial)}
         name, files = f"{trial.number:03d} {trial.label}", [str(trial.folder / "regime.yaml")]
         self._put("start", trial.number, name=name, tags=tags, params=params, files=files)
 
@@ -146,7 +148,8 @@ class Tracker:
             tags["fold"] = "whole training set"
         name = f"{how.of:03d} {trial.label} {how.judge} seed {how.seed}"
         files = [str(p) for p in sorted(trial.folder.glob("*")) if p.name != POSITION]
-        self.outbox.put(repeat(self.parent, name, tags, _params(trial), curve, score, {}, files))
+        record = repeat(self.parent, name, tags, trial.params, curve, score, {}, files)
+        self.outbox.put({**record, "params": {**record["params"], **_regime(trial)}})
 
     def discard_unfinished(self) -> None:
         """Bin the child runs that a killed search left open; their trials are run again."""
@@ -183,10 +186,10 @@ class Tracker:
         self.outbox.close()
         self._sender.close()
 
-    def summarise(self, best: Mapping[str, Any]) -> None:
-        """The study's winner: its score as a metric of the parent run, all else as tags."""
-        metrics = [["score", round(float(best["score"]), 5), 100]]
-        tags = {f"mixtune.best.{k}": str(v)[:5000] for k, v in best.items() if k != "score"}
+    def summarise(self, best: Mapping[str, Any], more: Mapping[str, str] | None = None) -> None:
+        """The study's winner: its score as a metric of the parent run, all else and ``more`` as tags."""
+        metrics = [["score", round(float(best["score"]), 5), 100]] if best else []
+        tags = {f"mixtune.best.{k}": str(v)[:5000] for k, v in best.items() if k != "score"} | dict(more or {})
         self._put("summary", -1, tags=tags, metrics=metrics)
 
     def finish(self, status: str, artifacts: list[Path]) -> bool:
@@ -209,11 +212,10 @@ class Tracker:
         self.outbox.put({"do": do, "trial": trial, "parent": self.parent, "time": now, **more})
 
 
-def _params(trial: Candidate) -> dict[str, str]:
-    """A child run's parameters: the trial's point, and what its regime is."""
-    point = {k: f"{v:.4g}" if isinstance(v, float) else str(v) for k, v in trial.params.items()}
-    regime = {"regime": str(trial.regime), "family": trial.label, "phases": str(len(trial.regime.phases))}
-    return {**point, **regime, "sizes": " ".join(map(str, trial.regime.sizes))}
+def _regime(trial: Candidate) -> dict[str, str]:
+    """What a trial's regime is, as parameters of its run."""
+    found = {"regime": str(trial.regime), "family": trial.label, "phases": str(len(trial.regime.phases))}
+    return {**found, "sizes": " ".join(map(str, trial.regime.sizes))}
 
 
 __all__ = ["Tracker", "check", "children", "default_uri"]

@@ -11,6 +11,7 @@ from mixtune.config import parse
 from mixtune.study.books import opened
 from mixtune.study.bridge import Bridge
 from mixtune.study.events import Listeners
+from mixtune.study.feasible import nothing
 from mixtune.study.folder import Places
 from mixtune.study.proving import prove
 from mixtune.study.space import Space
@@ -26,8 +27,8 @@ class Planted:
         self.means, self.luck, self.stop_after = means, luck or {}, stop_after
         self.trained = []
 
-    def run(self, books, folder, listeners, n_train=None):
-        bridge = Bridge(books.ledger, books.trials.space.training(1), folder, listeners, n_train)
+    def run(self, books, folder, listeners, refuse=nothing):
+        bridge = Bridge(books.ledger, books.trials.space.training(1), folder, listeners, refuse)
         while (told := bridge.suggest("one")) is not None:
             if self.stop_after is not None and len(self.trained) == self.stop_after:
                 bridge.interrupt()

@@ -82,7 +82,7 @@ def test_a_server_that_dies_in_the_middle_loses_nothing(tmp_path, tiny, empty_st
         again = Tracker(uri, space, tmp_path / "study", tracker.parent)
         again.discard_unfinished()
         assert again.flush(60)
-        assert again.finish("FINISHED", {"score": 0.6}, [])
+        assert again.finish("FINISHED", [])
         study = read_study(uri, "tiny")
         assert study.states == {"COMPLETE": 2}  # the third is discarded, after its start was made up for
         assert [t.curve for t in study.trials] == [CURVE, CURVE]
