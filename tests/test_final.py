@@ -9,8 +9,9 @@ import pytest
 from mlflow import MlflowClient
 
 from mixtune.cli import python
-from tests.accounts import assert_exact, assert_gone, marked
-from tests.test_kills import start
+from mixtune.study.folder import Places
+from mixtune.study.storage import open_storage
+from tests.accounts import assert_exact, assert_gone, marked, start
 from tests.test_search import command
 
 FINAL = {"leaders": 1, "replicates": 1, "seeds": 2}
@@ -20,7 +21,7 @@ def rounds(folder):
     """Finished runs of each round: {round: [(trial, seed)]}, and how often each was begun."""
     found, begun = {}, {}
     for name in ("leaders", "final"):
-        study = optuna.load_study(study_name=f"tiny {name}", storage=f"sqlite:///{folder}/study.db")
+        study = optuna.load_study(study_name=f"tiny {name}", storage=open_storage(Places(folder).storage_url))
         interrupted = set(study.user_attrs.get("interrupted", ()))
         assert {study.trials[n].state.name for n in interrupted} <= {"FAIL"}
         rest = [t for t in study.trials if t.number not in interrupted]
@@ -35,7 +36,7 @@ def rounds(folder):
 def test_a_search_killed_in_the_middle_of_a_round_goes_on_and_repeats_nothing(tmp_path, space_file, tiny, target):
     space = space_file(tiny | {"final": FINAL, "pruner": {"name": "none"}, "trials": 3})
     folder, mark = tmp_path / "study", uuid.uuid4().hex
-    process = start(folder, space, mark)
+    process = start(folder, space, mark=mark)
     try:
         # Not before the round has finished a run, so that there is something to lose.
         for line in process.stdout:
