@@ -20,8 +20,9 @@ from mixtune.study.events import Listeners
 from mixtune.study.folder import Places, locked, save
 from mixtune.study.machine import Machine
 from mixtune.study.named import check_named
+from mixtune.study.outcome import Outcome
 from mixtune.study.proving import Proof, prove
-from mixtune.study.sampling import Outcome, Trials
+from mixtune.study.sampling import Trials
 from mixtune.study.space import Space
 
 log = logging.getLogger("mixtune")

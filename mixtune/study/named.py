@@ -15,6 +15,7 @@ from mixtune.study.space import Named, Space
 SAMPLERS: dict[str, Callable[..., optuna.samplers.BaseSampler]] = {
     "tpe": optuna.samplers.TPESampler,
     "random": optuna.samplers.RandomSampler,
+    "grid": optuna.samplers.RandomSampler,  # samples nothing: all its points are enqueued (``grid``)
     "gp": optuna.samplers.GPSampler,
     "qmc": optuna.samplers.QMCSampler,
     "cmaes": optuna.samplers.CmaEsSampler,

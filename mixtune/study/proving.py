@@ -12,8 +12,8 @@ from mixtune.study.events import Listeners
 from mixtune.study.final import Repeat, Round, finalists, leaders, seeds_of
 from mixtune.study.folder import Places
 from mixtune.study.machine import Machine
+from mixtune.study.outcome import Outcome
 from mixtune.study.repeats import Repeats
-from mixtune.study.sampling import Outcome
 from mixtune.study.space import Space
 from mixtune.study.verdict import Verdict, verdict
 from mixtune.study.work import candidate_of

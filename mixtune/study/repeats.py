@@ -11,7 +11,8 @@ from typing import Any
 
 from mixtune.study.fidelity import Fidelity
 from mixtune.study.final import Repeat, Round
-from mixtune.study.sampling import Outcome, Trials
+from mixtune.study.outcome import Outcome
+from mixtune.study.sampling import Trials
 from mixtune.study.space import Named, Space
 from mixtune.study.storage import reached
 

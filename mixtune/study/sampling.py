@@ -16,6 +16,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from mixtune.errors import InputError
 from mixtune.secrets import masked
+from mixtune.study import grid
 from mixtune.study import storage as storage_
 from mixtune.study.final import Repeat
 from mixtune.study.named import make_pruner, make_sampler
@@ -26,7 +27,7 @@ from mixtune.training.curve import Curve
 from mixtune.training.score import DIRECTIONS
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
-KEPT = ("published", "known", "proxy", "point", "repeat")  # what a trial that starts again takes along
+KEPT = ("published", "known", "grid", "proxy", "point", "repeat")  # what a trial that starts again takes along
 
 
 class Trials:
@@ -41,6 +42,9 @@ class Trials:
         """
         points = {name: space.published_params(name, stride) for name in space.published}
         self._first = {"published": points, "known": space.known_points(stride)}
+        if space.sampler.name == "grid":
+            count = space.trials - len(points) - len(self._first["known"])
+            self._first["grid"] = grid.points(space.search, space.seed, count)
         self._proxy = proxy or {}
         self._open(url, space, space.study)
 
@@ -67,7 +71,7 @@ class Trials:
 
     def _fill(self) -> None:
         """Enqueue what is tried first and is not there yet."""
-        if self.resumed:
+        if self.resumed and "grid" not in self._first:  # of a grid, more trials are more points
             return
         trials = self._study.get_trials(deepcopy=False)
         for kind, each in self._first.items():
@@ -137,7 +141,11 @@ class Trials:
 
     def remaining(self) -> int:
         """How many trials are still to be run: those asked for, less those finished by themselves."""
-        return max(0, self.space.trials - len(self.outcomes()))
+        left = max(0, self.space.trials - len(self.outcomes()))
+        if self.space.sampler.name != "grid":
+            return left
+        with reached():  # candidates that could not be trained are not made up for
+            return min(left, sum(not t.state.is_finished() for t in self._study.get_trials(deepcopy=False)))
 
     def ask(self) -> tuple[Trial, dict[str, Any]]:
         """A new trial and its parameters."""
@@ -238,6 +246,3 @@ def _outcome(trial: FrozenTrial, at: int) -> Outcome:
     published, reason = attrs.get("published", ""), attrs.get("reason", "")
     proxy, repeat = attrs.get("proxy"), Repeat.noted(attrs)
     return Outcome(trial.number, trial.state.name, score, trial.params, published, reason, curve, proxy, repeat)
-
-
-__all__ = ["FINISHED", "Outcome", "Trials"]

@@ -10,7 +10,7 @@ from mixtune.errors import did_you_mean
 from mixtune.regime import PUBLISHED, BatchShape, Budget, Regime, published
 from mixtune.regime.files import load_regime
 from mixtune.regime.rebase import rebased
-from mixtune.study import candidates
+from mixtune.study import candidates, grid
 from mixtune.study.candidates import NEGLIGIBLE, Search
 from mixtune.study.fidelity import Fidelity, Stage, stages
 from mixtune.study.final import Final
@@ -85,6 +85,10 @@ class Space:
             )
         if self.several and self.sampler.name in ("cmaes", "gp"):
             raise ValueError(f"sampler {self.sampler.name} needs one objective; use tpe or nsga2")
+        if self.sampler.name == "grid":
+            most = grid.size(self.search) + len(self.published) + len(self.known)
+            if self.trials > most:
+                raise ValueError(f"sampler grid: there are {most} regimes to try, so trials is at most {most}")
         if self.pruning.name == "wilcoxon" and self.folds < 2:
             raise ValueError("pruner wilcoxon compares folds: set folds to at least 2, for example folds: 5")
         self.training()  # checks that need several sections

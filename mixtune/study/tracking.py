@@ -21,8 +21,8 @@ from mixtune.study.events import Candidate, State
 from mixtune.study.identity import identity
 from mixtune.study.limits import POSITION
 from mixtune.study.outbox import Outbox
+from mixtune.study.outcome import Outcome
 from mixtune.study.recorded import curve_metrics, repeat
-from mixtune.study.sampling import Outcome
 from mixtune.study.space import Space
 from mixtune.study.store import check, children, default_uri
 from mixtune.training.curve import Curve
@@ -64,7 +64,8 @@ class Tracker:
                 f"How should {space.task.network} mix image sizes on {space.task.dataset}, for the compute of "
                 f"{space.budget} at {space.base.S} px?\n\nOne child run per trial; the tag "
                 "mixtune.state tells COMPLETE, PRUNED and FAIL apart. In charts of curve/..., the step is the image "
-                "size in px; in all others it is the share of the budget in %. This run's artifacts hold the figures."
+                "size in px; in all others it is the share of the budget in %, of all folds so far. This run's "
+                "artifacts hold the figures."
             ),
         }
         sections = plain(space)
@@ -105,10 +106,10 @@ class Tracker:
         self._put("start", trial.number, name=name, tags=tags, params=params, files=files)
 
     def reported(self, trial: Candidate, report: Mapping[str, Any], score: float) -> None:
-        """Metrics of one report, with the budget spent in per cent as step, in one request."""
+        """Metrics of one report in one request; the step is the budget spent in per cent, of all folds so far."""
         if trial.repeat:
             return
-        step = round(100 * report["progress"])
+        step = round(100 * (report.get("fold", 0) + report["progress"]))
         # Rounded to what can be read in a column; the curve that the trial leaves has every bit.
         values = {
             "score": round(score, 5),
@@ -172,7 +173,7 @@ class Tracker:
             trial = Candidate(o.number, regime, o.params, folder, o.published)
             self.started(trial)
             if o.score is not None and score != o.score:
-                self._put("report", o.number, metrics=[["score", o.score, 100]])
+                self._put("report", o.number, metrics=[["score", o.score, 100 * self._space.folds]])
             self.ended(trial, cast(State, o.state), o.score, o.reason, o.curve)
             repaired += 1
         return repaired

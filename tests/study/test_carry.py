@@ -12,7 +12,8 @@ from mixtune.errors import InputError
 from mixtune.regime.files import save_regime
 from mixtune.study import carry
 from mixtune.study.carry import agreement, carried
-from mixtune.study.sampling import Outcome, Trials
+from mixtune.study.outcome import Outcome
+from mixtune.study.sampling import Trials
 from mixtune.study.space import Space
 from tests.conftest import TINY
 

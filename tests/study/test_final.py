@@ -3,7 +3,7 @@ import pytest
 from mixtune.config import parse
 from mixtune.errors import InputError
 from mixtune.study.final import Final, finalists, leaders, seeds_of
-from mixtune.study.sampling import Outcome
+from mixtune.study.outcome import Outcome
 from mixtune.study.space import Space
 
 

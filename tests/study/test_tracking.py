@@ -20,7 +20,8 @@ from mixtune.study.browsing import address
 from mixtune.study.delivery import merged
 from mixtune.study.events import Candidate
 from mixtune.study.identity import _digest, identity
-from mixtune.study.sampling import Outcome, Trials
+from mixtune.study.outcome import Outcome
+from mixtune.study.sampling import Trials
 from mixtune.study.space import Space
 from mixtune.study.tracking import Tracker, check, children
 from mixtune.training.curve import Curve, Point
@@ -69,6 +70,21 @@ def test_a_trial_is_a_child_run_whose_end_is_told_apart(tracker, state, status):
     assert [(m.step, m.value) for m in client.get_metric_history(child.info.run_id, "curve/top1")] == [(8, 0.5)]
     assert [(m.step, m.value) for m in client.get_metric_history(child.info.run_id, "train/loss")] == [(50, 1.5)]
     assert "regime.yaml" in [a.path for a in client.list_artifacts(child.info.run_id)]
+
+
+def test_every_fold_is_a_step_of_its_own(tmp_path, tiny, empty_store):
+    folder = tmp_path / "folds"
+    folder.mkdir()
+    tracker = Tracker(empty_store(folder), parse(tiny | {"folds": 3}, Space, "f"), folder)
+    trial = candidate(tracker)
+    tracker.started(trial)
+    for fold in range(3):
+        tracker.reported(trial, REPORT | {"progress": 1.0, "fold": fold}, 0.5 + 0.1 * fold)
+    tracker.ended(trial, "COMPLETE", 0.7, "", CURVE)
+    (child,) = runs(tracker, "trial")
+    history = MlflowClient(tracker.uri).get_metric_history(child.info.run_id, "score")
+    assert [(m.step, m.value) for m in history] == [(100, 0.5), (200, 0.6), (300, 0.7)]
+    assert child.data.metrics["score"] == 0.7
 
 
 def test_reading_back_gives_tags_and_curves(tracker):
