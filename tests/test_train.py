@@ -132,7 +132,7 @@ def test_a_regime_of_a_study_with_folds_gives_the_studys_score_on_all_of_them(tm
     from mixtune.study.work import candidate_of, handed_over
     from mixtune.training.ranks import ALONE
 
-    space = whole(parse(tiny | {"folds": 2, "pruner": {"name": "none"}}, Space, "f"), "leaders")
+    space = whole(parse(tiny | {"folds": 2, "score": {"measure": "mean"}}, Space, "f"), "leaders")
     noted = {"published": "multiscale", "repeat": vars(Repeat(1, 0, "leaders"))}
     trial = candidate_of(space, 1, space.published_params("multiscale", 4), noted, tmp_path)
     told = handed_over(space, trial, space.training(1), tmp_path / "0000.pt")

@@ -12,13 +12,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import optuna
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import Trial, TrialState
 
 from mixtune.errors import InputError
 from mixtune.secrets import masked
 from mixtune.study import grid
 from mixtune.study import storage as storage_
-from mixtune.study.final import Repeat
 from mixtune.study.named import make_pruner, make_sampler
 from mixtune.study.outcome import Outcome
 from mixtune.study.space import Space
@@ -213,7 +212,7 @@ class Trials:
             interrupted = self._interrupted()
             trials = self._study.get_trials(deepcopy=False, states=FINISHED)
         at = self.space.objectives.index("score")
-        return [_outcome(t, at) for t in trials if t.number not in interrupted and "infeasible" not in t.user_attrs]
+        return [Outcome.of(t, at) for t in trials if t.number not in interrupted and "infeasible" not in t.user_attrs]
 
     def infeasible(self) -> dict[int, str]:
         """Candidates that could not meet the budget, with the reason: they were not trained and do not count."""
@@ -237,12 +236,3 @@ class Trials:
         """The complete trial with the highest score; None when there is none."""
         complete = [o for o in self.outcomes() if o.state == "COMPLETE" and o.score is not None]
         return max(complete, key=lambda o: o.score or 0.0, default=None)
-
-
-def _outcome(trial: FrozenTrial, at: int) -> Outcome:
-    attrs, values = trial.user_attrs, trial.intermediate_values
-    score = trial.values[at] if trial.state is TrialState.COMPLETE else (values[max(values)] if values else None)
-    curve = Curve.from_rows(json.loads(attrs["curve"])) if "curve" in attrs else None
-    published, reason = attrs.get("published", ""), attrs.get("reason", "")
-    proxy, repeat = attrs.get("proxy"), Repeat.noted(attrs)
-    return Outcome(trial.number, trial.state.name, score, trial.params, published, reason, curve, proxy, repeat)
