@@ -30,8 +30,8 @@ from mixtune.study.books import opened
 from mixtune.study.bridge import Bridge
 from mixtune.study.events import Listeners
 from mixtune.study.folder import Places, locked
+from mixtune.study.outcome import Outcome
 from mixtune.study.preflight import Slots
-from mixtune.study.sampling import Outcome
 from mixtune.study.space import Space
 from mixtune.training.run import Run
 

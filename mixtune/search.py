@@ -32,6 +32,9 @@ def parser() -> Parser:
     p.add_argument("--space", required=True, metavar="FILE", help="search space (YAML)")
     p.add_argument("--out", metavar="FOLDER", help="the study's folder (default: studies/NAME)")
     p.add_argument("--trials", type=int, metavar="N", help="trials in all (default: the file's)")
+    p.add_argument(
+        "--final", type=int, metavar="N", help="then train leaders again, and finalists with N seeds: test set"
+    )
     p.add_argument("--storage", metavar="URL", help="Optuna storage (default: study.journal in the folder)")
     p.add_argument("--tracking-uri", metavar="URI", help="MLflow tracking store (default: mlflow.db in the folder)")
     p.add_argument("--address", metavar="HOST:PORT", help="an existing Ray cluster (default: this machine)")
@@ -60,7 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="note: %(message)s", level=logging.WARNING)
     for handler in logging.getLogger().handlers:
         handler.addFilter(MaskSecrets())
-    more = [] if args.trials is None else [f"trials={args.trials}"]
+    asked = {"trials": args.trials, "final.seeds": args.final}
+    more = [f"{key}={value}" for key, value in asked.items() if value is not None]
 
     if args.address and (Path.home() / ".ray" / "auth_token").exists():
         # A cluster asks for the token by default, but Ray hands it out only when told to before it is imported.
@@ -141,6 +145,7 @@ def _draw(uri: str, study: str, folder: Path) -> list[Path]:
 
 def _next_commands(places, space, result):  # type: ignore[no-untyped-def]
     from mixtune.study.browsing import address
+    from mixtune.study.final import Final
 
     me, folder, study, workers = python(), places.folder, space.study, space.resources.workers
     resume = [me, "-m mixtune.search", shell("--space", folder / "space.yaml", "--out", folder)]
@@ -151,12 +156,16 @@ def _next_commands(places, space, result):  # type: ignore[no-untyped-def]
     ):
         if value:
             resume.append(shell(flag, value))
+    unfinished = result.remaining or result.interrupted
     yield (
-        ("continue this study" if result.remaining else "add trials to this study"),
-        " ".join([*resume, *([] if result.remaining else [f"--trials {len(result.outcomes) + 10}"])]),
+        ("continue this study" if unfinished else "add trials to this study"),
+        " ".join([*resume, *([] if unfinished else [f"--trials {len(result.outcomes) + 10}"])]),
     )
     if result.best is None:
         return
+    if space.final is None:
+        said = Final().cost(len(space.published), space.folds, space.trials)
+        yield f"prove it on the test set ({said})", " ".join([*resume, f"--final {Final().seeds}"])
     launcher = f" -m torch.distributed.run --nproc-per-node {workers}" if workers > 1 else ""
     yield "train the best regime on its own", f"{me}{launcher} -m mixtune.train {shell('--regime', result.best_file)}"
     uri = places.tracking_uri

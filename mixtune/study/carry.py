@@ -16,7 +16,8 @@ from mixtune.config import load, merged, parse, plain
 from mixtune.errors import InputError
 from mixtune.study.fidelity import Fidelity
 from mixtune.study.folder import Places
-from mixtune.study.sampling import Outcome, Trials
+from mixtune.study.outcome import Outcome
+from mixtune.study.sampling import Trials
 from mixtune.study.space import Named, Space
 from mixtune.study.storage import holds
 from mixtune.training.networks import total_stride

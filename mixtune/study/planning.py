@@ -167,9 +167,13 @@ def lines(space: Space, wanted: Plan, room: Room, free: float) -> list[str]:
     hours = [f"{occupied(slots, wanted.hours, wanted.longest)} if nothing is pruned"]
     if wanted.expected is not None and wanted.expected < wanted.hours:
         usual = occupied(slots, wanted.expected, wanted.longest)
-        hours.insert(0, f"{usual} if {space.pruner.name} keeps its share")
+        hours.insert(0, f"{usual} if {space.pruning.name} keeps its share")
     told.append(f"hours     {'; '.join(hours)}")
     told[-1] += f" ({100 * wanted.stepping:.0f} % of it steps, the rest evaluation and starting)"
+    if space.final is not None:
+        runs = sum(space.final.runs(len(space.published), space.folds))
+        each = wanted.hours / (wanted.trials * space.folds)
+        told.append(f"final     {runs} runs of the whole budget more, {occupied(slots, runs * each)}")
     told.append(f"disk      {gib(wanted.disk)} of weights and checkpoints at most; {gib(free)} free")
     return told
 

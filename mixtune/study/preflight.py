@@ -12,7 +12,7 @@ from mixtune.regime import Budget, Regime, Schedule, Shard
 from mixtune.study.knobs import Uniform
 from mixtune.study.space import Space
 from mixtune.training import prepared
-from mixtune.training.networks import total_stride
+from mixtune.training.networks import gmacs, total_stride
 from mixtune.training.task import Classification, check_shapes
 
 # Training images of the data sets that a dry run may meet before they are there.
@@ -78,6 +78,12 @@ def check_data(space: Space, source: str) -> int:
         prepared.check_sizes(task.prepared_for, wanted)
     except InputError as err:
         raise InputError(f"{source}: {err}") from None
+    if space.score.gmacs is not None:
+        S = min(space.evaluate.sizes)
+        try:
+            space.score.check_cost(S, gmacs(space.task.network, task.classes, S))
+        except ValueError as err:
+            raise InputError(f"{source}: {err}") from None
     check_batches(space, task.n_train, source)
     return task.n_train
 
@@ -192,6 +198,8 @@ def plan(space: Space, n_train: int, sampled: int = 4) -> str:
         )
     lines += ["", "epochs: passes over the training images; views: images through the network, n per training image;"]
     lines += ["compute: pixels of the whole run against the base; peak: the dearest step against a base step"]
+    if space.final is not None:
+        lines.append(space.final.cost(len(space.published), space.folds, space.trials))
     if space.budget.amount is not None:
         lines.append(f"shown for one epoch of the base; the search spends {space.budget}")
     if space.budget.cost != "pixels":

@@ -83,7 +83,7 @@ def _stage(
 ) -> Iterator[tuple[Report, bool]]:
     """One training run of a trial: (report, whether it is the run's last)."""
     task = replace(training.task, fold=stage.fold)
-    job = Run.prepare(regime, replace(training, task=task, share=stage.share), ranks=here)
+    job = Run.prepare(regime, replace(training, task=task, share=stage.share), config["judge"], here)
     folder, checkpoint = Path(config["folder"]), Path(config["checkpoint"])
     folder.mkdir(parents=True, exist_ok=True)  # it is not there yet on another machine of a cluster
     with Position(folder, job.schedule) if here.first else contextlib.nullcontext() as at:

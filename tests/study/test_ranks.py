@@ -59,6 +59,7 @@ def configuration(folder):
         "training": plain(space.training(1)),
         "folder": str(folder / "trial"),
         "checkpoint": str(folder / "c.pt"),
+        "judge": "validation",
         "stages": [{"share": 1.0, "fold": 0, "step": 2}],
         "reports": True,
     }

@@ -26,6 +26,7 @@ def trial(tiny, tmp_path, monkeypatch):
         "training": plain(space.training(1)),
         "folder": str(tmp_path / "trials" / "0000"),
         "checkpoint": str(tmp_path / "checkpoints" / "0000.pt"),
+        "judge": "validation",
         "stages": [{"share": 1.0, "fold": 0, "step": 2}],
         "reports": True,
     }

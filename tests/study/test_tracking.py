@@ -21,7 +21,8 @@ from mixtune.study.browsing import address
 from mixtune.study.delivery import merged
 from mixtune.study.events import Candidate
 from mixtune.study.identity import _digest, identity
-from mixtune.study.sampling import Outcome, Trials
+from mixtune.study.outcome import Outcome
+from mixtune.study.sampling import Trials
 from mixtune.study.space import Space
 from mixtune.study.tracking import Tracker, check, children
 from mixtune.training.curve import Curve, Point
@@ -106,6 +107,21 @@ def test_runs_are_not_asked_for_when_the_store_was_read(tracker, monkeypatch):
     assert tracker.outbox._dropped == 0
 
 
+def test_every_fold_is_a_step_of_its_own(tmp_path, tiny, empty_store):
+    folder = tmp_path / "folds"
+    folder.mkdir()
+    tracker = Tracker(empty_store(folder), parse(tiny | {"folds": 3}, Space, "f"), folder)
+    trial = candidate(tracker)
+    tracker.started(trial)
+    for fold in range(3):
+        tracker.reported(trial, REPORT | {"progress": 1.0, "fold": fold}, 0.5 + 0.1 * fold)
+    tracker.ended(trial, "COMPLETE", 0.7, "", CURVE)
+    (child,) = runs(tracker, "trial")
+    history = MlflowClient(tracker.uri).get_metric_history(child.info.run_id, "score")
+    assert [(m.step, m.value) for m in history] == [(100, 0.5), (200, 0.6), (300, 0.7)]
+    assert child.data.metrics["score"] == 0.7
+
+
 def test_reading_back_gives_tags_and_curves(tracker):
     trial = candidate(tracker)
     tracker.started(trial)
@@ -130,7 +146,8 @@ def test_interrupted_and_stale_runs_leave_no_trace(tracker, tiny):
 def test_the_parent_holds_the_space_the_best_and_the_figures(tracker):
     figure = tracker._folder / "pareto.png"
     figure.write_bytes(b"png")
-    tracker.finish("FINISHED", {"score": 0.9, "trial": 3}, [figure])
+    tracker.summarise({"score": 0.9, "trial": 3})
+    tracker.finish("FINISHED", [figure])
     (parent,) = runs(tracker, "study")
     assert parent.data.params["task.network"] == "cifar_resnet8"
     assert parent.data.metrics["score"] == 0.9
@@ -186,7 +203,7 @@ def test_the_machine_is_watched_when_mlflow_is_told_to(tmp_path, tiny, empty_sto
         if any(k.startswith("system/") for k in client.get_run(watched.parent).data.metrics):
             break
         time.sleep(0.05)
-    watched.finish("FINISHED", {}, [])
+    watched.finish("FINISHED", [])
     assert client.get_run(watched.parent).data.metrics["system/system_memory_usage_percentage"] > 0
     assert not any(t.name == "SystemMetricsMonitor" for t in threading.enumerate())
 
