@@ -54,7 +54,7 @@ class Bridge:
     ) -> None:
         """``n_train``: training images of a trial; with it, candidates that cannot meet the budget are not trained."""
         self.trials, self.listeners, self._n_train = trials, listeners, n_train
-        self.halted = ""  # why no trial can go on (a full disk)
+        self.halted = ""  # why no trial can go on (a full disk, no candidate)
         self._training, self._folder = training, folder
         self._limits = trials.space.limits
         self._left = trials.remaining()
@@ -75,20 +75,22 @@ class Bridge:
             live = self._live[run_id] = self._again.popleft()
             live.clock = Clock(self._limits, live.candidate.folder)
             return live.configuration
+        begun = None
         try:
-            live = self._live[run_id] = self._next()
+            begun = self._next()
         except StorageAwayError as err:
-            self._wait(str(err))
-            return None  # asked again later
+            self._wait(str(err))  # asked again later
         except (OSError, NoRoomError) as err:
             self._halt_on(err, self._folder)
+        if begun is None:
             return None
+        self._live[run_id] = begun
         self._left -= 1
         self._away = None
-        self._tell("started", live.candidate)
-        return live.configuration
+        self._tell("started", begun.candidate)
+        return begun.configuration
 
-    def _next(self) -> _Live:
+    def _next(self) -> _Live | None:
         for _ in range(INFEASIBLE_IN_A_ROW):
             trial, params = self.trials.ask()
             published = str(trial.user_attrs.get("published", ""))
@@ -97,15 +99,13 @@ class Bridge:
             if not (reason := infeasible(self.trials.space, regime, training, self._n_train)):
                 return self._begin(trial, params, published, regime, training)
             self.trials.finish(trial, "INFEASIBLE", None, reason, None)
-        raise NoRoomError(
-            f"{INFEASIBLE_IN_A_ROW} candidates in a row cannot meet the budget (the last: {reason}); "
-            "raise budget.epochs, lower base.B, or leave out what cannot be met from search"
-        )
+        said = f"{INFEASIBLE_IN_A_ROW} candidates in a row cannot meet the budget (the last: {reason})"
+        self._halt(f"{said}; raise budget.epochs, lower base.B, or leave out of search what cannot be met")
+        return None
 
     def _begin(
         self, trial: Any, params: dict[str, Any], published: str, regime: Regime, config: TrainingConfig
     ) -> _Live:
-        space = self.trials.space
         folder = self._folder / "trials" / f"{trial.number:04d}"
         folder.mkdir(parents=True, exist_ok=True)
         training = plain(config)
@@ -118,8 +118,8 @@ class Bridge:
             "training": training,
             "folder": str(folder),
             "checkpoint": str(checkpoint),
-            "stages": plain(space.stages),
-            "reports": space.reports_on_the_way,
+            "stages": plain(self.trials.space.stages),
+            "reports": self.trials.space.reports_on_the_way,
         }
         return _Live(candidate, trial, checkpoint, Clock(self._limits, folder), configuration)
 

@@ -1,6 +1,6 @@
 """The study in Optuna's storage, which is its only truth: what was asked, reported, pruned and finished.
 
-Starting and resuming are the same act. This is the only module that knows Optuna.
+Starting and resuming are the same act. Optuna is known here, in ``named`` and in ``storage``.
 """
 
 from __future__ import annotations
@@ -69,13 +69,12 @@ class Trials:
         if self.resumed:
             self._check_same(url)
         else:  # new, or killed while it was being made: the digest is written last
-            there = {t.user_attrs.get("published") for t in self._study.get_trials(deepcopy=False)}
-            for name in space.published:
-                if name not in there:
-                    self._enqueue("published", name, points[name])
-            for name, point in known.items():
-                if name not in {t.user_attrs.get("known") for t in self._study.get_trials(deepcopy=False)}:
-                    self._enqueue("known", name, point)
+            trials = self._study.get_trials(deepcopy=False)
+            for kind, each in (("published", points), ("known", known)):
+                there = {t.user_attrs.get(kind) for t in trials}
+                for name, point in each.items():
+                    if name not in there:
+                        self._enqueue(kind, name, point)
             self._study.set_user_attr("digest", space.digest())
 
     def _enqueue(self, kind: str, name: str, point: Mapping[str, Any]) -> None:
@@ -158,7 +157,7 @@ class Trials:
             return worse and "published" not in trial.user_attrs
 
     def finish(self, trial: Trial, state: str, score: float | None, reason: str, curve: Curve | None) -> None:
-        """Record how a trial ended: COMPLETE with its score, PRUNED (Optuna keeps its last score) or FAIL."""
+        """Record how a trial ended: COMPLETE with its score, PRUNED (with its last score), FAIL or INFEASIBLE."""
         rows = curve.rows() if curve is not None else None
         with reached():
             if reason:

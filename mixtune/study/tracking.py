@@ -80,7 +80,7 @@ class Tracker:
             "mixtune.network": s.task.network,
             "mixtune.dataset": s.task.dataset,
             "mixtune.seed": str(s.seed),
-            "mixtune.fold": f"hold-out {100 * s.task.validation:g} %",
+            "mixtune.fold": f"{s.folds} folds" if s.folds > 1 else f"hold-out {100 * s.task.validation:g} %",
         }
 
     def started(self, trial: Candidate) -> None:
