@@ -14,25 +14,14 @@ from __future__ import annotations
 import contextlib
 import heapq
 import itertools
-import json
 import math
-import statistics
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
-
-from benchmarks.common import RESULTS, conclude
-from benchmarks.readme import write
-from benchmarks.recorded import HERE, TABLE, space_of
-from benchmarks.simulated import WHOLE, Simulated
-from mixtune.cli import Parser, parse_args, run
-from mixtune.config import load
+from benchmarks.simulated import WHOLE
 from mixtune.study import bridge, storage
 from mixtune.study.bridge import Bridge
 from mixtune.study.events import Candidate, Listeners, State

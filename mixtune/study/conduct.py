@@ -16,6 +16,7 @@ from mixtune.errors import InputError
 from mixtune.regime import Regime
 from mixtune.regime.files import save_regime
 from mixtune.study import hosting, preflight, tracking, tuning
+from mixtune.study.agreement import agreements, sentence
 from mixtune.study.books import Books, opened
 from mixtune.study.bridge import Bridge
 from mixtune.study.console import Console, results_table
@@ -173,6 +174,8 @@ def table(space: Space, result: Result) -> str:
     if result.infeasible:
         first = next(iter(result.infeasible.values()))
         lines += f"\n{len(result.infeasible)} candidates could not meet the budget and were not trained ({first})"
+    if agreement := sentence(agreements(space, result.outcomes)):
+        lines += f"\n{agreement}"
     return lines
 
 

@@ -9,7 +9,7 @@ import json
 import math
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import optuna
@@ -28,7 +28,10 @@ FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 @dataclass(frozen=True)
 class Outcome:
-    """A finished trial as the study remembers it. ``score`` is None where there was no report."""
+    """A finished trial as the study remembers it. ``score`` is None where there was no report.
+
+    reports: the scores on the way, by the pruner's step.
+    """
 
     number: int
     state: str
@@ -37,6 +40,7 @@ class Outcome:
     published: str
     reason: str
     curve: Curve | None
+    reports: Mapping[int, float] = field(default_factory=dict)
 
 
 class Trials:
@@ -215,4 +219,4 @@ def _outcome(trial: FrozenTrial) -> Outcome:
     score = trial.value if trial.state is TrialState.COMPLETE else (values[max(values)] if values else None)
     curve = Curve.from_rows(json.loads(attrs["curve"])) if "curve" in attrs else None
     published, reason = attrs.get("published", ""), attrs.get("reason", "")
-    return Outcome(trial.number, trial.state.name, score, trial.params, published, reason, curve)
+    return Outcome(trial.number, trial.state.name, score, trial.params, published, reason, curve, reports=values)
