@@ -1,229 +1,38 @@
 """How much training a search needs to reach a value: random search, Optuna alone, Ray's ASHA, and mixtune.
 
-    python -m benchmarks.search_efficiency        about ten minutes on one core; trains nothing
+    python -m benchmarks.search_efficiency                  about ten minutes on one core; trains nothing
+    python -m benchmarks.search_efficiency --alternatives   what mixtune's defaults were chosen from; as long again
 
-All search the space of the recorded table and are answered by it (``benchmarks.simulated``). Cost is training compute
-in whole budgets, every rung and every pruned trial included. A value is the score that the best 5, 2 or 1 % of the
-points of the space have on the whole budget, fixed before any search; it is reached when a network trained on the whole
-budget scores it. mixtune is its own bridge, study, sampler and pruner: all but Ray, whose place this file takes.
+All search the space of the recorded table and are answered by it (``contest``, ``simulated``). Cost is training compute
+in whole budgets. A value is the score that the best 5, 2 or 1 % of the space have on the whole budget, fixed before any
+search; it is reached when a network that was trained on the whole budget scores it.
 """
 
 from __future__ import annotations
 
-import contextlib
-import heapq
-import itertools
 import json
 import math
 import statistics
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
-from unittest import mock
-
-import numpy as np
 
 from benchmarks.common import RESULTS, conclude, spread
+from benchmarks.contest import LIMIT, TOP, Contest, Search, mixtune_search, optuna_alone, ray_asha
 from benchmarks.readme import write
-from benchmarks.recorded import TABLE, space_of
-from benchmarks.simulated import WHOLE, Fidelity, Simulated
+from benchmarks.recorded import TABLE
 from mixtune.cli import Parser, parse_args, run
 from mixtune.config import plain
-from mixtune.study import storage
-from mixtune.study.bridge import Bridge
-from mixtune.study.events import Candidate, Listeners, State
-from mixtune.study.sampling import Trials
-from mixtune.study.space import Space
-from mixtune.training.curve import Curve
+from mixtune.study.fidelity import Fidelity
+from mixtune.study.space import Named
 
-TOP, HEADLINE = (0.05, 0.02, 0.01), 0.01  # parts of the space
-DRAWN, LIMIT = 50_000, 200.0  # points that say what the top is; budgets after which a search has failed
-REPORTS = {1: "1/9", 3: "1/3"}  # of 9: where the table knows a run that is judged on the way
-STRIDE = 4  # of the network: image sizes are multiples
+HEADLINE, AT_ONCE = 0.01, 4
 RANDOM, MIXTUNE = "random search, whole budget", "mixtune"
 ALONE = "mixtune, without the published regimes"
-AT_ONCE = 4
 
-
-class Enough(Exception):  # noqa: N818 - no error
-    """A search may end: every value is reached, or the limit."""
-
-
-class Meter:
-    """Counts what a search spends, and notes what it had spent when it reached each value."""
-
-    def __init__(self, values: Sequence[float], limit: float) -> None:
-        self.spent, self.values, self.limit = 0.0, values, limit
-        self.reached = [math.inf] * len(values)
-
-    def spend(self, share: float, whole: float | None = None) -> None:
-        """Add a share of a budget, and the score if the whole budget is spent now. Raises Enough."""
-        self.spent += share
-        if whole is not None:
-            now = [self.spent if whole >= value else math.inf for value in self.values]
-            self.reached = [min(pair) for pair in zip(self.reached, now, strict=True)]
-        if self.spent >= self.limit or max(self.reached) < math.inf:
-            raise Enough
-
-
-Answers = Callable[[Mapping[str, Any]], Mapping[Fidelity, float]]
-Search = Callable[[Space, Answers, Meter, int], None]
-# (report, score, share of the budget since the last one, the score again where that was the whole budget)
-Piece = tuple[int, float, float, float | None]
-
-
-def _judged(scores: Mapping[Fidelity, float]) -> list[Piece]:
-    """One run, judged on the way."""
-    on_the_way = [(n, scores["truncate", share], None) for n, share in REPORTS.items()]
-    found, before = [], 0
-    for n, score, whole in [*on_the_way, (9, scores[WHOLE], scores[WHOLE])]:
-        found.append((n, score, (n - before) / 9, whole))
-        before = n
-    return found
-
-
-def optuna_alone(space: Space, answers: Answers, meter: Meter, seed: int) -> None:
-    """Optuna's TPE and successive halving as they come, its rungs where the table has been judged."""
-    import optuna
-
-    def objective(trial: optuna.Trial) -> float:
-        for step, score, share, whole in _judged(answers(space.suggest(trial))):
-            meter.spend(share, whole)
-            trial.report(score, step)
-            if whole is None and trial.should_prune():
-                raise optuna.TrialPruned
-        return score
-
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=3)
-    sampler = optuna.samplers.TPESampler(seed=seed)
-    optuna.create_study(direction="maximize", sampler=sampler, pruner=pruner).optimize(objective)
-
-
-def ray_asha(space: Space, answers: Answers, meter: Meter, seed: int) -> None:
-    """Ray's OptunaSearch and its ASHA scheduler, driven as its controller drives them, one trial at a time."""
-    from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
-    from ray.tune.search.optuna import OptunaSearch
-
-    search = OptunaSearch(space.suggest, metric="score", mode="max", seed=seed)
-    asha = AsyncHyperBandScheduler(metric="score", mode="max", max_t=9, grace_period=1, reduction_factor=3)
-    for i in itertools.count():
-        trial = SimpleNamespace(trial_id=str(i))
-        asha.on_trial_add(None, trial)
-        for step, score, share, whole in _judged(answers(search.suggest(trial.trial_id))):
-            meter.spend(share, whole)
-            result = {"score": score, "training_iteration": step}
-            if asha.on_trial_result(None, trial, result) == TrialScheduler.STOP:
-                search.on_trial_complete(trial.trial_id, result)
-                break
-            search.on_trial_result(trial.trial_id, result)
-
-
-class _Params:
-    """The parameters of the candidate begun last (a ``Listener``)."""
-
-    def started(self, trial: Candidate) -> None:
-        """Note them."""
-        self.params = dict(trial.params)
-
-    def reported(self, trial: Candidate, report: Mapping[str, Any], score: float) -> None:
-        """Not of interest."""
-
-    def ended(self, trial: Candidate, state: State, score: float | None, reason: str, curve: Curve | None) -> None:
-        """Not of interest."""
-
-
-def mixtune_search(space: Space, answers: Answers, meter: Meter, seed: int, at_once: int = 1) -> None:
-    """mixtune's driver, told by this loop what Ray would tell it of ``at_once`` workers in simulated time."""
-    with tempfile.TemporaryDirectory(prefix="mixtune-efficiency-") as folder, _in_memory():
-        trials, told = Trials("", space, STRIDE), _Params()
-        driver = Bridge(trials, space.training(1), Path(folder), Listeners([told]))
-        ends: list[tuple[float, str, list[Piece]]] = []
-        now = 0.0
-        for i in itertools.count():
-            while len(ends) < at_once:
-                name = f"{i}-{len(ends)}"
-                configuration = driver.suggest(name)
-                assert configuration is not None, driver.halted
-                pieces = _pieces(configuration, answers(told.params))
-                heapq.heappush(ends, (now + pieces[0][2], name, pieces))
-            then, name, pieces = heapq.heappop(ends)
-            (number, score, _, whole), *left = pieces
-            meter.spend(at_once * (then - now), whole)
-            now = then
-            rows = [{"S": space.base.S, "gmacs": 1.0, "top1": score, "top5": 1.0, "loss": 1.0, "ece": 0.0}]
-            report = {"number": number, "score": score, "own": score, "last": not left, "curve": rows}
-            if driver.report(name, report | {"progress": 1.0}) or not left:
-                driver.end(name, False)
-            else:
-                heapq.heappush(ends, (now + left[0][2], name, left))
-
-
-@contextlib.contextmanager
-def _in_memory() -> Iterator[None]:
-    """Optuna's own storage without a database, and no files: they cost time and decide nothing."""
-    from optuna.storages import InMemoryStorage
-
-    with (
-        mock.patch.object(storage, "open_storage", return_value=InMemoryStorage()),
-        mock.patch("mixtune.study.bridge.save_regime"),
-    ):
-        yield
-
-
-def _pieces(configuration: Mapping[str, Any], scores: Mapping[Fidelity, float]) -> list[Piece]:
-    """What a trial reports if it is not pruned."""
-    if configuration["reports"]:
-        return _judged(scores)
-    found = []
-    for stage in configuration["stages"]:
-        score = scores["compress", f"1/{round(1 / stage['share'])}"]
-        found.append((stage["step"], score, stage["share"], score if stage["share"] == 1 else None))
-    return found
-
-
-@dataclass(frozen=True)
-class Contest:
-    """What every search is asked for: the table's space, its answers, and the scores to reach."""
-
-    space: Space
-    simulated: Simulated
-    values: tuple[float, ...]
-
-    @classmethod
-    def of(cls, rows: Sequence[Mapping[str, Any]]) -> Contest:
-        """Values are the scores that the best parts of the space, ``TOP``, have on the whole budget."""
-        space = replace(space_of(), trials=10**6)
-        simulated = Simulated(space, rows)
-        whole = simulated.drawn(DRAWN, 0)[:, simulated.fidelities.index(WHOLE)]
-        return cls(space, simulated, tuple(float(np.quantile(whole, 1 - top)) for top in TOP))
-
-    def random_search(self, repeats: int) -> list[list[float]]:
-        """Budgets that points drawn evenly, each trained on the whole budget, take to reach each value."""
-        at = self.simulated.fidelities.index(WHOLE)
-        runs = [self.simulated.drawn(int(20 / min(TOP)), seed)[:, at] for seed in range(1, repeats + 1)]
-        return [[1.0 + int((run >= value).argmax()) for run in runs] for value in self.values]
-
-    def search(self, search: Search, repeats: int, **changes: Any) -> list[list[float]]:
-        """Budgets that a search takes to reach each value; infinite beyond ``LIMIT``."""
-        found = []
-        for world in range(repeats):
-            meter = Meter(self.values, LIMIT)
-            with contextlib.suppress(Enough):
-                search(replace(self.space, seed=world, **changes), self._answers(world), meter, world)
-            found.append(meter.reached)
-        return [list(each) for each in zip(*found, strict=True)]
-
-    def _answers(self, world: int) -> Answers:
-        return lambda params: self.simulated.of(params, world)
-
-
-SEARCHES: dict[str, tuple[Search, dict[str, Any]]] = {
+Searches = Mapping[str, tuple[Search, Mapping[str, Any]]]
+SEARCHES: Searches = {
     MIXTUNE: (mixtune_search, {}),
     ALONE: (mixtune_search, {"published": ()}),
     f"mixtune, {AT_ONCE} trials at once": (partial(mixtune_search, at_once=AT_ONCE), {}),
@@ -232,10 +41,30 @@ SEARCHES: dict[str, tuple[Search, dict[str, Any]]] = {
 }
 
 
+def _halving(**options: Any) -> Named:
+    return Named("halving", options)
+
+
+# Each changes one thing of the first, which is the table's own space.
+CHANGES: dict[str, dict[str, Any]] = {
+    "compress, 4 rungs; halving; TPE": {},
+    "no promotion before 2 were at a rung": {"pruner": _halving(bootstrap_count=2)},
+    "no promotion before 3 were at a rung": {"pruner": _halving(bootstrap_count=3)},
+    "compress, 3 rungs": {"fidelity": Fidelity("compress", 3, 3)},
+    "truncate": {"fidelity": Fidelity("truncate"), "pruner": _halving(reduction_factor=3)},
+    "whole budget only": {"fidelity": Fidelity("compress", 1, 3), "pruner": Named("none")},
+    "random sampler": {"sampler": Named("random")},
+    "TPE begins after 5 trials": {"sampler": Named("tpe", {"n_startup_trials": 5})},
+    "Hyperband": {"pruner": Named("hyperband", {"max_resource": 27, "reduction_factor": 3})},
+}
+# Without the published regimes, so that the search itself is seen.
+ALTERNATIVES: Searches = {name: (mixtune_search, {"published": (), **changed}) for name, changed in CHANGES.items()}
+
+
 def costs(found: Sequence[Sequence[float]]) -> dict[str, Any]:
     """Median and quartiles of the budgets by value; an infinite one is written as None."""
     named = dict(zip((f"{100 * top:g} %" for top in TOP), found, strict=True))
-    return {top: {k: _plain(v) for k, v in spread(each).items()} for top, each in named.items()}
+    return {top: {k: _plain(v) for k, v in spread(each).items() if k != "values"} for top, each in named.items()}
 
 
 def _plain(value: Any) -> Any:
@@ -244,33 +73,32 @@ def _plain(value: Any) -> Any:
     return round(value, 3) if math.isfinite(value) else None
 
 
-def rows_of(by_search: Mapping[str, Sequence[Sequence[float]]]) -> list[dict[str, Any]]:
+def rows_of(by_search: Mapping[str, Sequence[Sequence[float]]], ours: Sequence[str]) -> list[dict[str, Any]]:
     """What ``conclude`` wants: ratios of median costs to reach the headline's part of the space."""
     at = TOP.index(HEADLINE)
     median = {name: statistics.median(found[at]) for name, found in by_search.items()}
 
-    def row(other: str, ours: str, at_least: float, aim: float) -> dict[str, Any]:
-        ratios = spread([median[other] / cost for cost in by_search[ours][at]])
-        what = f"{other} / {ours}: compute to reach the best {100 * HEADLINE:g} % of the space"
+    def row(other: str, own: str, at_least: float, aim: float) -> dict[str, Any]:
+        ratios = spread([median[other] / cost for cost in by_search[own][at]])
+        what = f"{other} / {own}: compute to reach the best {100 * HEADLINE:g} % of the space"
         return {
             "what": what,
-            "ratio": median[other] / median[ours],
+            "ratio": median[other] / median[own],
             "at_least": at_least,
             "aim": aim,
             "quartiles": [_plain(q) for q in ratios["quartiles"]],
         }
 
-    rivals = [name for name in by_search if name != RANDOM and not name.startswith(MIXTUNE)]
+    rivals = [name for name in by_search if name.startswith(("Optuna", "Ray"))]
     return [
-        row(RANDOM, MIXTUNE, 5.0, 12.0),
-        row(RANDOM, ALONE, 5.0, 12.0),
-        *(row(rival, ours, 1.0, 2.0) for rival in rivals for ours in (MIXTUNE, ALONE)),
+        *(row(RANDOM, own, 5.0, 12.0) for own in ours),
+        *(row(rival, own, 1.0, 2.0) for rival in rivals for own in ours),
     ]
 
 
-def block(made: Mapping[str, Any]) -> str:
-    """The page's table."""
-    settings, tops = made["settings"], [f"{100 * top:g} %" for top in TOP]
+def table(settings: Mapping[str, Any]) -> list[str]:
+    """Lines of a table: budgets to each value by search."""
+    tops = [f"{100 * top:g} %" for top in TOP]
     lines = [
         "| search | " + " | ".join(f"budgets to the best {top} (quartiles)" for top in tops) + " |",
         "|---|" + "--:|" * len(tops),
@@ -281,19 +109,33 @@ def block(made: Mapping[str, Any]) -> str:
             for top in tops
         ]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    first, second = made["rows"][0], made["rows"][1]
-    lines += [
-        "",
+    return [*lines, ""]
+
+
+def block(made: Mapping[str, Any]) -> str:
+    """The page's table of searches."""
+    settings, (first, second, *_) = made["settings"], made["rows"]
+    said = (
         "Training compute in whole budgets, pruned trials included, until a network trained on the whole budget "
-        f"scores what the best {' or '.join(tops)} of evenly drawn points do; medians of {settings['repeats']} "
-        f"simulated searches ({settings['random']:,} of random search), one trial at a time unless said. To the best "
-        f"{100 * HEADLINE:g} %, random search needs {first['ratio']:.1f} times what mixtune needs (goal 5, aim 12), "
-        f"and {second['ratio']:.1f} times what it needs without the published regimes. Simulated from "
-        f"{settings['regimes']} recorded regimes by Gaussian processes, which foresee "
+        f"scores what the best {' or '.join(f'{100 * top:g}' for top in TOP)} % of evenly drawn points do; medians of "
+        f"{settings['repeats']} simulated searches ({settings['random']:,} of random search), one trial at a time "
+        f"unless said. To the best {100 * HEADLINE:g} %, random search needs {first['ratio']:.1f} times what mixtune "
+        f"needs (goal 5, aim 12), and {second['ratio']:.1f} times what it needs without the published regimes. "
+        f"Simulated from {settings['regimes']} recorded regimes by Gaussian processes, which foresee "
         f"{100 * settings['explained']['1/1']:.0f} % of the variance of the score at the whole budget on regimes held "
-        "out; what they miss is added back, as noise. Made by `python -m benchmarks.search_efficiency`.",
-    ]
-    return "\n".join(lines) + "\n"
+        "out; what they miss is added back, as noise. Optuna and Ray judge one run on the way, at 1/9 and 1/3. "
+        "Made by `python -m benchmarks.search_efficiency`."
+    )
+    return "\n".join([*table(settings), said]) + "\n"
+
+
+def alternatives_block(made: Mapping[str, Any]) -> str:
+    """The page's table of what the defaults were chosen from."""
+    said = (
+        f"The same for mixtune without the published regimes, {made['settings']['repeats']} searches each; each line "
+        "changes one thing of the first. Made by `python -m benchmarks.search_efficiency --alternatives`."
+    )
+    return "\n".join([*table(made["settings"]), said]) + "\n"
 
 
 def _said(budgets: float | None) -> str:
@@ -305,11 +147,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     p = Parser("benchmarks.search_efficiency", (__doc__ or "").split("\n")[0])
     p.add_argument("--repeats", type=int, default=40, help="searches of each kind (default 40)")
     p.add_argument("--random", type=int, default=1000, help="random searches, which cost little (default 1000)")
+    p.add_argument("--alternatives", action="store_true", help="compare settings of mixtune instead")
     args = parse_args(p, argv)
     rows = json.loads(TABLE.read_text(encoding="utf-8"))["rows"]
     contest = Contest.of(rows)
     by_search: dict[str, list[list[float]]] = {RANDOM: contest.random_search(args.random)}
-    for name, (search, changes) in SEARCHES.items():
+    for name, (search, changes) in (ALTERNATIVES if args.alternatives else SEARCHES).items():
         by_search[name] = contest.search(search, args.repeats, **changes)
         print(name, {top: found["median"] for top, found in costs(by_search[name]).items()}, flush=True)
     settings = {
@@ -323,8 +166,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         "costs": {name: costs(found) for name, found in by_search.items()},
         **{name: version(name) for name in ("ray", "optuna")},
     }
-    conclude("search_efficiency", (__doc__ or "").split("\n")[0], settings, rows_of(by_search))
-    write("search_efficiency", block(json.loads((RESULTS / "search_efficiency.json").read_text())))
+    name = "search_alternatives" if args.alternatives else "search_efficiency"
+    ours = (next(iter(ALTERNATIVES)),) if args.alternatives else (MIXTUNE, ALONE)
+    conclude(name, (__doc__ or "").split("\n")[0], settings, rows_of(by_search, ours))
+    made = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    write(name, (alternatives_block if args.alternatives else block)(made))
     return 0
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from benchmarks import contest
 from benchmarks import search_efficiency as bench
 from benchmarks.common import RESULTS
 from benchmarks.readme import written
@@ -34,8 +35,8 @@ def same(score):
 
 
 def spent(search, space, answers, values, limit=50.0):
-    meter = bench.Meter(values, limit)
-    with pytest.raises(bench.Enough):
+    meter = contest.Meter(values, limit)
+    with pytest.raises(contest.Enough):
         search(space, answers, meter, 0)
     return meter
 
@@ -72,31 +73,31 @@ def test_drawn_regimes_score_and_rank_as_those_of_the_table(simulated):
 
 
 def test_the_meter_notes_when_a_value_is_reached_first():
-    meter = bench.Meter((0.5, 0.6), limit=10.0)
+    meter = contest.Meter((0.5, 0.6), limit=10.0)
     meter.spend(0.25)
     meter.spend(1.0, 0.55)
     meter.spend(1.0, 0.4)
-    with pytest.raises(bench.Enough):
+    with pytest.raises(contest.Enough):
         meter.spend(0.5, 0.7)
     assert meter.reached == [1.25, 2.75]
-    with pytest.raises(bench.Enough):
-        bench.Meter((1.0,), limit=1.0).spend(1.0, 0.5)
+    with pytest.raises(contest.Enough):
+        contest.Meter((1.0,), limit=1.0).spend(1.0, 0.5)
 
 
-@pytest.mark.parametrize("search", [bench.optuna_alone, bench.ray_asha])
+@pytest.mark.parametrize("search", [contest.optuna_alone, contest.ray_asha])
 def test_a_run_that_is_judged_on_the_way_costs_one_budget(search, space):
     assert spent(search, space, same(0.5), (0.5,)).reached == [pytest.approx(1.0)]
 
 
-@pytest.mark.parametrize("search", [bench.optuna_alone, bench.ray_asha])
+@pytest.mark.parametrize("search", [contest.optuna_alone, contest.ray_asha])
 def test_what_is_pruned_costs_what_it_was_trained(search, space):
     scores = iter([1.0, *(0.5 - 0.01 * i for i in range(9))])
 
     def answers(params):
         return dict.fromkeys(KINDS, next(scores))
 
-    meter = bench.Meter((2.0,), 1.99)
-    with pytest.raises(bench.Enough):
+    meter = contest.Meter((2.0,), 1.99)
+    with pytest.raises(contest.Enough):
         search(space, answers, meter, 0)
     assert meter.spent == pytest.approx(1 + 9 / 9)  # one whole run, then nine that end at 1/9
 
@@ -104,21 +105,21 @@ def test_what_is_pruned_costs_what_it_was_trained(search, space):
 def test_every_rung_of_mixtune_is_paid_for(space):
     alone = replace(space, published=(), pruner=Named("none"))
     whole = 1 / 27 + 1 / 9 + 1 / 3 + 1
-    assert spent(bench.mixtune_search, alone, same(0.5), (0.5,)).reached == [pytest.approx(whole)]
+    assert spent(contest.mixtune_search, alone, same(0.5), (0.5,)).reached == [pytest.approx(whole)]
     scores = iter([1.0, *(0.5 - 0.01 * i for i in range(20))])
     pruned = replace(alone, pruner=Named("halving"))
     meter = spent(
-        bench.mixtune_search, pruned, lambda params: dict.fromkeys(KINDS, next(scores)), (2.0,), whole + 9.5 / 27
+        contest.mixtune_search, pruned, lambda params: dict.fromkeys(KINDS, next(scores)), (2.0,), whole + 9.5 / 27
     )
     assert meter.spent == pytest.approx(whole + 10 / 27)  # the first survives, ten end at the first rung
     judged = replace(pruned, fidelity=Fidelity("truncate"))
-    assert spent(bench.mixtune_search, judged, same(0.5), (0.5,)).reached == [pytest.approx(1.0)]
+    assert spent(contest.mixtune_search, judged, same(0.5), (0.5,)).reached == [pytest.approx(1.0)]
 
 
 def test_workers_at_the_same_time_all_cost(space):
     alone = replace(space, published=(), pruner=Named("none"), fidelity=Fidelity("compress", rungs=1))
     one, three = (
-        spent(lambda *a, n=n: bench.mixtune_search(*a, at_once=n), alone, same(0.5), (0.5,)).reached for n in (1, 3)
+        spent(lambda *a, n=n: contest.mixtune_search(*a, at_once=n), alone, same(0.5), (0.5,)).reached for n in (1, 3)
     )
     assert (one, three) == ([pytest.approx(1.0)], [pytest.approx(3.0)])
 
@@ -130,16 +131,18 @@ def test_published_regimes_are_tried_first(space):
         asked.append(params)
         return dict.fromkeys(KINDS, 0.5)
 
-    spent(bench.mixtune_search, space, answers, (2.0,), limit=10.0)
-    assert asked[: len(space.published)] == [space.published_params(name, bench.STRIDE) for name in space.published]
+    spent(contest.mixtune_search, space, answers, (2.0,), limit=10.0)
+    assert asked[: len(space.published)] == [space.published_params(name, contest.STRIDE) for name in space.published]
 
 
 def test_ratios_are_of_medians_and_the_page_says_what_was_measured():
     names = [bench.RANDOM, *bench.SEARCHES]
     found = {name: [[10.0 * (i + 1)] * 3 for _ in bench.TOP] for i, name in enumerate(names)}
-    rows = bench.rows_of(found)
+    rows = bench.rows_of(found, (bench.MIXTUNE, bench.ALONE))
     assert [row["ratio"] for row in rows[:2]] == [pytest.approx(1 / 2), pytest.approx(1 / 3)]
     assert all(row["at_least"] == 1 for row in rows[2:])
     assert bench.costs([[math.inf, 1.0, math.inf]] * 3)["1 %"]["median"] is None
     made = json.loads((RESULTS / "search_efficiency.json").read_text())
     assert written("search_efficiency") == bench.block(made)
+    made = json.loads((RESULTS / "search_alternatives.json").read_text())
+    assert written("search_alternatives") == bench.alternatives_block(made)
