@@ -14,6 +14,7 @@ from mixtune.config import plain
 from mixtune.regime import Regime
 from mixtune.regime.files import save_regime
 from mixtune.study import carry, estimate, preflight, tracking, tuning
+from mixtune.study.agreement import agreements, sentence
 from mixtune.study.books import Books, begun, opened
 from mixtune.study.console import Console, pareto_table, results_table
 from mixtune.study.events import Listeners
@@ -156,6 +157,8 @@ def table(space: Space, result: Result) -> str:
     if result.infeasible:
         first = next(iter(result.infeasible.values()))
         lines += f"\n{len(result.infeasible)} candidates could not be trained ({first})"
+    if early := sentence(agreements(space, result.outcomes)):
+        lines += f"\n{early}"
     if agreed := carry.agreement(result.outcomes):
         lines += f"\n{agreed}"
     lines += f"\n{result.took}" if result.took else ""

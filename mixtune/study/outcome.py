@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from mixtune.study.final import Repeat
@@ -13,7 +13,10 @@ from mixtune.training.curve import Curve
 
 @dataclass(frozen=True)
 class Outcome:
-    """A finished trial as the study remembers it. ``score`` is None where there was no report."""
+    """A finished trial as the study remembers it. ``score`` is None where there was no report.
+
+    reports: the scores on the way, by the pruner's step.
+    """
 
     number: int
     state: str
@@ -24,6 +27,7 @@ class Outcome:
     curve: Curve | None
     proxy: float | None = None  # its score on the task that it was carried from
     repeat: Repeat | None = None
+    reports: Mapping[int, float] = field(default_factory=dict)
 
     @classmethod
     def of(cls, trial: Any, at: int) -> Outcome:
@@ -32,8 +36,8 @@ class Outcome:
         score = trial.values[at] if state == "COMPLETE" else (reports[max(reports)] if reports else None)
         curve = Curve.from_rows(json.loads(attrs["curve"])) if "curve" in attrs else None
         published, reason = attrs.get("published", ""), attrs.get("reason", "")
-        proxy, repeat = attrs.get("proxy"), Repeat.noted(attrs)
-        return cls(trial.number, state, score, trial.params, published, reason, curve, proxy=proxy, repeat=repeat)
+        more = {"proxy": attrs.get("proxy"), "repeat": Repeat.noted(attrs), "reports": reports}
+        return cls(trial.number, state, score, trial.params, published, reason, curve, **more)
 
     @property
     def name(self) -> str:

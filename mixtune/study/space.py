@@ -179,6 +179,11 @@ class Space:
         data = essence(plain)
         for key in ("data", "workers"):
             data["task"].pop(key, None)
+        # Studies that were begun when truncate was the default stay what they are.
+        fidelity = essence(self.fidelity) | {"kind": self.fidelity.kind}
+        data["fidelity"] = {k: v for k, v in fidelity.items() if v != "truncate"}
+        if not data["fidelity"]:
+            del data["fidelity"]
         return digest(data)
 
     def suggest(self, trial: Suggests) -> dict[str, Any]:
