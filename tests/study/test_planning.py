@@ -14,7 +14,7 @@ from mixtune.study import planning
 from mixtune.study.feasible import Room, infeasible
 from mixtune.study.named import kept, make_pruner
 from mixtune.study.preflight import Slots
-from mixtune.study.space import Space
+from mixtune.study.space import Named, Space
 from tests.conftest import TINY
 from tests.training.test_footprint import GIB, made
 
@@ -109,7 +109,7 @@ def test_evaluations_and_starts_are_counted():
     assert found.hours == pytest.approx(plain.hours + 10 * (2 + 5 * 2) / 3600)
     assert found.expected == pytest.approx(found.hours)
     assert found.stepping == pytest.approx(plain.hours / found.hours)
-    assert planned(replace(s, pruner=replace(s.pruner, name="median"))).expected is None
+    assert planned(replace(s, pruner=Named("median"))).expected is None
 
 
 @pytest.mark.parametrize(
