@@ -66,7 +66,7 @@ def test_packed_runs_are_finished_in_pieces_and_are_those_alone(tmp_path, monkey
         stopped = len(saved)
         again = list(packed(plan, mine, "-", tmp_path, math.inf))
         alone = [train_once(plan, job, "-", tmp_path / "alone", math.inf) for job in mine]
-    assert 1 <= stopped <= 10
+    assert 1 <= stopped <= 11  # a step's checkpoint comes after its look at the clock
     assert saved[stopped] > 1  # not from the start
     again.sort(key=lambda r: plan.regimes.index(r["regime"]))
     for a, b in zip(again, alone, strict=True):
