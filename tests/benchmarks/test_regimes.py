@@ -56,7 +56,7 @@ def test_the_gpu_plan_is_the_papers():
 
 def test_packed_runs_are_finished_in_pieces_and_are_those_alone(tmp_path, monkeypatch):
     """The time is up in the middle of each run; the next piece goes on from the checkpoints."""
-    plan = Plan("cifar_resnet8", BatchShape(16, 64), 2, (8, 16), Recipe(), ("compute",), 1, 1, 400, packed=2)
+    plan = Plan("cifar_resnet8", BatchShape(8, 32), 2, (8, 12), Recipe(), ("compute",), 1, 1, 250, packed=2)
     mine, clock, real = jobs(plan)[:2], itertools.count(), Checkpoint.save
     saved = []
     monkeypatch.setattr(Checkpoint, "due", True)
