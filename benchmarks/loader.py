@@ -28,6 +28,7 @@ from mixtune.regime import BatchShape, Schedule
 from mixtune.training import data, pool, prepared, views
 from mixtune.training.data import IMAGENET_MEAN, IMAGENET_STD, Files
 from mixtune.training.decode import decoder
+from mixtune.training.normalise import Normalise
 from mixtune.training.notes import Notes
 
 SIZES = (96, 128, 160, 224, 288)
@@ -69,9 +70,9 @@ def torchvisions(folder: Path, S: int, images: int) -> float:
 
 def ours(source: Files, schedule: Schedule, readers: pool.Inline, notes: Notes | None = None) -> float:
     """This loader's images per second."""
-    mean, std = (torch.tensor(x).view(1, 3, 1, 1) * 255 for x in (IMAGENET_MEAN, IMAGENET_STD))
+    normalise = Normalise(IMAGENET_MEAN, IMAGENET_STD, views.CPU)
     made = views.file_batches(source, schedule, views.Augment(), True, 0, 0, readers, notes=notes)
-    return rate((views.normalised(x, mean, std), y) for x, y in made)
+    return rate((normalise(x), y) for x, y in made)
 
 
 def steps(shape: BatchShape, images: int) -> Schedule:

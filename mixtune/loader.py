@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from mixtune.regime import WHOLE, Schedule, Shard
 from mixtune.training import pool, views
 from mixtune.training.data import Files
+from mixtune.training.normalise import Normalise
 from mixtune.training.notes import Notes
 
 Key = tuple[int, int, int, int, int]  # sample, S, D, seed, step
@@ -110,8 +111,7 @@ class FolderBatches(Sized):
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         readers = pool.take(self.workers)
-        zero, scale = torch.zeros(1, 3, 1, 1), torch.full((1, 3, 1, 1), 255.0)
-        augment = views.Augment()
+        between_0_and_1, augment = Normalise((0, 0, 0), (1, 1, 1), views.CPU), views.Augment()
         try:
             for pixels, labels in views.file_batches(
                 self.files,
@@ -124,7 +124,7 @@ class FolderBatches(Sized):
                 shard=self.shard,
                 notes=self.notes,
             ):
-                yield views.normalised(pixels, zero, scale), labels
+                yield between_0_and_1(pixels), labels
         finally:
             pool.release(readers)
 

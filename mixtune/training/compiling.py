@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from mixtune.errors import TrainingError
 from mixtune.regime import BatchShape
-from mixtune.training.memory import lacking
+from mixtune.training.shortage import lacking
 
 Forward = Callable[[Tensor], Any]
 EXPECTED_GAIN, EXPECTED_SECONDS = 1.3, 60.0  # before anything is measured: modest, and per shape

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mixtune.training.curve import Curve
-from mixtune.training.memory import named
+from mixtune.training.shortage import named
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # torch's profiler tells of its own stages otherwise
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mixtune.training import memory
+from mixtune.training import shortage
 from mixtune.training.curve import Curve, Point
 from mixtune.training.ranks import Ranks
 
@@ -102,7 +102,7 @@ def evaluate(
     try:
         points: list[Point] = []
         for S in sorted(sizes):
-            with memory.named(lambda S=S: memory.too_large_to_judge(S, [p.S for p in points])):  # type: ignore[misc]
+            with shortage.named(lambda S=S: shortage.too_large_to_judge(S, [p.S for p in points])):  # type: ignore[misc]
                 points.append(Point(S=S, gmacs=gmacs(S), **predictions(S).metrics()))
     finally:
         network.train(training)

@@ -31,21 +31,19 @@ CHUNK = 32  # images a reader takes at a time, at most
 
 
 class Views(NamedTuple):
-    """A step's views, before they are on the device: see ``ready`` in ``views``.
+    """A step's views, before they are on the device.
 
-    pixels: uint8 [n, S, S, 3], valid until the next ones are asked for; mirrored: bool [n], whether each is to be
-    mirrored, None for none of them; samples: [n], the images that they show.
+    pixels: uint8 [n, S, S, 3], valid until the next ones are asked for; samples: [n], the images that they show.
     """
 
     pixels: Tensor
-    mirrored: Tensor | None
     samples: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
 class Step:
     """What a step needs. samples: its images [B]; mine: the places of those that are made here; numbers: uniform
-    [len(mine), D, DRAWS] for random crops, None for an evaluation.
+    [len(mine), D, DRAWS] for random crops, None for an evaluation; mirrored: [len(mine), D], None for no mirroring.
     """
 
     samples: np.ndarray
@@ -80,7 +78,7 @@ def training_steps(
         numbers, mirrored = crops.draw(seed, step, shape.views)
         mine = np.arange(shape.B)[shard.part(shape.B)]
         numbers = numbers.reshape(shape.B, shape.D, -1)[mine]
-        flips = mirrored.reshape(shape.B, shape.D)[mine].ravel() if flip else None
+        flips = mirrored.reshape(shape.B, shape.D)[mine] if flip else None
         yield Step(samples, mine, shape.S, shape.D, numbers, flips, scale, ratio)
 
 
@@ -183,9 +181,9 @@ def _begin(pool: Inline, paths: Sequence[str], step: Step, region: Region, offse
 
 def _job(paths: Sequence[str], step: Step, standing: np.ndarray, part: slice, region: Region, offset: int) -> Job:
     chosen = tuple(paths[i] for i in step.samples[standing[part]])
-    numbers = None if step.numbers is None else step.numbers[part]
+    numbers, mirrored = (None if x is None else x[part] for x in (step.numbers, step.mirrored))
     begin = offset + part.start * step.D * step.S**2 * 3
-    return Job(Work(chosen, begin, step.S, step.D, numbers, step.scale, step.ratio), region)
+    return Job(Work(chosen, begin, step.S, step.D, numbers, step.scale, step.ratio, mirrored), region)
 
 
 def _complete(pool: Inline, paths: Sequence[str], made: _Ahead, region: Region, notes: Notes) -> None:
@@ -218,5 +216,4 @@ def _views(made: _Ahead, region: Region) -> Views:
     step = made.step
     n, S = len(step.mine) * step.D, step.S
     pixels = region.pixels[made.offset : made.offset + step.size].view(n, S, S, 3)
-    mirrored = None if step.mirrored is None else torch.from_numpy(step.mirrored)
-    return Views(pixels, mirrored, np.repeat(step.samples[made.standing], step.D))
+    return Views(pixels, np.repeat(step.samples[made.standing], step.D))

@@ -18,7 +18,7 @@ from torch.nn.utils import get_total_norm
 
 from mixtune.errors import TrainingError
 from mixtune.regime import Schedule
-from mixtune.training import memory
+from mixtune.training import shortage
 from mixtune.training.checkpoint import Checkpoint
 from mixtune.training.curve import Curve
 from mixtune.training.engine import Engine
@@ -124,17 +124,17 @@ def train(
     trained = 0  # views since the clock was last started
     network.train()
     if start < len(schedule):
-        with memory.named(lambda: memory.too_large(max(schedule.shapes, key=lambda s: s.pixels), [], "captured")):
+        with shortage.named(lambda: shortage.too_large(max(schedule.shapes, key=lambda s: s.pixels), [], "captured")):
             engine.prepare(schedule, before, start, say)
 
     def too_large() -> str:
         fit = {schedule.shapes[i] for i in schedule.index[: step - 1].tolist()} - {shape}
-        return memory.too_large(shape, sorted(fit), f"step {step} of {len(schedule)}")
+        return shortage.too_large(shape, sorted(fit), f"step {step} of {len(schedule)}")
 
     batches = engine.batches(schedule, seed, start)
     for step in range(start + 1, len(schedule) + 1):
         shape = schedule.shapes[schedule.index[step - 1]]
-        with memory.named(too_large):
+        with shortage.named(too_large):
             total += engine.train_on(next(batches), float(rates[step - 1]), step - 1, float(before[step - 1]), shape)
         steps, trained = steps + 1, trained + shape.views
         if on_step:

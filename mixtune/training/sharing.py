@@ -12,10 +12,10 @@ import torch
 
 from mixtune.regime import Budget, Regime
 from mixtune.training.device import pick_device
-from mixtune.training.memory import lacking
 from mixtune.training.packing import DroppedError, Pack, Turn
 from mixtune.training.run import Run, TrainingConfig
 from mixtune.training.score import Score
+from mixtune.training.shortage import lacking
 
 
 def together(regime: Regime, config: TrainingConfig, K: int, steps: int) -> float:

@@ -19,6 +19,7 @@ from mixtune.training.curve import Curve
 from mixtune.training.device import available_cpus as available_cpus
 from mixtune.training.device import pick_device
 from mixtune.training.evaluation import Predictions, evaluate, predict
+from mixtune.training.normalise import Normalise
 from mixtune.training.notes import Notes
 from mixtune.training.protocol import Task as Task
 from mixtune.training.ranks import ALONE, Ranks
@@ -53,9 +54,7 @@ class Classification:
         dataset = data.load(config.dataset, config.data)
         self.classes = dataset.classes
         self._flip = dataset.flips if config.augment.flip is None else config.augment.flip
-        scale = 255.0  # batches hold pixel values from 0 to 255
-        self._mean = torch.tensor(dataset.mean, device=self.device).view(1, 3, 1, 1) * scale
-        self._std = torch.tensor(dataset.std, device=self.device).view(1, 3, 1, 1) * scale
+        self._normalise = Normalise(dataset.mean, dataset.std, self.device)
         try:
             self.train_source, self._held_out, self._choice = data.split(
                 dataset, config.samples, config.held_out, judge, recalibration is not None
@@ -214,8 +213,7 @@ class Classification:
         return (self._ready(change(x, i), y) for i, (x, y) in enumerate(raw))
 
     def _ready(self, values: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        x = views.normalised(values.to(self.device, non_blocking=True), self._mean, self._std)
-        return x, labels.to(self.device, non_blocking=True)
+        return self._normalise(values.to(self.device, non_blocking=True)), labels.to(self.device, non_blocking=True)
 
 
 def check_shapes(shapes: Sequence[BatchShape], network: str, n_train: int) -> None:

@@ -68,7 +68,10 @@ def file_batches(
     shard: Shard = WHOLE,
     notes: Notes | None = None,
 ) -> Iterator[Batch]:
-    """Training batches of image files, uint8 on ``device``, from step ``start`` on: the shard's images of each."""
+    """Training batches of image files, uint8 on ``device``, from step ``start`` on: the shard's images of each.
+
+    A batch on the CPU is valid until the next one is asked for: its memory is used again.
+    """
     images, size = loader.memory_ahead(schedule, pool.processes, shard)
     steps = loader.training_steps(schedule, len(source), seed, start, augment.scale, augment.ratio, flip, shard)
     yield from _on_device(loader.load(pool, source.paths, steps, images, size, notes or Notes()), source, device)
@@ -77,34 +80,15 @@ def file_batches(
 def file_eval_batches(
     source: Files, S: int, batch: int, pool: Inline, device: torch.device = CPU, notes: Notes | None = None
 ) -> Iterator[Batch]:
-    """Image files as they are evaluated at S: the shorter side at S / 0.875, the central S x S cut out; uint8."""
+    """Image files as they are evaluated at S: the shorter side at S / 0.875, the central S x S cut out; uint8.
+
+    A batch on the CPU is valid until the next one is asked for: its memory is used again.
+    """
     steps = loader.evaluation_steps(len(source), S, batch)
     size = min(batch, len(source)) * S**2 * 3 * (3 if pool.processes else 1)
     yield from _on_device(loader.load(pool, source.paths, steps, 2 * batch, size, notes or Notes()), source, device)
 
 
 def _on_device(made: Iterator[Views], source: Files, device: torch.device) -> Iterator[Batch]:
-    """Off the memory that is used again, mirrored where the views are to be."""
-    for pixels, mirrored, samples in made:
-        x = pixels.to(device, non_blocking=True, copy=True).permute(0, 3, 1, 2)
-        if mirrored is not None:
-            x = torch.where(mirrored.to(device, non_blocking=True).view(-1, 1, 1, 1), x.flip(3), x)
-        yield x, source.labels[torch.from_numpy(samples)]
-
-
-def normalised(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """(pixels - mean) / std as float, channels last. pixels: [N, 3, S, S]; mean, std: [1, 3, 1, 1], all on one device.
-
-    On a CPU the three channels are tiled over the pixels first: the same numbers, eight times as fast, because the
-    innermost loop then is over a row of the image and not over three values.
-    """
-    x = pixels.float().contiguous(memory_format=torch.channels_last)
-    if x is pixels:
-        x = x.clone(memory_format=torch.channels_last)
-    if x.device.type != "cpu":
-        return x.sub_(mean).div_(std)
-    N, _, H, W = x.shape
-    rows = x.permute(0, 2, 3, 1).view(N, H * W * 3)
-    tiled = (t.view(1, 1, 3).expand(1, H * W, 3).reshape(1, H * W * 3) for t in (mean, std))
-    rows.sub_(next(tiled)).div_(next(tiled))
-    return x
+    for pixels, samples in made:
+        yield pixels.to(device, non_blocking=True).permute(0, 3, 1, 2), source.labels[torch.from_numpy(samples)]

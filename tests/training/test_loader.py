@@ -36,7 +36,8 @@ def schedule(steps=12, shapes=SHAPES):
 def batches(source, workers=0, start=0, notes=None):
     readers = pool.take(workers)
     try:
-        return list(views.file_batches(source, schedule(), Augment(), True, 3, start, readers, notes=notes))
+        made = views.file_batches(source, schedule(), Augment(), True, 3, start, readers, notes=notes)
+        return [(x.clone(), y) for x, y in made]  # their memory is used again
     finally:
         pool.release(readers)
 

@@ -9,9 +9,9 @@ from mixtune.errors import InputError
 from mixtune.regime import BatchShape, Budget, Schedule, published
 from mixtune.training.cost import with_cost
 from mixtune.training.loop import TrainingDivergedError, report_steps
-from mixtune.training.memory import OutOfMemoryError
 from mixtune.training.recipe import Recipe
 from mixtune.training.run import Evaluation, Run, TrainingConfig
+from mixtune.training.shortage import OutOfMemoryError
 from mixtune.training.task import TaskConfig
 
 BASE, SIZES = BatchShape(8, 32), [8, 12, 16]

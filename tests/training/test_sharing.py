@@ -50,7 +50,7 @@ def test_trials_with_dropout_share_a_gpu_and_those_on_files_do_not(tmp_path):
 
 def test_trials_that_do_not_fit_get_nothing_done(monkeypatch):
     from mixtune.training import sharing
-    from mixtune.training.memory import OutOfMemoryError
+    from mixtune.training.shortage import OutOfMemoryError
 
     real = sharing.Run.reports
 

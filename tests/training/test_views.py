@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from mixtune.regime import WHOLE, BatchShape, Budget, Mixture, Regime, Schedule, Shard
-from mixtune.training import pool, views
+from mixtune.training import crops, pool, views
 from mixtune.training.data import Files, Pixels
 from mixtune.training.notes import Notes
 from mixtune.training.pixels import PixelViews, pixel_eval_batches
@@ -44,7 +44,8 @@ def batches(source, steps, start=0, seed=3, workers=0, flip=True, augment=None, 
         return [made.make(drawn) for drawn in made.draw(steps, seed, start, shard)]
     readers = pool.take(workers)
     try:
-        return list(views.file_batches(source, steps, augment, flip, seed, start, readers, shard=shard, notes=notes))
+        made = views.file_batches(source, steps, augment, flip, seed, start, readers, shard=shard, notes=notes)
+        return [(x.clone(), y) for x, y in made]
     finally:
         pool.release(readers)
 
@@ -89,7 +90,7 @@ def test_resuming_at_a_step_gives_the_same_batches(kind, files):
 def test_the_number_of_workers_does_not_matter(files):
     steps = schedule(len(files), epochs=4)
     assert equal(batches(files, steps, workers=0), batches(files, steps, workers=2))
-    a, b = (list(views.file_eval_batches(files, 16, 5, pool.take(workers))) for workers in (0, 2))
+    a, b = ([(x.clone(), y) for x, y in views.file_eval_batches(files, 16, 5, pool.take(n))] for n in (0, 2))
     assert equal(a, b)
     assert [len(y) for _, y in a] == [5, 5, 2]
 
@@ -156,6 +157,26 @@ def test_file_views_are_torchvisions_inception_crops(files):
     assert torch.equal(x[0], plain)
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_file_views_are_those_of_a_plain_loop(files, workers):
+    """Each view is its box cut out of the whole image, resized and then mirrored, by Pillow and torchvision."""
+    from torchvision.transforms.v2 import functional as TF
+
+    steps, augment, mirrors = schedule(12, epochs=4), Augment(), 0
+    made = batches(files, steps, augment=augment, workers=workers)
+    for t, ((x, _), samples) in enumerate(zip(made, steps.sample_batches(12, 3), strict=True)):
+        shape = steps.shapes[steps.index[t]]
+        numbers, mirrored = crops.draw(3, t, shape.views)
+        mirrors += int(mirrored.sum())
+        for k in range(shape.views):
+            with Image.open(files.paths[samples[k // shape.D]]) as image:
+                whole = TF.pil_to_tensor(image.convert("RGB"))
+            box = crops.random_box(*whole.shape[1:], numbers[k].tolist(), augment.scale, augment.ratio)
+            plain = TF.resized_crop(whole, *box, [shape.S] * 2, antialias=True)
+            assert torch.equal(x[k], TF.horizontal_flip(plain) if mirrored[k] else plain)
+    assert 0 < mirrors < steps.views
+
+
 def test_flip_off_never_mirrors():
     source = pixels(n=8)
     steps = schedule(8, shapes=[BatchShape(8, 8)])
@@ -187,17 +208,6 @@ def test_image_files_are_evaluated_at_the_published_ratio(S, side, tmp_path):
     ((x, _),) = views.file_eval_batches(source, S, 1, pool.take(0))
     theirs = v2.Compose([v2.Resize(side, antialias=True), v2.CenterCrop(S)])
     assert torch.equal(x[0], theirs(torch.from_numpy(pixels).permute(2, 0, 1)))
-
-
-def test_normalising_is_the_plain_formula():
-    x = torch.randint(0, 256, (3, 8, 8, 3), generator=torch.Generator().manual_seed(0)).byte().permute(0, 3, 1, 2)
-    mean, std = torch.tensor([3.0, 50.0, 7.0]).view(1, 3, 1, 1), torch.tensor([2.0, 0.3, 11.0]).view(1, 3, 1, 1)
-    for pixels in (x, x.float(), x.contiguous(), x.float().contiguous()):
-        before = pixels.clone()
-        made = views.normalised(pixels, mean, std)
-        assert torch.equal(made, (x.float() - mean) / std)
-        assert made.is_contiguous(memory_format=torch.channels_last)
-        assert torch.equal(pixels, before)
 
 
 @pytest.mark.parametrize(
