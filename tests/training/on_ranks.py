@@ -119,9 +119,10 @@ def rate(ranks):
 
 def compiled(ranks, which):
     """Weights and losses where the ranks named in ``which`` compile every shape, and what was said."""
-    import torch._dynamo
+    from torch._dynamo.testing import CompileCounterWithBackend
 
-    run, said = in_double(prepare(ranks)), []
+    run, said = in_double(prepare(ranks, budget=Budget(6))), []
+    backend = CompileCounterWithBackend("aot_eager")
     prepare_engine = Engine.prepare
 
     def watched(engine, schedule, progress, start, say):
@@ -129,19 +130,18 @@ def compiled(ranks, which):
         if ranks.shard.rank in which:
             shapes = [BatchShape(s.S, ranks.shard.of(s).views) for s in schedule.shapes]
             left = Counter(shapes[i] for i in schedule.index.tolist())
-            make = partial(torch.compile, backend="aot_eager", dynamic=False, fullgraph=True)
+            make = partial(torch.compile, backend=backend, dynamic=False, fullgraph=True)
             engine._compiler = Compiler(engine.network, left, said.append, lambda: None, make)
 
     Engine.prepare = watched
     compiling.EXPECTED_SECONDS, compiling.TIMED = 0.0, 1  # it is tried at once
     compiling.Compiler._seconds = lambda self, shape: 1e9  # and found to pay
     reports = list(run.reports())
-    frames = torch._dynamo.utils.counters["frames"]["ok"]
-    return plain(run.network), [r.loss for r in reports], said, frames
+    return plain(run.network), [r.loss for r in reports], said, backend.frame_count
 
 
 def announced(ranks):
-    run, said = prepare(ranks, recipe=Recipe(sync_bn=True), budget=Budget(1)), []
+    run, said = prepare(ranks, recipe=Recipe(sync_bn=True)), []
     list(run.reports(say=said.append))
     return said
 

@@ -9,7 +9,6 @@ import torch
 from torch.nn import functional as F
 
 from mixtune.errors import InputError
-from mixtune.regime import Budget
 from mixtune.training.averaging import Average
 from mixtune.training.distillation import Distillation
 from mixtune.training.engine import Engine
@@ -197,7 +196,7 @@ def test_every_switch_changes_what_is_learnt(name):
     value, given = SWITCHES[name]
     learnt = []
     for more in ({}, {name: value}):
-        run = Run.prepare(regime(), config(budget=Budget(1), recipe=Recipe(**given | more)))
+        run = Run.prepare(regime(), config(recipe=Recipe(**given | more)))
         list(run.reports())
         learnt.append(weights(run))
     assert not same(*learnt)
