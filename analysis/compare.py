@@ -111,7 +111,7 @@ def draw_studies(one: StudyRuns, two: StudyRuns, folder: Path) -> tuple[list[Pat
     scores = [(one.score.of(first[f].curve), two.score.of(second[f].curve)) for f in shared]
     found = over_pairs([a for a, _ in scores], [b for _, b in scores], "shared regimes")
     a, b = (one.name, two.name) if one.name != two.name else (f"{one.name} (first)", f"{two.name} (second)")
-    said = [found.sentence(a, b) + f" [score: {one.score}]"]
+    said = [found.sentence(a, b) + f" [score: {one.score}]", *_otherwise(one, two)]
     with style.figure(1.0 + 0.24 * len(shared)) as figure:
         axes = figure.subplots()
         for i, (x, y) in enumerate(scores):
@@ -120,7 +120,7 @@ def draw_studies(one: StudyRuns, two: StudyRuns, folder: Path) -> tuple[list[Pat
             axes.plot(100 * x, i, "o", color=look.colour, mfc="white", ms=5)
             axes.plot(100 * y, i, "o", color=look.colour, ms=5)
         axes.set_yticks(range(len(shared)), [style.label(f) for f in shared])
-        axes.invert_yaxis()
+        axes.set_ylim(len(shared) - 0.5, -0.5)
         axes.tick_params(axis="y", length=0)
         axes.set_xlabel("score, %")
         style.title(figure, f"open: {a}, filled: {b}")
@@ -129,6 +129,14 @@ def draw_studies(one: StudyRuns, two: StudyRuns, folder: Path) -> tuple[list[Pat
         mean = {"family": "mean", "a": found.a, "b": found.b, "difference": found.value}
         mean |= {"low": found.low, "high": found.high, "p": found.p, "test": found.test}
         return style.write(figure, folder, "compare", [*rows, mean]), said
+
+
+def _otherwise(one: StudyRuns, two: StudyRuns) -> list[str]:
+    """What the two were given otherwise, beside what they searched: the difference may be due to it."""
+    parts = ("task.", "base.", "budget.", "recipe.", "evaluate.", "folds", "seed", "data.digest")
+    keys = sorted(k for k in one.settings.keys() & two.settings.keys() if k.startswith(parts) and k != "task.data")
+    found = [f"{k} {one.settings[k]} and {two.settings[k]}" for k in keys if one.settings[k] != two.settings[k]]
+    return [f"they differ in more than what was searched: {'; '.join(found)}"] if found else []
 
 
 def _families(study: StudyRuns) -> Mapping[str, FinishedTrial]:
