@@ -13,7 +13,7 @@ from typing import Any
 
 from analysis import style
 from analysis.command import parser, perform
-from analysis.runs import FinishedTrial, StudyRuns, names, read_study, setting, store
+from analysis.runs import FinishedTrial, StudyRuns, names, read_study, store
 from analysis.statistics import Difference, difference, holm, mean_sd, over_pairs
 from mixtune.cli import run
 from mixtune.errors import InputError
@@ -106,7 +106,6 @@ def draw_studies(one: StudyRuns, two: StudyRuns, folder: Path) -> tuple[list[Pat
                 f"--other {two.name}: its {key} is {two.settings.get(key)} and that of {one.name} "
                 f"{one.settings.get(key)}, so their scores do not compare"
             )
-    setting(one, "evaluate.sizes")
     first, second = _families(one), _families(two)
     shared = [family for family in first if family in second]
     scores = [(one.score.of(first[f].curve), two.score.of(second[f].curve)) for f in shared]

@@ -1,4 +1,4 @@
-"""Which sizes, and split or growth, decide the score: python -m analysis.importance --study NAME
+"""Which sizes, split, growth or settings of the recipe decide the score: python -m analysis.importance --study NAME
 
 Optuna's fANOVA (Hutter et al. 2014): the share of the score's variance over the space that each parameter explains by
 itself or together with others. The study is rebuilt from MLflow; trials left out one at a time show how far it holds.
@@ -6,17 +6,21 @@ itself or together with others. The study is rebuilt from MLflow; trials left ou
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
 from analysis import style
 from analysis.command import parser, perform
-from analysis.runs import FinishedTrial, StudyRuns, setting
+from analysis.runs import FinishedTrial, StudyRuns
 from mixtune.cli import run
 from mixtune.errors import InputError
+from mixtune.study.knobs import Knobs, Range, Value, ends, said
 
 LEAST = 6  # complete trials; below that a forest of trees has nothing to divide
 ENOUGH = 30  # below that, the order of the bars changes with the trials
@@ -25,45 +29,56 @@ CLEAR = 0.3  # rank correlations nearer to 0 are not called a trend
 
 
 def rebuilt(study: StudyRuns, trials: Sequence[FinishedTrial]) -> optuna.Study:
-    """The study's complete trials as an Optuna study in memory; ``params`` have four digits in MLflow."""
-    import ast
+    """The study's complete trials as an Optuna study in memory, over the knobs that can be turned.
 
-    space: dict[str, Any] = {
-        f"w_{S}": optuna.distributions.FloatDistribution(0.0, 1.0) for S in setting(study, "search.sizes")
-    }
-    split = setting(study, "search.split")
-    space["split"] = optuna.distributions.FloatDistribution(float(split["low"]), float(split["high"]))
-    space["growth"] = optuna.distributions.CategoricalDistribution(ast.literal_eval(study.settings["search.growth"]))
+    A range in the logarithm becomes one of the logarithm: variance is over the space as the search drew from it.
+    """
+    knobs = turned(study)
+    space = {name: _distribution(knob) for name, knob in knobs.items()}
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     made = optuna.create_study(direction="maximize")
     for t in trials:
-        params = {k: t.params[k] if k == "growth" else float(t.params[k]) for k in space}
+        params = {k: _scaled(knob, t.params[k]) for k, knob in knobs.items()}
         value = study.score.of(t.curve)
         made.add_trial(optuna.trial.create_trial(params=params, distributions=space, value=value))
     return made
 
 
+def turned(study: StudyRuns) -> dict[str, Knobs]:
+    """The knobs of a study that have more than one value."""
+    return {name: knob for name, knob in study.search.knobs.items() if len(set(ends(knob))) > 1}
+
+
+def _distribution(knob: Knobs) -> BaseDistribution:
+    if isinstance(knob, Range):
+        return FloatDistribution(_scaled(knob, knob.low), _scaled(knob, knob.high))
+    return CategoricalDistribution(knob)
+
+
+def _scaled(knob: Knobs, value: Any) -> Any:
+    return math.log(value) if isinstance(knob, Range) and knob.log else value
+
+
 def importances(study: StudyRuns, trials: Sequence[FinishedTrial]) -> dict[str, float]:
-    """Share of the score's variance by parameter, largest first; they sum to 1. Parameters that never varied: 0."""
+    """Share of the score's variance by parameter, largest first; they sum to 1."""
     evaluator = optuna.importance.FanovaImportanceEvaluator(n_trees=32, seed=0)
     found = optuna.importance.get_param_importances(rebuilt(study, trials), evaluator=evaluator)
     return {name: float(value) for name, value in found.items()}
 
 
 def tendency(study: StudyRuns, name: str) -> str:
-    """Which way the score goes: Spearman's rank correlation with a number, the best value of growth."""
+    """Which way the score goes: Spearman's rank correlation with a range, the best value on average of a choice."""
     scores = [study.score.of(t.curve) for t in study.trials]
-    if name == "growth":
-        by_value: dict[str, list[float]] = {}
-        for t, score in zip(study.trials, scores, strict=True):
-            by_value.setdefault(t.params[name], []).append(score)
-        best = max(by_value, key=lambda v: sum(by_value[v]) / len(by_value[v]))
-        return f"best: {best}"
-    from scipy import stats
-
-    values = [float(t.params[name]) for t in study.trials]
+    values: list[Any] = [t.params[name] for t in study.trials]
     if len(set(values)) < 2 or len(set(scores)) < 2:
         return "did not vary"
+    if not isinstance(study.search.knobs[name], Range):
+        by_value: dict[Value, list[float]] = {}
+        for value, score in zip(values, scores, strict=True):
+            by_value.setdefault(value, []).append(score)
+        return f"best: {said((max(by_value, key=lambda v: fmean(by_value[v])),))}"
+    from scipy import stats
+
     rho = float(stats.spearmanr(values, scores).statistic)
     if abs(rho) < CLEAR:
         return "no clear trend"
@@ -72,7 +87,11 @@ def tendency(study: StudyRuns, name: str) -> str:
 
 def said_of(name: str) -> str:
     """A parameter's name for people."""
-    return {"split": "split (B+ or D+)", "growth": "growth"}.get(name, f"weight of {name.removeprefix('w_')} px")
+    if name.startswith("w_"):
+        return f"weight of {name.removeprefix('w_')} px"
+    if name.startswith("recipe."):
+        return name.removeprefix("recipe.").replace("_", " ")
+    return {"split": "split (B+ or D+)"}.get(name, name)
 
 
 def draw_study(study: StudyRuns, folder: Path) -> tuple[list[Path], list[str]]:
@@ -84,6 +103,8 @@ def draw_study(study: StudyRuns, folder: Path) -> tuple[list[Path], list[str]]:
             f"--study {study.name}: {why}; importances need at least {LEAST} with different scores, so give the study "
             "more with --trials"
         )
+    if not turned(study):
+        raise InputError(f"--study {study.name}: everything in its search is fixed, so nothing can be important")
     found = importances(study, trials)
     step = max(1, len(trials) // REFITS)
     refits = [importances(study, [t for j, t in enumerate(trials) if j != i]) for i in range(0, len(trials), step)]
@@ -122,8 +143,8 @@ def _figure(figure: Any, study: StudyRuns, rows: Sequence[dict[str, Any]]) -> No
     axes.set_xlim(0, 1.8 * end)
     axes.set_xticks(range(0, int(end) + 1, 10 if end < 60 else 20))
     axes.set_xlabel("share of the score's variance, % (fANOVA)\nwhiskers: range with a trial left out")
-    said = f"{study.name}: what decides the score ({len(study.trials)} trials)"
-    figure.suptitle(said, fontsize=7.5, x=0.01, ha="left")
+    title = f"{study.name}: what decides the score ({len(study.trials)} trials)"
+    figure.suptitle(title, fontsize=7.5, x=0.01, ha="left")
     axes.tick_params(axis="y", length=0)
     style.grid(axes, "x")
 

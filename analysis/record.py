@@ -8,6 +8,7 @@ What ``mixtune.evaluate --corruptions`` wrote into the same folder is recorded t
 from __future__ import annotations
 
 import csv
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -19,15 +20,43 @@ from mixtune.cli import Parser, parse_args, run, short
 from mixtune.errors import InputError
 from mixtune.regime import Regime
 from mixtune.study.recorded import record_repeat
+from mixtune.training.recipe import Recipe
 from mixtune.training.trained import RESULT, Trained, runs_in
 
+ROUNDED = 1e-3  # old studies hold their points rounded to four digits; none has two regimes nearer than that
 
-def trial_of(study: StudyRuns, regime: Regime) -> FinishedTrial:
-    """The trial of a study that trained this regime. Raises InputError when none did."""
-    for t in study.trials:
-        if t.regime == str(regime):
-            return t
-    raise InputError(f"{regime.name or regime}: no complete trial of study {study.name} trained this regime ({regime})")
+
+def trial_of(study: StudyRuns, regime: Regime, recipe: Recipe) -> FinishedTrial:
+    """The trial of a study that trained this regime, with this recipe where that was searched.
+
+    Raises InputError when none did.
+    """
+
+    def same_recipe(t: FinishedTrial) -> bool:
+        settings = [(getattr(recipe, name), t.params[f"recipe.{name}"]) for name in study.search.recipe]
+        return all(a == b or (isinstance(b, float) and math.isclose(a, b, rel_tol=ROUNDED)) for a, b in settings)
+
+    near = [(apart(study.regime(t), regime), t) for t in study.trials if same_recipe(t)]
+    distance, found = min(near, key=lambda pair: pair[0], default=(math.inf, None))
+    if found is None or distance > ROUNDED:
+        but = " with this recipe" if study.search.recipe else ""
+        name = regime.name or str(regime)
+        raise InputError(f"{name}: no complete trial of study {study.name} trained this regime{but} ({regime})")
+    return found
+
+
+def apart(a: Regime, b: Regime) -> float:
+    """The largest difference between the shares of two regimes; infinite where their phases hold other shapes."""
+
+    def shapes(r: Regime) -> list[Any]:
+        return [r.base, r.clock, *(ph.mixture.shapes for ph in r.phases)]
+
+    def shares(r: Regime) -> list[float]:
+        return [x for ph in r.phases for x in (ph.share, *ph.mixture.p)]
+
+    if shapes(a) != shapes(b):
+        return math.inf
+    return max(abs(x - y) for x, y in zip(shares(a), shares(b), strict=True))
 
 
 def corruptions(folder: Path) -> dict[str, dict[int, float]]:
@@ -54,7 +83,7 @@ def record(study: StudyRuns, folder: Path) -> int:
     single = runs_in(folder)
     for path in single:
         trained = Trained.read(path)
-        trial = trial_of(study, trained.regime)
+        trial = trial_of(study, trained.regime, trained.config.recipe)
         task, seed = trained.config.task, trained.config.seed
         for key, mine in (("dataset", task.dataset), ("network", task.network)):
             if mine != study.settings.get(f"task.{key}"):
@@ -69,8 +98,7 @@ def record(study: StudyRuns, folder: Path) -> int:
         tags |= {"study": study.name, "judge": trained.judge, "network": task.network, "dataset": task.dataset}
         name = f"{trial.number:03d} {trial.family} {trained.judge} seed {seed}"
         score = study.score.of(trained.curve)
-        params = dict(trial.params)
-        record_repeat(study.uri, study.parent, name, tags, params, trained.curve, score, corruptions(path))
+        record_repeat(study.uri, study.parent, name, tags, trial.params, trained.curve, score, corruptions(path))
     return len(single)
 
 

@@ -5,31 +5,31 @@ S, B, D as in ``regime.shapes``. This is the only module of the analysis that as
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from analysis.statistics import mean_sd
 from mixtune.errors import InputError
-from mixtune.regime import BatchShape, Budget, Regime
-from mixtune.study.space import NEGLIGIBLE, Search, Space
+from mixtune.regime import BatchShape, Regime
+from mixtune.secrets import masked
+from mixtune.study.candidates import Search, regime_of
+from mixtune.study.knobs import Value
+from mixtune.study.parameters import point_of, section
 from mixtune.study.store import Stored, default_uri, parent_of, stored
 from mixtune.training.curve import MEASURED, METRICS, Curve
-from mixtune.training.run import Evaluation
 from mixtune.training.score import Score
-from mixtune.training.task import TaskConfig
 
 BySize = Mapping[int, float]
-_NEEDED = ("task.dataset", "task.network", "base.S", "base.B", "base.D", "budget.epochs")
+_NEEDED = ("task.dataset", "task.network", "base.S", "base.B", "budget.epochs", "search.sizes")
 
 
 @dataclass(frozen=True)
 class FinishedTrial:
     """A run that was trained to the end: its number, family (a published name or "searched"), regime and curve.
 
-    ``params``: its point of the search space; ``more``: other metrics by size (corruption/...);
+    ``params``: its point of the search space, typed; ``more``: other metrics by size (corruption/...);
     ``seconds``: of training and evaluation together; ``judge``: which images the curve is of; ``run``: its id.
     """
 
@@ -37,7 +37,7 @@ class FinishedTrial:
     family: str
     regime: str
     curve: Curve
-    params: Mapping[str, str] = field(default_factory=dict)
+    params: Mapping[str, Value] = field(default_factory=dict)
     more: Mapping[str, BySize] = field(default_factory=dict)
     seconds: float | None = None
     seed: int = 0
@@ -48,13 +48,6 @@ class FinishedTrial:
     def searched(self) -> bool:
         """Whether the sampler made it up."""
         return self.family == "searched"
-
-    def shares(self) -> dict[int, float]:
-        """Share of the training compute at each size; the sizes are the regime's training support."""
-        weights = {int(k[2:]): float(v) for k, v in self.params.items() if k.startswith("w_")}
-        kept = {S: w for S, w in weights.items() if w >= NEGLIGIBLE} or weights
-        total = sum(kept.values())
-        return {S: w / total for S, w in sorted(kept.items())} if total else {}
 
 
 @dataclass(frozen=True)
@@ -70,11 +63,20 @@ class StudyRuns:
     states: Mapping[str, int]
     repeats: tuple[FinishedTrial, ...] = ()
 
-    @property
+    @cached_property
     def score(self) -> Score:
         """How a curve of this study becomes one number."""
-        S = self.settings.get("score.S", "None")
-        return Score(self.settings.get("score.measure", "hypervolume"), None if S == "None" else int(S))  # type: ignore[arg-type]
+        return section(self.settings, "score", Score, self.source)
+
+    @cached_property
+    def search(self) -> Search:
+        """What was searched."""
+        return section(self.settings, "search", Search, self.source)
+
+    @property
+    def source(self) -> str:
+        """Where the study lies, for messages."""
+        return f"--study {self.name}: its parent run in {masked(self.uri)}"
 
     @property
     def best(self) -> FinishedTrial:
@@ -96,10 +98,10 @@ class StudyRuns:
         best = self.best_searched
         return [*(t for t in self.trials if not t.searched), *([best] if best else [])]
 
-    @property
+    @cached_property
     def base(self) -> BatchShape:
         """The batch shape that sets the budget."""
-        return BatchShape(*(int(self.settings[f"base.{k}"]) for k in "SBD"))
+        return section(self.settings, "base", BatchShape, self.source)
 
     def images(self, judge: str = "validation") -> int | None:
         """How many images curves are judged on; None where the study did not record it."""
@@ -107,8 +109,8 @@ class StudyRuns:
         return int(said) if said else None
 
     def repeats_of(self, trial: FinishedTrial) -> list[FinishedTrial]:
-        """Runs of the same regime with several seeds, by seed; judged on the test set where there are such runs."""
-        mine = [r for r in self.repeats if r.regime == trial.regime]
+        """Runs of the same trial with several seeds, by seed; judged on the test set where there are such runs."""
+        mine = [r for r in self.repeats if r.number == trial.number]
         judges = {r.judge for r in mine}
         judge = "test" if "test" in judges else "validation"
         return sorted((r for r in mine if r.judge == judge), key=lambda r: r.seed)
@@ -120,20 +122,16 @@ class StudyRuns:
         return {S: mean_sd([getattr(c.at(S), metric) for c in curves]) for S in sorted(shared)}
 
     def regime(self, trial: FinishedTrial) -> Regime:
-        """The regime that a trial trained, rebuilt from its parameters (rounded to four digits in MLflow)."""
-        sizes = tuple(int(k[2:]) for k in trial.params if k.startswith("w_"))
-        s = self.settings
-        space = Space(
-            self.name,
-            TaskConfig(s["task.dataset"], s["task.network"]),  # type: ignore[arg-type]
-            self.base,
-            Budget(1.0),  # a regime does not depend on it
-            Evaluation(trial.curve.sizes),
-            Search(sizes),
-            trials=1,
-        )
-        name = trial.family if not trial.searched else f"searched #{trial.number}"
-        return space.regime(trial.params, name)
+        """The regime that a trial trained, made from its point as the search made it."""
+        return regime_of(self.search, self.base, trial.params, names([trial])[0])
+
+    def shares(self, trial: FinishedTrial) -> dict[int, float]:
+        """Share of the training compute at each size that a trial trained on: its regime's training support."""
+        regime, found = self.regime(trial), dict[int, float]()
+        for phase, share in zip(regime.phases, regime.shares_of(lambda s: s.pixels), strict=True):
+            for shape, p in zip(phase.mixture.shapes, phase.mixture.p, strict=True):
+                found[shape.S] = found.get(shape.S, 0.0) + share * p * shape.pixels / phase.mixture.pixels
+        return dict(sorted(found.items()))
 
     def named(self, word: str) -> FinishedTrial:
         """A complete trial by its number, published name or "searched" (the best searched one).
@@ -164,8 +162,8 @@ def read_study(uri: str, study: str) -> StudyRuns:
 
     Raises InputError for a missing or foreign store, an unknown study and a study without complete trials.
     """
-    trials: list[FinishedTrial] = []
-    repeats: list[FinishedTrial] = []
+    trials: list[Stored] = []
+    repeats: list[Stored] = []
     states: dict[str, int] = {}
     for run in stored(uri, study):
         kind = run.tags.get("mixtune.kind")
@@ -174,9 +172,8 @@ def read_study(uri: str, study: str) -> StudyRuns:
             states[state] = states.get(state, 0) + 1
             if state != "COMPLETE":
                 continue
-        found = _finished(run)
-        if found is not None:
-            (repeats if kind == "repeat" else trials).append(found)
+        if _whole(run):
+            (repeats if kind == "repeat" else trials).append(run)
     if not trials:
         had = ", ".join(f"{n} {state}" for state, n in sorted(states.items())) or "none at all"
         raise InputError(f"--study {study}: {uri} holds no complete trial of this study yet (trials: {had})")
@@ -186,8 +183,9 @@ def read_study(uri: str, study: str) -> StudyRuns:
             raise InputError(
                 f"--study {study}: its parent run in {uri} lacks the parameter {key}; mixtune did not write it"
             )
-    order = tuple(sorted(trials, key=lambda t: t.number))
-    return StudyRuns(uri, study, parent, settings, tags, order, states, tuple(repeats))
+    read = StudyRuns(uri, study, parent, settings, tags, (), states)
+    order = sorted((_finished(run, read) for run in trials), key=lambda t: t.number)
+    return replace(read, trials=tuple(order), repeats=tuple(_finished(run, read) for run in repeats))
 
 
 def finished_trials(uri: str, study: str) -> list[FinishedTrial]:
@@ -195,10 +193,16 @@ def finished_trials(uri: str, study: str) -> list[FinishedTrial]:
     return list(read_study(uri, study).trials)
 
 
-def _finished(run: Stored) -> FinishedTrial | None:
-    rows = [{"S": S, **values} for S, values in sorted(run.curve.items()) if not set(METRICS) - set(values)]
-    if not rows or not {"mixtune.family", "mixtune.regime"} <= set(run.tags):  # not written by mixtune, or cut off
-        return None
+def _rows(run: Stored) -> list[dict[str, float]]:
+    return [{"S": S, **values} for S, values in sorted(run.curve.items()) if not set(METRICS) - set(values)]
+
+
+def _whole(run: Stored) -> bool:
+    """Whether mixtune wrote the run, and to its end."""
+    return bool(_rows(run)) and {"mixtune.family", "mixtune.regime"} <= set(run.tags)
+
+
+def _finished(run: Stored, study: StudyRuns) -> FinishedTrial:
     more: dict[str, dict[int, float]] = {}
     for S, values in run.curve.items():
         for metric in set(values) - set(METRICS) - set(MEASURED):
@@ -208,21 +212,14 @@ def _finished(run: Stored) -> FinishedTrial | None:
         int(tags.get("mixtune.trial", -1)),
         tags["mixtune.family"],
         tags["mixtune.regime"],
-        Curve.from_rows(rows),
-        {f"w_{int(k[2:])}" if k.startswith("w_") else k: v for k, v in run.params.items()},  # w_08 is w_8
+        Curve.from_rows(_rows(run)),
+        point_of(tags, run.params, study.search, f"--study {study.name}: run {run.id} in {masked(study.uri)}"),
         {metric: dict(sorted(values.items())) for metric, values in sorted(more.items())},
         run.metrics.get("seconds"),
         int(tags.get("mixtune.seed", 0)),
         tags.get("mixtune.judge", "validation"),
         run.id,
     )
-
-
-def setting(study: StudyRuns, key: str) -> Any:
-    """A parent parameter that holds a list, mapping or number. Raises InputError when an old study lacks it."""
-    if key not in study.settings:
-        raise InputError(f"--study {study.name}: its parent run has no parameter {key!r}; was it written by mixtune?")
-    return ast.literal_eval(study.settings[key])
 
 
 def names(trials: Sequence[FinishedTrial]) -> list[str]:

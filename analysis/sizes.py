@@ -7,7 +7,7 @@ their share of the compute: its training support.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,13 @@ ROW = 0.135  # inches of a row of the lower panel
 def draw_study(study: StudyRuns, folder: Path) -> tuple[list[Path], list[str]]:
     """The figure and its table: top-1 by regime and test size, with the share of the training compute spent there."""
     shown = sorted(study.shown, key=lambda t: -study.score.of(t.curve))
-    sizes = sorted({S for t in shown for S in (*t.curve.sizes, *t.shares())})
+    sizes = sorted({S for t in shown for S in (*t.curve.sizes, *study.shares(t))})
     with style.figure(2.35 + ROW * len(shown)) as figure:
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=[2.0, ROW * len(shown)])
         for place, t in enumerate(shown):
             look = style.look(t.family, place)
             _line(above, study, t, look)
-            _support(below, t, place, look, sizes)
+            _support(below, t, study.shares(t), place, look, sizes)
         above.set_ylabel("top-1 accuracy, %")
         above.set_title(f"{study.name}: accuracy away from the training sizes", fontsize=7.5, loc="left")
         above.tick_params(labelbottom=False, length=0)
@@ -53,8 +53,10 @@ def _line(axes: Any, study: StudyRuns, trial: FinishedTrial, look: style.Look) -
     axes.plot(x, y, color=look.colour, marker=look.marker, ms=4, label=look.label, **wide)
 
 
-def _support(axes: Any, trial: FinishedTrial, row: int, look: style.Look, sizes: Sequence[int]) -> None:
-    for S, share in trial.shares().items():
+def _support(
+    axes: Any, trial: FinishedTrial, shares: Mapping[int, float], row: int, look: style.Look, sizes: Sequence[int]
+) -> None:
+    for S, share in shares.items():
         low, high = _cell(S, sizes)
         bar = {"color": look.colour, "alpha": 0.12 + 0.88 * share, "linewidth": 0}
         axes.barh(row, high - low, 0.78, left=low, **bar)
@@ -83,11 +85,11 @@ def _rows(study: StudyRuns, shown: Sequence[FinishedTrial], sizes: Sequence[int]
     rows = []
     for t in shown:
         tops = {p.S: p.top1 for p in t.curve.points}
-        repeats, both = study.repeats_of(t), study.over_seeds(t)
+        repeats, both, shares = study.repeats_of(t), study.over_seeds(t), study.shares(t)
         for S in sizes:
             mean, deviation = both.get(S, (None, None))
             row: dict[str, Any] = {"trial": t.number, "family": t.family, "S": S, "top1": tops.get(S)}
-            row |= {"training_share": t.shares().get(S, 0.0), "seeds": len(repeats)}
+            row |= {"training_share": shares.get(S, 0.0), "seeds": len(repeats)}
             rows.append(row | {"mean_top1": mean, "deviation": deviation})
     return rows
 

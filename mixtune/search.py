@@ -1,19 +1,26 @@
 """Search for the best size regime: python -m mixtune.search --space search_spaces/digits.yaml
 
-Running the same command again continues the study. --dry-run shows what would be tried and needs no data.
+Running the same command again continues the study. --dry-run shows what would be tried and needs no data; with
+--measure it also says what that would cost. --from studies/PROXY trains the best regimes of another study on this task.
 """
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mixtune.cli import Parser, parse_args, python, run, shell, short
 from mixtune.config import load
 from mixtune.secrets import MaskSecrets, masked
+
+if TYPE_CHECKING:
+    from mixtune.study.folder import Places
+    from mixtune.study.space import Space
 
 
 def parser() -> Parser:
@@ -22,11 +29,19 @@ def parser() -> Parser:
     p.add_argument("--space", required=True, metavar="FILE", help="search space (YAML)")
     p.add_argument("--out", metavar="FOLDER", help="the study's folder (default: studies/NAME)")
     p.add_argument("--trials", type=int, metavar="N", help="trials in all (default: the file's)")
-    p.add_argument("--storage", metavar="URL", help="Optuna storage (default: study.db in the folder)")
+    p.add_argument("--storage", metavar="URL", help="Optuna storage (default: study.journal in the folder)")
     p.add_argument("--tracking-uri", metavar="URI", help="MLflow tracking store (default: mlflow.db in the folder)")
     p.add_argument("--address", metavar="HOST:PORT", help="an existing Ray cluster (default: this machine)")
     p.add_argument("--resume", action="store_true", help="only go on with a study that is there, never begin one")
+    p.add_argument(
+        "--from",
+        dest="proxy",
+        metavar="FOLDER",
+        help="train the best regimes of the study in this folder on the whole budget, instead of searching",
+    )
+    p.add_argument("--top", type=int, default=3, metavar="N", help="with --from: how many regimes (default: 3)")
     p.add_argument("--dry-run", action="store_true", help="print the regimes that would be tried, and stop")
+    p.add_argument("--measure", action="store_true", help="with --dry-run: measure here what the search would cost")
     p.add_set()
     return p
 
@@ -49,6 +64,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from mixtune.study import preflight
 
+    scores: dict[str, float] = {}
+    if args.proxy:
+        from mixtune.study.carry import carried
+
+        space, scores = carried(space, Path(args.proxy).absolute(), args.top, args.storage)
     if args.dry_run:
         from mixtune.study.named import check_named
 
@@ -56,16 +76,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         preflight.check_sizes(space, args.space)
         n = preflight.expected_images(space, args.space)
         preflight.check_batches(space, n, args.space)
-        print(preflight.plan(space, n))
+        print(preflight.plan(space, n) + "\n")
+        if args.measure:
+            from mixtune.study.estimate import dry
+
+            dry(space, args.space, _places(args, space), say)
+        else:
+            print("hours are not known before steps are measured: --measure does that here; a search begins with it")
         return 0
 
     from mixtune.study.conduct import conduct, table
-    from mixtune.study.folder import Places
 
-    places = Places(
-        Path(args.out or Path("studies") / space.study).absolute(), args.storage, args.tracking_uri, args.address
-    )
-    result = conduct(space, args.space, places, _draw, lambda line: print(masked(line), flush=True), args.resume)
+    places = _places(args, space)
+    result = conduct(space, args.space, places, _draw, say, args.resume, scores)
     print()
     print(table(space, result))
     print()
@@ -78,6 +101,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"\nno trial of study {space.study} was completed; the reasons are printed above", file=sys.stderr)
         return 1
     return 0
+
+
+def _places(args: argparse.Namespace, space: Space) -> Places:
+    from mixtune.study.folder import Places
+
+    folder = Path(args.out or Path("studies") / space.study).absolute()
+    return Places(folder, args.storage, args.tracking_uri, args.address)
+
+
+def say(line: str) -> None:
+    """To the console, at once."""
+    print(masked(line), flush=True)
 
 
 def _draw(uri: str, study: str, folder: Path) -> list[Path]:

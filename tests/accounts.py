@@ -1,15 +1,51 @@
-"""Whether a study's books are right: each trial finished once, and MLflow holds what Optuna's storage holds."""
+"""Searches in processes of their own, and whether a study's books are right afterwards: each trial finished once, and
+MLflow holds what Optuna's storage holds."""
 
+import os
+import re
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import optuna
 from mlflow import MlflowClient
 
+from mixtune.study.folder import Places
+from mixtune.study.storage import open_storage
 
-def assert_exact(folder, n, study="tiny", published=("fixed", "multiscale")):
+ROOT = Path(__file__).parents[1]
+
+
+def start(folder, space, *more, mark=""):
+    """A search in a process group of its own; it and all it starts carry the mark (see ``marked``)."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "mixtune.search", "--space", str(space), "--out", str(folder), *more],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        env=os.environ | {"MIXTUNE_MARK": mark, "PYTHONUNBUFFERED": "1"},
+        # A shell's background job ignores Ctrl-C, and its children inherit that; a terminal's does not.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+
+
+def read_until(process, pattern, text, n=1):
+    """Read lines into ``text`` until ``n`` have the pattern; False when the search ended before."""
+    for line in process.stdout:
+        text.append(line)
+        n -= re.search(pattern, line) is not None
+        if n <= 0:
+            return True
+    return False
+
+
+def assert_exact(folder, n, study="tiny", published=("fixed", "multiscale"), storage=None):
     """``n`` trials of the study in ``folder`` are finished, each once, with their reports, and none is left open."""
-    study = optuna.load_study(study_name=study, storage=f"sqlite:///{folder}/study.db")
+    study = optuna.load_study(study_name=study, storage=open_storage(storage or Places(folder).storage_url))
     interrupted = set(study.user_attrs.get("interrupted", []))
     finished = {t.number: t for t in study.trials if t.number not in interrupted}
     assert len(finished) == n

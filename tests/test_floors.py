@@ -27,7 +27,7 @@ FORBIDDEN = {
 }
 ONLY = {
     "ray": {f"mixtune/study/{name}.py" for name in ("tuning", "hosting", "ranks", "watch")},
-    "optuna": {f"mixtune/study/{name}.py" for name in ("sampling", "named", "storage")},
+    "optuna": {f"mixtune/study/{name}.py" for name in ("sampling", "named", "storage", "journal")},
     "mlflow": {
         "mixtune/study/store.py",
         "mixtune/study/delivery.py",

@@ -50,19 +50,24 @@ def fail():
         file.write(b"x")
 
 
+@pytest.fixture(params=["journal:///{}/study.journal", "sqlite:///{}/study.db"], ids=["journal", "sqlite"])
+def url(tmp_path, request):
+    return request.param.format(tmp_path)
+
+
 @pytest.fixture
-def bridge(tmp_path, tiny):
+def bridge(tmp_path, tiny, url):
     space = parse(tiny | {"pruner": {"name": "none"}}, Space, "f")
-    trials = Trials(f"sqlite:///{tmp_path}/study.db", space, 4)
+    trials = Trials(url, space, 4)
     ledger = Ledger(trials, tmp_path, pause=0.01, longest=0.02)
     bridge = Bridge(ledger, space.training(1), tmp_path, Listeners([Recorder()]))
     yield bridge
     ledger.close()
 
 
-def outcomes(tmp_path, tiny):
+def outcomes(tmp_path, tiny, url):
     """What another process finds in the study, after putting it right: [(number, state)], and how many remain."""
-    trials = Trials(f"sqlite:///{tmp_path}/study.db", parse(tiny | {"pruner": {"name": "none"}}, Space, "f"), 4)
+    trials = Trials(url, parse(tiny | {"pruner": {"name": "none"}}, Space, "f"), 4)
     ledger = Ledger(trials, tmp_path)
     assert ledger.flush(30)
     ledger.close()
@@ -89,16 +94,16 @@ def test_space_and_best_files_stay_what_they_were(tmp_path):
     assert names(tmp_path) == ["space.yaml"]
 
 
-def test_a_regime_file_that_does_not_fit_begins_no_trial(bridge, tmp_path, tiny, monkeypatch):
+def test_a_regime_file_that_does_not_fit_begins_no_trial(bridge, tmp_path, tiny, url, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("mixtune.study.bridge.save_regime", lambda path, *_: Path("/dev/full").write_text("regime"))
         assert bridge.suggest("a") is None
     assert bridge.done
     assert "the disk (or its quota) is full" in bridge.halted
-    assert outcomes(tmp_path, tiny) == ([], 4)
+    assert outcomes(tmp_path, tiny, url) == ([], 4)
 
 
-def test_a_curve_that_does_not_fit_is_written_when_the_trial_is_repeated(bridge, tmp_path, tiny, monkeypatch):
+def test_a_curve_that_does_not_fit_is_written_when_the_trial_is_repeated(bridge, tmp_path, tiny, url, monkeypatch):
     checkpoint = Path(bridge.suggest("a")["checkpoint"])
     checkpoint.parent.mkdir()
     checkpoint.write_bytes(b"state")
@@ -108,11 +113,11 @@ def test_a_curve_that_does_not_fit_is_written_when_the_trial_is_repeated(bridge,
         bridge.end("a", error=False)
     assert "is full" in bridge.halted
     assert checkpoint.exists()
-    assert outcomes(tmp_path, tiny) == ([], 4)
+    assert outcomes(tmp_path, tiny, url) == ([], 4)
 
 
 @pytest.mark.parametrize("when", ["report", "end"])
-def test_a_study_database_that_cannot_grow_loses_no_trial(bridge, tmp_path, tiny, when):
+def test_a_study_database_that_cannot_grow_loses_no_trial(bridge, tmp_path, tiny, url, when):
     for name in "ab":
         Path(bridge.suggest(name)["checkpoint"]).parent.mkdir(exist_ok=True)
     bridge.report("a", report(2, 0.5, last=True))
@@ -125,7 +130,7 @@ def test_a_study_database_that_cannot_grow_loses_no_trial(bridge, tmp_path, tiny
             assert bridge.report("b", last)
         bridge.end("b", error=False)
     assert "is full" in bridge.halted
-    assert outcomes(tmp_path, tiny) == ([(0, "COMPLETE")], 3)
+    assert outcomes(tmp_path, tiny, url) == ([(0, "COMPLETE")], 3)
 
 
 def test_an_outbox_that_cannot_grow_says_so_and_delivers_what_it_can(tmp_path):
@@ -170,7 +175,7 @@ def test_a_line_that_was_cut_in_the_middle_of_a_file_is_left_out(tmp_path):
     assert names(tmp_path) == []
 
 
-def test_records_without_room_stop_the_search(bridge, tmp_path, tiny):
+def test_records_without_room_stop_the_search(bridge, tmp_path, tiny, url):
     class Full(Recorder):
         def ended(self, *details):
             raise NoRoomError("unsent.jsonl: the disk is full")
@@ -181,7 +186,7 @@ def test_records_without_room_stop_the_search(bridge, tmp_path, tiny):
     bridge.end("a", error=False)
     assert bridge.halted == "unsent.jsonl: the disk is full"
     assert [e[0] for e in recorder.events] == ["started", "reported", "ended"]  # the others are told all the same
-    assert outcomes(tmp_path, tiny) == ([(0, "COMPLETE")], 3)
+    assert outcomes(tmp_path, tiny, url) == ([(0, "COMPLETE")], 3)
 
 
 def test_any_other_write_is_one_sentence_and_exit_code_two(capsys):
@@ -204,7 +209,7 @@ $SEARCH > "$LOG.1" 2>&1; echo "first $?"
 find "$OUT" -name '*.tmp' | wc -l
 mount -o remount,size=300m "$OUT"
 $SEARCH > "$LOG.2" 2>&1; echo "second $?"
-cp "$OUT"/*.db* "$KEEP"
+cp "$OUT"/study.journal "$OUT"/*.db* "$KEEP"
 ls "$OUT/trials" | wc -l
 """
 

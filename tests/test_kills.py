@@ -3,30 +3,14 @@
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 import uuid
-from pathlib import Path
 
 import pytest
 
-from tests.accounts import assert_exact, assert_gone, marked
+from tests.accounts import assert_exact, assert_gone, marked, read_until, start
 
-ROOT = Path(__file__).parents[1]
 TRIALS = 4
-
-
-def start(folder, space, mark):
-    return subprocess.Popen(
-        [sys.executable, "-m", "mixtune.search", "--space", str(space), "--out", str(folder)],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        env=os.environ | {"MIXTUNE_MARK": mark, "PYTHONUNBUFFERED": "1"},
-    )
 
 
 def victims(target, process, mark):
@@ -36,26 +20,16 @@ def victims(target, process, mark):
     return sorted(pid for pid, name in marked(mark).items() if names[target] in name.split(" --")[0])
 
 
-def read_until_trial(process, text, n):
-    """Read lines until ``n`` more trials have started; False when the search ended before."""
-    for line in process.stdout:
-        text.append(line)
-        n -= " start " in line
-        if n <= 0:
-            return True
-    return False
-
-
 def search_through(tmp_path, space, targets, seed):
     """Run the same command until it ends by itself; meanwhile kill each target once, at a random moment.
 
     Returns what every start printed.
     """
     rng, mark, folder = random.Random(seed), uuid.uuid4().hex, tmp_path / "study"
-    process, said = start(folder, space, mark), [[]]
+    process, said = start(folder, space, mark=mark), [[]]
     try:
         for target in targets:
-            if not read_until_trial(process, said[-1], rng.randint(1, 2)):
+            if not read_until(process, " start ", said[-1], rng.randint(1, 2)):
                 break
             time.sleep(rng.uniform(0.0, 2.0))
             found = victims(target, process, mark)
@@ -64,7 +38,7 @@ def search_through(tmp_path, space, targets, seed):
             if target in ("driver", "gcs"):
                 said[-1].append(process.communicate(timeout=120)[0])
                 assert_gone(mark)
-                process = start(folder, space, mark)
+                process = start(folder, space, mark=mark)
                 said.append([])
         said[-1].append(process.communicate(timeout=200)[0])
         assert process.returncode == 0, "".join(said[-1])

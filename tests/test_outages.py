@@ -6,16 +6,16 @@ import uuid
 
 import pytest
 
-from tests.accounts import assert_exact, assert_gone
-from tests.test_kills import read_until_trial, start
+from tests.accounts import assert_exact, assert_gone, read_until, start
 
 
 @pytest.mark.slow
 def test_a_search_outlasts_storages_that_are_away(tmp_path, space_file, tiny):
     mark, folder = uuid.uuid4().hex, tmp_path / "study"
-    process = start(folder, space_file(tiny | {"trials": 6, "budget": {"epochs": 2}}), mark)
-    said = []
-    assert read_until_trial(process, said, 3)
+    database = f"sqlite:///{folder}/study.db"
+    space = space_file(tiny | {"trials": 6, "budget": {"epochs": 2}})
+    process, said = start(folder, space, "--storage", database, mark=mark), []
+    assert read_until(process, " start ", said, 3), "".join(said)
     locks = [sqlite3.connect(folder / name, isolation_level=None, timeout=30) for name in ("study.db", "mlflow.db")]
     for lock in locks:
         lock.execute("BEGIN EXCLUSIVE")
@@ -29,5 +29,5 @@ def test_a_search_outlasts_storages_that_are_away(tmp_path, space_file, tiny):
     assert "the study's storage does not answer (database is locked)" in text
     assert "the study's storage answers again" in text
     assert "Traceback" not in text
-    assert_exact(folder, 6)
+    assert_exact(folder, 6, storage=database)
     assert_gone(mark)

@@ -58,7 +58,7 @@ def test_the_search_prints_readable_lines_and_a_table(study):
 def test_everything_lies_in_the_study_folder(study):
     folder, _ = study
     names = {p.name for p in folder.iterdir()}
-    assert {"space.yaml", "study.db", "mlflow.db", "artifacts", "trials", "figures", "best.yaml"} <= names
+    assert {"space.yaml", "study.journal", "mlflow.db", "artifacts", "trials", "figures", "best.yaml"} <= names
     assert {p.name for p in folder.parent.iterdir()} == {"tiny.yaml", "my study"}
     assert (folder / "trials" / "0000" / "weights.safetensors").exists()
 
@@ -67,8 +67,11 @@ def test_optuna_and_mlflow_hold_the_same_trials(study):
     import optuna
     from mlflow import MlflowClient
 
+    from mixtune.study.folder import Places
+    from mixtune.study.storage import open_storage
+
     folder, _ = study
-    trials = optuna.load_study(study_name="tiny", storage=f"sqlite:///{folder}/study.db").trials
+    trials = optuna.load_study(study_name="tiny", storage=open_storage(Places(folder).storage_url)).trials
     client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
     experiment = client.get_experiment_by_name("mixtune")
     runs = client.search_runs([experiment.experiment_id])
@@ -85,8 +88,11 @@ def test_optuna_and_mlflow_hold_the_same_trials(study):
 def test_the_printed_training_command_gives_the_trials_score_exactly(study):
     import optuna
 
+    from mixtune.study.folder import Places
+    from mixtune.study.storage import open_storage
+
     folder, text = study
-    best = optuna.load_study(study_name="tiny", storage=f"sqlite:///{folder}/study.db").best_value
+    best = optuna.load_study(study_name="tiny", storage=open_storage(Places(folder).storage_url)).best_value
     block = "import sys\nfor name in ('ray', 'optuna', 'mlflow'):\n    sys.modules[name] = None\n"
     words = printed_command(text, "train the best regime")
     arguments = words[words.index("-m") + 2 :]
@@ -170,7 +176,7 @@ def test_bad_input_is_one_sentence_exit_code_two_and_nothing_written(
     assert message in said.err
     assert said.err.count("\n") == 1
     assert "hunter2" not in said.err
-    assert not (tmp_path / "out" / "study.db").exists()
+    assert not (tmp_path / "out" / "study.journal").exists()
 
 
 def test_a_dry_run_needs_no_data_and_writes_nothing(tmp_path):

@@ -16,6 +16,7 @@ from mixtune.regime.regime import Clock, Mixture, Regime
 from mixtune.regime.shapes import BatchShape
 
 VERSION = 1
+_Dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # the same text, ten times as fast where libyaml is there
 _FORBID = {"extra": "forbid"}
 
 
@@ -115,8 +116,8 @@ def save_regime(path: str | Path, regime: Regime, training: Mapping[str, Any] | 
 
 
 def _dump(value: Any) -> str:
-    text = yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=10_000, default_flow_style=None)
-    return text.removesuffix("...\n")
+    text = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10_000, default_flow_style=None)
+    return str(text).removesuffix("...\n")
 
 
 def _wrapped(text: str) -> str:

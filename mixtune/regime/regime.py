@@ -14,6 +14,7 @@ from mixtune.regime.shapes import BatchShape
 
 Clock = Literal["budget", "epochs", "steps"]
 StepCost = Callable[[BatchShape], float]
+MANY = 6  # phases; more than these are summed up in a line for people
 
 
 @dataclass(frozen=True)
@@ -151,6 +152,15 @@ class Regime:
         return tuple(x / sum(spent) for x in spent)
 
     @property
+    def mixture(self) -> Mixture:
+        """Of the whole run: the share of all its steps that each shape has."""
+        found = dict.fromkeys(self.shapes, 0.0)
+        for phase, share in zip(self.phases, self.shares_of(lambda s: 1.0), strict=True):
+            for shape, p in zip(phase.mixture.shapes, phase.mixture.p, strict=True):
+                found[shape] += share * p
+        return Mixture.of(list(found), list(found.values()))
+
+    @property
     def shapes(self) -> tuple[BatchShape, ...]:
         """All batch shapes in use, smallest size first."""
         return tuple(sorted({s for ph in self.phases for s in ph.mixture.shapes}))
@@ -161,9 +171,15 @@ class Regime:
         return tuple(sorted({s.S for s in self.shapes}))
 
     def __str__(self) -> str:
-        """One line for people: ``16x256 40% · 32x64 60%``; phases are joined by arrows, with their budget shares."""
+        """One line for people: ``16x256 40% · 32x64 60%``; phases are joined by arrows, with their budget shares.
+
+        Many phases are told by their number, the mean size at both ends and the mixture of the whole run.
+        """
         if len(self.phases) == 1:
             return str(self.phases[0].mixture)
+        if len(self.phases) > MANY:
+            first, last = (self.phases[i].mixture.expected(lambda s: s.S) for i in (0, -1))
+            return f"{len(self.phases)} phases, {first:.0f} to {last:.0f} px on average: {self.mixture}"
         return " → ".join(f"{100 * ph.share:.0f}%: {_phase(ph.mixture)}" for ph in self.phases)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from mixtune.config import to_yaml
@@ -33,17 +33,25 @@ class Books:
                 self.trials.reconcile()
 
 
+def begun(space: Space, places: Places) -> bool:
+    """Whether the study is there already; nothing is made. Raises InputError when its storage cannot be used."""
+    with _in_one_sentence(places):
+        return patiently(lambda: holds(places.storage_url, space.study))
+
+
 @contextlib.contextmanager
-def opened(space: Space, places: Places, stride: int, resume: bool) -> Iterator[Books]:
-    """Begin the study or go on with it; with ``resume``, only go on.
+def opened(
+    space: Space, places: Places, stride: int, resume: bool, proxy: Mapping[str, float] | None = None
+) -> Iterator[Books]:
+    """Begin the study or go on with it; with ``resume``, only go on. proxy: see ``Trials``.
 
     Raises InputError, in here and for whatever the body meets, when a store cannot be used or does not answer.
     """
     with _in_one_sentence(places):
-        if resume and not patiently(lambda: holds(places.storage_url, space.study)):
+        if resume and not begun(space, places):
             where = masked(places.storage_url)
             raise InputError(f"--resume: {where} holds no study {space.study!r}; without --resume it is begun")
-        trials = patiently(lambda: Trials(places.storage_url, space, stride))
+        trials = patiently(lambda: Trials(places.storage_url, space, stride, proxy))
         ledger, tracker = Ledger(trials, places.folder), None
         try:
             sqlite.with_log(places.storage_url)

@@ -19,7 +19,7 @@ from mixtune.errors import NO_ROOM, NoRoomError, no_room
 from mixtune.regime import Regime
 from mixtune.regime.files import regime_to_dict, save_regime
 from mixtune.study.events import Candidate, Listeners, State
-from mixtune.study.feasible import infeasible
+from mixtune.study.feasible import Refuse, nothing
 from mixtune.study.ledger import Book, StorageAwayError
 from mixtune.study.limits import POSITION, Clock, memory_kills, position
 from mixtune.training.curve import Curve, write_csv
@@ -50,10 +50,10 @@ class Bridge:
     """One of the study's trials per candidate, and one of the runner's per attempt at it, found by the runner's id."""
 
     def __init__(
-        self, trials: Book, training: TrainingConfig, folder: Path, listeners: Listeners, n_train: int | None = None
+        self, trials: Book, training: TrainingConfig, folder: Path, listeners: Listeners, refuse: Refuse = nothing
     ) -> None:
-        """``n_train``: training images of a trial; with it, candidates that cannot meet the budget are not trained."""
-        self.trials, self.listeners, self._n_train = trials, listeners, n_train
+        """``refuse``: why a candidate cannot be trained, and is recorded as infeasible; empty where it can be."""
+        self.trials, self.listeners, self._refuse = trials, listeners, refuse
         self.halted = ""  # why no trial can go on (a full disk, no candidate)
         self._training, self._folder = training, folder
         self._limits = trials.space.limits
@@ -96,10 +96,10 @@ class Bridge:
             published = str(trial.user_attrs.get("published", ""))
             regime = self.trials.space.regime(params, published or f"searched {trial.number}")
             training = replace(self._training, recipe=self.trials.space.recipe_of(params))
-            if not (reason := infeasible(self.trials.space, regime, training, self._n_train)):
+            if not (reason := self._refuse(regime, training)):
                 return self._begin(trial, params, published, regime, training)
             self.trials.finish(trial, "INFEASIBLE", None, reason, None)
-        said = f"{INFEASIBLE_IN_A_ROW} candidates in a row cannot meet the budget (the last: {reason})"
+        said = f"{INFEASIBLE_IN_A_ROW} candidates in a row cannot be trained (the last: {reason})"
         self._halt(f"{said}; raise budget.epochs, lower base.B, or leave out of search what cannot be met")
         return None
 

@@ -8,23 +8,25 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from mixtune.config import plain
 from mixtune.errors import InputError
 from mixtune.regime import Regime
 from mixtune.regime.files import save_regime
-from mixtune.study import hosting, preflight, tracking, tuning
-from mixtune.study.books import Books, opened
+from mixtune.study import carry, estimate, hosting, preflight, tracking, tuning
+from mixtune.study.books import Books, begun, opened
 from mixtune.study.bridge import Bridge
 from mixtune.study.console import Console, results_table
+from mixtune.study.estimate import Ready
 from mixtune.study.events import Listeners
+from mixtune.study.feasible import infeasible
 from mixtune.study.folder import Places, locked, save
 from mixtune.study.named import check_named
 from mixtune.study.sampling import Outcome, Trials
 from mixtune.study.space import Space
-from mixtune.training import timing
 
 log = logging.getLogger("mixtune")
 RESTARTS = 3  # a fault of Ray itself ends an experiment; the study goes on in a new one
@@ -40,7 +42,8 @@ class Result:
     remaining: int
     experiment: str
     best_file: Path | None
-    infeasible: Mapping[int, str] = field(default_factory=dict)  # candidates that were not trained, with the reason
+    infeasible: Mapping[int, str] = field(default_factory=dict)  # candidates that could not be trained, with the reason
+    took: str = ""  # beside what was planned; empty where trials remain
 
 
 def conduct(
@@ -50,66 +53,63 @@ def conduct(
     draw: Callable[[str, str, Path], list[Path]],
     write: Callable[[str], None],
     resume: bool = False,
+    proxy: Mapping[str, float] | None = None,
 ) -> Result:
     """Run a study to its end, or as far as it gets.
 
     ``draw(tracking uri, study, folder)`` makes the figures. Raises InputError before anything is written when the
     space, its data, the resources or the stores are not usable. The same call on a folder that holds the study
-    continues it; with ``resume`` nothing else is done: a folder without the study is an InputError.
+    continues it; with ``resume`` nothing else is done: a folder without the study is an InputError. proxy: scores of
+    the regimes to be tried on the task that they were found on, see ``carry``.
     """
     check_named(space)
     stride = preflight.check_sizes(space, source)
     space = _absolute(space)
     n_train = preflight.check_data(space, source)
-    if places.address is None:
-        slots = preflight.slots(space, *preflight.local_resources())
-    else:
-        tuning.connect(places.address, 0, 0)
-        slots = preflight.slots(space, *tuning.cluster(), tuning.nodes())
+    slots = estimate.slots_of(space, places)
     tracking.check(places.tracking_uri)
 
-    with locked(places.folder), opened(space, places, stride, resume) as books:
-        trials = books.trials
-        _say_what_happens(trials, books.stale, places, write)
-        interrupted = False
-        if trials.remaining():
-            try:
-                if places.address is None:
-                    tuning.connect(None, *preflight.local_resources())
-                write(f"{slots}; score: {space.score}")
-                with _terminable():
-                    _run(books, space, slots, places, n_train, write)
-            except KeyboardInterrupt:
-                interrupted = True
-            finally:
-                tuning.disconnect()
-                books.settle()
-        return _close(trials, books.tracker, places, space, draw, interrupted)
+    with locked(places.folder), contextlib.ExitStack() as at_the_end:
+        at_the_end.callback(tuning.disconnect)
+        # What does not fit is refused before the study is begun, so that it may be begun with another base.
+        ready = None if resume or begun(space, places) else _ready(space, slots, places, n_train, write)
+        with opened(space, places, stride, resume, proxy) as books:
+            trials = books.trials
+            _say_what_happens(trials, books.stale, places, write)
+            interrupted = False
+            if trials.remaining():
+                try:
+                    ready = ready or _ready(space, slots, places, n_train, write)
+                    write(f"score: {space.score}")
+                    with _terminable():
+                        _run(books, space, ready, places, n_train, write)
+                except KeyboardInterrupt:
+                    interrupted = True
+                finally:
+                    tuning.disconnect()
+                    books.settle()
+            return _close(trials, books.tracker, places, space, draw, interrupted)
 
 
-def _run(
-    books: Books, space: Space, slots: preflight.Slots, places: Places, n_train: int, write: Callable[[str], None]
-) -> None:
+def _ready(space: Space, slots: preflight.Slots, places: Places, n_train: int, write: Callable[[str], None]) -> Ready:
+    if places.address is None:
+        tuning.connect(None, *preflight.local_resources())
+    with _terminable():
+        return estimate.ready(space, slots, places, n_train, write)
+
+
+def _run(books: Books, space: Space, ready: Ready, places: Places, n_train: int, write: Callable[[str], None]) -> None:
     trials = books.trials
+    refuse = partial(infeasible, space, n_train=n_train, room=ready.room)
     console = Console(space.trials, trials.best(), write)
-    device: Literal["auto", "cpu", "cuda"] = "cpu" if slots.gpus == 0 else space.device
-    training = replace(space.training(slots.cpus), device=device)
-    if space.budget.cost != "pixels":
-        write(f"measuring the {space.budget.cost} of a step of every shape, once (kept in costs.yaml)")
-        costs = tuning.call(timing.step_costs, slots, training, space.shapes(), places.folder / "costs.yaml")
-        training = replace(training, costs=costs)
-    gpus = int(tuning.cluster()[1]) if slots.gpus else 0
-    slots, said = hosting.packed(space, training, slots, gpus)
-    if said:
-        write(said)
     console.header()
     listeners = Listeners([console, books.tracker])
     attempt = 0
     while (left := trials.remaining()) and attempt < RESTARTS:
-        bridge = Bridge(books.ledger, training, places.folder, listeners, n_train)
+        bridge = Bridge(books.ledger, ready.training, places.folder, listeners, refuse)
         fault: Exception | None = None
         try:
-            hosting.run(bridge, slots, places.folder, device, gpus)
+            hosting.run(bridge, ready.slots, places.folder, ready.training.device, ready.gpus)
         except KeyboardInterrupt:
             bridge.interrupt()
             raise
@@ -157,11 +157,15 @@ def _close(
     if best is not None:
         summary = {"score": best.score, "trial": best.number, "family": best.published or "searched"}
         summary["regime"] = str(regime_of(space, best))
+    outcomes = trials.outcomes()
+    agreed = carry.agreement(outcomes)
     try:
-        tracker.finish("FINISHED" if not remaining else "KILLED", summary, artifacts)
+        tracker.finish("FINISHED" if not remaining else "KILLED", summary, artifacts, agreed.tags if agreed else {})
     except Exception as err:
         log.warning("MLflow could not be brought up to date: %s", str(err).split("\n")[0])
-    return Result(trials.outcomes(), best, interrupted, remaining, tracker.experiment, best_file, trials.infeasible())
+    took = estimate.compared(places.folder, trials.hours()) if not remaining else ""
+    refused = trials.infeasible()
+    return Result(outcomes, best, interrupted, remaining, tracker.experiment, best_file, refused, took)
 
 
 def regime_of(space: Space, outcome: Outcome) -> Regime:
@@ -174,8 +178,10 @@ def table(space: Space, result: Result) -> str:
     lines = results_table(result.outcomes, lambda o: regime_of(space, o))
     if result.infeasible:
         first = next(iter(result.infeasible.values()))
-        lines += f"\n{len(result.infeasible)} candidates could not meet the budget and were not trained ({first})"
-    return lines
+        lines += f"\n{len(result.infeasible)} candidates could not be trained ({first})"
+    if agreed := carry.agreement(result.outcomes):
+        lines += f"\n{agreed}"
+    return f"{lines}\n{result.took}" if result.took else lines
 
 
 def _say_what_happens(trials: Trials, stale: int, places: Places, write: Callable[[str], None]) -> None:

@@ -14,11 +14,13 @@ from typing import Any
 from urllib.parse import quote
 
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunInfo, RunTag
 from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from mixtune.errors import InputError, no_room
 from mixtune.secrets import masked
+from mixtune.study import sqlite
 from mixtune.study.identity import Identity
 from mixtune.study.outbox import PermanentError, Record
 from mixtune.study.store import CURVE, EXPERIMENT, cause, make
@@ -74,10 +76,13 @@ class Sender:
     def __init__(self, uri: str, folder: Path, data: Identity) -> None:
         """Open or make the store and the experiment in it. Raises InputError when it cannot be reached."""
         self._uri, self._data = uri, data
-        self._runs: dict[int, str] = {}
+        self._runs: dict[int, RunInfo] = {}
+        self._asked = False  # whether ``_runs`` holds all that the store has
         try:
             make(uri)
             self._client = MlflowClient(uri)
+            with contextlib.suppress(AttributeError):  # a server. What a power cut takes, ``Tracker.repair`` writes.
+                sqlite.hastened(self._client._tracking_client.store.engine)
             self.experiment = self._experiment(uri, folder)
         except Exception as err:
             raise self._refused(err) from None
@@ -146,8 +151,9 @@ class Sender:
         """Send one record. Sending it twice changes nothing: runs are looked up, metrics carry their own time."""
         try:
             self._send(r)
-        except MlflowException as err:
-            if err.error_code in _PERMANENT:
+        except Exception as err:
+            self._asked = False  # a run may have been made although no answer came
+            if isinstance(err, MlflowException) and err.error_code in _PERMANENT:
                 raise PermanentError(f"{r['do']} of trial {r['trial']}: {cause(err)}") from None
             raise
 
@@ -157,7 +163,8 @@ class Sender:
             for run in self._client.search_runs([self.experiment], where, max_results=1000):
                 self._discard(str(run.info.run_id))
             return
-        run_id = r["parent"] if r["do"] == "finish" else self._run_of(r)
+        run = self._client.get_run(r["parent"]).info if r["do"] == "finish" else self._run_of(r)
+        run_id = str(run.run_id)
         if r["do"] == "discard":
             self._discard(run_id)
             return
@@ -167,10 +174,12 @@ class Sender:
         tags = [RunTag(k, v) for k, v in r.get("tags" if r["do"] != "start" else "later", {}).items()]
         if metrics or params or tags:
             self._client.log_batch(run_id, metrics, params, tags)
-        for path in map(Path, r.get("files", ())):
-            figure = r["do"] == "finish" and path.suffix != ".yaml"
-            if path.exists():
-                self._client.log_artifact(run_id, str(path), "figures" if figure else None)
+        if files := [path for path in map(Path, r.get("files", ())) if path.exists()]:
+            # The client's own log_artifact asks for the run once more, and keeps an object for every run.
+            artifacts = get_artifact_repository(run.artifact_uri, tracking_uri=self._uri)
+            for path in files:
+                figure = r["do"] == "finish" and path.suffix != ".yaml"
+                artifacts.log_artifact(str(path), "figures" if figure else None)
         if "status" in r:
             self._client.set_terminated(run_id, status=r["status"], end_time=r.get("ended", r["time"]))
 
@@ -178,28 +187,34 @@ class Sender:
         """State and last score of every trial under a parent run, as the store has them."""
         where = f"tags.`mlflow.parentRunId` = '{parent}' and tags.`mixtune.kind` = 'trial'"
         found: dict[int, tuple[str, float | None]] = {}
-        token = None
+        token, self._asked = None, False
         while True:
             page = self._client.search_runs([self.experiment], where, max_results=1000, page_token=token)
             for run in page:
                 tags = run.data.tags
-                found[int(tags["mixtune.trial"])] = (tags["mixtune.state"], run.data.metrics.get("score"))
+                state = tags["mixtune.state"] if run.info.status != "RUNNING" else "RUNNING"
+                found[int(tags["mixtune.trial"])] = (state, run.data.metrics.get("score"))
+                self._runs[int(tags["mixtune.trial"])] = run.info
             if not (token := page.token):
+                self._asked = True
                 return found
 
-    def _run_of(self, r: Record) -> str:
+    def _run_of(self, r: Record) -> RunInfo:
         """The trial's child run, made where it is not there yet. Raises PermanentError when it should be there."""
         if r["trial"] not in self._runs:
-            where = f"tags.`mlflow.parentRunId` = '{r['parent']}' and tags.`mixtune.trial` = '{r['trial']}'"
-            where += " and tags.`mixtune.kind` = 'trial'"
-            found = self._client.search_runs([self.experiment], where, max_results=1)
-            if not found and r["do"] != "start":
-                raise PermanentError(f"{r['do']} of trial {r['trial']}: its run is gone")
-            run = found[0] if found else self._client.create_run(self.experiment, r["time"], r["tags"], r["name"])
-            self._runs[r["trial"]] = str(run.info.run_id)
-            if not found:
+            run = None if self._asked and r["do"] == "start" else self._found(r)
+            if run is None:
+                if r["do"] != "start":
+                    raise PermanentError(f"{r['do']} of trial {r['trial']}: its run is gone")
+                run = self._client.create_run(self.experiment, r["time"], r["tags"], r["name"])
                 self._client.log_inputs(str(run.info.run_id), [self._input()])
+            self._runs[r["trial"]] = run.info
         return self._runs[r["trial"]]
+
+    def _found(self, r: Record) -> Run | None:
+        where = f"tags.`mlflow.parentRunId` = '{r['parent']}' and tags.`mixtune.trial` = '{r['trial']}'"
+        where += " and tags.`mixtune.kind` = 'trial'"
+        return next(iter(self._client.search_runs([self.experiment], where, max_results=1)), None)
 
     def _discard(self, run_id: str) -> None:
         """Move a child run that does not count to MLflow's bin."""

@@ -1,21 +1,65 @@
-"""Feasible: whether a candidate can meet the budget, before anything of it is trained."""
+"""Feasible: whether a candidate can meet the budget and fits into memory, before anything of it is trained."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
-from mixtune.regime import Regime
+from mixtune.regime import BatchShape, Regime
 from mixtune.study.space import Space
+from mixtune.training.footprint import Footprint
 from mixtune.training.run import TrainingConfig
 
+Refuse = Callable[[Regime, TrainingConfig], str]  # why a candidate cannot be trained; empty where it can be
 
-def infeasible(space: Space, regime: Regime, training: TrainingConfig, n_train: int | None) -> str:
-    """Why a candidate cannot meet the budget at some fidelity; empty when it can, or where ``n_train`` is not known.
+
+@dataclass(frozen=True)
+class Room:
+    """The memory that each worker of a trial has, in bytes, and what was measured of that which a step takes."""
+
+    footprint: Footprint
+    bytes: float
+
+    def lacking(self, shape: BatchShape, base: BatchShape) -> str:
+        """Why a step of this shape does not fit, with the base batch whose step at this size would; empty when it does.
+
+        The search for that batch takes a dozen looks at a line, not at a device.
+        """
+        if (needs := self.footprint.memory(shape)) <= self.bytes:
+            return ""
+        fits, fails = 0, base.B  # of base batches
+        while fails - fits > 1:
+            B = (fits + fails) // 2
+            smaller = replace(shape, B=max(1, shape.B * B // base.B))
+            fits, fails = (B, fails) if self.footprint.memory(smaller) <= self.bytes else (fits, B)
+        where = "the GPU" if self.footprint.device == "cuda" else "the machine"
+        has = f"a trial has {gib(self.bytes)} of {where}"
+        said = (
+            f"needs about {gib(needs)} and {has}" if needs < float("inf") else f"did not fit when it was tried ({has})"
+        )
+        helps = f"base.B {fits} would fit" if fits else "no batch would fit: leave the size out or take another network"
+        return f"at {shape.S} px a batch of {shape.B * shape.D} {said}: {helps}"
+
+
+def gib(number: float) -> str:
+    """Bytes as people read them."""
+    return f"{number / 2**30:.3g} GiB"
+
+
+def nothing(regime: Regime, training: TrainingConfig) -> str:
+    """Nothing is refused."""
+    return ""
+
+
+def infeasible(space: Space, regime: Regime, training: TrainingConfig, n_train: int, room: Room | None = None) -> str:
+    """Why a candidate cannot meet the budget at some fidelity, or does not fit into memory; empty when it can be run.
 
     Milliseconds: the schedules are made and nothing is trained.
     """
-    if n_train is None:
-        return ""
+    for shape in regime.shapes if room else ():
+        assert room is not None
+        if said := room.lacking(shape, space.base):
+            return said
     try:
         for share in sorted({stage.share for stage in space.stages}):
             replace(training, share=share).schedule(regime, n_train)

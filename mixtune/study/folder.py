@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mixtune.errors import InputError
-from mixtune.study import tracking
+from mixtune.study import journal, tracking
 from mixtune.training.checkpoint import replace_file
 
 
@@ -24,8 +24,9 @@ class Places:
 
     @property
     def storage_url(self) -> str:
-        """Optuna's storage."""
-        return self.storage or f"sqlite:///{self.folder}/study.db"
+        """Optuna's storage: a journal, or the database of a study that was begun when that was the default."""
+        old = self.folder / "study.db"
+        return self.storage or (f"sqlite:///{old}" if old.exists() else f"{journal.PREFIX}{self.folder}/study.journal")
 
     @property
     def tracking_uri(self) -> str:

@@ -45,8 +45,7 @@ def make_pruner(space: Space) -> optuna.pruners.BasePruner:
 
     Raises InputError for an unknown name or option.
     """
-    factor = space.fidelity.factor if space.fidelity.kind == "compress" else 2
-    defaults = {"halving": {"min_resource": 1, "reduction_factor": factor}, "patient": {"patience": 1}}
+    defaults = {"halving": _halving(space), "patient": {"patience": 1}}
     wanted = space.pruner
     if wanted.name == "patient":
         inner = Named(str(wanted.options.get("pruner", "median")))
@@ -58,6 +57,26 @@ def make_pruner(space: Space) -> optuna.pruners.BasePruner:
         wanted = Named("patient", {k: v for k, v in wanted.options.items() if k != "pruner"} | {"wrapped_pruner": made})
     pruner: optuna.pruners.BasePruner = _make(wanted, PRUNERS, "pruner", defaults)
     return pruner
+
+
+def _halving(space: Space) -> dict[str, Any]:
+    return {"min_resource": 1, "reduction_factor": space.fidelity.factor if space.fidelity.kind == "compress" else 2}
+
+
+def kept(space: Space, step: int) -> float | None:
+    """The share of the searched trials that go on after their report at this step; None where the pruner is not set to
+    keep a share.
+    """
+    if space.pruner.name == "none":
+        return 1.0
+    options = {"min_early_stopping_rate": 0} | _halving(space) | space.pruner.options
+    least, factor, late = (options[k] for k in ("min_resource", "reduction_factor", "min_early_stopping_rate"))
+    if space.pruner.name != "halving" or not isinstance(least, int):
+        return None
+    rungs = 0  # that were passed
+    while least * factor ** (late + rungs) <= step:
+        rungs += 1
+    return float(factor**-rungs)
 
 
 def check_named(space: Space) -> None:

@@ -24,11 +24,22 @@ from mixtune.errors import NO_ROOM, no_room
 
 log = logging.getLogger("mixtune")
 Record = Mapping[str, Any]
-MOST = 64  # records that are merged at a time
+MOST = 256  # records that are merged at a time
 
 
 class PermanentError(Exception):
     """A record that will never be accepted; it is dropped, so that it does not hold up those behind it."""
+
+
+def append(fd: int, data: bytes) -> None:
+    """Write at the end of an open file, whole or not at all. Raises OSError."""
+    end = os.fstat(fd).st_size
+    try:
+        if os.write(fd, data) < len(data):  # as much as there was room for
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError:
+        os.ftruncate(fd, end)
+        raise
 
 
 class Outbox:
@@ -37,7 +48,8 @@ class Outbox:
     ``path``: one JSON record per line; beside it PATH.sent counts the bytes that were delivered. Both vanish when
     nothing waits. ``deliver`` raises PermanentError for a record that is to be dropped, anything else to be called
     again after a pause that doubles from ``pause`` up to ``longest`` seconds. ``merge`` makes fewer records of some
-    that wait, each with those it is made from (all of them at once, should one be delivered again).
+    that wait, each with those it is made from (all of them at once, should one be delivered again); they wait for
+    ``linger`` seconds, so that there are some.
     """
 
     def __init__(
@@ -48,14 +60,15 @@ class Outbox:
         pause: float = 0.5,
         longest: float = 30.0,
         merge: Callable[[Sequence[Record]], Iterable[tuple[Record, Sequence[Record]]]] | None = None,
+        linger: float = 0.0,
     ) -> None:
-        self._merge = merge
+        self._merge, self._linger = merge, linger
         self.path, self._sent = path, path.with_name(path.name + ".sent")
         self._deliver, self._what, self._pause, self._longest = deliver, what, pause, longest
         self._changed = threading.Condition()
         self._waiting: deque[tuple[Record, int]] = deque()  # record, bytes in the file
         self._away = self._closed = self._hurry = False
-        self._dropped = 0
+        self._dropped = self._flushing = 0
         self._offset = self._read()
         self._thread = threading.Thread(target=self._run, name="outbox", daemon=True)
         self._thread.start()
@@ -105,13 +118,7 @@ class Outbox:
         """Append a line to the file, whole or not at all; returns what went wrong."""
         try:
             with self.path.open("ab", buffering=0) as file:
-                end = file.tell()
-                try:
-                    if file.write(line) < len(line):  # as much as there was room for
-                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                except OSError:
-                    file.truncate(end)
-                    raise
+                append(file.fileno(), line)
         except OSError as err:
             return err
         return None
@@ -124,8 +131,12 @@ class Outbox:
         end = time.monotonic() + seconds
         with self._changed:
             self._hurry = True
+            self._flushing += 1
             self._changed.notify_all()
-            return self._changed.wait_for(lambda: not self._waiting, max(0.0, end - time.monotonic()))
+            try:
+                return self._changed.wait_for(lambda: not self._waiting, max(0.0, end - time.monotonic()))
+            finally:
+                self._flushing -= 1
 
     def close(self) -> None:
         """End the thread after the record that it is at. What waits stays on disk."""
@@ -139,6 +150,7 @@ class Outbox:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._closed or self._waiting)
+                self._changed.wait_for(self._enough, self._linger)
                 if self._closed:
                     return
                 batch = list(islice(self._waiting, MOST if self._merge else 1))
@@ -158,6 +170,9 @@ class Outbox:
                 log.warning("%s answers again; %d records that waited are being sent", self._what, self.waiting)
             self._away, pause = False, self._pause
             self._done(batch)
+
+    def _enough(self) -> bool:
+        return self._closed or self._flushing > 0 or len(self._waiting) >= MOST
 
     def _send(self, records: Sequence[Record]) -> None:
         for whole, parts in self._merge(records) if self._merge else ((r, (r,)) for r in records):

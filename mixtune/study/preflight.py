@@ -115,7 +115,7 @@ def check_batches(space: Space, n_train: int, source: str) -> None:
         Shard(world=space.resources.workers).check(space.shapes())
     except ValueError as err:
         raise InputError(f"{source}: resources.workers: {err}; raise base.B or lower resources.workers") from None
-    for name, params in _examples(space, 0).items():
+    for name, params in examples(space, 0).items():
         try:
             for share in sorted({stage.share for stage in space.stages}):
                 Schedule.build(space.regime(params, name), in_pixels(space), n_train, space.seed, share=share)
@@ -156,7 +156,8 @@ def local_resources() -> tuple[int, int]:
     return available_cpus(), torch.cuda.device_count()
 
 
-def _examples(space: Space, sampled: int) -> dict[str, dict[str, object]]:
+def examples(space: Space, sampled: int) -> dict[str, dict[str, object]]:
+    """Points of the space by name: the published regimes, and some drawn evenly."""
     stride = total_stride(space.task.network)
     points = {name: space.published_params(name, stride) for name in space.published}
     return points | {f"sampled {i + 1}": space.suggest(Uniform(space.seed + i)) for i in range(sampled)}
@@ -170,7 +171,7 @@ def plan(space: Space, n_train: int, sampled: int = 4) -> str:
         f"{'regime':<11} {'steps':>9} {'epochs':>7} {'views':>8} {'compute':>8} {'peak':>14}  shapes SxBxD, % of steps",
     ]
     total = in_pixels(space).epochs * n_train * space.base.pixels / space.base.B
-    for name, params in _examples(space, sampled).items():
+    for name, params in examples(space, sampled).items():
         regime: Regime = space.regime(params, name)
         try:
             s = Schedule.build(regime, in_pixels(space), n_train, space.seed)

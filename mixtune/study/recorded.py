@@ -11,8 +11,10 @@ from mlflow.exceptions import MlflowException
 
 from mixtune.errors import InputError
 from mixtune.secrets import masked
-from mixtune.study.browsing import padded, top1_at, width
+from mixtune.study import parameters
+from mixtune.study.browsing import top1_at, width
 from mixtune.study.delivery import curve_metrics
+from mixtune.study.knobs import Value
 from mixtune.study.store import CURVE, cause, opened
 from mixtune.training.curve import Curve
 
@@ -22,7 +24,7 @@ def record_repeat(
     parent: str,
     name: str,
     tags: Mapping[str, str],
-    params: Mapping[str, str],
+    params: Mapping[str, Value],
     curve: Curve,
     score: float,
     more: Mapping[str, Mapping[int, float]],
@@ -39,6 +41,7 @@ def record_repeat(
         if client.search_runs([experiment], where, max_results=1):
             return
         named = {f"mixtune.{k}": v for k, v in tags.items()} | {"mixtune.kind": "repeat", "mixtune.state": "COMPLETE"}
+        named[parameters.POINT] = parameters.exact(params)
         run = client.create_run(experiment, run_name=name, tags={"mlflow.parentRunId": parent, **named})
         now = int(1000 * time.time())
         digits = width([*curve.sizes, *(int(k[2:]) for k in params if k.startswith("w_"))])
@@ -46,7 +49,7 @@ def record_repeat(
         every += [[top1_at(p.S, digits), round(p.top1, 5), 100] for p in curve.points]
         every += [[f"{CURVE}{k}", v, S] for k, values in more.items() for S, v in values.items()]
         metrics = [Metric(k, v, now, step) for k, v, step in every]
-        named_params = [Param(padded(k, digits), v) for k, v in params.items()]
+        named_params = [Param(k, v) for k, v in parameters.point(params, digits).items()]
         client.log_batch(run.info.run_id, metrics=metrics, params=named_params)
         client.set_terminated(run.info.run_id)
     except MlflowException as err:

@@ -1,6 +1,6 @@
 """The study in Optuna's storage, which is its only truth: what was asked, reported, pruned and finished.
 
-Starting and resuming are the same act. Optuna is known here, in ``named`` and in ``storage``.
+Starting and resuming are the same act. Optuna is known here, in ``named``, ``storage`` and ``journal``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mixtune.secrets import masked
 from mixtune.study import storage as storage_
 from mixtune.study.named import make_pruner, make_sampler
 from mixtune.study.space import Space
-from mixtune.study.storage import reached
+from mixtune.study.storage import at_once, reached
 from mixtune.training.curve import Curve
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
@@ -37,18 +37,20 @@ class Outcome:
     published: str
     reason: str
     curve: Curve | None
+    proxy: float | None = None  # its score on the task that it was carried from
 
 
 class Trials:
     """An open study: hands out candidates, takes reports, decides on pruning and records how trials ended."""
 
-    def __init__(self, url: str, space: Space, stride: int) -> None:
+    def __init__(self, url: str, space: Space, stride: int, proxy: Mapping[str, float] | None = None) -> None:
         """Open or create the study ``space.study`` at an Optuna storage URL and enqueue the published regimes.
 
+        proxy: scores on another task, by the name of a published or the file of a known regime.
         Raises InputError when the storage cannot be opened or holds a study with this name but another space. This and
         every other method raise StorageAwayError when the storage does not answer, NoRoomError on a full disk.
         """
-        self.space = space
+        self.space, self._proxy = space, proxy or {}
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         optuna.logging.disable_default_handler()
         points = {name: space.published_params(name, stride) for name in space.published}
@@ -79,7 +81,10 @@ class Trials:
 
     def _enqueue(self, kind: str, name: str, point: Mapping[str, Any]) -> None:
         # The point again, because a kill between taking a trial and suggesting leaves one without.
-        self._study.enqueue_trial(dict(point), user_attrs={kind: name, "point": dict(point)})
+        attrs: dict[str, Any] = {kind: name, "point": dict(point)}
+        if name in self._proxy:
+            attrs["proxy"] = self._proxy[name]
+        self._study.enqueue_trial(dict(point), user_attrs=attrs)
 
     def _check_same(self, url: str) -> None:
         theirs = self._study.user_attrs.get("digest")
@@ -91,9 +96,8 @@ class Trials:
             )
 
     def close(self) -> None:
-        """Give the database's connections back."""
-        self._storage.remove_session()
-        self._storage.engine.dispose()
+        """Give the storage back."""
+        storage_.close(self._storage)
 
     def note(self, key: str, value: str) -> None:
         """Remember something of the study as a whole."""
@@ -123,7 +127,7 @@ class Trials:
         for trial in stale:
             point = trial.user_attrs.get("point", trial.params)
             if point and trial.number not in waiting:
-                attrs = {k: v for k, v in trial.user_attrs.items() if k in ("published", "known", "point")}
+                attrs = {k: v for k, v in trial.user_attrs.items() if k in ("published", "known", "proxy", "point")}
                 # The checkpoint is found by the number of the first attempt.
                 lineage = {"lineage": trial.user_attrs.get("lineage", trial.number), "retry_of": trial.number}
                 self._study.enqueue_trial(point, user_attrs=attrs | lineage)
@@ -139,7 +143,7 @@ class Trials:
 
     def ask(self) -> tuple[Trial, dict[str, Any]]:
         """A new trial and its parameters."""
-        with reached(), warnings.catch_warnings():
+        with reached(), at_once(self._storage), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Optuna's notices about its own experimental parts
             trial = self._study.ask()
             return trial, self.space.suggest(trial)
@@ -150,7 +154,8 @@ class Trials:
         Published regimes run to the end, because they are what the others are compared with, and the last report is
         never pruned: the whole budget is spent by then.
         """
-        with reached():
+        # A trial that a power cut took its reports from is run again: only its end must be kept.
+        with reached(), at_once(self._storage, durable=False):
             trial.report(score, number)
             # Asked of every trial: halving pruners note a trial among the competitors when they are asked about it.
             worse = not last and trial.should_prune()
@@ -159,7 +164,7 @@ class Trials:
     def finish(self, trial: Trial, state: str, score: float | None, reason: str, curve: Curve | None) -> None:
         """Record how a trial ended: COMPLETE with its score, PRUNED (with its last score), FAIL or INFEASIBLE."""
         rows = curve.rows() if curve is not None else None
-        with reached():
+        with reached(), at_once(self._storage):
             if reason:
                 trial.set_user_attr("reason", masked(reason[:1000]))
             if rows is not None:
@@ -204,6 +209,13 @@ class Trials:
             trials = self._study.get_trials(deepcopy=False, states=(TrialState.PRUNED,))
         return {t.number: t.user_attrs.get("reason", "") for t in trials if "infeasible" in t.user_attrs}
 
+    def hours(self) -> float:
+        """How long the trials that ended by themselves took, together."""
+        numbers = {o.number for o in self.outcomes()}
+        with reached():
+            ended = [t for t in self._study.get_trials(deepcopy=False, states=FINISHED) if t.number in numbers]
+        return sum(t.duration.total_seconds() for t in ended if t.duration is not None) / 3600
+
     def best(self) -> Outcome | None:
         """The complete trial with the highest score; None when there is none."""
         complete = [o for o in self.outcomes() if o.state == "COMPLETE" and o.score is not None]
@@ -215,4 +227,5 @@ def _outcome(trial: FrozenTrial) -> Outcome:
     score = trial.value if trial.state is TrialState.COMPLETE else (values[max(values)] if values else None)
     curve = Curve.from_rows(json.loads(attrs["curve"])) if "curve" in attrs else None
     published, reason = attrs.get("published", ""), attrs.get("reason", "")
-    return Outcome(trial.number, trial.state.name, score, trial.params, published, reason, curve)
+    proxy = attrs.get("proxy")
+    return Outcome(trial.number, trial.state.name, score, trial.params, published, reason, curve, proxy)

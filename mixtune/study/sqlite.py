@@ -1,8 +1,8 @@
 """SQLite files: with a write-ahead log while a search writes them, one plain file that can be copied when it is over.
 
 A commit then waits for the disk once instead of three times (0.4 instead of 13 ms on a virtual disk), and whoever reads
-holds no writer up. Nothing is less durable: a commit is on the disk when it returns. Where the file system cannot do
-it, SQLite stays as it is.
+holds no writer up. Nothing is less durable: a commit is on the disk when it returns, unless it is ``hastened``. Where
+the file system cannot do it, SQLite stays as it is.
 """
 
 from __future__ import annotations
@@ -10,6 +10,9 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Engine, event
 
 PREFIX = "sqlite:///"
 
@@ -36,3 +39,18 @@ def _mode(url: str, mode: str) -> None:
         return
     with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(path, timeout=1.0)) as file:
         file.execute(f"PRAGMA journal_mode={mode}")
+
+
+def hastened(engine: Engine) -> None:
+    """Have commits to a file with a write-ahead log return before they are on the disk.
+
+    The death of this process loses nothing, a power cut the last commits, all of them from one on: for what is written
+    again from another record then.
+    """
+    if engine.dialect.name == "sqlite":
+        event.listen(engine, "connect", lambda connection, _: _hasten(connection))
+        engine.dispose()  # connections that are open already
+
+
+def _hasten(connection: Any) -> None:
+    connection.execute("PRAGMA synchronous=NORMAL")

@@ -1,6 +1,6 @@
 """Optuna's storage as something that can be away: opened with patience, and told about later by a trial's number.
 
-This module and ``sampling`` are the only ones that know Optuna.
+The default is a journal in the study's folder; a database is any that Optuna takes.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import optuna
+from optuna.storages import BaseStorage
 from optuna.trial import Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from mixtune.errors import InputError, no_room
+from mixtune.errors import NO_ROOM, InputError, no_room
 from mixtune.secrets import masked
+from mixtune.study import journal, sqlite
 from mixtune.study.ledger import StorageAwayError
 from mixtune.study.outbox import PermanentError
-from mixtune.study.sqlite import path_of
 
 T = TypeVar("T")
 log = logging.getLogger("mixtune")
@@ -35,9 +36,9 @@ def reached(what: str = "the study's storage") -> Iterator[None]:
     """Turn what a storage that is away raises into StorageAwayError, and into NoRoomError on a full disk."""
     try:
         yield
-    except (optuna.exceptions.StorageInternalError, SQLAlchemyError, ConnectionError) as err:
+    except (optuna.exceptions.StorageInternalError, SQLAlchemyError, OSError) as err:
         said = cause(err)
-        if any(word in said.lower() for word in _FULL):
+        if getattr(err, "errno", None) in NO_ROOM or any(word in said.lower() for word in _FULL):
             raise no_room(what) from err
         raise StorageAwayError(said) from err
 
@@ -66,27 +67,52 @@ def patiently(act: Callable[[], T], seconds: float = PATIENCE_SECONDS, pause: fl
             pause = min(2 * pause, 10.0)
 
 
-def open_storage(url: str) -> optuna.storages.RDBStorage:
-    """Open or create the database. Raises InputError when it is not usable, StorageAwayError when it is locked."""
-    sqlite = url.startswith("sqlite")
-    # A pooled connection to a server that was restarted is found out before it is used.
-    options = {"connect_args": {"timeout": LOCK_SECONDS}} if sqlite else {"pool_pre_ping": True}
+def open_storage(url: str) -> BaseStorage:
+    """Open or create a journal or database. Raises InputError when it is unusable, StorageAwayError when locked."""
     try:
+        if file := journal.path_of(url):
+            return journal.Journal(file)
+        # A pooled connection to a server that was restarted is found out before it is used.
+        options = {"connect_args": {"timeout": LOCK_SECONDS}} if url.startswith("sqlite") else {"pool_pre_ping": True}
         return optuna.storages.RDBStorage(url, engine_kwargs=options)
     except Exception as err:
+        if getattr(err, "errno", None) in NO_ROOM:
+            raise no_room(masked(url)) from None
         if "database is locked" in cause(err):
             raise StorageAwayError(cause(err)) from None
         raise InputError(f"--storage {masked(url)}: not a usable Optuna storage ({cause(err)})") from None
 
 
+def at_once(storage: BaseStorage, durable: bool = True) -> contextlib.AbstractContextManager[None]:
+    """What is written in the block waits for the disk once, or, if it need not outlive a power cut, with a later act.
+
+    A database waits for every statement.
+    """
+    return storage.lines.at_once(durable) if isinstance(storage, journal.Journal) else contextlib.nullcontext()
+
+
+def close(storage: BaseStorage) -> None:
+    """Give the file or the database's connections back."""
+    storage.remove_session()
+    if isinstance(storage, journal.Journal):
+        storage.lines.close()
+    elif isinstance(storage, optuna.storages.RDBStorage):
+        storage.engine.dispose()
+
+
 def holds(url: str, name: str) -> bool:
-    """Whether the storage holds a study of this name; nothing is made."""
-    path = path_of(url)
+    """Whether the storage holds a study of this name; nothing is made. Raises InputError when none could be there."""
+    path = journal.path_of(url) or sqlite.path_of(url)
     if path is not None and not path.exists():
+        if not path.parent.is_dir():
+            raise InputError(f"--storage {url}: not a usable Optuna storage (there is no folder {path.parent})")
         return False
     storage = open_storage(url)
-    with reached():
-        return name in {found.study_name for found in storage.get_all_studies()}
+    try:
+        with reached():
+            return name in {found.study_name for found in storage.get_all_studies()}
+    finally:
+        close(storage)
 
 
 def report_of(study: optuna.Study, number: int, step: int, score: float) -> None:

@@ -15,7 +15,7 @@ from typing import Any, cast
 from mixtune import __version__
 from mixtune.config import plain, to_yaml
 from mixtune.secrets import masked
-from mixtune.study import browsing
+from mixtune.study import browsing, parameters
 from mixtune.study.delivery import Sender, curve_metrics, merged, system_metrics
 from mixtune.study.events import Candidate, State
 from mixtune.study.identity import identity
@@ -28,6 +28,7 @@ from mixtune.training.curve import Curve
 from mixtune.training.environment import environment
 
 log = logging.getLogger("mixtune")
+LINGER_SECONDS = 1.0  # MLflow is so far behind at most; the records of a short trial are one by then
 _STATUS: dict[State, str] = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED", "INTERRUPTED": "KILLED"}
 _NOT_LOGGED = ("regime.yaml", POSITION)  # logged at the start; of no use once the trial has ended
 
@@ -49,7 +50,7 @@ class Tracker:
         self._sender.view(*browsing.view(space))
         self._system = system_metrics(uri, self.parent)
         kept = folder / f"unsent-{hashlib.sha256(uri.encode()).hexdigest()[:8]}.jsonl"
-        self.outbox = Outbox(kept, self._sender.deliver, "MLflow", merge=merged)
+        self.outbox = Outbox(kept, self._sender.deliver, "MLflow", merge=merged, linger=LINGER_SECONDS)
 
     def _described(self) -> tuple[dict[str, str], dict[str, str]]:
         """The parent run's tags and parameters."""
@@ -66,10 +67,10 @@ class Tracker:
             ),
         }
         sections = plain(space)
-        params = {k: v for k, v in sections.items() if not isinstance(v, dict)}
+        params = parameters.settings("", {k: v for k, v in sections.items() if not isinstance(v, dict)})
         for section in ("task", "base", "budget", "recipe", "evaluate", "search", "score"):
-            params |= {f"{section}.{k}": v for k, v in sections[section].items()}
-        return tags, {k: str(v)[:6000] for k, v in params.items()}
+            params |= parameters.settings(section, sections[section])
+        return tags, params
 
     @property
     def _common(self) -> dict[str, str]:
@@ -92,13 +93,11 @@ class Tracker:
             "mixtune.trial": str(trial.number),
             "mixtune.family": trial.label,
             "mixtune.regime": str(trial.regime),
+            parameters.POINT: parameters.exact(trial.params),
             "mixtune.state": "RUNNING",
             "mlflow.note.content": f"{trial.label}: {trial.regime} (size x batch (x copies), % of steps)",
         }
-        params = {
-            browsing.padded(k, self._width): f"{v:.4g}" if isinstance(v, float) else str(v)
-            for k, v in trial.params.items()
-        }
+        params = parameters.point(trial.params, self._width)
         params |= {"regime": str(trial.regime), "family": trial.label, "phases": str(len(trial.regime.phases))}
         params["sizes"] = " ".join(map(str, trial.regime.sizes))
         name, files = f"{trial.number:03d} {trial.label}", [str(trial.folder / "regime.yaml")]
@@ -165,15 +164,17 @@ class Tracker:
         self.outbox.close()
         self._sender.close()
 
-    def finish(self, status: str, best: Mapping[str, Any], artifacts: list[Path]) -> bool:
-        """Close the parent run: the best score as metric, best trial as tags, figures and files as artifacts.
+    def finish(
+        self, status: str, best: Mapping[str, Any], artifacts: list[Path], more: Mapping[str, str] | None = None
+    ) -> bool:
+        """Close the parent run: the best score as metric, best trial and ``more`` as tags, files as artifacts.
 
         Returns whether MLflow has everything; the rest is kept in the study's folder.
         """
         if self._system is not None:
             self._system.finish()
         metrics = [["score", round(float(best["score"]), 5), 100]] if best else []
-        tags = {f"mixtune.best.{k}": str(v) for k, v in best.items() if k != "score"}
+        tags = {f"mixtune.best.{k}": str(v) for k, v in best.items() if k != "score"} | dict(more or {})
         self._put("finish", -1, tags=tags, metrics=metrics, files=[str(p) for p in artifacts], status=status)
         everything = self.flush()
         self.outbox.close()  # a thread that writes while the interpreter ends could abort it

@@ -81,8 +81,8 @@ class _Cell(nn.Module):
         )
         self.channels = width * len(self.out)
 
-    def forward(self, before: Tensor, last: Tensor, drop: float) -> Tensor:
-        """Two earlier cells' outputs -> this one's; ``drop``: share of operations left out, per image."""
+    def forward(self, before: Tensor, last: Tensor, drop: Tensor | None = None) -> Tensor:
+        """Two earlier cells' outputs -> this one's; ``drop``: share of operations left out, per image; a scalar."""
         states = [self.first(before), self.second(last)]
         operations = iter(self.operations)
         for pair in self.pairs:
@@ -90,8 +90,9 @@ class _Cell(nn.Module):
             for _, source in pair:
                 operation = next(operations)
                 y = operation(states[source])
-                if drop and self.training and not isinstance(operation, nn.Identity):
-                    y = y * y.new_empty(len(y), 1, 1, 1).bernoulli_(1 - drop).div_(1 - drop)
+                if drop is not None and not isinstance(operation, nn.Identity):
+                    kept = torch.rand(len(y), 1, 1, 1, device=y.device) >= drop
+                    y = y * (kept / (1 - drop)).to(y.dtype)
                 terms.append(y)
             states.append(terms[0] + terms[1])
         return torch.cat([states[i] for i in self.out], 1)
@@ -102,7 +103,8 @@ class AmoebaNet(nn.Module):
 
     In training mode the output is (logits, the auxiliary head's logits). That head follows the second reduction; it
     pools whatever it gets to 2 x 2, what the published 5x5 pool makes of 32 px, so that it works at every size.
-    ``drop_path`` grows linearly with ``progress``, the share of the budget spent, which the engine sets.
+    ``drop_path`` grows linearly with ``progress``, the share of the budget spent: a tensor that the engine writes, so
+    that captured and compiled steps follow it.
     """
 
     stride = 4
@@ -111,7 +113,9 @@ class AmoebaNet(nn.Module):
         super().__init__()
         if cells < 3:
             raise ValueError(f"an AmoebaNet has at least 3 cells, not {cells}")
-        self.drop_path, self.progress = drop_path, 1.0
+        self.drop_path = drop_path
+        self.progress: Tensor
+        self.register_buffer("progress", torch.ones(()), persistent=False)
         self.stem = nn.Sequential(nn.Conv2d(3, 3 * width, 3, 1, 1, bias=False), nn.BatchNorm2d(3 * width))
         before = last = 3 * width
         reductions = (cells // 3, 2 * cells // 3)
@@ -136,8 +140,9 @@ class AmoebaNet(nn.Module):
         """[N, 3, S, S] -> logits [N, classes]; in training mode two of them."""
         before = last = self.stem(x)
         auxiliary = None
+        drop = self.drop_path * self.progress if self.drop_path and self.training else None
         for i, cell in enumerate(self.cells):
-            before, last = last, cell(before, last, self.drop_path * self.progress)
+            before, last = last, cell(before, last, drop)
             if i == self.tap and self.training:
                 auxiliary = self.auxiliary(last)
         logits: Tensor = self.fc(self.dropout(last.mean((2, 3))))

@@ -19,16 +19,9 @@ class Average:
     def __init__(self, network: nn.Module, decay: float) -> None:
         self.network = copy.deepcopy(network).requires_grad_(False)
         self.decay = decay
-        self._pairs = [
-            (mine, theirs)
-            for mine, theirs in zip(_tensors(self.network), _tensors(network), strict=True)
-            if mine.is_floating_point()
-        ]
-        self._counters = [
-            (mine, theirs)
-            for mine, theirs in zip(_tensors(self.network), _tensors(network), strict=True)
-            if not mine.is_floating_point()
-        ]
+        mine, theirs = _tensors(self.network), _tensors(network)
+        self._averaged = [[t for t in side if t.is_floating_point()] for side in (mine, theirs)]
+        self._counters = [[t for t in side if not t.is_floating_point()] for side in (mine, theirs)]
 
     def share(self, steps: int) -> float:
         """The share of the network's weights in the average after ``steps`` steps: 1 - d."""
@@ -41,14 +34,13 @@ class Average:
     @torch.no_grad()
     def take_in(self, share: float | Tensor) -> None:
         """Take in the network's weights with this share, a number or a scalar tensor on the device."""
-        if isinstance(share, Tensor):
-            for mine, theirs in self._pairs:
-                mine.lerp_(theirs, share)
-        else:
-            own, others = zip(*self._pairs, strict=True)
-            torch._foreach_lerp_(own, others, share)
-        for a, b in self._counters:
-            a.copy_(b)
+        own, others = self._averaged
+        difference = torch._foreach_sub(others, own)
+        torch._foreach_mul_(difference, share)
+        torch._foreach_add_(own, difference)  # a few kernels, where a lerp with a tensor is one for each of ours
+        own, others = self._counters
+        if own:
+            torch._foreach_copy_(own, others)
 
     def state_dict(self) -> dict[str, Any]:
         """The average's weights and buffers."""

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mixtune.errors import TrainingError
 from mixtune.regime import BatchShape
 
 Forward = Callable[[Tensor], Any]
@@ -70,7 +71,7 @@ class Compiler:
         try:
             loss = work()
         except Exception as err:
-            if self._first is None or isinstance(err, torch.OutOfMemoryError):
+            if self._first is None or isinstance(err, torch.OutOfMemoryError | TrainingError):
                 raise
             self._stop(f"they could not be compiled ({type(err).__name__}: {str(err).splitlines()[0][:200]})")
             return work()

@@ -19,6 +19,7 @@ from mixtune.errors import InputError
 from mixtune.training.prepared import read_state
 
 DATASETS = ("digits", "cifar10", "cifar100", "folder", "imagenet")
+IN_MEMORY = DATASETS[:3]  # the others are files, read as they are needed
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 

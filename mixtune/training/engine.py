@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from mixtune.regime import BatchShape, Schedule
 from mixtune.training import mixing
 from mixtune.training.averaging import Average
 from mixtune.training.compiling import Compiler, Forward
-from mixtune.training.graphs import CudaRecorder, Numbers, Recorder, StepGraphs
+from mixtune.training.graphs import CudaRecorder, Numbers, Recorder, StepGraphs, put
 from mixtune.training.pixels import Drawn
 from mixtune.training.recipe import Recipe
 from mixtune.training.smoothing import GradientSmoothing
@@ -54,8 +55,8 @@ class Engine:
         self._compiler: Compiler | None = None
         self.graphs: StepGraphs | None = None
         self._frozen = False
-        # The one that dropout draws from. torch.manual_seed takes 0.2 ms a step, for it seeds every kind of device.
-        self._generator = torch.cuda.default_generators[self.device.index or 0] if on_gpu else torch.default_generator
+        # What dropout draws from. torch.manual_seed takes 0.2 ms a step, for it seeds every kind of device.
+        self.generator = torch.cuda.default_generators[self.device.index or 0] if on_gpu else torch.default_generator
         self.ranks = task.ranks
         synced = recipe.sync_bn and not self.ranks.alone
         self._norms: AbstractContextManager[Any] = Synced(self.ranks) if synced else nullcontext()
@@ -77,15 +78,18 @@ class Engine:
         """
         if reason := self._not_captured(schedule):
             say(f"steps are issued one by one: {reason}")
-            if self.device.type == "cuda":  # on a CPU compiled steps were no faster, or slower (ResNet-8 and -20)
+            if not isinstance(self._norms, nullcontext):
+                say("steps are not compiled: their batch norms talk to the other ranks")
+            elif self.device.type == "cuda":  # on a CPU compiled steps were no faster, or slower (ResNet-8 and -20)
                 shapes = [BatchShape(s.S, self.ranks.shard.of(s).views) for s in schedule.shapes]
                 left = Counter(shapes[i] for i in schedule.index[start:].tolist())
-                self._compiler = Compiler(self.network, left, say, lambda: torch.cuda.synchronize(self.device))
+                self._compiler = Compiler(self.network, left, say, partial(torch.cuda.synchronize, self.device))
             return
         assert self._recorder is not None
         assert not isinstance(self._recorder, str)
         frozen = progress[start:] < self.recipe.frozen
         kinds = sorted({(int(i), bool(f)) for i, f in zip(schedule.index[start:], frozen, strict=True)})
+        self.graphs, self.generator = None, self._recorder.generator  # earlier graphs end before others begin
         self.graphs = StepGraphs(self, self._recorder)
         seconds = self.graphs.capture([(schedule.shapes[i], f) for i, f in kinds])
         say(f"whole steps are captured and replayed: {len(kinds)} graphs in {seconds:.2f} s")
@@ -99,8 +103,6 @@ class Engine:
             return "several ranks share each of them"
         if self.task.drawn(schedule, self.seed) is None:
             return "the images are read from files"
-        if self.recipe.drop_path and hasattr(self.network, "progress"):
-            return "the network's drop path changes from step to step"
         return ""
 
     def batches(self, schedule: Schedule, seed: int, start: int) -> Iterator[Batch]:
@@ -150,15 +152,13 @@ class Engine:
 
     def _begin(self, lr: float, number: int, progress: float, N: int, S: int) -> Numbers:
         """The host's part of a step."""
-        if hasattr(self.network, "progress"):
-            self.network.progress = progress  # type: ignore[assignment]
         self.freeze(progress < self.recipe.frozen)
         # Keyed by the step, a resumed run draws what an unbroken one does. Each rank has its own numbers, the first
         # those of a run on one device.
         keys = (self.seed, number, _DROPOUT, *([] if self.ranks.first else [self.ranks.shard.rank]))
-        self._generator.manual_seed(int(np.random.SeedSequence(keys).generate_state(1)[0]))
+        self.generator.manual_seed(int(np.random.SeedSequence(keys).generate_state(1)[0]))
         share = 0.0 if self.average is None else self.average.share(number + 1)
-        return Numbers(lr, share, self._blend(number, N, S))
+        return Numbers(lr, share, progress, self._blend(number, N, S))
 
     def freeze(self, frozen: bool) -> None:
         """Let only the head's weights move, or all."""
@@ -182,10 +182,10 @@ class Engine:
             lr = numbers.lr * group["scale"]
             if not isinstance(group["lr"], Tensor):
                 group["lr"] = lr
-            elif isinstance(lr, Tensor):
-                group["lr"].copy_(lr)
             else:
-                group["lr"].fill_(lr)  # unlike a copy from the host, this does not wait for the device
+                put(group["lr"], lr)
+        if isinstance(grows := getattr(self.network, "progress", None), Tensor):
+            put(grows, numbers.progress)
         if numbers.blend is not None:
             inputs, targets = self.task.blend(numbers.blend, inputs, targets, shape)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.bf16(self.device.type)), self._norms:
@@ -220,12 +220,6 @@ class Engine:
             found += [*self.average.network.parameters(), *self.average.network.buffers()]
         return found
 
-    def random_state(self, to: Tensor | None = None) -> Tensor:
-        """The state of the generator that dropout draws from, put back ``to`` an earlier one where that is given."""
-        if to is not None:
-            self._generator.set_state(to)
-        return self._generator.get_state()
-
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values."""
         return {
@@ -239,10 +233,11 @@ class Engine:
         """Go on from a saved state. To be called before ``prepare``."""
         self.network.load_state_dict(state["weights"])
         self.optimizer.load_state_dict(state["optimizer"])
-        for group in self.optimizer.param_groups:
-            if self._recorder is not None:
-                group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32).to(self.device)
-                group["foreach"], group["fused"] = False, True
+        captured = self._recorder is not None
+        for group in self.optimizer.param_groups:  # where it goes on need not be the kind of device it was saved on
+            lr = float(group["lr"])
+            group["lr"] = torch.tensor(lr, device=self.device) if captured else lr
+            group["foreach"], group["fused"] = not captured, captured
         if self.smooth is not None:
             self.smooth.load_state_dict(state["smoothing"])
         if self.average is not None:

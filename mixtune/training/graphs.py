@@ -7,8 +7,10 @@ reads. Capturing trains a few steps on the way; every tensor that these changed 
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -29,16 +31,28 @@ WARM_UP = 3  # steps before a capture: libraries choose their kernels and alloca
 class Numbers:
     """The numbers of one step: plain ones, or scalar tensors where the step is captured.
 
-    lr: learning rate; share: of the weights in their average; blend: of mixup or cutmix.
+    lr: learning rate; share: of the weights in their average; progress: share of the budget spent, for drop path that
+    grows with it; blend: of mixup or cutmix.
     """
 
     lr: float | Tensor
     share: float | Tensor
+    progress: float | Tensor
     blend: Blend | None
 
 
+def put(to: Tensor, value: float | Tensor) -> None:
+    """Write a number into a tensor, without waiting for the device as a copy from the host would."""
+    to.copy_(value) if isinstance(value, Tensor) else to.fill_(value)
+
+
 class Recorder(Protocol):
-    """Captures work on a device."""
+    """Captures work on a device. Captured work draws its random numbers (dropout) from ``generator``."""
+
+    generator: torch.Generator
+
+    def begin(self) -> None:
+        """What is recorded from here on shares its memory."""
 
     def warm_up(self, work: Callable[[], None]) -> None:
         """Do the work a few times, where it will be captured."""
@@ -50,42 +64,70 @@ class Recorder(Protocol):
 class CudaRecorder:
     """CUDA graphs that share one pool of memory: they never run at the same time, nor read each other's results.
 
-    Trials that share a GPU have a recorder each, and so a pool each. Other threads may use the device meanwhile (the
-    loader of another trial), so that an error of theirs is not one of the capture.
+    Trials that share a GPU have a recorder each, and with it a pool, a stream and a generator of their own: graphs that
+    run at the same time must not share the seed and offset that a generator keeps on the device, nor the workspace that
+    cuBLAS keeps per stream and that goes with the first graph of that stream to end. Other threads may use the device
+    meanwhile (the loader of another trial), so that an error of theirs is not one of the capture.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._pool: Any = None
         self._stream: torch.cuda.Stream | None = None
+        self.generator = torch.Generator(device)
+
+    def begin(self) -> None:
+        """A new pool. The stream is the trial's; on the default one, which cannot be captured, it is one beside it."""
+        self._pool = torch.cuda.graph_pool_handle()
+        current = torch.cuda.current_stream(self._device)
+        if current != torch.cuda.default_stream(self._device):
+            self._stream = current
+        elif self._stream is None:
+            self._stream = torch.cuda.Stream(self._device)
 
     def warm_up(self, work: Callable[[], None]) -> None:
         """Three times, on the stream of the captures."""
-        if self._stream is None:
-            self._stream, self._pool = torch.cuda.Stream(self._device), torch.cuda.graph_pool_handle()
-        self._stream.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(self._stream):
+        assert self._stream is not None
+        here = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(here)
+        with torch.cuda.stream(self._stream), self._drawing():
             for _ in range(WARM_UP):
                 work()
-        torch.cuda.current_stream(self._device).wait_stream(self._stream)
+        here.wait_stream(self._stream)
 
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
         """A CUDA graph."""
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+        with (
+            self._drawing(),
+            torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"),
+        ):
             work()
         return graph.replay
+
+    @contextlib.contextmanager
+    def _drawing(self) -> Iterator[None]:
+        """Dropout has no choice of its generator, so the device's default one stands for ours meanwhile."""
+        default = torch.cuda.default_generators[self._device.index or 0]
+        before = default.graphsafe_get_state()
+        default.graphsafe_set_state(self.generator)
+        try:
+            yield
+        finally:
+            default.graphsafe_set_state(before)
 
 
 class StepGraphs:
     """The captured steps of one engine, by batch shape and by whether all but the head is frozen."""
 
     def __init__(self, engine: Engine, recorder: Recorder) -> None:
-        self._engine, self._recorder = engine, recorder
+        # The engine holds these graphs: were they to hold it, all of its memory would wait for a garbage collection.
+        self._engine: Engine = weakref.proxy(engine)
+        self._recorder = recorder
         self._replays: dict[tuple[BatchShape, bool], Callable[[], None]] = {}
         self._loss = torch.zeros((), device=engine.device)  # outside the pool: another graph would overwrite it
         self._blends = bool(engine.recipe.mixup or engine.recipe.cutmix)
-        self._numbers = torch.zeros(4, device=engine.device)  # lr, share, and the blend's weight and share
+        self._numbers = torch.zeros(5, device=engine.device)  # lr, share, progress, the blend's weight and share
         self._choices = torch.zeros(0, dtype=torch.int64, device=engine.device)
 
     def capture(self, kinds: Sequence[tuple[BatchShape, bool]]) -> float:
@@ -96,7 +138,8 @@ class StepGraphs:
         self._choices = torch.zeros(longest, dtype=torch.int64, device=engine.device)
         tensors = engine.tensors()
         before = [t.detach().clone() for t in tensors]
-        drawn = engine.random_state()
+        drawn = engine.generator.get_state()
+        self._recorder.begin()
         for shape, frozen in sorted(kinds, key=lambda kind: -kind[0].pixels):  # the largest first: it sizes the pool
             engine.freeze(frozen)
 
@@ -109,7 +152,7 @@ class StepGraphs:
             for tensor, was in zip(tensors, before, strict=True):
                 tensor.copy_(was)
         engine.optimizer.zero_grad(set_to_none=True)
-        engine.random_state(drawn)
+        engine.generator.set_state(drawn)
         return time.perf_counter() - began
 
     def replay(self, shape: BatchShape, frozen: bool, choices: np.ndarray, numbers: Numbers) -> Tensor:
@@ -120,10 +163,10 @@ class StepGraphs:
         again = self._replays[shape, frozen]
         blend = numbers.blend
         parts = [choices.ravel()]
-        values = [numbers.lr, numbers.share, 0.0, 0.0]
+        values = [numbers.lr, numbers.share, numbers.progress, 0.0, 0.0]
         if blend is not None:
             parts += [blend.partner.numpy(), blend.box.numpy()]
-            values[2:] = [blend.weight, blend.share]
+            values[3:] = [blend.weight, blend.share]
         self._upload(self._choices, np.concatenate(parts))
         self._upload(self._numbers, np.asarray(values, np.float32))
         again()
@@ -140,9 +183,9 @@ class StepGraphs:
 
     def _work(self, shape: BatchShape) -> None:
         V = shape.views
-        lr, share, weight, label = self._numbers.unbind()
+        lr, share, progress, weight, label = self._numbers.unbind()
         blend = None
         if self._blends:
             blend = Blend(self._choices[4 * V : 5 * V], self._choices[5 * V : 5 * V + 4], weight, label)
         inputs, targets = self._engine.task.made(shape.S, self._choices[: 4 * V].view(4, V))
-        self._loss.copy_(self._engine.work(inputs, targets, Numbers(lr, share, blend)))
+        self._loss.copy_(self._engine.work(inputs, targets, Numbers(lr, share, progress, blend)))

@@ -10,7 +10,7 @@ import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 import torch
@@ -79,6 +79,7 @@ class Pack(Generic[T]):
         self._device, self._patience = device, patience
         self._baton = Baton()
         self._trials: dict[str, _Trial[T]] = {}
+        self._streams: list[torch.cuda.Stream] = []  # those that no trial has
 
     def __len__(self) -> int:
         return len(self._trials)
@@ -142,12 +143,29 @@ class Pack(Generic[T]):
         except DroppedError:
             pass
         except BaseException as err:
-            trial.error = err.with_traceback(None)  # its frames would keep the trial's memory
+            trial.error = without_frames(err)
         finally:
             self._baton.give()
             trial.there.release()
 
-    def _own_stream(self) -> contextlib.AbstractContextManager[object]:
+    @contextlib.contextmanager
+    def _own_stream(self) -> Iterator[None]:
+        """A stream that no other trial has. CUDA hands out 32 by turns: new ones would soon be those of others."""
         if self._device.type != "cuda":
-            return contextlib.nullcontext()
-        return torch.cuda.stream(torch.cuda.Stream(self._device))  # type: ignore[no-any-return]
+            yield
+            return
+        stream = self._streams.pop() if self._streams else torch.cuda.Stream(self._device)
+        try:
+            with torch.cuda.stream(stream):
+                yield
+        finally:
+            self._streams.append(stream)
+
+
+def without_frames(err: BaseException) -> BaseException:
+    """The error, and those that it came from, without their frames, which would keep all of a trial's memory."""
+    one: BaseException | None = err
+    while one is not None:
+        one.__traceback__ = None
+        one = one.__cause__ or one.__context__
+    return err

@@ -70,14 +70,12 @@ def together(regime: Regime, config: TrainingConfig, K: int, steps: int) -> floa
 def measure(config: TrainingConfig, regime: Regime, at_most: int, steps: int = 60) -> tuple[int, str]:
     """How many trials of this kind to pack on this machine's GPU, and a sentence that says what was measured.
 
-    Trials with dropout stay alone: captured steps draw from the one generator of a process. So do image files, whose
-    networks fill a GPU. The memory that one trial takes bounds how many are tried.
+    Trials on image files stay alone: their networks fill a GPU. The memory that one trial takes bounds how many are
+    tried.
     """
     device = pick_device(config.device)
     evaluate = replace(config.evaluate, sizes=config.evaluate.sizes[:1], reports=1, recalibrate=None)
     config = replace(config, evaluate=evaluate, score=Score())
-    if config.recipe.dropout or config.recipe.drop_path:
-        return 1, "one trial at a time on a GPU: captured steps with dropout cannot share a process"
     first = Run.prepare(regime, config)
     if first.task.pixels is None:
         return 1, "one trial at a time on a GPU: its images are read from files"

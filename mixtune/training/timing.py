@@ -30,32 +30,54 @@ def place(config: TrainingConfig) -> str:
     return f"{config.task.network} on {config.task.dataset}, {where}"
 
 
-def step_seconds(
-    config: TrainingConfig, shapes: Iterable[BatchShape], known: CostTable | None = None, ranks: Ranks = ALONE
-) -> CostTable:
-    """Seconds of one whole step (views, forward, backward, optimiser) of each shape, in real batches of the task.
+class Stand:
+    """A network on its task, to try steps on; its weights stay as they are. Raises InputError for missing data.
 
-    Shapes that ``known`` holds are not timed again. Where a step is shared by several ranks, each calls this, and the
-    first one's table counts. Raises InputError for missing data.
+    Where a step is shared by several ranks, each has one, and all are asked for the same.
     """
-    torch.set_num_threads(config.threads or ranks.cpus)
-    task = Classification(config.task, "validation", config.device, ranks=ranks)
-    engine = Engine(task, task.network(config.seed), config.recipe, config.seed)
-    engine.network.train()
 
-    def measure(shape: BatchShape) -> float:
+    def __init__(self, config: TrainingConfig, ranks: Ranks = ALONE) -> None:
+        torch.set_num_threads(config.threads or ranks.cpus)
+        self.task = Classification(config.task, "validation", config.device, config.evaluate.recalibrate, ranks)
+        network = self.task.network(config.seed, config.recipe.dropout, config.recipe.drop_path)
+        teacher = config.recipe.distill.teacher(self.task.classes, self.task.device) if config.recipe.distill else None
+        self.engine = Engine(self.task, network, config.recipe, config.seed, teacher)
+        self.engine.network.train()
+        self._seed = config.seed
+
+    def seconds(self, shape: BatchShape) -> float:
+        """The time of one whole step (views, forward, backward, optimiser), in real batches of the task.
+
+        Raises torch.OutOfMemoryError where the device does not hold one.
+        """
+        engine = self.engine
         steps = Schedule((shape,), np.zeros(WARM_UP + TIMED, np.int16), np.ones(1))
         engine.prepare(steps, np.zeros(len(steps)), 0, lambda _: None)
         marks = [time.perf_counter()]
-        for number, batch in enumerate(engine.batches(steps, config.seed, 0)):
+        for number, batch in enumerate(engine.batches(steps, self._seed, 0)):
             engine.train_on(batch, 0.0, number, 1.0, shape)  # a learning rate of 0: the weights stay as they are
             if engine.device.type == "cuda":
                 torch.cuda.synchronize()
             marks.append(time.perf_counter())
         return statistics.median(b - a for a, b in zip(marks[WARM_UP:], marks[WARM_UP + 1 :], strict=False))
 
+    def judging(self, S: int) -> float:
+        """The time of one evaluation at S, with the choice of batch-norm statistics where the task makes one."""
+        began = time.perf_counter()
+        self.task.evaluate(self.engine.network, [S])
+        return time.perf_counter() - began
+
+
+def step_seconds(
+    config: TrainingConfig, shapes: Iterable[BatchShape], known: CostTable | None = None, ranks: Ranks = ALONE
+) -> CostTable:
+    """Seconds of a step of each shape.
+
+    Shapes that ``known`` holds are not timed again. Where a step is shared by several ranks, each calls this, and the
+    first one's table counts. Raises InputError for missing data.
+    """
     table = known or CostTable("seconds", {}, place(config))
-    return table.extended(shapes, measure)
+    return table.extended(shapes, Stand(config, ranks).seconds)
 
 
 def gmacs_table(config: TrainingConfig, shapes: Iterable[BatchShape]) -> CostTable:

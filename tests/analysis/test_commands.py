@@ -2,6 +2,7 @@
 
 import csv
 import importlib
+from dataclasses import replace
 
 import pytest
 from mlflow import MlflowClient
@@ -10,7 +11,9 @@ from analysis.importance import importances, tendency
 from analysis.runs import read_study
 from mixtune import cli
 from mixtune.errors import InputError
+from mixtune.regime import Budget, Schedule
 from mixtune.regime.files import load_regime, save_regime
+from mixtune.training.recipe import Recipe
 from mixtune.training.run import TrainingConfig
 from tests.analysis.conftest import curve
 
@@ -237,6 +240,32 @@ def test_runs_of_other_regimes_or_nothing_are_refused(study, made, tmp_path):
     (tmp_path / "a" / "seed0" / "result.yaml").unlink()
     with pytest.raises(InputError, match=r"holds no result.yaml, which says on which images it was judged"):
         main([*arguments, str(tmp_path / "a")])
+
+
+def test_runs_belong_to_the_trial_with_their_regime_and_recipe(made, tmp_path):
+    from analysis.record import trial_of
+
+    made.trial(0, "searched", curve(0.5, 0.5), growth="window", **{"recipe.lr": 0.05})
+    made.trial(1, "searched", curve(0.5, 0.5), growth="window", **{"recipe.lr": 0.1})
+    made.trial(2, "searched", curve(0.5, 0.5), growth="window", w_12=0.61, **{"recipe.lr": 0.1})
+    study = read_study(made.uri, "tiny")
+    study = replace(study, settings={**study.settings, "search.recipe": "{'lr': {'low': 0.01, 'high': 1}}"})
+    regimes = [load_regime(made.folder / "trials" / f"{i:04d}" / "regime.yaml")[0] for i in range(3)]
+    assert [trial_of(study, regimes[0], Recipe(lr=lr)).number for lr in (0.05, 0.1)] == [0, 1]
+    assert trial_of(study, regimes[2], Recipe(lr=0.1)).number == 2
+    with pytest.raises(InputError, match="no complete trial of study tiny trained this regime with this recipe"):
+        trial_of(study, regimes[0], Recipe(lr=0.2))
+
+
+def test_the_training_support_of_a_sliding_window_is_what_it_spends(made):
+    made.trial(0, "searched", curve(0.5, 0.5), growth="window")
+    study = read_study(made.uri, "tiny")
+    regime, _ = load_regime(made.folder / "trials" / "0000" / "regime.yaml")
+    schedule = Schedule.build(regime, Budget(100), 3200, seed=0)
+    spent = {S: sum(s.pixels for s in schedule if s.S == S) for S in regime.sizes}
+    assert study.shares(study.trials[0]) == pytest.approx(
+        {S: x / sum(spent.values()) for S, x in spent.items()}, abs=2e-3
+    )
 
 
 def test_two_studies_are_compared_over_the_regimes_they_share(study, made, tmp_path, capsys):

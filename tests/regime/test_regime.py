@@ -73,3 +73,16 @@ def test_shares_always_sum_to_one_and_restore_the_clock(regime):
 def test_bad_mixtures_and_regimes_are_refused_with_the_numbers(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_the_mixture_of_the_whole_run_counts_its_steps():
+    # Phases of half the budget each; 32x64 costs as much as 16x256, so half the steps are of each.
+    regime = Regime.of(LARGE, [Mixture.of([SMALL]), Mixture.of([SMALL, LARGE], [0.5, 0.5])])
+    assert regime.mixture == Mixture.of([SMALL, LARGE], [0.75, 0.25])
+
+
+def test_many_phases_are_summed_up_in_a_line():
+    few = Regime.of(LARGE, [Mixture.of([SMALL]), Mixture.of([LARGE])], [0.25, 0.75])
+    assert str(few) == "25%: 16x256 → 75%: 32x64"
+    many = Regime.of(LARGE, [Mixture.of([SMALL])] * 5 + [Mixture.of([LARGE])] * 5)
+    assert str(many) == "10 phases, 16 to 32 px on average: 16x256 50% · 32x64 50%"

@@ -1,4 +1,5 @@
 import copy
+from functools import partial
 
 import numpy as np
 import pytest
@@ -137,7 +138,7 @@ def test_what_cannot_meet_the_budget_is_recorded_in_no_time_and_is_no_trial(tmp_
     s = space(base={"S": 8, "B": 100}, budget={"epochs": 0.7}, search={"sizes": [8, 12]}, trials=8)
     url = f"sqlite:///{tmp_path}/study.db"
     trials = Trials(url, s, 4)
-    bridge = Bridge(trials, s.training(1), tmp_path, Listeners([]), 300)
+    bridge = Bridge(trials, s.training(1), tmp_path, Listeners([]), partial(infeasible, s, n_train=300))
     drawn = [s.suggest(Uniform(i)) for i in range(40)]
     refused = [p for p in drawn if infeasible(s, s.regime(p), s.training(1), 300)]
     assert refused, "the test needs candidates that cannot meet the budget"
@@ -157,9 +158,9 @@ def test_a_space_without_a_feasible_candidate_ends_with_a_sentence(tmp_path, mon
     monkeypatch.setattr("mixtune.study.bridge.INFEASIBLE_IN_A_ROW", 5)
     s = space(published=[], base={"S": 8, "B": 300}, budget={"epochs": 0.4}, search={"sizes": [8], "split": 1})
     trials = Trials(f"sqlite:///{tmp_path}/study.db", s, 4)
-    bridge = Bridge(trials, s.training(1), tmp_path, Listeners([]), 300)
+    bridge = Bridge(trials, s.training(1), tmp_path, Listeners([]), partial(infeasible, s, n_train=300))
     assert bridge.suggest("a") is None
-    assert "candidates in a row cannot meet the budget" in bridge.halted
+    assert "candidates in a row cannot be trained" in bridge.halted
     trials.close()
 
 

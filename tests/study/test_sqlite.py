@@ -2,8 +2,9 @@ import sqlite3
 from contextlib import closing
 
 import pytest
+from sqlalchemy import create_engine
 
-from mixtune.study.sqlite import path_of, plain, with_log
+from mixtune.study.sqlite import hastened, path_of, plain, with_log
 
 
 def run(path, *statements):
@@ -49,3 +50,18 @@ def test_other_stores_are_left_alone(url, tmp_path):
 def test_a_file_that_is_not_there_is_not_made(tmp_path):
     with_log(f"sqlite:///{tmp_path}/x.db")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_hastened_file_is_written_without_waiting_for_the_disk(tmp_path):
+    path = tmp_path / "x.db"
+    run(path, "CREATE TABLE t(x)")
+    with_log(f"sqlite:///{path}")
+    engine = create_engine(f"sqlite:///{path}")
+    with engine.connect() as before:
+        assert before.exec_driver_sql("PRAGMA synchronous").scalar() == 2
+    hastened(engine)
+    with engine.begin() as connection:
+        assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 1
+        connection.exec_driver_sql("INSERT INTO t VALUES (7)")
+    assert run(path, "SELECT x FROM t") == [(7,)]
+    engine.dispose()

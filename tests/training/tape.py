@@ -4,6 +4,8 @@ Replaying does the same operations on the same memory with the Python numbers of
 from Python instead of from a tensor is caught. Reading a value back is an error, as it is while CUDA captures.
 """
 
+import contextlib
+
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -35,17 +37,32 @@ class Tape(TorchDispatchMode):
 
 
 class TapeRecorder:
-    """What ``graphs.CudaRecorder`` is, with tapes."""
+    """What ``graphs.CudaRecorder`` is, with tapes: ``generator`` stands for the default one in all that it does."""
 
     def __init__(self):
         self.tapes = []
+        self.generator = torch.Generator()
+
+    def begin(self):
+        self.tapes.clear()
+
+    @contextlib.contextmanager
+    def _drawing(self):
+        before = torch.get_rng_state()
+        torch.set_rng_state(self.generator.get_state())
+        try:
+            yield
+        finally:
+            self.generator.set_state(torch.get_rng_state())
+            torch.set_rng_state(before)
 
     def warm_up(self, work):
-        for _ in range(2):
-            work()
+        with self._drawing():
+            for _ in range(2):
+                work()
 
     def record(self, work):
-        with Tape() as tape:
+        with self._drawing(), Tape() as tape:
             work()
         self.tapes.append(tape)
-        return tape.replay
+        return self._drawing()(tape.replay)

@@ -1,12 +1,15 @@
 """Captured steps against steps issued one by one: the same numbers, to the bit."""
 
 import dataclasses
+import gc
+import weakref
 
 import numpy as np
 import pytest
 import torch
 
 from mixtune.regime import BatchShape, Budget
+from mixtune.training.amoeba import AmoebaNet
 from mixtune.training.distillation import Distillation
 from mixtune.training.engine import Engine
 from mixtune.training.graphs import CudaRecorder
@@ -18,11 +21,12 @@ from tests.training.test_loop import config, regime, same
 EVERYTHING = Recipe(mixup=0.2, cutmix=1.0, ema=0.95, label_smoothing=0.1, schedule="step", groups=2, frozen=0.1)
 
 
-def trained(recipe, recorder, steps=None, device="cpu", epochs=2.0, start=0, state=None):
+def trained(recipe, recorder, steps=None, device="cpu", epochs=2.0, start=0, state=None, network=None):
     """The engine, its losses and its state after ``steps`` steps of a mixture of several shapes."""
     run = Run.prepare(regime(), config(recipe=recipe, budget=Budget(epochs), device=device))
-    run.network.train()
-    engine = Engine(run.task, run.network, run.recipe, 0, run.teacher, recorder)
+    network = run.network if network is None else network.to(device)
+    network.train()
+    engine = Engine(run.task, network, run.recipe, 0, run.teacher, recorder)
     if state is not None:
         engine.load_state_dict(state)
     progress = run.schedule.progress
@@ -73,6 +77,61 @@ def test_a_teacher_is_captured_with_the_step(tmp_path):
     recipe = Recipe(distill=Distillation("cifar_resnet8", str(tmp_path / "t.safetensors")))
     (_, losses, _), (_, replayed, _) = (trained(recipe, r) for r in ("off", TapeRecorder()))
     assert torch.equal(losses, replayed)
+
+
+def amoeba(drop_path):
+    """A small one, whose drop path grows through the run."""
+    torch.manual_seed(0)
+    return AmoebaNet(3, 4, 10, drop_path=drop_path)
+
+
+def test_drop_path_that_grows_is_captured_with_the_step():
+    engines = [trained(Recipe(), r, epochs=1.0, network=amoeba(0.6)) for r in ("off", TapeRecorder())]
+    (one, losses, _), (two, replayed, _) = engines
+    assert torch.equal(losses, replayed)
+    assert same(state_of(one), state_of(two))
+    assert one.network.progress > 0.5
+    _, undropped, _ = trained(Recipe(), "off", epochs=1.0, network=amoeba(0.0))
+    assert torch.equal(losses[0], undropped[0])  # nothing is dropped at the start
+    assert not torch.equal(losses, undropped)
+
+
+def test_captured_dropout_draws_from_a_generator_of_its_own():
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    engine, _, _ = trained(Recipe(dropout=0.5), TapeRecorder())
+    assert torch.equal(torch.get_rng_state(), before)
+    assert engine.generator is engine._recorder.generator
+
+
+def test_graphs_go_with_their_engine_and_not_at_the_next_garbage_collection():
+    gc.collect()
+    gc.disable()
+    try:
+        engine, _, _ = trained(EVERYTHING, TapeRecorder(), steps=2)
+        first = weakref.ref(engine.graphs)
+        run = Run.prepare(regime(), config())
+        engine.prepare(run.schedule, run.schedule.progress, 0, lambda _: None)  # again, as timing does
+        assert first() is None
+        parts = [weakref.ref(x) for x in (engine, engine.network, engine.graphs)]
+        del engine
+        assert [part() for part in parts] == [None] * 3
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("back", [False, True])
+def test_a_checkpoint_of_captured_steps_goes_on_without_them_and_back(back):
+    """As from a GPU to a CPU: the fused optimiser with a rate on the device, and the plain one with a number."""
+    recorders = [TapeRecorder, lambda: None]
+    _, losses, _ = trained(Recipe(), "off")
+    half = len(losses) // 2
+    first, _, _ = trained(Recipe(), recorders[back](), steps=half)
+    second, rest, _ = trained(Recipe(), recorders[not back](), start=half, state=first.state_dict())
+    assert torch.allclose(losses[half:], rest, rtol=1e-4)
+    group = second.optimizer.param_groups[0]
+    assert (bool(group["fused"]), bool(group["foreach"])) == (back, not back)
+    assert isinstance(group["lr"], torch.Tensor) == back
 
 
 def test_capturing_leaves_no_trace():
@@ -137,11 +196,15 @@ def deterministic():
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("recipe", [Recipe(), EVERYTHING, Recipe(dropout=0.3, nesterov=True)])
-def test_cuda_graphs_give_what_single_kernels_give(recipe, deterministic):
+@pytest.mark.parametrize(
+    ("recipe", "drop_path"),
+    [(Recipe(), None), (EVERYTHING, None), (Recipe(dropout=0.3, nesterov=True), None), (Recipe(), 0.6)],
+)
+def test_cuda_graphs_give_what_single_kernels_give(recipe, drop_path, deterministic):
     """More than 200 steps, several shapes, learning rates that change: losses, weights, statistics and averages."""
-    one, losses, _ = trained(recipe, "off", device="cuda", epochs=45)
-    two, replayed, _ = trained(recipe, None, device="cuda", epochs=45)
+    networks = [None if drop_path is None else amoeba(drop_path) for _ in range(2)]
+    one, losses, _ = trained(recipe, "off", device="cuda", epochs=45, network=networks[0])
+    two, replayed, _ = trained(recipe, None, device="cuda", epochs=45, network=networks[1])
     assert len(losses) >= 200
     assert isinstance(two._recorder, CudaRecorder)
     assert torch.equal(losses, replayed)
@@ -154,9 +217,10 @@ def test_capturing_on_a_gpu_leaves_no_trace(deterministic):
     run.network.train()
     engine = Engine(run.task, run.network, EVERYTHING, 0)
     before, random = state_of(engine), torch.cuda.get_rng_state()
-    engine.prepare(run.schedule, run.schedule.progress, 0, lambda _: None)
-    assert same(before, state_of(engine))
-    assert torch.equal(random, torch.cuda.get_rng_state())
+    for _ in range(2):  # again, as timing does: the first graphs end and their memory with them
+        engine.prepare(run.schedule, run.schedule.progress, 0, lambda _: None)
+        assert same(before, state_of(engine))
+        assert torch.equal(random, torch.cuda.get_rng_state())
 
 
 @pytest.mark.gpu

@@ -159,14 +159,14 @@ def test_drop_path_grows_with_progress_and_keeps_the_mean():
     x = torch.randn(1, 3, 16, 16)
     cell = network.cells[0]
     stem = network.stem(x)
-    whole = cell(stem, stem, 0.0)
-    many = torch.cat([cell(stem, stem, 0.4) for _ in range(600)])
+    whole = cell(stem, stem)
+    many = torch.cat([cell(stem, stem, torch.tensor(0.4)) for _ in range(600)])
     first = many[:, : cell.channels // 3]  # the sum of a separable convolution and an average pool
     assert torch.allclose(first.mean(0), whole[0, : cell.channels // 3], atol=4 * float(first.std(0).max()) / 600**0.5)
     assert first.std() > 0
-    network.progress = 0.0
+    network.progress.fill_(0.0)
     assert torch.equal(network(x)[0], network(x)[0])  # nothing is dropped at the start
-    network.progress = 1.0
+    network.progress.fill_(1.0)
     assert not torch.equal(network(x)[0], network(x)[0])
 
 

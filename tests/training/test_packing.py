@@ -1,14 +1,20 @@
+import contextlib
+import gc
 import itertools
 import threading
 import time
+import weakref
 from functools import partial
 
 import pytest
 import torch
 
+from mixtune.training import loop
+from mixtune.training.engine import Engine
 from mixtune.training.packing import Baton, Pack
 from mixtune.training.recipe import Recipe
 from mixtune.training.run import Run
+from tests.training.tape import TapeRecorder
 from tests.training.test_checkpoint import facts
 from tests.training.test_loop import config, regime, same, weights
 
@@ -53,7 +59,10 @@ def packed(runs, device=CPU, before_step=lambda name, step: None):
     return reports, order, errors
 
 
-def test_packed_trials_are_the_trials_alone_to_the_bit():
+@pytest.mark.parametrize("captured", [False, True])
+def test_packed_trials_are_the_trials_alone_to_the_bit(captured, monkeypatch):
+    if captured:
+        monkeypatch.setattr(loop, "Engine", lambda *a: Engine(*a, recorder=TapeRecorder()))
     runs = dict.fromkeys(KINDS)
     reports, order, errors = packed(runs)
     assert not errors
@@ -76,6 +85,61 @@ def test_a_trial_that_fails_leaves_the_others_alone():
     assert not errors
     alone = Run.prepare(regime(), config())
     assert facts(alone.reports()) == facts(reports["plain"])
+
+
+class Held:
+    """Stands for what a trial keeps on a GPU."""
+
+
+def test_a_failed_trial_keeps_no_memory_while_its_error_waits_to_be_told():
+    pack, held = Pack(CPU), []
+
+    def work(turn, report):
+        mine = Held()
+        held.append(weakref.ref(mine))
+        try:
+            raise MemoryError("first")
+        except MemoryError:
+            raise RuntimeError("then") from None
+
+    gc.collect()
+    gc.disable()
+    try:
+        pack.start("a", work)
+        with pytest.raises(RuntimeError, match="then") as error:
+            pack.next("a")
+        assert held[0]() is None
+        assert error.value.__context__.__traceback__ is None
+    finally:
+        gc.enable()
+
+
+def test_trials_at_the_same_time_never_share_a_stream_and_one_that_ends_passes_its_own_on(monkeypatch):
+    class Stream:
+        def __init__(self, device):
+            made.append(self)
+
+    made, now, shared = [], [], []
+
+    @contextlib.contextmanager
+    def entered(stream):
+        shared.append(stream in now)
+        now.append(stream)
+        yield
+        now.remove(stream)
+
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", entered)
+    pack = Pack(torch.device("cuda"))
+    for generation in range(20):  # 40 trials, two at a time
+        for name in "ab":
+            pack.start(f"{name}{generation}", counting(5, []))
+            pack.next(f"{name}{generation}")
+        for name in "ab":
+            assert pack.next(f"{name}{generation}") is None
+    assert len(shared) == 40
+    assert not any(shared)
+    assert len(made) == 2
 
 
 def counting(steps, done):
@@ -166,7 +230,7 @@ def test_one_runs_at_a_time_and_all_in_turn():
 def test_packed_trials_on_a_gpu_are_the_trials_alone():
     torch.backends.cudnn.deterministic = True
     try:
-        runs = dict.fromkeys(k for k in KINDS if k != "dropout")  # trials with dropout do not share a GPU
+        runs = dict.fromkeys(KINDS)
         reports, _, errors = packed(runs, torch.device("cuda"))
         assert not errors
         for name in runs:

@@ -1,0 +1,152 @@
+"""Footprint: the memory and time of steps and evaluations, measured on a few batch shapes where trials run.
+
+Memory grows with the pixels of a step (S^2*B*D) and hardly with anything else, so a few shapes tell of the others.
+S, B, D as in ``regime.shapes``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mixtune.config import parse, read_yaml, to_yaml
+from mixtune.errors import InputError
+from mixtune.regime import BatchShape
+from mixtune.training import timing
+from mixtune.training.checkpoint import digest, essence, replace_file
+from mixtune.training.memory import Peak, room
+from mixtune.training.ranks import ALONE, Ranks
+from mixtune.training.run import TrainingConfig
+
+
+@dataclass(frozen=True)
+class Step:
+    """A shape that was tried: seconds of a step, and bytes at its peak (``memory.Peak``)."""
+
+    shape: BatchShape
+    seconds: float
+    memory: float
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What was measured, and what follows from it for other shapes and sizes.
+
+    place: on what; key: equal where it holds. device: "cpu" or "cuda". room: bytes that one process could have. setup:
+    seconds before the first step. weights: bytes of the network. judging: seconds of one evaluation by size;
+    judging_memory: bytes at its peak. too_large: the smallest shape that did not fit, where one did not.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
+    place: str
+    key: str
+    device: str
+    room: float
+    setup: float
+    weights: float
+    judging: Mapping[int, float]
+    judging_memory: float
+    steps: tuple[Step, ...]
+    too_large: BatchShape | None = None
+
+    def memory(self, shape: BatchShape) -> float:
+        """Bytes at the peak of a run with this shape: measured, else from the line through what was.
+
+        Infinite from the smallest shape on that did not fit, where the line says less than there is.
+        """
+        measured = {s.shape: s.memory for s in self.steps}
+        if shape in measured:
+            return max(self.judging_memory, measured[shape])
+        likely = _line([(s.shape.pixels, s.memory) for s in self.steps], shape.pixels)
+        if self.too_large and shape.pixels >= self.too_large.pixels and likely <= self.room:
+            return float("inf")
+        return max(self.judging_memory, likely)
+
+    def seconds(self, shape: BatchShape) -> float:
+        """Seconds of a step: measured, else at the speed per pixel between those of the nearest sizes."""
+        measured = {s.shape: s.seconds for s in self.steps}
+        if shape in measured:
+            return measured[shape]
+        # Of several shapes of one size the largest: small steps keep a device less busy.
+        largest = {s.shape.S: s for s in sorted(self.steps, key=lambda s: s.shape.pixels)}
+        speeds = [largest[S].seconds / largest[S].shape.pixels for S in sorted(largest)]
+        return float(np.interp(shape.S, sorted(largest), speeds)) * shape.pixels
+
+    def evaluation(self, sizes: Iterable[int]) -> float:
+        """Seconds of one evaluation at these sizes: each takes a part per image and a part per pixel."""
+        points = [(S**2, seconds) for S, seconds in self.judging.items()]
+        return sum(_line(points, S**2) for S in sizes)
+
+
+def _line(points: Sequence[tuple[int, float]], x: float) -> float:
+    """The rising line of least squares, at x."""
+    xs, ys = np.array(points, float).T
+    slope = max(0.0, float(np.polyfit(xs, ys, 1)[0])) if len(set(xs)) > 1 else 0.0
+    return float(ys.mean() + slope * (x - xs.mean()))
+
+
+def measured(config: TrainingConfig, shapes: Iterable[BatchShape], path: Path, ranks: Ranks = ALONE) -> Footprint:
+    """The footprint with these shapes; what the file at ``path`` holds of the same kind is not measured again.
+
+    Where a step is shared by several ranks, each calls this, and the first one's counts. Raises InputError for missing
+    data, and where not even the smallest shape fits.
+    """
+    key = identity(config)
+    wanted = sorted(set(shapes), key=lambda s: (s.pixels, s))
+    known = None
+    if path.exists():
+        with contextlib.suppress(InputError):  # of another version: measured again
+            known = parse(read_yaml(path), Footprint, path)
+    if known is not None and (known.key != key or not _covers(known, wanted)):
+        known = None
+    if not ranks.agree(known is not None):
+        known = _measure(config, wanted, key, ranks)
+        if ranks.first:
+            replace_file(path, to_yaml(known).encode())
+    return known  # type: ignore[return-value]  # on other ranks it is not used
+
+
+def _covers(known: Footprint, shapes: Iterable[BatchShape]) -> bool:
+    return known.too_large is not None or {s.shape for s in known.steps} >= set(shapes)
+
+
+def identity(config: TrainingConfig) -> str:
+    """Equal where steps and evaluations take the same memory and time."""
+    sections = [essence(part) for part in (config.task, config.recipe, config.evaluate)]
+    return digest(timing.place(config), torch.__version__, *sections)
+
+
+def _measure(config: TrainingConfig, shapes: Sequence[BatchShape], key: str, ranks: Ranks) -> Footprint:
+    began = time.perf_counter()
+    stand = timing.Stand(config, ranks)
+    setup = time.perf_counter() - began
+    network, device = stand.engine.network, stand.engine.device
+    weights = sum(t.nbytes for t in (*network.parameters(), *network.buffers()))
+    there, watch = room(device), Peak(device)
+    sizes = {min(config.evaluate.sizes), max(config.evaluate.sizes)}
+    judging = {S: stand.judging(S) for S in sorted(sizes)}
+    bits = "bf16" if config.recipe.bf16(device.type) else "float32"
+    place = f"{timing.place(config)}, {bits}, torch {torch.__version__}"
+    found = Footprint(place, key, device.type, there, setup, weights, judging, watch.bytes(), ())
+    for shape in shapes:
+        # On a CPU, who takes all memory takes others with it: what cannot fit is not tried.
+        if ranks.agree(len(found.steps) > 1 and found.memory(shape) > there):
+            return replace(found, too_large=shape)
+        watch = Peak(device)
+        try:
+            seconds = stand.seconds(shape)
+        except torch.OutOfMemoryError:
+            if found.steps and ranks.alone:  # other ranks would wait for this one
+                return replace(found, too_large=shape)
+            raise InputError(
+                f"base: {place} does not hold a step of {shape} (S x B x D) in {there / 2**30:.3g} GiB; lower base.B"
+            ) from None
+        found = replace(found, steps=(*found.steps, Step(shape, seconds, watch.bytes())))
+    return found
