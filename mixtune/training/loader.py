@@ -28,6 +28,7 @@ from mixtune.training.reader import Work
 from mixtune.training.ring import Ring
 
 MEMORY = 2**30  # bytes that views made ahead of time may take (more where two steps need more)
+AHEAD = 512  # images made ahead of time, at least: small batches would have the readers wait for the trainer
 CHUNK = 32  # images a reader takes at a time, at most
 
 
@@ -95,8 +96,8 @@ def evaluation_steps(n_samples: int, S: int, batch: int) -> Iterator[Step]:
 def memory_ahead(schedule: Schedule, readers: int, shard: Shard = WHOLE, limit: int = MEMORY) -> tuple[int, int]:
     """How far to work ahead: (images, bytes of all views at once).
 
-    As many images as two of the largest batches, so that a run of them finds its images ready; but no more than
-    ``limit`` bytes, unless three steps (one in use, one on its way to the device, one in work) need more.
+    As many images as two of the largest batches, so that a run of them finds its images ready, or AHEAD; but no more
+    than ``limit`` bytes, unless three steps (one in use, one on its way to the device, one in work) need more.
     """
     shapes = schedule.shapes
     parts = [len(range(s.B)[shard.part(s.B)]) for s in shapes]
@@ -105,7 +106,7 @@ def memory_ahead(schedule: Schedule, readers: int, shard: Shard = WHOLE, limit: 
     largest = int(sizes.max(initial=0))
     if not readers:
         return 0, largest
-    ahead = 2 * int(images.max(initial=0))
+    ahead = max(AHEAD, 2 * int(images.max(initial=0)))
     before, spent = np.concatenate([[0], np.cumsum(images)]), np.concatenate([[0], np.cumsum(sizes)])
     ends = np.searchsorted(before, before[:-1] + ahead, side="right") - 1
     return ahead, max(3 * largest, min(limit, int((spent[ends] - spent[:-1]).max(initial=0)) + 2 * largest))

@@ -45,7 +45,7 @@ def prepared(folder, sizes=(32,), judge="test", **task):
 
 
 def test_what_was_odd_reaches_the_report_and_the_result(folder):
-    damage(folder / "train/c0/03.jpg")
+    damage(folder / "train/c0/00.jpg")  # the first file of all
     damage(folder / "val/c1/04.jpg")
     Image.new("CMYK", (30, 30), (9, 9, 9, 9)).save(folder / "train/c0/04.jpg")
     Image.new("L", (30, 30), 9).save(folder / "train/c1/05.jpg")
