@@ -140,7 +140,7 @@ def _close(
     interrupted: bool,
 ) -> Result:
     best, best_file = trials.best(), None
-    artifacts: list[Path] = []
+    artifacts = [places.folder / name for name in (estimate.MEASURED, estimate.PLANNED)]
     if best is not None:
         best_file = places.folder / "best.yaml"
         kept = places.folder / "trials" / f"{best.number:04d}" / "regime.yaml"
