@@ -107,7 +107,7 @@ def _close(
 ) -> Result:
     trials, tracker = books.trials, books.tracker
     best, best_file = proof.winner if proof else trials.best(), None
-    artifacts: list[Path] = []
+    artifacts = [places.folder / name for name in (estimate.MEASURED, estimate.PLANNED)]
     if best is not None:
         chosen = proof.chosen if proof else "the best single run of the search"
         best_file = _keep(best, chosen, places, space)
