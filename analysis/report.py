@@ -49,7 +49,7 @@ def write(study: StudyRuns, folder: Path) -> tuple[list[Path], list[str]]:
     rerun, use = again(study)
     with tempfile.TemporaryDirectory() as scratch:
         kept = Path(scratch)
-        front = pareto.draw_study(study, kept)[0][0]
+        front = pareto.draw_study(study.tested(), kept)[0][0]
         lines = sizes.draw_study(study, kept)[0][0]
         columns = min(4, len(study.shown))
         when = timeline.draw_study(study, kept, columns)[0][0]
@@ -62,7 +62,8 @@ def write(study: StudyRuns, folder: Path) -> tuple[list[Path], list[str]]:
             page.figure(
                 front,
                 "accuracy against inference cost, one line per regime",
-                "One network per regime, tested at every size. Bold marks: no other network is better at that cost.",
+                "One network per regime, tested at every size. Bold marks: no other network is better at that cost."
+                + (" Means and deviations over seeds, on the test set." if study.winner else ""),
             ),
             page.figure(
                 lines,

@@ -18,7 +18,7 @@ from mixtune.study.knobs import Value
 from mixtune.study.parameters import point_of, section
 from mixtune.study.statistics import mean_sd
 from mixtune.study.store import CURVE, Stored, default_uri, parent_of, stored
-from mixtune.training.curve import MEASURED, METRICS, Curve
+from mixtune.training.curve import MEASURED, METRICS, Curve, mean_curve
 from mixtune.training.score import Score
 
 BySize = Mapping[int, float]
@@ -89,6 +89,17 @@ class StudyRuns:
         if not self.tags.get("mixtune.best.verdict"):
             return None
         return next((t for t in self.trials if str(t.number) == self.tags["mixtune.best.trial"]), None)
+
+    def tested(self) -> StudyRuns:
+        """The study as its final shows it: the finalists alone, with their mean curves on the test set.
+
+        The study itself where it has no final.
+        """
+        if self.winner is None:
+            return self
+        again = {t.number: [r.curve for r in self.repeats_of(t)] for t in self.shown}
+        finalists = [replace(t, curve=mean_curve(again[t.number]), judge="test") for t in self.shown if again[t.number]]
+        return replace(self, trials=tuple(finalists))
 
     @property
     def best_searched(self) -> FinishedTrial | None:

@@ -57,9 +57,8 @@ class Proof:
             return "no run of the final was completed"
         curves = {o.number: [x.curve for x in runs if x.curve] for o, runs in rows}
         sizes = curves[rows[0][0].number][0].sizes
-        head = f"{'trial':>5}  {'family':<11} {'seeds':>5}  {'score':>11}  " + "".join(
-            f"{f'{S} px':>13}" for S in sizes
-        )
+        columns = "".join(f"{f'{S} px':>15}" for S in sizes)
+        head = f"{'trial':>5}  {'family':<11} {'seeds':>5}  {'score':>13}{columns}"
         lines = ["final: whole training set, test set, mean ± deviation over seeds in %", head]
         for o, runs in rows:
             top1 = "".join(f"{spread([c.at(S).top1 for c in curves[o.number]]):>15}" for S in sizes)
@@ -75,14 +74,17 @@ class Proof:
 def prove(space: Space, places: Places, books: Books, machine: Machine, write: Callable[[str], None]) -> Proof | None:
     """Train leaders and finalists as often as ``space.final`` asks, going on with what is there.
 
-    None when it asks for nothing, or the search completed no trial. Raises what ``Machine.run`` raises.
+    None when it asks for nothing, the search completed no trial, or runs are left that could not be made. Raises what
+    ``Machine.run`` raises.
     """
     if space.final is None or not (led := leaders(books.trials.outcomes(), space.final.leaders)):
         return None
     replicated = _round("leaders", led, space, places, books, machine, write)
+    if replicated is None:
+        return None
     tested = finalists(led, _scores(replicated))
     final = _round("final", tested, space, places, books, machine, write)
-    return Proof(tuple(tested), replicated, final)
+    return Proof(tuple(tested), replicated, final) if final is not None else None
 
 
 def _round(
@@ -93,7 +95,7 @@ def _round(
     books: Books,
     machine: Machine,
     write: Callable[[str], None],
-) -> Runs:
+) -> Runs | None:
     assert space.final is not None
     folder, seeds = places.folder / round_, seeds_of(space.final, round_, space.seed)
     wanted = [(o, Repeat(o.number, seed, round_)) for seed in seeds for o in regimes]
@@ -114,6 +116,8 @@ def _round(
                 machine.run(mine, folder, Listeners([RoundConsole(done, len(wanted), write), books.tracker]))
             finally:
                 mine.settle()
+        if mine.trials.remaining():
+            return None
         found: dict[int, dict[int, Outcome]] = {}
         for repeat, o in mine.trials.results().items():
             if o.state == "COMPLETE":

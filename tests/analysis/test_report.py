@@ -120,6 +120,8 @@ def test_a_final_names_the_winner_that_was_chosen_before_it_and_what_the_test_se
         "chosen before the test set was read: the best mean over 2 fresh" in line for line in findings.noise(study)
     )
     assert "searched #1" not in findings.results(study)  # a leader that fresh seeds did not choose
+    shown = {t.number: t.curve.at(8).top1 for t in study.tested().trials}
+    assert shown == pytest.approx({0: 0.51, 2: 0.73, 3: (0.73 + 0.72 + 0.745) / 3})
     _, use = report.again(study)
     assert len(use) == 1
     assert "searched2" in use[0]
