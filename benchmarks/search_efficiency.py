@@ -49,13 +49,11 @@ def _halving(**options: Any) -> Named:
 CHANGES: dict[str, dict[str, Any]] = {
     "compress, 4 rungs; halving; TPE": {},
     "no promotion before 2 were at a rung": {"pruner": _halving(bootstrap_count=2)},
-    "no promotion before 3 were at a rung": {"pruner": _halving(bootstrap_count=3)},
     "compress, 3 rungs": {"fidelity": Fidelity("compress", 3, 3)},
     "truncate": {"fidelity": Fidelity("truncate"), "pruner": _halving(reduction_factor=3)},
     "whole budget only": {"fidelity": Fidelity("compress", 1, 3), "pruner": Named("none")},
     "random sampler": {"sampler": Named("random")},
     "TPE begins after 5 trials": {"sampler": Named("tpe", {"n_startup_trials": 5})},
-    "Hyperband": {"pruner": Named("hyperband", {"max_resource": 27, "reduction_factor": 3})},
 }
 # Without the published regimes, so that the search itself is seen.
 ALTERNATIVES: Searches = {name: (mixtune_search, {"published": (), **changed}) for name, changed in CHANGES.items()}
