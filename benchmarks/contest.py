@@ -22,7 +22,7 @@ from unittest import mock
 import numpy as np
 
 from benchmarks.recorded import space_of
-from benchmarks.simulated import WHOLE, Fidelity, Simulated
+from benchmarks.simulated import WHOLE, Fidelity, Floats, Simulated
 from mixtune.study import storage
 from mixtune.study.bridge import Bridge
 from mixtune.study.events import Candidate, Listeners, State
@@ -31,7 +31,7 @@ from mixtune.study.space import Space
 from mixtune.training.curve import Curve
 
 TOP = (0.05, 0.02, 0.01)  # parts of the space
-DRAWN, LIMIT = 50_000, 200.0  # points that say what the top is; budgets after which a search has failed
+DRAWN, LIMIT = 20_000, 100.0  # points that say what the top is; budgets after which a search has failed
 REPORTS = {1: "1/9", 3: "1/3"}  # of 9: where the table knows a run that is judged on the way
 STRIDE = 4  # of the network: image sizes are multiples
 
@@ -179,6 +179,7 @@ class Contest:
 
     space: Space
     simulated: Simulated
+    drawn: Floats  # scores on the whole budget of points drawn evenly
     values: tuple[float, ...]
 
     @classmethod
@@ -186,13 +187,13 @@ class Contest:
         """Values are the scores that the best parts of the space, ``TOP``, have on the whole budget."""
         space = replace(space_of(), trials=10**6)
         simulated = Simulated(space, rows)
-        whole = simulated.drawn(DRAWN, 0)[:, simulated.fidelities.index(WHOLE)]
-        return cls(space, simulated, tuple(float(np.quantile(whole, 1 - top)) for top in TOP))
+        drawn = simulated.drawn(DRAWN, 0)[:, simulated.fidelities.index(WHOLE)]
+        return cls(space, simulated, drawn, tuple(float(np.quantile(drawn, 1 - top)) for top in TOP))
 
     def random_search(self, repeats: int) -> list[list[float]]:
         """Budgets that points drawn evenly, each trained on the whole budget, take to reach each value."""
-        at = self.simulated.fidelities.index(WHOLE)
-        runs = [self.simulated.drawn(int(20 / min(TOP)), seed)[:, at] for seed in range(1, repeats + 1)]
+        draw = np.random.default_rng(0)
+        runs = [draw.choice(self.drawn, int(20 / min(TOP))) for _ in range(repeats)]
         return [[1.0 + int((run >= value).argmax()) for run in runs] for value in self.values]
 
     def search(self, search: Search, repeats: int, **changes: Any) -> list[list[float]]:

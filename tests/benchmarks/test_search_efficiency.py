@@ -124,6 +124,14 @@ def test_workers_at_the_same_time_all_cost(space):
     assert (one, three) == ([pytest.approx(1.0)], [pytest.approx(3.0)])
 
 
+def test_random_search_takes_as_long_as_luck_says(simulated):
+    drawn = np.linspace(0, 1, 10_001)
+    found = contest.Contest(simulated.space, simulated, drawn, (0.95, 0.99)).random_search(4000)
+    # Trials until the first of probability p: 1 / p on average, with as large a deviation.
+    assert np.mean(found[0]) == pytest.approx(20, rel=4 / math.sqrt(4000))
+    assert np.median(found[1]) == pytest.approx(math.log(2) / -math.log(0.99), rel=0.1)
+
+
 def test_published_regimes_are_tried_first(space):
     asked = []
 
