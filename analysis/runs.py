@@ -213,11 +213,6 @@ def read_study(uri: str, study: str) -> StudyRuns:
     return replace(read, trials=tuple(order), repeats=tuple(_finished(run, read) for run in repeats))
 
 
-def finished_trials(uri: str, study: str) -> list[FinishedTrial]:
-    """The complete trials of a study, by number. Raises InputError as ``read_study`` does."""
-    return list(read_study(uri, study).trials)
-
-
 def _rows(run: Stored) -> list[dict[str, float]]:
     return [{"S": S, **values} for S, values in sorted(run.curve.items()) if not set(METRICS) - set(values)]
 
