@@ -14,9 +14,9 @@ from typing import Any
 from analysis import style
 from analysis.command import parser, perform
 from analysis.runs import FinishedTrial, StudyRuns, names, read_study, store
-from analysis.statistics import Difference, difference, holm, mean_sd, over_pairs
 from mixtune.cli import run
 from mixtune.errors import InputError
+from mixtune.study.statistics import Difference, difference, holm, mean_sd, over_pairs
 from mixtune.training.curve import Curve
 
 
@@ -100,7 +100,7 @@ def draw_studies(one: StudyRuns, two: StudyRuns, folder: Path) -> tuple[list[Pat
 
     Raises InputError when they were scored differently, so that the numbers do not compare.
     """
-    for key in ("score.measure", "score.S", "task.dataset", "evaluate.sizes"):
+    for key in ("score.measure", "score.S", "score.gmacs", "task.dataset", "evaluate.sizes"):
         if one.settings.get(key) != two.settings.get(key):
             raise InputError(
                 f"--other {two.name}: its {key} is {two.settings.get(key)} and that of {one.name} "

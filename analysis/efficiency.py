@@ -14,9 +14,9 @@ from typing import Any
 from analysis import style
 from analysis.command import parser, perform
 from analysis.runs import FinishedTrial, StudyRuns, names
-from analysis.statistics import mean_sd
 from mixtune.cli import run
 from mixtune.errors import InputError
+from mixtune.study.statistics import mean_sd
 
 TIMES = {"training": "minutes of training and evaluation", "inference": "GMACs of one image at that size"}
 

@@ -14,8 +14,8 @@ from typing import Any
 from analysis import style
 from analysis.command import parser, perform
 from analysis.runs import FinishedTrial, StudyRuns
-from analysis.statistics import mean_sd
 from mixtune.cli import run
+from mixtune.study.statistics import mean_sd
 
 PREFIX = "corruption/"
 

@@ -62,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from mixtune.regime import BatchShape
     from mixtune.training.calibration import Recalibration
     from mixtune.training.cost import with_cost
+    from mixtune.training.prepared import check_sizes
     from mixtune.training.robustness import Mirrored, robustness
     from mixtune.training.run import TrainingConfig
     from mixtune.training.task import Classification, check_shapes
@@ -74,6 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     asked = {f"--sizes {args.sizes}" if args.sizes else source: sizes}
     if args.corruptions is not None:
         asked[f"--corruptions {args.corruptions}"] = (args.corruptions,)
+    check_sizes(task.prepared_for, asked)
     for said, wanted in asked.items():
         try:
             check_shapes([BatchShape(S, 1) for S in wanted], config.task.network, 1)
@@ -112,7 +114,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"  {family:<11}" + "".join(f"{v:8.2f}" for v in values))
     if args.out:
         folder = Path(args.out)
-        _write(folder, curve.rows(), rows)
+        measured = {} if args.latency is None else {"batch": args.latency}  # that latency and memory are of
+        _write(folder, [r | measured for r in curve.rows()], rows)
         print(f"written to {short(folder)}")
     return 0
 

@@ -12,6 +12,7 @@ from mixtune.study import tuning
 from mixtune.study.limits import POSITION
 from mixtune.study.space import Space
 from mixtune.training.engine import Engine
+from mixtune.training.notes import Notes
 from mixtune.training.run import Run
 
 
@@ -25,6 +26,7 @@ def trial(tiny, tmp_path, monkeypatch):
         "training": plain(space.training(1)),
         "folder": str(tmp_path / "trials" / "0000"),
         "checkpoint": str(tmp_path / "checkpoints" / "0000.pt"),
+        "judge": "validation",
         "stages": [{"share": 1.0, "fold": 0, "step": 2}],
         "reports": True,
     }
@@ -75,6 +77,14 @@ def test_a_trial_reports_and_leaves_weights_and_position(trial):
     assert [r["last"] for r in told] == [False, True]
     assert (trial.folder / "weights.safetensors").exists()
     assert (trial.folder / POSITION).read_text().startswith("after the last of ")
+
+
+def test_what_a_trial_says_comes_with_its_reports(trial, monkeypatch):
+    found = ["2 images are greyscale, for example a.jpg"]
+    monkeypatch.setattr(Notes, "lines", lambda self: found)
+    first, last = trial()
+    assert first["said"] == ["steps are issued one by one: on a CPU there is nothing to gain by capturing them"]
+    assert last["said"] == found
 
 
 def test_out_of_device_memory_names_the_shape_and_what_would_fit(trial, monkeypatch):

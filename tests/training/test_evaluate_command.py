@@ -35,6 +35,7 @@ def test_any_sizes_with_latency_and_corruptions(trained, tmp_path, capsys):
     curve = rows(tmp_path / "curve.csv")
     assert [r["S"] for r in curve] == ["8", "20"]
     assert all(float(r["latency"]) > 0 for r in curve)
+    assert {r["batch"] for r in curve} == {"4"}
     assert len(rows(tmp_path / "corruptions.csv")) == 30
     out = capsys.readouterr().out
     assert "test set" in out
