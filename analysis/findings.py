@@ -21,7 +21,8 @@ def budget(study: StudyRuns) -> str:
     """What every regime could spend."""
     s = study.settings
     kind = "the same compute" if s.get("budget.spend", "compute") == "compute" else "the same number of images"
-    given = f"{float(s['budget.epochs']):g} epochs"
+    epochs = float(s["budget.epochs"])
+    given = f"{epochs:g} epoch{'s' * (epochs != 1)}"
     if "budget.amount" in s:
         given = f"{float(s['budget.amount']):g} {s['budget.cost']}"
     return f"{kind} for every regime: {given} at the base shape {study.base} (size x batch)"
@@ -135,7 +136,7 @@ def _gaps(study: StudyRuns, order: Sequence[FinishedTrial]) -> list[str]:
     found = {a.name: a for a in _verdict(study, order).against}
     gaps = []
     for a in (found.get(_named(t)) for t in order[1:]):
-        p = f"\np {a.p:.2g}" if a is not None and a.p is not None else ""
+        p = "" if a is None or a.p is None else "\np < 0.001" if a.p < 0.001 else f"\np {a.p:.2g}"
         gaps.append("not comparable" if a is None else f"{-100 * a.difference.value:+.2f}{p}")
     return gaps
 

@@ -121,7 +121,7 @@ def draw_study(study: StudyRuns, folder: Path, columns: int = 2) -> tuple[list[P
     shown = study.shown
     said = [label(t.family) + (f" #{t.number}" if t.searched else "") for t in shown]
     regimes = [replace(study.regime(t), name=name) for t, name in zip(shown, said, strict=True)]
-    captions = [f"score {100 * study.score.of(t.curve):.2f} %" for t in shown]
+    captions = [f"{100 * study.score.of(t.curve):.2f} % in the search" for t in shown]
     stem = folder / "timeline"
     paths = draw(regimes, stem, captions, columns)
     table = stem.with_suffix(".csv")

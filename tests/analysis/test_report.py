@@ -53,7 +53,7 @@ def test_the_page_is_whole_and_needs_nothing_from_elsewhere(study, tmp_path):
     assert "<script" not in text
     assert "url(" not in text
     words = " ".join(page.words)
-    for said in ("How should cifar_resnet8 mix image sizes", "1 epochs at the base shape 8x32", "fixed size", "pruned"):
+    for said in ("How should cifar_resnet8 mix image sizes", "1 epoch at the base shape 8x32", "fixed size", "pruned"):
         assert said in words
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
 
