@@ -5,11 +5,12 @@ So a trial of a search and a run on its own are the same code and, from the same
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -38,7 +39,7 @@ class Report:
 
     number: 1 to the number of reports; step: steps done; progress: share of the budget spent; loss: mean training loss
     since the last report; lr: of the last step; views_per_second: training only; seconds: since the start, evaluation
-    included; curve: held-out results at every evaluation size.
+    included; curve: held-out results at every evaluation size; findings: what is odd about the data, counted by kind.
     """
 
     number: int
@@ -49,6 +50,7 @@ class Report:
     views_per_second: float
     seconds: float
     curve: Curve
+    findings: dict[str, int] = field(default_factory=dict)
 
 
 @torch.no_grad()
@@ -158,7 +160,9 @@ def train(
             curve = task.evaluate(engine.judged, sizes)
             seconds = earlier + time.perf_counter() - began
             place, lr = float(progress[step - 1]), float(rates[step - 1])
-            done.append(Report(numbers[step], step, place, mean, lr, speed, seconds, curve))
+            # A run that went on from a checkpoint need not meet every file again.
+            found = collections.Counter(done[-1].findings if done else {}) | collections.Counter(task.findings())
+            done.append(Report(numbers[step], step, place, mean, lr, speed, seconds, curve, dict(found)))
             total.zero_()
             steps = 0
             save(step, total)

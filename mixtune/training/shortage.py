@@ -1,4 +1,4 @@
-"""Shortage: where a device has too little, what did not fit is named, and what would."""
+"""Shortage: where a device has too little memory, what did not fit is named, and what would."""
 
 from __future__ import annotations
 

@@ -78,7 +78,9 @@ def test_a_checkpoint_and_a_bare_file_work_with_a_space(trained, tmp_path, capsy
     ("flags", "message"),
     [
         (["--sizes", "8,x"], "--sizes must be positive whole numbers"),
-        (["--sizes", "9"], "9 px is not a multiple"),
+        (["--sizes", "9"], "--sizes 9: 9 px is not a multiple"),
+        (["--corruptions", "9"], "--corruptions 9: 9 px is not a multiple"),
+        (["--corruptions", "0"], "--corruptions 0: S must be a whole number"),
         (["--mirror"], "mirrored image of digits is of another class"),
         (["--latency", "0"], "--latency must be at least 1"),
         (["--set", "task.network=cifar_resnet14"], "another network than cifar_resnet14"),
