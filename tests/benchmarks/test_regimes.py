@@ -12,6 +12,7 @@ from benchmarks.verdict import verdict
 from mixtune.regime import BatchShape, Budget, Schedule, published
 from mixtune.training import checkpoint
 from mixtune.training.checkpoint import Checkpoint
+from mixtune.training.device import available_cpus
 from mixtune.training.recipe import Recipe
 
 
@@ -56,7 +57,9 @@ def test_the_gpu_plan_is_the_papers():
 
 def test_packed_runs_are_finished_in_pieces_and_are_those_alone(tmp_path, monkeypatch):
     """The time is up in the middle of each run; the next piece goes on from the checkpoints."""
-    plan = Plan("cifar_resnet8", BatchShape(8, 32), 2, (8, 12), Recipe(), ("compute",), 1, 1, 250, packed=2)
+    plan = Plan(
+        "cifar_resnet8", BatchShape(8, 32), 2, (8, 12), Recipe(), ("compute",), 1, available_cpus(), 250, packed=2
+    )
     mine, clock, real = jobs(plan)[:2], itertools.count(), Checkpoint.save
     saved = []
     monkeypatch.setattr(Checkpoint, "due", True)
