@@ -10,6 +10,7 @@ the originals, from mosaics of them as large as ImageNet's images and twice as l
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import random
 import tempfile
@@ -82,6 +83,12 @@ def steps(shape: BatchShape, images: int) -> Schedule:
     return Schedule((shape,), np.zeros(max(4, images // shape.B), np.int16), np.ones(1))
 
 
+def dimensions(source: Files) -> tuple[int, int]:
+    """Width and height of the first image."""
+    with Image.open(source.paths[0]) as image:
+        return image.size
+
+
 def mosaics(source: Files, out: Path, size: tuple[int, int], n: int) -> None:
     """Photographs tiled, at their own resolution, into images of this width and height."""
     rng = random.Random(0)  # noqa: S311
@@ -122,9 +129,8 @@ def measured(
     """The rows of one folder at one size."""
     source = data.load("folder", str(folder)).train
     assert isinstance(source, Files)
-    with Image.open(source.paths[0]) as image:
-        area = image.size[0] * image.size[1]
-    n = max(6 * BATCH, round(args.images * min(1, 128**2 / S**2, 224**2 / area)))  # about as long for all
+    shares = 1.0, 128**2 / S**2, 224**2 / math.prod(dimensions(source))  # so that all take about as long
+    n = max(6 * BATCH, round(args.images * min(shares)))
     sides: dict[str, Callable[[], float]] = {
         "torchvision": partial(torchvisions, folder, S, n),
         "original": partial(ours, source, steps(BatchShape(S, BATCH), n), readers),
@@ -161,11 +167,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         small = Path(args.data).absolute()
         original = data.load("folder", str(small)).train
         assert isinstance(original, Files)
-        folders: list[tuple[str, Path, tuple[int, ...]]] = [("originals", small, SIZES)]
-        for size, count in MOSAICS.items():
-            place = Path(made, f"mosaics{size[0]}")
-            mosaics(original, place, size, count)
-            folders.append((f"{size[0]} x {size[1]} mosaics", place, (128, 224)))
+        size = " x ".join(map(str, dimensions(original)))
+        folders: list[tuple[str, Path, tuple[int, ...]]] = [(f"{size} photographs", small, SIZES)]
+        for (width, height), count in MOSAICS.items():
+            place = Path(made, f"mosaics{width}")
+            mosaics(original, place, (width, height), count)
+            folders.append((f"{width} x {height} mosaics", place, (128, 224)))
         for name, folder, sizes in folders:
             for S in (128, *(S for S in sizes if S != 128)):
                 rows += measured(name, folder, S, readers, args, Path(made))

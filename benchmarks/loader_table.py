@@ -28,7 +28,7 @@ def table(results: Path = RESULTS) -> str:
         if "form" not in row:
             smaller = row["aim"] < row["at_least"]
             verdict = f"{row['ratio']:.3f} (goal {'≤' if smaller else '≥'} {row['at_least']:g}, aim {row['aim']:g})"
-            others.append(f"{row['what']}: {verdict}")
+            others.append(f"{row['what'][0].upper()}{row['what'][1:]}: {verdict}")
             continue
         place = row["images"], row["S"]
         cells.setdefault(place, {})[row["form"]] = f"{row['ratio']:.1f}"
@@ -47,8 +47,8 @@ def table(results: Path = RESULTS) -> str:
         "",
         f"How many times as fast as torchvision's ImageFolder, Pillow and DataLoader, each with "
         f"{made['settings']['workers']} worker processes: medians of up to {repeats}, both in one run on "
-        f"{on['cpu']}, torch {on['torch']}. "
-        + "; ".join(others)
+        f"{on['cpu']}, torch {on['torch']}, at commit {on['commit'][:7]}. "
+        + ". ".join(others)
         + ". Made by `python -m benchmarks.loader --data FOLDER`, then `python -m benchmarks.loader_table`.",
     ]
     return "\n".join(lines) + "\n"
