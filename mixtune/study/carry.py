@@ -31,7 +31,8 @@ def on_proxy(space: Space, source: str) -> Space:
         raise InputError(
             f"{source}: has no proxy section; say there what is cheaper, e.g. proxy: {{budget: {{epochs: 5}}}}"
         )
-    cheaper = merged(plain(replace(space, proxy={})), space.proxy)
+    # What follows a search follows the one on the whole task.
+    cheaper = merged(plain(replace(space, proxy={}, final=None)), space.proxy)
     return parse({**cheaper, "study": f"{space.study}-proxy"}, Space, f"{source}: proxy")
 
 
@@ -106,7 +107,9 @@ class Agreement:
 
 def agreement(outcomes: Sequence[Outcome]) -> Agreement | None:
     """Of the complete trials that were carried from a proxy; None where none was."""
-    pairs = [(o.proxy, o.score) for o in outcomes if o.proxy is not None and o.state == "COMPLETE" and o.score]
+    pairs = [
+        (o.proxy, o.score) for o in outcomes if o.proxy is not None and o.state == "COMPLETE" and o.score is not None
+    ]
     if not pairs:
         return None
     before, here = zip(*pairs, strict=True)
