@@ -78,7 +78,7 @@ def _prepare(data: Path, out: Path, target: Target, workers: int | None, verify:
     found = list(prepared.sources(data))
     done = prepared.done_already(out, data, verify)
     missing = [s for s in found if s not in done]
-    for stale in out.glob("*/*/.*.part"):  # of a run that was killed
+    for stale in out.rglob(".*.part"):  # of a run that was killed
         stale.unlink()
     for folder in {Path(s).parent for s in found}:
         (out / folder).mkdir(parents=True, exist_ok=True)
@@ -92,7 +92,7 @@ def _prepare(data: Path, out: Path, target: Target, workers: int | None, verify:
     prepared.record(out, batch)
     seconds = max(time.monotonic() - began, 1e-9)
     bad = [done[s] for s in found if not done[s].written]
-    before = sum((data / s).stat().st_size for s in found)
+    before = sum(int(done[s].stamp.partition("-")[0] or 0) for s in found)
     after = sum(done[s].bytes for s in found)
     print(f"images   {len(found):,}, of which {len(missing):,} encoded now ({len(missing) / seconds:,.0f} images/s)")
     print(f"bytes    {before:,} -> {after:,} ({after / max(1, before):.2f})")

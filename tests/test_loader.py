@@ -2,26 +2,23 @@
 
 import pytest
 import torch
-from torch.utils.data import TensorDataset
 
-from mixtune import BatchShape, Budget, Mixture, Regime, Schedule, load_regime
+from mixtune import Budget, Mixture, Regime, Schedule, load_regime
 from mixtune.loader import MixedSizes, Views, mixed_loader, random_crops
 from mixtune.regime import Shard
 from mixtune.regime.files import save_regime
-
-SHAPES = [BatchShape(8, 12, 2), BatchShape(16, 6)]
-N = 50
+from tests import mixed
+from tests.mixed import SHAPES, N
 
 
 @pytest.fixture
 def dataset():
-    generator = torch.Generator().manual_seed(0)
-    return TensorDataset(torch.randint(0, 256, (N, 3, 20, 24), dtype=torch.uint8, generator=generator), torch.arange(N))
+    return mixed.images()
 
 
 @pytest.fixture
 def schedule():
-    return Schedule.build(Regime.of(SHAPES[1], [Mixture.of(SHAPES)]), Budget(2), N, seed=0)
+    return mixed.steps(2)
 
 
 def test_ten_lines_train_a_network_on_a_regime_file(dataset, tmp_path):
@@ -105,7 +102,7 @@ def test_an_image_folder_is_read_as_the_trainer_reads_it(tmp_path):
         (tmp_path / f"c{i % 2}").mkdir(exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(tmp_path / f"c{i % 2}" / f"{i}.png")
     folder = ImageFolder(str(tmp_path))
-    steps = Schedule.build(Regime.of(SHAPES[1], [Mixture.of(SHAPES)]), Budget(4), 16, seed=0)
+    steps = mixed.steps(4, 16)
     made = mixed_loader(folder, steps, seed=3, start=1)
     files = Files(tuple(p for p, _ in folder.samples), torch.tensor(folder.targets))
     read = views.file_batches(files, steps, views.Augment(), True, 3, 1, pool.take(0))

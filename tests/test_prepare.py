@@ -13,8 +13,15 @@ import pytest
 from PIL import Image
 
 from mixtune import prepare
+from mixtune.config import parse
 from mixtune.errors import InputError
+from mixtune.regime import BatchShape, Budget, published
+from mixtune.study import preflight
+from mixtune.study.space import Space
 from mixtune.training import data, prepared
+from mixtune.training.run import Evaluation, Run, TrainingConfig
+from mixtune.training.task import TaskConfig
+from tests.test_full_disk import room_for
 
 ROOT = Path(__file__).parents[1]
 
@@ -98,7 +105,9 @@ def test_a_kill_at_any_moment_leaves_whole_files_and_the_same_command_ends_it(tm
     assert {k: v for k, v in made.items() if k != prepared.LIST} == {
         k: v for k, v in expected.items() if k != prepared.LIST
     }
-    for entry in prepared.done_already(out, source, verify=True).values():
+    entries = prepared.done_already(out, source, verify=True)
+    assert len(entries) == 600  # the line after the half one is whole
+    for entry in entries.values():
         assert hashlib.sha256(made[entry.written]).hexdigest() == entry.checksum
 
 
@@ -142,3 +151,82 @@ def test_bad_folders_are_one_sentence(tmp_path):
 
 def test_a_space_says_its_largest_size():
     assert prepare.largest_size(str(ROOT / "search_spaces/imagenet.yaml")) == 288
+
+
+def test_a_full_disk_is_one_sentence_and_the_same_command_ends_it(tmp_path):
+    source, out, plain = write(tmp_path / "a"), tmp_path / "b", tmp_path / "c"
+    run(source, plain)
+    sizes = [e.bytes for e in prepared.done_already(plain, source, verify=False).values()]
+    with (
+        room_for((min(sizes) + max(sizes)) // 2),
+        pytest.raises(InputError, match=r"b: cannot be written \(File too large"),
+    ):
+        run(source, out)
+    assert not list(out.rglob("*.part"))
+    with pytest.raises(InputError, match="prepared only in part"):
+        data.load("folder", str(out))
+    run(source, out)
+    assert tree(out) == tree(plain)
+
+
+@pytest.mark.parametrize("left", [b"", b"\xff\x00garbage\n", b"a\tb\tc\tnumber\te\t\n", b"half a li"])
+def test_a_damaged_list_is_made_again(left, tmp_path, capsys):
+    source, out = write(tmp_path / "a"), tmp_path / "b"
+    run(source, out)
+    (out / prepared.LIST).write_bytes(left)
+    run(source, out)
+    assert "of which 16 encoded now" in capsys.readouterr().out
+    run(source, out)
+    assert "of which 0 encoded now" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("left", ["", "[1, 2]", "{}", '{"size": "large"}'])
+def test_a_damaged_state_is_one_sentence(left, tmp_path):
+    source, out = write(tmp_path / "a", 1), tmp_path / "b"
+    run(source, out)
+    (out / prepared.STATE).write_text(left)
+    for act in (lambda: run(source, out), lambda: data.load("folder", str(out))):
+        with pytest.raises(InputError, match=r"prepared\.json is damaged; delete the folder and prepare it again"):
+            act()
+
+
+def test_a_source_that_vanishes_is_left_out_and_looked_for_again(tmp_path, monkeypatch, capsys):
+    source, out = write(tmp_path / "a", 1), tmp_path / "b"
+    there = list(prepared.sources(source))
+    monkeypatch.setattr(prepared, "sources", lambda _: [*there, "train/ant/gone.jpg"])
+    for encoded in (5, 1):
+        run(source, out)
+        said = capsys.readouterr().out
+        assert f"5, of which {encoded} encoded now" in said
+        assert "left out 1 that cannot be read, for example train/ant/gone.jpg (" in said
+
+
+def test_a_worker_that_is_killed_is_one_sentence(tmp_path):
+    source, out = write(tmp_path / "a", n=150), tmp_path / "b"
+    command = [sys.executable, "-m", "mixtune.prepare", "--data", str(source), "--out", str(out), "--size", "32"]
+    process = subprocess.Popen([*command, "--workers", "1"], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    patience = time.monotonic() + 60
+    while not list(out.rglob("*.jpg")) and time.monotonic() < patience:
+        time.sleep(0.01)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    (worker,) = (c for c in children if b"spawn_main" in Path(f"/proc/{c}/cmdline").read_bytes())
+    os.kill(int(worker), signal.SIGKILL)
+    assert process.wait(60) == 1
+    assert process.stderr.read().endswith("a process that encodes was killed (for memory?); the same command goes on\n")
+
+
+def test_sizes_beyond_those_it_was_prepared_for_are_refused(tmp_path):
+    out = tmp_path / "b"
+    run(write(tmp_path / "a"), out)
+    settings = {"dataset": "folder", "network": "cifar_resnet8", "data": str(out), "workers": 0}
+    for S, evaluated, who in ((40, 32, "regime fixed"), (32, 40, r"evaluate\.sizes")):
+        config = TrainingConfig(TaskConfig(**settings), Budget(1), Evaluation((evaluated,)), threads=1, device="cpu")
+        said = f"{who}: 40 px is more than the 32 px that task.data was prepared for; prepare it for that"
+        with pytest.raises(InputError, match=said):
+            Run.prepare(published("fixed", BatchShape(S, 4), (S,), 4), config)
+    space = {
+        "study": "s", "task": settings, "base": {"S": 32, "B": 4}, "budget": {"epochs": 1}, "trials": 1,
+        "evaluate": {"sizes": [32]}, "search": {"sizes": [24, 32, 40]},
+    }  # fmt: skip
+    with pytest.raises(InputError, match=r"f: search\.sizes: 40 px is more than the 32 px"):
+        preflight.check_data(parse(space, Space, "f"), "f")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import digits, evidence, fidelity, speed
+from benchmarks import digits, evidence, fidelity, loader_table, speed
 from benchmarks.readme import pages, written
 from benchmarks.regimes import PLANS
 from mixtune import show
@@ -29,6 +29,10 @@ def test_the_evidence_is_the_committed_measurements():
     for name in PLANS:  # what was not measured is said not to be
         said = f"Not measured yet: {evidence.WHAT[name]}" in written("evidence")
         assert said is not (ROOT / "benchmarks" / "results" / f"{name}.json").exists()
+
+
+def test_the_loaders_table_is_the_committed_measurement():
+    assert written("loader") == loader_table.table()
 
 
 @pytest.mark.parametrize("page", PAGES)

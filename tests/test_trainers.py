@@ -2,24 +2,20 @@
 
 import pytest
 import torch
-from torch.utils.data import TensorDataset
 
-from mixtune import BatchShape, Budget, Mixture, Regime, Schedule
 from mixtune.loader import mixed_loader
-
-SHAPES = [BatchShape(8, 12, 2), BatchShape(16, 6)]
-N = 50
+from tests import mixed
+from tests.mixed import N
 
 
 @pytest.fixture
 def dataset():
-    generator = torch.Generator().manual_seed(0)
-    return TensorDataset(torch.randint(0, 256, (N, 3, 20, 24), dtype=torch.uint8, generator=generator), torch.arange(N))
+    return mixed.images()
 
 
 @pytest.fixture
 def schedule():
-    return Schedule.build(Regime.of(SHAPES[1], [Mixture.of(SHAPES)]), Budget(3), N, seed=0)
+    return mixed.steps(3)
 
 
 def network():

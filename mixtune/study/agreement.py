@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from mixtune.study.space import Space
 
 if TYPE_CHECKING:
-    from mixtune.study.sampling import Outcome
+    from mixtune.study.outcome import Outcome
 
 ENOUGH = 8  # trials: even then chance alone gives 0.64 or more one time in twenty
 

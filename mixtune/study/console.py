@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mixtune.regime import Regime
 from mixtune.study.events import Candidate, State
-from mixtune.study.sampling import Outcome
+from mixtune.study.outcome import Outcome
+from mixtune.study.space import Space
+from mixtune.study.statistics import mean_sd
 from mixtune.training.curve import Curve
 
 
@@ -20,6 +23,8 @@ class Console:
         self._best, self._best_name = (best.score, f"#{best.number}") if best else (None, "")
         self._write = write or (lambda line: print(line, flush=True))
         self._began = time.monotonic()
+        self._findings: Counter[str] = Counter()
+        self._said: set[str] = set()
 
     def header(self) -> None:
         """What the columns are."""
@@ -33,7 +38,12 @@ class Console:
         self._line(trial, "start", None)
 
     def reported(self, trial: Candidate, report: Mapping[str, Any], score: float) -> None:
-        """A trial goes on; the last report is left to ``ended``."""
+        """A trial goes on; the last report is left to ``ended``. What it says is written when it is new."""
+        self._findings |= Counter(report.get("findings", {}))  # trials read the same files: the most that one has met
+        for text in report.get("said", ()):
+            if text not in self._said:
+                self._said.add(text)
+                self._write(f"{'':>7}#{trial.number}: {text}")
         if not report["last"]:
             self._line(trial, f"{100 * report['progress']:.0f} %", score)
 
@@ -46,6 +56,13 @@ class Console:
         if state == "FAIL":
             self._write(f"{'':>7}#{trial.number} failed: {reason}")
 
+    def findings(self) -> str:
+        """What was odd about the data that trials read, in one line; empty for nothing."""
+        said = ", ".join(f"{n} {kind}" for kind, n in sorted(self._findings.items()))
+        return (
+            f"images that are not plain photographs: {said} (each trial's own are in its result.yaml)" if said else ""
+        )
+
     def _line(self, trial: Candidate, done: str, score: float | None) -> None:
         seconds = int(time.monotonic() - self._began)
         best = "" if self._best is None else f"{self._best:.4f} {self._best_name}"
@@ -55,6 +72,37 @@ class Console:
             f"{seconds // 60:2d}:{seconds % 60:02d}  {name:>5}  {trial.label:<11} {done:>6}  {shown:>7}  {best:<12}  "
             f"{trial.regime}"
         )
+
+
+class RoundConsole:
+    """One line per finished run of a round after the search (a ``Listener``)."""
+
+    def __init__(self, done: int, total: int, write: Callable[[str], None]) -> None:
+        self._done, self._total, self._write = done, total, write
+
+    def started(self, trial: Candidate) -> None:
+        """Nothing is said."""
+
+    def reported(self, trial: Candidate, report: Mapping[str, Any], score: float) -> None:
+        """Nothing is said."""
+
+    def ended(self, trial: Candidate, state: State, score: float | None, reason: str, curve: Curve | None) -> None:
+        """A run is done or failed."""
+        if state == "INTERRUPTED" or trial.repeat is None:
+            return
+        self._done += 1
+        said = f"{score:.4f}" if state == "COMPLETE" else f"FAILED: {reason}"
+        name = f"#{trial.repeat.of}"
+        self._write(
+            f"{self._done:>5} of {self._total}  {name:>5}  {trial.label:<11} seed {trial.repeat.seed:<3}  {said}  "
+            f"({'test set' if trial.repeat.judge == 'test' else 'held-out images'})"
+        )
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and deviation in per cent."""
+    mean, deviation = mean_sd(values)
+    return f"{100 * mean:.2f}" + (f" ± {100 * deviation:.2f}" if deviation is not None else "")
 
 
 def results_table(outcomes: Sequence[Outcome], regime_of: Callable[[Outcome], Regime], top: int = 5) -> str:
@@ -77,3 +125,14 @@ def results_table(outcomes: Sequence[Outcome], regime_of: Callable[[Outcome], Re
     counts = f"{states.count('COMPLETE')} complete, {states.count('PRUNED')} pruned, {states.count('FAIL')} failed"
     hidden = sum(not o.published for o in complete) - len(searched)
     return "\n".join([*lines, f"trials: {counts}" + (f" ({hidden} more searched ones not shown)" if hidden else "")])
+
+
+def pareto_table(outcomes: Sequence[Outcome], space: Space) -> str:
+    """The trials that no other beats in every objective, the best score first."""
+    lines = [f"Pareto set of {len(outcomes)} trials ({space.aim})"]
+    lines.append(f"{'trial':>5}  {'family':<11}" + "".join(f"{name:>10}" for name in space.objectives))
+    for o in sorted(outcomes, key=lambda o: -(o.score or 0.0)):
+        assert o.curve is not None
+        values = "".join(f"{v:>10.4g}" for v in space.values(o.curve))
+        lines.append(f"{f'#{o.number}':>5}  {o.published or 'searched':<11}{values}")
+    return "\n".join(lines)

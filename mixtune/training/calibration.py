@@ -105,10 +105,13 @@ def choose(predictions: Mapping[str, Predictions], part: slice) -> str:
 
     "More accurate" is by more than one standard error of the paired difference: a tie or a lucky image changes nothing.
     """
-    running = predictions[RUNNING].correct[part].double()
+    running = predictions[RUNNING].part(part)
     best, gain = RUNNING, 0.0
     for name, candidate in predictions.items():
-        difference = candidate.correct[part].double() - running
+        other = candidate.part(part)
+        difference = (other.correct.double() - running.correct.double())[other.read & running.read]
+        if not len(difference):
+            continue
         mean = float(difference.mean())
         error = float(difference.std(correction=0)) / math.sqrt(len(difference))
         if mean > error and mean > gain:

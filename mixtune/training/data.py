@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from mixtune.errors import InputError
+from mixtune.training.decode import UnreadableError, decode
 from mixtune.training.prepared import read_state
 
 DATASETS = ("digits", "cifar10", "cifar100", "folder", "imagenet")
@@ -67,6 +68,7 @@ class DataSet:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     flips: bool = True  # whether a mirrored image still shows its class
+    prepared_for: int | None = None  # the largest size that its image files are meant for (mixtune.prepare)
 
 
 def stratified(labels: Tensor, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -212,15 +214,21 @@ def _folder(root: Path, name: str) -> DataSet:
         odd = sorted(set(names[0]) ^ set(names[1]))[0]
         raise InputError(f"task.data: {root}/train and {root}/val must hold the same classes; {odd!r} is in only one")
     for files in parts:
-        _read_one(files.paths[0])
-    return DataSet(parts[0], parts[1], len(names[0]), IMAGENET_MEAN, IMAGENET_STD)
+        _check_some(files.paths[:16])
+    size = int(state["size"]) if state else None
+    return DataSet(parts[0], parts[1], len(names[0]), IMAGENET_MEAN, IMAGENET_STD, prepared_for=size)
 
 
-def _read_one(path: str) -> None:
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            image.convert("RGB")
-    except Exception as err:
-        raise InputError(f"task.data: {path} is not a readable image: {err}") from None
+def _check_some(paths: Sequence[str]) -> None:
+    """Raise InputError when none of these is an image: the folder holds something else. A bad one among them is met
+    again, and left out, while training.
+    """
+    why = ""
+    for path in paths:
+        try:
+            decode(path)
+        except UnreadableError as err:
+            why = why or str(err)
+        else:
+            return
+    raise InputError(f"task.data: {paths[0]} is not a readable image ({why}), nor are the files after it")

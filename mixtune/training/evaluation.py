@@ -9,10 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mixtune.errors import InputError
+from mixtune.training import shortage
 from mixtune.training.curve import Curve, Point
 from mixtune.training.ranks import Ranks
 
 BINS = 15
+LEFT_OUT = -1  # the label of an image that could not be read
 
 
 def calibration_error(confidence: Tensor, correct: Tensor, bins: int = BINS) -> float:
@@ -31,17 +34,18 @@ class Predictions:
     """What a network said of N images. All are tensors [N] on the network's device.
 
     confidence: in the first choice, from 0 to 1; correct: whether that was right; top5: whether one of the first five
-    was; loss: cross-entropy in nats.
+    was; loss: cross-entropy in nats; read: whether the image could be read, without which it counts for nothing.
     """
 
     confidence: Tensor
     correct: Tensor
     top5: Tensor
     loss: Tensor
+    read: Tensor
 
     def part(self, which: slice) -> Predictions:
         """The predictions of some of the images."""
-        return Predictions(self.confidence[which], self.correct[which], self.top5[which], self.loss[which])
+        return Predictions(*(getattr(self, f.name)[which] for f in fields(self)))
 
     @classmethod
     def join(cls, parts: Sequence[Predictions]) -> Predictions:
@@ -53,26 +57,31 @@ class Predictions:
         if ranks.alone:
             return self
         whole = ranks.join(torch.stack([getattr(self, f.name).float() for f in fields(self)], 1), n)
-        confidence, correct, top5, loss = whole.unbind(1)
-        return Predictions(confidence, correct.bool(), top5.bool(), loss)
+        confidence, correct, top5, loss, read = whole.unbind(1)
+        return Predictions(confidence, correct.bool(), top5.bool(), loss, read.bool())
 
     def metrics(self) -> dict[str, float]:
-        """top1, top5, loss and ece."""
+        """top1, top5, loss and ece of the images that could be read. Raises InputError when none could."""
+        if not self.read.any():
+            raise InputError(
+                f"task.data: none of the {len(self.read)} images to judge can be read; is the storage there?"
+            )
+        correct = self.correct[self.read]
         return {
-            "top1": float(self.correct.double().mean()),
-            "top5": float(self.top5.double().mean()),
-            "loss": float(self.loss.double().mean()),
-            "ece": calibration_error(self.confidence, self.correct),
+            "top1": float(correct.double().mean()),
+            "top5": float(self.top5[self.read].double().mean()),
+            "loss": float(self.loss[self.read].double().mean()),
+            "ece": calibration_error(self.confidence[self.read], correct),
         }
 
 
 def judged(logits: Tensor, targets: Tensor) -> Predictions:
-    """Predictions from logits [N, classes] and labels [N]."""
+    """Predictions from logits [N, classes] and labels [N], LEFT_OUT where there is no image to judge."""
     logits = logits.float()
     confidence, predicted = logits.softmax(1).max(1)
     best = logits.topk(min(5, logits.shape[1]), dim=1).indices
-    loss = F.cross_entropy(logits, targets, reduction="none")
-    return Predictions(confidence, predicted == targets, (best == targets[:, None]).any(1), loss)
+    loss = F.cross_entropy(logits, targets, reduction="none", ignore_index=LEFT_OUT)
+    return Predictions(confidence, predicted == targets, (best == targets[:, None]).any(1), loss, targets != LEFT_OUT)
 
 
 @torch.inference_mode()
@@ -92,11 +101,17 @@ def evaluate(
     sizes: Sequence[int],
     gmacs: Callable[[int], float],
 ) -> Curve:
-    """The network's curve from its ``predictions(S)``, made in evaluation mode; its mode is left as found."""
+    """The network's curve from its ``predictions(S)``, made in evaluation mode; its mode is left as found.
+
+    Raises OutOfMemoryError for a size that does not fit into the device's memory.
+    """
     training = network.training
     network.eval()
     try:
-        points = [Point(S=S, gmacs=gmacs(S), **predictions(S).metrics()) for S in sorted(sizes)]
+        points: list[Point] = []
+        for S in sorted(sizes):
+            with shortage.named(lambda S=S: shortage.too_large_to_judge(S, [p.S for p in points])):  # type: ignore[misc]
+                points.append(Point(S=S, gmacs=gmacs(S), **predictions(S).metrics()))
     finally:
         network.train(training)
     return Curve(tuple(points))

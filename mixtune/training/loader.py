@@ -2,7 +2,8 @@
 
 Every step is known before the run, so what is prefetched is counted in images, a large batch is divided among all
 readers, and the memory it takes is known and stated. An image that cannot be read is replaced by the next one of its
-step that can, so that the batches are the same for every number of readers and in every resumed run.
+step that can, so that the batches are the same for every number of readers and in every resumed run; an evaluation is
+told which are, to leave them out.
 S, B, D as in ``regime.shapes``.
 """
 
@@ -27,17 +28,20 @@ from mixtune.training.reader import Work
 from mixtune.training.ring import Ring
 
 MEMORY = 2**30  # bytes that views made ahead of time may take (more where two steps need more)
+AHEAD = 512  # images made ahead of time, at least: small batches would have the readers wait for the trainer
 CHUNK = 32  # images a reader takes at a time, at most
 
 
 class Views(NamedTuple):
     """A step's views, before they are on the device.
 
-    pixels: uint8 [n, S, S, 3], valid until the next ones are asked for; samples: [n], the images that they show.
+    pixels: uint8 [n, S, S, 3], valid until the next ones are asked for; samples: [n], the images that they show; own:
+    bool [n], whether each is the image that was asked for and not one that stands in.
     """
 
     pixels: Tensor
     samples: np.ndarray
+    own: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,8 +96,8 @@ def evaluation_steps(n_samples: int, S: int, batch: int) -> Iterator[Step]:
 def memory_ahead(schedule: Schedule, readers: int, shard: Shard = WHOLE, limit: int = MEMORY) -> tuple[int, int]:
     """How far to work ahead: (images, bytes of all views at once).
 
-    As many images as two of the largest batches, so that a run of them finds its images ready; but no more than
-    ``limit`` bytes, unless three steps (one in use, one on its way to the device, one in work) need more.
+    As many images as two of the largest batches, so that a run of them finds its images ready, or AHEAD; but no more
+    than ``limit`` bytes, unless three steps (one in use, one on its way to the device, one in work) need more.
     """
     shapes = schedule.shapes
     parts = [len(range(s.B)[shard.part(s.B)]) for s in shapes]
@@ -102,7 +106,7 @@ def memory_ahead(schedule: Schedule, readers: int, shard: Shard = WHOLE, limit: 
     largest = int(sizes.max(initial=0))
     if not readers:
         return 0, largest
-    ahead = 2 * int(images.max(initial=0))
+    ahead = max(AHEAD, 2 * int(images.max(initial=0)))
     before, spent = np.concatenate([[0], np.cumsum(images)]), np.concatenate([[0], np.cumsum(sizes)])
     ends = np.searchsorted(before, before[:-1] + ahead, side="right") - 1
     return ahead, max(3 * largest, min(limit, int((spent[ends] - spent[:-1]).max(initial=0)) + 2 * largest))
@@ -123,7 +127,7 @@ def load(
 ) -> Iterator[Views]:
     """The views of these steps, in order, made at most ``images`` images and ``size`` bytes ahead.
 
-    Raises InputError when no image of a step can be read, and TrainingError when a reader died.
+    Raises InputError when no image of a training step can be read, and TrainingError when a reader died.
     """
     region, ring = pool.region(size), Ring(size)
     ahead: deque[_Ahead] = deque()
@@ -145,7 +149,7 @@ def load(
                     ring.give_back()
             made = ahead.popleft()
             _complete(pool, paths, made, region, notes)
-            yield _views(made, region)
+            yield _views(paths, made, region, notes)
             if region.pinned:
                 event = torch.cuda.Event()
                 event.record()
@@ -199,6 +203,9 @@ def _complete(pool: Inline, paths: Sequence[str], made: _Ahead, region: Region, 
             made.standing[k] = _next_good(step, good, made.standing[k])
         jobs = [_job(paths, step, made.standing, slice(k, k + 1), region, made.offset) for k in again]
         if again and not good.any():
+            if step.numbers is None:  # the last images of an evaluation, perhaps a single one
+                region.pixels[made.offset : made.offset + step.size] = 0
+                return
             first = paths[step.samples[0]]
             raise InputError(
                 f"task.data: none of the {len(good)} images of a step can be read, the first being {first} "
@@ -212,8 +219,9 @@ def _next_good(step: Step, good: np.ndarray, place: int) -> int:
     return next((k for k in ((place + i) % len(good) for i in range(len(good))) if good[k]), place)
 
 
-def _views(made: _Ahead, region: Region) -> Views:
+def _views(paths: Sequence[str], made: _Ahead, region: Region, notes: Notes) -> Views:
     step = made.step
     n, S = len(step.mine) * step.D, step.S
     pixels = region.pixels[made.offset : made.offset + step.size].view(n, S, S, 3)
-    return Views(pixels, np.repeat(step.samples[made.standing], step.D))
+    own = (made.standing == step.mine) & np.array([paths[i] not in notes.unreadable for i in step.samples[step.mine]])
+    return Views(pixels, np.repeat(step.samples[made.standing], step.D), np.repeat(own, step.D))

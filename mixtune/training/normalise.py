@@ -1,4 +1,4 @@
-"""Normalise: pixel values become what a network is fed, in one pass over memory that is used again."""
+"""Normalise: pixel values become what a network is fed, in memory that is used again."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-AT_ONCE = 2**17  # values that are normalised together, so that all steps but the first find them in the cache
 SPARE = 4  # pieces of memory that wait for the next batch, at most
 
 
@@ -56,8 +55,6 @@ class Normalise:
             # The same numbers as by broadcasting, eight times as fast: the innermost loop is not over three values.
             self._tiles[n] = [x.view(1, 3).expand(H * W, 3).reshape(n) for x in (self._mean, self._std)]
         mean, std = self._tiles[n]
-        together = max(1, AT_ONCE // n)
-        for some, given in zip(made.split(together), pixels.permute(0, 2, 3, 1).split(together), strict=True):
-            some.copy_(given)
-            some.view(-1, n).sub_(mean).div_(std)
+        made.copy_(pixels.permute(0, 2, 3, 1))
+        made.view(N, n).sub_(mean).div_(std)
         return made.permute(0, 3, 1, 2)

@@ -26,11 +26,16 @@ class Notes:
         for i, why in job.done.unreadable.items():
             path = job.work.paths[i]
             if path not in self.unreadable and len(self.unreadable) < NAMED:
-                log.warning("%s cannot be read (%s); another image of its step stands in", path, why)
+                log.warning("%s cannot be read (%s); it is left out", path, why)
             self.unreadable[path] = why
         for i, kinds in job.done.notes.items():
             for kind in kinds:
                 self.converted.setdefault(kind, set()).add(job.work.paths[i])
+
+    def counts(self) -> dict[str, int]:
+        """How many files of each kind were met so far, for records."""
+        found = {"unreadable": len(self.unreadable)} | {k: len(paths) for k, paths in sorted(self.converted.items())}
+        return {kind: n for kind, n in found.items() if n}
 
     def lines(self) -> list[str]:
         """For people: one line per kind, with a name."""
@@ -40,5 +45,6 @@ class Notes:
         ]
         if self.unreadable:
             (path, why), n = next(iter(sorted(self.unreadable.items()))), len(self.unreadable)
-            said.append(f"{n} image{'s' if n > 1 else ''} cannot be read, and others stand in: {path} ({why})")
+            what = f"{n} image{'s' if n > 1 else ''} cannot be read"
+            said.append(f"{what}: others stand in for training, accuracies are without; for example {path} ({why})")
         return said

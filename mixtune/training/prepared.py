@@ -13,7 +13,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -45,7 +45,7 @@ class Target:
 @dataclass(frozen=True)
 class Entry:
     """A file that is done. checksum: SHA-256 of what was written, empty with ``why`` for an unreadable source;
-    stamp: size and time of the source.
+    stamp: size and time of the source, "" where it is gone.
     """
 
     source: str
@@ -99,16 +99,19 @@ def encode(path: str, target: Target) -> bytes:
 
 def prepare_one(data: str, out: str, source: str, target: Target) -> Entry:
     """Encode one file and put it in its place. Raises OSError when it cannot be written."""
-    stat = Path(data, source).stat()
-    stamp, written = f"{stat.st_size}-{stat.st_mtime_ns}", name_for(source, target)
+    written, stamp = name_for(source, target), ""
     try:
+        stamp = _stamp(Path(data, source))
         content = encode(str(Path(data, source)), target)
-    except UnreadableError as err:
+    except (UnreadableError, OSError) as err:  # a file that is gone has no stamp, and is looked for again next time
         return Entry(source, stamp, "", 0, "", str(err))
     place = Path(out, written)
-    partial = place.with_name(f".{place.name}.part")  # not an image's name, should it be left behind
-    partial.write_bytes(content)
-    partial.replace(place)
+    partial = place.with_name(f".{place.name}.{os.getpid()}.part")  # not an image's name, should it be left behind
+    try:
+        partial.write_bytes(content)
+        partial.replace(place)
+    finally:
+        partial.unlink(missing_ok=True)
     return Entry(source, stamp, written, len(content), hashlib.sha256(content).hexdigest())
 
 
@@ -117,11 +120,11 @@ def done_already(out: Path, data: Path, verify: bool) -> dict[str, Entry]:
     ``verify``, checksum.
     """
     found: dict[str, Entry] = {}
-    text = (out / LIST).read_text() if (out / LIST).exists() else ""
+    text = (out / LIST).read_text(encoding="utf-8", errors="surrogateescape") if (out / LIST).exists() else ""
     for line in text.splitlines(keepends=True):
         parts = line.rstrip("\n").split("\t")
-        if not line.endswith("\n") or len(parts) != 6:
-            continue  # the line that was being written when the run was killed
+        if not line.endswith("\n") or len(parts) != 6 or not parts[3].isdecimal():
+            continue  # a line that was being written when the run was killed, or was damaged since
         entry = Entry(parts[0], parts[1], parts[2], int(parts[3]), parts[4], parts[5])
         if _holds(entry, out, data, verify):
             found[entry.source] = entry
@@ -132,8 +135,7 @@ def done_already(out: Path, data: Path, verify: bool) -> dict[str, Entry]:
 
 def _holds(entry: Entry, out: Path, data: Path, verify: bool) -> bool:
     try:
-        stat = (data / entry.source).stat()
-        if entry.stamp != f"{stat.st_size}-{stat.st_mtime_ns}":
+        if entry.stamp != _stamp(data / entry.source):
             return False
         if not entry.written:
             return True
@@ -143,6 +145,11 @@ def _holds(entry: Entry, out: Path, data: Path, verify: bool) -> bool:
         return place.stat().st_size == entry.bytes
     except OSError:
         return False
+
+
+def _stamp(path: Path) -> str:
+    stat = path.stat()
+    return f"{stat.st_size}-{stat.st_mtime_ns}"
 
 
 def begin(out: Path, target: Target) -> None:
@@ -160,12 +167,27 @@ def begin(out: Path, target: Target) -> None:
 def read_state(folder: Path) -> dict[str, Any] | None:
     """What a folder was prepared for, and whether that is complete; None for a folder that was not prepared."""
     try:
-        state = json.loads((folder / STATE).read_text())
-    except FileNotFoundError:
+        state: dict[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        int(state["size"])
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError, KeyError):
         raise InputError(f"{folder / STATE} is damaged; delete the folder and prepare it again") from None
-    return dict(state)
+    return state
+
+
+def check_sizes(prepared_for: int | None, wanted: Mapping[str, Iterable[int]]) -> None:
+    """Raise InputError when sizes, by the name of who wants them, exceed what a folder was prepared for, if it was.
+
+    Its images would have to be enlarged, and accuracies would be those of blurred images.
+    """
+    largest = {who: max(sizes, default=0) for who, sizes in wanted.items()}
+    who = max(largest, key=lambda name: largest[name])
+    if prepared_for is not None and largest[who] > prepared_for:
+        raise InputError(
+            f"{who}: {largest[who]} px is more than the {prepared_for} px that task.data was prepared for; prepare it "
+            f"for that (mixtune.prepare --size {largest[who]}, to a new folder), or stay at {prepared_for} px and below"
+        )
 
 
 def write_state(out: Path, state: dict[str, Any]) -> None:
@@ -181,8 +203,10 @@ def write_state(out: Path, state: dict[str, Any]) -> None:
 def record(out: Path, entries: list[Entry]) -> None:
     """Add to the list what is surely on disk: files first, then their entries."""
     os.sync()
-    with (out / LIST).open("a") as file:
-        file.writelines(e.line() for e in entries)
+    with (out / LIST).open("ab+") as file:
+        if file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":
+            file.write(b"\n")  # after what a kill or a full disk left of a line
+        file.write("".join(e.line() for e in entries).encode(errors="surrogateescape"))
         file.flush()
         os.fsync(file.fileno())
 

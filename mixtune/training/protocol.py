@@ -43,5 +43,8 @@ class Task(Protocol):
     def loss(self, recipe: Recipe, outputs: Any, targets: Tensor) -> Tensor:
         """The scalar to minimise."""
 
+    def findings(self) -> dict[str, int]:
+        """What is odd about the data read so far, counted by kind (unreadable files, greyscale ones)."""
+
     def evaluate(self, network: nn.Module, sizes: Sequence[int]) -> Curve:
         """The network's results at every size, on held-out images."""

@@ -16,6 +16,7 @@ from mixtune.training import networks
 from mixtune.training.calibration import Recalibration
 from mixtune.training.checkpoint import Checkpoint, digest, essence, replace_file
 from mixtune.training.loop import Report, train
+from mixtune.training.prepared import check_sizes
 from mixtune.training.ranks import ALONE, Ranks
 from mixtune.training.recipe import Recipe
 from mixtune.training.score import Score
@@ -122,6 +123,8 @@ class Run:
             raise InputError(f"regime {regime.name or regime}: {err}") from None
         with ranks.first_here_first():
             task = Classification(config.task, judge, config.device, config.evaluate.recalibrate, ranks)
+        wanted = {f"regime {regime.name or regime}": regime.sizes, "evaluate.sizes": config.evaluate.sizes}
+        check_sizes(task.prepared_for, wanted)
         try:
             check_shapes(regime.shapes, config.task.network, task.n_train)
             schedule = config.schedule(regime, task.n_train)

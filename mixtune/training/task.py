@@ -52,7 +52,7 @@ class Classification:
         self.config, self.ranks = config, ranks
         self.device = pick_device(device)
         dataset = data.load(config.dataset, config.data)
-        self.classes = dataset.classes
+        self.classes, self.prepared_for = dataset.classes, dataset.prepared_for
         self._flip = dataset.flips if config.augment.flip is None else config.augment.flip
         self._normalise = Normalise(dataset.mean, dataset.std, self.device)
         try:
@@ -71,6 +71,7 @@ class Classification:
         self._recalibration = recalibration
         self.chosen: dict[int, tuple[str, Statistics]] = {}
         self.pause: Callable[[], None] = lambda: None  # called between batches of an evaluation
+        self._unread = 0  # held-out images that the last evaluation could not read
 
     @property
     def workers(self) -> int:
@@ -140,6 +141,7 @@ class Classification:
     def _predictions(self, network: nn.Module, S: int, calibrated: bool) -> Predictions:
         images = partial(self._judge, network, self._held_out, S)
         running = images()
+        self._unread = int((~running.read).sum())
         if self._recalibration is None or not calibrated:
             return running
         with Synced(self.ranks):
@@ -186,6 +188,10 @@ class Classification:
     def altered(self, S: int, change: Callable[[Tensor, int], Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         """The held-out images at S after ``change(pixels [N, 3, S, S] from 0 to 255, number of the batch)``."""
         return self._whole(self._held_out, S, change=change)
+
+    def findings(self) -> dict[str, int]:
+        """What was odd about the image files this process has read so far, counted; and how many were not judged."""
+        return self.notes.counts() | ({"not judged": self._unread} if self._unread else {})
 
     @property
     def small(self) -> bool:

@@ -86,7 +86,7 @@ def save_result(folder: Path, job: Run, report: Report) -> None:
     job.save_weights(folder / WEIGHTS)
     said = {
         "judge": job.judge,
-        "images": {"trained": job.task.n_train, "judged": job.task.n_judged},
+        "images": {"trained": job.task.n_train, "judged": job.task.n_judged, **report.findings},
         "seed": job.config.seed,
         "score": job.config.score.of(report.curve),
         "measure": str(job.config.score),

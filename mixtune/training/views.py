@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from mixtune.regime import WHOLE, Schedule, Shard
 from mixtune.training import loader
 from mixtune.training.data import Files
+from mixtune.training.evaluation import LEFT_OUT
 from mixtune.training.loader import Views
 from mixtune.training.notes import Notes
 from mixtune.training.pool import Inline
@@ -72,9 +73,10 @@ def file_batches(
 
     A batch on the CPU is valid until the next one is asked for: its memory is used again.
     """
+    notes = notes or Notes()
     images, size = loader.memory_ahead(schedule, pool.processes, shard)
     steps = loader.training_steps(schedule, len(source), seed, start, augment.scale, augment.ratio, flip, shard)
-    yield from _on_device(loader.load(pool, source.paths, steps, images, size, notes or Notes()), source, device)
+    yield from _on_device(loader.load(pool, source.paths, steps, images, size, notes), source, device)
 
 
 def file_eval_batches(
@@ -82,13 +84,21 @@ def file_eval_batches(
 ) -> Iterator[Batch]:
     """Image files as they are evaluated at S: the shorter side at S / 0.875, the central S x S cut out; uint8.
 
+    The label of an image that cannot be read is LEFT_OUT: another one of its batch is shown in its place.
     A batch on the CPU is valid until the next one is asked for: its memory is used again.
     """
+    notes = notes or Notes()
     steps = loader.evaluation_steps(len(source), S, batch)
     size = min(batch, len(source)) * S**2 * 3 * (3 if pool.processes else 1)
-    yield from _on_device(loader.load(pool, source.paths, steps, 2 * batch, size, notes or Notes()), source, device)
+    yield from _on_device(loader.load(pool, source.paths, steps, 2 * batch, size, notes), source, device, LEFT_OUT)
 
 
-def _on_device(made: Iterator[Views], source: Files, device: torch.device) -> Iterator[Batch]:
-    for pixels, samples in made:
-        yield pixels.to(device, non_blocking=True).permute(0, 3, 1, 2), source.labels[torch.from_numpy(samples)]
+def _on_device(
+    made: Iterator[Views], source: Files, device: torch.device, stands_in: int | None = None
+) -> Iterator[Batch]:
+    """stands_in: the label of a view that shows another image than was asked for; None for that image's own."""
+    for pixels, samples, own in made:
+        labels = source.labels[torch.from_numpy(samples)]
+        if stands_in is not None:
+            labels[torch.from_numpy(~own)] = stands_in
+        yield pixels.to(device, non_blocking=True).permute(0, 3, 1, 2), labels

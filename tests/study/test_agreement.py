@@ -5,8 +5,8 @@ import pytest
 from mixtune.config import parse
 from mixtune.study.agreement import ENOUGH, agreements, early_steps, sentence
 from mixtune.study.conduct import Result, table
-from mixtune.study.sampling import Outcome
-from mixtune.study.space import Space
+from mixtune.study.outcome import Outcome
+from mixtune.study.space import Named, Space
 
 RUNGS = {"kind": "compress", "rungs": 3, "factor": 3}
 
@@ -30,7 +30,7 @@ def test_steps_that_are_not_the_whole_budget(space, tiny):
     assert early_steps(on_the_way) == {n: n / reports for n in range(1, reports)}
     folds = parse(tiny | {"folds": 3, "fidelity": RUNGS}, Space, "f")
     assert set(early_steps(folds)) == {1, 3}  # other folds cost the whole budget
-    assert early_steps(replace(folds, pruner=replace(folds.pruner, name="wilcoxon"))) == {}
+    assert early_steps(replace(folds, pruner=Named("wilcoxon"))) == {}
 
 
 def test_the_correlation_is_that_of_ranks_of_trials_that_were_not_pruned(space):

@@ -29,7 +29,7 @@ def batches(n=5, seed=0):
 
 def predictions(correct):
     correct = torch.as_tensor(correct)
-    return Predictions(correct.float(), correct, correct, correct.float())
+    return Predictions(correct.float(), correct, correct, correct.float(), torch.ones_like(correct, dtype=torch.bool))
 
 
 def same(a, b):

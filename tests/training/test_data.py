@@ -64,10 +64,17 @@ def test_missing_and_odd_folders_are_one_sentence(tmp_path):
         data.load("folder", str(tmp_path / "odd"))
 
 
-def test_a_first_image_that_is_none_is_named(tmp_path):
+def test_a_folder_of_no_images_is_refused_and_one_bad_file_is_not(tmp_path):
     write(tmp_path)
-    (tmp_path / "train" / "ant" / "0.png").write_bytes(b"no image")
-    with pytest.raises(InputError, match=r"train/ant/0\.png is not a readable image"):
+    first, *others = sorted((tmp_path / "train").rglob("*.png"))
+    first.write_bytes(b"no image")
+    assert len(data.load("folder", str(tmp_path)).train) == 6
+    for path in others:
+        path.write_bytes(b"no image")
+    data.load.cache_clear()
+    with pytest.raises(
+        InputError, match=r"train/ant/0\.png is not a readable image \(.*\), nor are the files after it"
+    ):
         data.load("folder", str(tmp_path))
 
 

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from mixtune.training.evaluation import calibration_error, evaluate, measure, predict
+from mixtune.training.evaluation import LEFT_OUT, calibration_error, evaluate, measure, predict
 
 
 class Fixed(nn.Module):
@@ -70,3 +70,11 @@ def test_the_mode_is_left_as_found_and_sizes_come_sorted():
     assert (
         evaluate(network, lambda S: predict(network, batches(50, 5, S)), [8, 16], lambda S: S / 10) == curve
     )  # dropout is off
+
+
+def test_images_that_could_not_be_read_count_for_nothing():
+    data = batches(100, 5, 0)
+    x, y = torch.cat([x for x, _ in data]), torch.cat([y for _, y in data])
+    lost = torch.arange(100) % 7 == 0
+    marked = measure(Fixed(5), [(x, y.masked_fill(lost, LEFT_OUT))])
+    assert marked == pytest.approx(measure(Fixed(5), [(x[~lost], y[~lost])]))

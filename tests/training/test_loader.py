@@ -53,7 +53,9 @@ def test_bad_files_are_replaced_alike_by_all_and_in_resumed_runs(files):
     notes = Notes()
     here, there, resumed = batches(files, 0, notes=notes), batches(files, 2), batches(files, start=5)
     assert sorted(notes.unreadable) == [files.paths[i] for i in (2, 3, 7)]
-    assert notes.lines()[0].startswith("3 images cannot be read, and others stand in: ")
+    assert notes.lines()[0].startswith(
+        "3 images cannot be read: others stand in for training, accuracies are without; for example "
+    )
     order = list(schedule().sample_batches(12, 3))
     for t, ((x, y), (u, v), (plain, _)) in enumerate(zip(here, there, clean, strict=True)):
         assert torch.equal(x, u)

@@ -13,9 +13,8 @@ def formula(pixels):
     return (pixels.float() - mean) / std
 
 
-@pytest.mark.parametrize("shape", [(3, 8, 8, 3), (40, 40, 44, 3), (2, 230, 230, 3)])
+@pytest.mark.parametrize("shape", [(3, 8, 8, 3), (2, 40, 44, 3)])
 def test_the_plain_formula_to_the_bit(shape):
-    """A few small images at once, several pieces of many, and images of which each is a piece."""
     x = torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(0)).byte().permute(0, 3, 1, 2)
     normalise = Normalise(MEAN, STD, torch.device("cpu"))
     for pixels in (x, x.float(), x.contiguous(), x.float().contiguous()):

@@ -1,0 +1,31 @@
+"""The loader's benchmark from start to end, in small, and the table that is made of what it wrote."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from benchmarks import common, loader, loader_table
+
+
+@pytest.mark.slow
+def test_what_the_benchmark_writes_becomes_the_table(tmp_path, monkeypatch, capsys):
+    rng = np.random.default_rng(0)
+    for i in range(8):
+        place = tmp_path / "images" / ("train", "val")[i % 2] / f"c{i // 4}" / f"{i}.jpg"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (224, 224, 3), dtype=np.uint8)).save(place)
+    monkeypatch.setattr(common, "RESULTS", tmp_path)
+    monkeypatch.setattr(loader, "SIZES", (96, 128))
+    monkeypatch.setattr(loader, "MOSAICS", {(300, 250): 4})
+    monkeypatch.setattr(loader, "MIXTURE", loader.MIXTURE[:1])
+    assert loader.main(["--data", str(tmp_path / "images"), "--repeats", "1", "--images", "64"]) == 0
+    assert "originals (original), at 128 px (goal 2, aim 3" in capsys.readouterr().out.splitlines()[-1]
+    table = loader_table.table(tmp_path).splitlines()
+    assert table[2] == "| goal / aim, at 128 px | | | 2 / 3 | 5 / 10 | 5 / 10 |"
+    assert [line.split(" | ")[:2] for line in table[3:7]] == [
+        ["| originals", "128 px"],
+        ["| originals", "96 px"],
+        ["| 300 x 250 mosaics", "128 px"],
+        ["| 300 x 250 mosaics", "224 px"],
+    ]
+    assert "decodes per view at D = 4, over 1/D: 1.000 (goal ≤ 1.01, aim 1)" in table[-1]

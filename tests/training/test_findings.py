@@ -1,0 +1,117 @@
+"""Odd image files in a run, from the file to its records: training goes on, accuracies are without the unreadable."""
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from mixtune.errors import InputError
+from mixtune.regime import BatchShape, Budget, published
+from mixtune.study.trial import metrics_of
+from mixtune.training import data
+from mixtune.training.run import Evaluation, Run, TrainingConfig
+from mixtune.training.task import TaskConfig
+from mixtune.training.trained import save_result
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two classes that differ in brightness, 12 training and 5 test images of each."""
+    rng = np.random.default_rng(0)
+    for part, n in (("train", 12), ("val", 5)):
+        for label in range(2):
+            (tmp_path / part / f"c{label}").mkdir(parents=True)
+            for i in range(n):
+                noise = rng.integers(0, 128, (20, 24, 3), dtype=np.uint8)
+                Image.fromarray(noise + np.uint8(127 * label)).save(tmp_path / part / f"c{label}" / f"{i:02}.jpg")
+    return tmp_path
+
+
+def damage(path):
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+
+
+def prepared(folder, sizes=(32,), judge="test", **task):
+    config = TrainingConfig(
+        task=TaskConfig("folder", "cifar_resnet8", data=str(folder), workers=0, **task),
+        budget=Budget(2),
+        evaluate=Evaluation(sizes, reports=2),
+        threads=1,
+        device="cpu",
+    )
+    return Run.prepare(published("fixed", BatchShape(32, 8), (32,), 4), config, judge)
+
+
+def test_what_was_odd_reaches_the_report_and_the_result(folder):
+    damage(folder / "train/c0/00.jpg")  # the first file of all
+    damage(folder / "val/c1/04.jpg")
+    Image.new("CMYK", (30, 30), (9, 9, 9, 9)).save(folder / "train/c0/04.jpg")
+    Image.new("L", (30, 30), 9).save(folder / "train/c1/05.jpg")
+    job = prepared(folder)
+    report = list(job.reports(folder / "kept.pt"))[-1]
+    expected = {"unreadable": 2, "CMYK": 1, "greyscale": 1, "not judged": 1}
+    assert report.findings == expected
+    assert metrics_of(report, 0.5, last=True)["findings"] == expected
+    save_result(folder / "out", job, report)
+    said = yaml.safe_load((folder / "out/result.yaml").read_text())["images"]
+    assert said == {"trained": 24, "judged": 10} | expected
+    (again,) = list(prepared(folder).reports(folder / "kept.pt"))[-1:]
+    assert again.findings == expected  # of a run that reads no file any more
+
+
+def test_an_accuracy_is_that_of_the_images_that_can_be_read(folder):
+    """The oracle: the same evaluation of a folder without the damaged files."""
+    bad = ["val/c0/02.jpg", "val/c1/00.jpg", "val/c1/04.jpg"]  # the last one ends a batch of its own
+    for name in bad:
+        damage(folder / name)
+    job = prepared(folder)
+    job.network.eval()
+    found = job.task.evaluate(job.network, (32, 40))
+    assert job.task.findings() == {"unreadable": 3, "not judged": 3}
+    for name in bad:
+        (folder / name).rename(folder / name.replace("/", "_"))
+    data.load.cache_clear()
+    data.split.cache_clear()
+    rest = prepared(folder)
+    rest.network.eval()
+    oracle = rest.task.evaluate(rest.network, (32, 40))
+    assert [p.top1 for p in found.points] == [p.top1 for p in oracle.points]
+    for a, b in zip(found.points, oracle.points, strict=True):
+        assert (a.loss, a.ece) == pytest.approx((b.loss, b.ece), rel=1e-5)
+
+
+def test_a_batch_of_nothing_but_damaged_files_is_left_out_too(folder, monkeypatch):
+    for i in range(5):
+        damage(folder / f"val/c1/{i:02}.jpg")
+    job = prepared(folder)
+    monkeypatch.setattr(job.task, "_whole", lambda source, S, batch=None, **k: whole(source, S, 2, **k))
+    whole = type(job.task)._whole.__get__(job.task)
+    job.network.eval()
+    assert 0 <= job.task.evaluate(job.network, (32,)).at(32).top1 <= 1
+    assert job.task.findings()["not judged"] == 5
+
+
+def test_no_image_to_judge_is_one_sentence(folder):
+    job = prepared(folder)
+    for path in folder.glob("val/*/*"):
+        damage(path)
+    with pytest.raises(InputError, match="none of the 10 images to judge can be read; is the storage there"):
+        job.task.evaluate(job.network, (32,))
+
+
+def test_a_choice_of_statistics_compares_what_both_could_read(folder):
+    from mixtune.training.calibration import choose
+    from mixtune.training.evaluation import Predictions
+
+    def made(correct, read):
+        correct, read = torch.tensor(correct), torch.tensor(read)
+        return Predictions(correct.float(), correct, correct, correct.float(), read)
+
+    running = made([False] * 8, [True] * 8)
+    better = made([True] * 4 + [False] * 4, [True] * 8)
+    assert choose({"running": running, "train": better}, slice(None)) == "train"
+    unread = made([True] * 4 + [False] * 4, [False] * 4 + [True] * 4)  # right only where there was nothing to judge
+    assert choose({"running": running, "train": unread}, slice(None)) == "running"
+    assert choose({"running": running, "train": made([True] * 8, [False] * 8)}, slice(None)) == "running"
