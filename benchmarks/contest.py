@@ -157,7 +157,7 @@ def _in_memory() -> Iterator[None]:
 
     with (
         mock.patch.object(storage, "open_storage", return_value=InMemoryStorage()),
-        mock.patch("mixtune.study.bridge.save_regime"),
+        mock.patch("mixtune.study.work.save_regime"),
     ):
         yield
 
