@@ -14,9 +14,9 @@ from typing import Any
 from analysis import style
 from analysis.command import parser, perform
 from analysis.runs import FinishedTrial, StudyRuns, names, read_study, store
-from analysis.statistics import Difference, difference, holm, mean_sd, over_pairs
 from mixtune.cli import run
 from mixtune.errors import InputError
+from mixtune.study.statistics import Difference, difference, holm, mean_sd, over_pairs
 from mixtune.training.curve import Curve
 
 
@@ -85,7 +85,7 @@ def draw_runs(study: StudyRuns, a: FinishedTrial, b: FinishedTrial, folder: Path
         style.at_sizes(axes, x)
         axes.set_ylabel("difference in top-1, points")
         first, second = (style.label(t.family) + (f" #{t.number}" if t.searched else "") for t in (a, b))
-        axes.set_title(f"{study.name}: {second} minus {first}", fontsize=7.5, loc="left")
+        style.title(figure, f"{study.name}: {second} minus {first}")
         bars = (
             "bars: 95 % intervals; filled: shown (Holm, 5 %)" if rows[1]["p"] is not None else "one run each: no test"
         )
@@ -100,7 +100,7 @@ def draw_studies(one: StudyRuns, two: StudyRuns, folder: Path) -> tuple[list[Pat
 
     Raises InputError when they were scored differently, so that the numbers do not compare.
     """
-    for key in ("score.measure", "score.S", "task.dataset", "evaluate.sizes"):
+    for key in ("score.measure", "score.S", "score.gmacs", "task.dataset", "evaluate.sizes"):
         if one.settings.get(key) != two.settings.get(key):
             raise InputError(
                 f"--other {two.name}: its {key} is {two.settings.get(key)} and that of {one.name} "
@@ -111,7 +111,7 @@ def draw_studies(one: StudyRuns, two: StudyRuns, folder: Path) -> tuple[list[Pat
     scores = [(one.score.of(first[f].curve), two.score.of(second[f].curve)) for f in shared]
     found = over_pairs([a for a, _ in scores], [b for _, b in scores], "shared regimes")
     a, b = (one.name, two.name) if one.name != two.name else (f"{one.name} (first)", f"{two.name} (second)")
-    said = [found.sentence(a, b) + f" [score: {one.score}]"]
+    said = [found.sentence(a, b) + f" [score: {one.score}]", *_otherwise(one, two)]
     with style.figure(1.0 + 0.24 * len(shared)) as figure:
         axes = figure.subplots()
         for i, (x, y) in enumerate(scores):
@@ -120,15 +120,23 @@ def draw_studies(one: StudyRuns, two: StudyRuns, folder: Path) -> tuple[list[Pat
             axes.plot(100 * x, i, "o", color=look.colour, mfc="white", ms=5)
             axes.plot(100 * y, i, "o", color=look.colour, ms=5)
         axes.set_yticks(range(len(shared)), [style.label(f) for f in shared])
-        axes.invert_yaxis()
+        axes.set_ylim(len(shared) - 0.5, -0.5)
         axes.tick_params(axis="y", length=0)
         axes.set_xlabel("score, %")
-        figure.suptitle(f"open: {a}, filled: {b}", fontsize=7.5, x=0.01, ha="left")
+        style.title(figure, f"open: {a}, filled: {b}")
         style.grid(axes, "both")
         rows = [{"family": f, "a": x, "b": y, "difference": y - x} for f, (x, y) in zip(shared, scores, strict=True)]
         mean = {"family": "mean", "a": found.a, "b": found.b, "difference": found.value}
         mean |= {"low": found.low, "high": found.high, "p": found.p, "test": found.test}
         return style.write(figure, folder, "compare", [*rows, mean]), said
+
+
+def _otherwise(one: StudyRuns, two: StudyRuns) -> list[str]:
+    """What the two were given otherwise, beside what they searched: the difference may be due to it."""
+    parts = ("task.", "base.", "budget.", "recipe.", "evaluate.", "folds", "seed", "data.digest")
+    keys = sorted(k for k in one.settings.keys() & two.settings.keys() if k.startswith(parts) and k != "task.data")
+    found = [f"{k} {one.settings[k]} and {two.settings[k]}" for k in keys if one.settings[k] != two.settings[k]]
+    return [f"they differ in more than what was searched: {'; '.join(found)}"] if found else []
 
 
 def _families(study: StudyRuns) -> Mapping[str, FinishedTrial]:

@@ -14,9 +14,9 @@ from typing import Any
 from analysis import style
 from analysis.command import parser, perform
 from analysis.runs import FinishedTrial, StudyRuns, names
-from analysis.statistics import mean_sd
 from mixtune.cli import run
 from mixtune.errors import InputError
+from mixtune.study.statistics import mean_sd
 
 TIMES = {"training": "minutes of training and evaluation", "inference": "GMACs of one image at that size"}
 
@@ -63,7 +63,7 @@ def draw_study(study: StudyRuns, folder: Path, time: str = "training") -> tuple[
         axes.tick_params(axis="y", length=0)
         axes.margins(x=0.08)
         axes.set_xlabel(f"√(A / T), more is better\nA: top-1 (0 to 1), T: {TIMES[time]}")
-        axes.set_title(f"{study.name}: ENTR's efficiency", fontsize=7.5, loc="left")
+        style.title(figure, f"{study.name}: ENTR's efficiency")
         style.grid(axes, "both")
         paths = style.write(figure, folder, "efficiency", rows)
     best = next(t for t in shown if t.number == rows[0]["trial"])

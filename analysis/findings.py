@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from analysis import page, style
 from analysis.compare import by_seed, compare_runs
 from analysis.runs import FinishedTrial, StudyRuns
-from analysis.statistics import holm, image_error, mean_sd
+from mixtune.study.statistics import image_error, mean_sd
+from mixtune.study.verdict import Verdict, verdict
 
 
 def question(study: StudyRuns) -> str:
@@ -27,12 +28,15 @@ def budget(study: StudyRuns) -> str:
 
 
 def ranked(study: StudyRuns) -> list[FinishedTrial]:
-    """What the report compares, the best first: by mean score over seeds where there are any, of all or of none."""
+    """What the report compares, the best first: by mean score over seeds where there are any, of all or of none.
+
+    First is what was chosen before the test set was read, where the study has a final.
+    """
     repeated = [t for t in study.shown if len(study.repeats_of(t)) > 1]
     if len(repeated) < 2:
         return sorted(study.shown, key=lambda t: -study.score.of(t.curve))
     rest = [t for t in study.shown if t not in repeated]
-    first = sorted(repeated, key=lambda t: -_scores(study, t)[0])
+    first = sorted(repeated, key=lambda t: (t is not study.winner, -_scores(study, t)[0]))
     return first + sorted(rest, key=lambda t: -study.score.of(t.curve))
 
 
@@ -42,9 +46,13 @@ def answer(study: StudyRuns) -> str:
     best, others = order[0], [t for t in order[1:] if t.searched != order[0].searched]
     mean, deviation = _scores(study, best)
     spread = f" ± {100 * deviation:.2f}" if deviation is not None else ""
+    if study.winner is not None:
+        said = f"{_named(best)} wins: on the test set it scores {100 * mean:.2f}{spread} % by training on {best.regime}"
+        return f"{said}; {_verdict(study, order).sentence()}."
     said = f"{_named(best)} is best: it scores {100 * mean:.2f}{spread} % by training on {best.regime}"
     if not others:
-        return said + "; the study has nothing else to compare it with."
+        other = "no published regime" if best.searched else "no searched regime"
+        return f"{said}; the study has completed {other} to compare it with."
     second = others[0]
     d = compare_runs(study, second, best)[0]["said"]
     kind = "the best published regime" if not second.searched else "the best searched regime"
@@ -52,7 +60,7 @@ def answer(study: StudyRuns) -> str:
         kind += " that was also trained with several seeds"
     gap = f"{100 * d.value:+.2f} points against {kind}, {_named(second)}"
     if d.p is None:
-        return f"{said}, {gap}; with one run each, the noise between seeds may well be as large."
+        return f"{said}; with one run each on the hold-out, {gap}: the noise between seeds may well be as large."
     verdict = "more than noise" if d.proven else "not more than noise"
     return f"{said}, {gap}: {verdict} ({d.test}, 95 % interval {100 * d.low:+.2f} to {100 * d.high:+.2f})."
 
@@ -84,13 +92,17 @@ def noise(study: StudyRuns) -> list[str]:
             f"Choosing {images:,} other images to judge on would move an accuracy by about ± {error:.2f} points."
         )
     tried = sum(study.states.values())
-    searched = sum(t.searched for t in study.trials)
-    said.append(
-        f"The best of {searched} searched regime{'s' * (searched != 1)} is chosen by its score on the hold-out, which "
-        f"flatters it: a fresh run on the test set is the fair number. Of {tried} trials "
-        + ", ".join(f"{n} {state.lower()}" for state, n in sorted(study.states.items()))
-        + " (pruned ones are not compared: they were not trained to the end)."
-    )
+    searched = tried - sum(not t.searched for t in study.trials)
+    if study.winner is not None:
+        said.append(f"The winner was chosen before the test set was read: {study.tags['mixtune.best.chosen']}.")
+    elif study.best_searched:
+        said.append(
+            f"The searched regime is the best of {searched} that were tried, chosen by its score on the hold-out, "
+            "which flatters it: a fresh run on the test set is the fair number."
+        )
+    states = [f"{n} {state.lower()}" for state, n in sorted(study.states.items())]
+    pruned = " (pruned ones are not compared: they were not trained to the end)" * ("PRUNED" in study.states)
+    said.append(f"Of {tried} trial{'s' * (tried != 1)}: {', '.join(states)}{pruned}.")
     return said
 
 
@@ -100,7 +112,7 @@ def results(study: StudyRuns) -> str:
     best = order[0]
     shown = best.curve.sizes
     head = ["regime\nsize x batch (x copies)", "seeds", "score", "to the best", *(f"{S} px" for S in shown)]
-    gaps = _gaps(study, best, order[1:])
+    gaps = _gaps(study, order)
     rows = []
     for t, gap in zip(order, ["", *gaps], strict=True):
         curves = by_seed(study, t)
@@ -110,15 +122,21 @@ def results(study: StudyRuns) -> str:
     return page.table(head, rows, winner=0)
 
 
-def _gaps(study: StudyRuns, best: FinishedTrial, others: Sequence[FinishedTrial]) -> list[str]:
+def _verdict(study: StudyRuns, order: Sequence[FinishedTrial]) -> Verdict:
+    """The best against what was trained with as many seeds as it, or like it with one."""
+    often = len(study.repeats_of(order[0])) > 1
+    fair = [t for t in order if (len(study.repeats_of(t)) > 1) == often]
+    scores = {_named(t): {seed: study.score.of(c) for seed, c in by_seed(study, t).items()} for t in fair}
+    return verdict(_named(order[0]), scores)
+
+
+def _gaps(study: StudyRuns, order: Sequence[FinishedTrial]) -> list[str]:
     """Each regime's score less the best one's, with p adjusted over the regimes by Holm's method."""
-    fair = [(len(study.repeats_of(best)) > 1) == (len(study.repeats_of(t)) > 1) for t in others]
-    found = [compare_runs(study, best, t)[0]["said"] if ok else None for t, ok in zip(others, fair, strict=True)]
-    adjusted = iter(holm([d.p for d in found if d is not None and d.p is not None]))
+    found = {a.name: a for a in _verdict(study, order).against}
     gaps = []
-    for d in found:
-        p = "" if d is None or d.p is None else f" (p {next(adjusted):.2g})"
-        gaps.append("not comparable" if d is None else f"{100 * d.value:+.2f}{p}")
+    for a in (found.get(_named(t)) for t in order[1:]):
+        p = f"\np {a.p:.2g}" if a is not None and a.p is not None else ""
+        gaps.append("not comparable" if a is None else f"{-100 * a.difference.value:+.2f}{p}")
     return gaps
 
 
@@ -131,4 +149,4 @@ def _named(t: FinishedTrial) -> str:
 
 
 def _with(mean: float, deviation: float | None, digits: int = 1) -> str:
-    return f"{100 * mean:.{digits}f}" + (f" ± {100 * deviation:.{digits}f}" if deviation is not None else "")
+    return f"{100 * mean:.{digits}f}" + (f"\n± {100 * deviation:.{digits}f}" if deviation is not None else "")

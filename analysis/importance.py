@@ -143,8 +143,7 @@ def _figure(figure: Any, study: StudyRuns, rows: Sequence[dict[str, Any]]) -> No
     axes.set_xlim(0, 1.8 * end)
     axes.set_xticks(range(0, int(end) + 1, 10 if end < 60 else 20))
     axes.set_xlabel("share of the score's variance, % (fANOVA)\nwhiskers: range with a trial left out")
-    title = f"{study.name}: what decides the score ({len(study.trials)} trials)"
-    figure.suptitle(title, fontsize=7.5, x=0.01, ha="left")
+    style.title(figure, f"{study.name}: what decides the score ({len(study.trials)} trials)")
     axes.tick_params(axis="y", length=0)
     style.grid(axes, "x")
 

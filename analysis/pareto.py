@@ -139,25 +139,31 @@ def _figure(figure: Any, study: StudyRuns, points: Points, volumes: dict[str, fl
         axes.plot([*x, dearest], [*y, y[-1]], color="black", lw=1.5, drawstyle="steps-post", zorder=3)
         axes.plot(x, y, "D", color="black", ms=4.5, mfc="white", zorder=4)
         axes.plot([], [], "D-", color="black", ms=4.5, mfc="white", lw=1.5, label="front of the searched")
-        axes.plot([], [], ".", color=style.FADED, ms=4, label=f"searched ({len(searched)} trials)")
+        axes.plot(
+            [], [], ".", color=style.FADED, ms=4, label=f"searched ({len(searched)} trial{'s' * (len(searched) > 1)})"
+        )
     _error_bars(axes, study, points)
     _axes(axes, points, cost, study.tags.get("mixtune.latency", ""))
     said = ", ".join(f"{kind} {100 * v:.1f} %" for kind, v in volumes.items())
-    axes.set_title(
-        f"{study.name}: one network per regime, at every size\nhypervolume: {said}", fontsize=7.5, loc="left"
+    style.title(figure, f"{study.name}: one network per regime, at every size\nhypervolume: {said}")
+    figure.legend(
+        loc="outside lower center", ncols=3, frameon=False, handlelength=1.5, handletextpad=0.5, columnspacing=0.7
     )
-    figure.legend(loc="outside lower center", ncols=3, frameon=False, handlelength=1.5, columnspacing=0.9)
 
 
 def _error_bars(axes: Any, study: StudyRuns, points: Points) -> None:
-    """Mean and deviation over seeds, where regimes were trained again with several."""
+    """Mean and deviation over seeds, where regimes were trained again with several: other runs than the trials'."""
+    seeds = {len(study.repeats_of(t)) for t in study.shown} - {0, 1}
+    if seeds:
+        label = f"± over {' or '.join(map(str, sorted(seeds)))} seeds"
+        axes.plot([], [], "_", color="0.3", ms=6, label=label)
     for i, t in enumerate(study.shown):
         both = study.over_seeds(t)
         for S, c, _ in points[t.number]:
             mean, deviation = both.get(S, (0.0, None))
             if deviation is not None:
                 colour = style.look(t.family, i).colour
-                style.whiskers(axes, c, 100 * mean, 100 * deviation, colour, elinewidth=1.0, zorder=5)
+                style.whiskers(axes, c, 100 * mean, 100 * deviation, colour, elinewidth=1.0, zorder=5, fmt="_", ms=5)
 
 
 def _axes(axes: Any, points: Points, cost: str, how: str) -> None:
@@ -166,7 +172,7 @@ def _axes(axes: Any, points: Points, cost: str, how: str) -> None:
     costs = {S: c for each in points.values() for S, c, _ in each}
     small = cost == "gmacs" and max(costs.values()) < 0.1
     axes.set_xscale("log")
-    ticks = _apart(sorted(costs.items(), key=lambda item: item[1]))
+    ticks = style.apart(sorted(costs.items(), key=lambda item: item[1]))
     axes.set_xticks([c for _, c in ticks], [f"{1000 * c if small else c:.3g}" for _, c in ticks])
     axes.xaxis.set_minor_locator(NullLocator())
     title = COSTS[cost][1].replace("GMACs", "million MACs") if small else COSTS[cost][1]
@@ -179,18 +185,6 @@ def _axes(axes: Any, points: Points, cost: str, how: str) -> None:
         top.xaxis.set_minor_locator(NullLocator())
         top.set_xlabel("test image size, px")
     style.grid(axes)
-
-
-def _apart(ticks: Sequence[tuple[int, float]], least: float = 0.075) -> list[tuple[int, float]]:
-    """The ticks whose labels do not touch at column width: at least this share of the log axis apart."""
-    import math
-
-    span = math.log(ticks[-1][1] / ticks[0][1]) or 1.0
-    kept: list[tuple[int, float]] = []
-    for S, c in ticks:
-        if not kept or math.log(c / kept[-1][1]) / span >= least:
-            kept.append((S, c))
-    return kept
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -19,7 +19,7 @@ from analysis.runs import FinishedTrial, StudyRuns, read_study, store
 from mixtune.cli import Parser, parse_args, run, short
 from mixtune.errors import InputError
 from mixtune.regime import Regime
-from mixtune.study.recorded import record_repeat
+from mixtune.study.recorded import record_repeat, repeat
 from mixtune.training.recipe import Recipe
 from mixtune.training.trained import RESULT, Trained, runs_in
 
@@ -98,7 +98,8 @@ def record(study: StudyRuns, folder: Path) -> int:
         tags |= {"study": study.name, "judge": trained.judge, "network": task.network, "dataset": task.dataset}
         name = f"{trial.number:03d} {trial.family} {trained.judge} seed {seed}"
         score = study.score.of(trained.curve)
-        record_repeat(study.uri, study.parent, name, tags, trial.params, trained.curve, score, corruptions(path))
+        more = corruptions(path)
+        record_repeat(study.uri, repeat(study.parent, name, tags, trial.params, trained.curve, score, more))
     return len(single)
 
 

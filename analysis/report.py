@@ -5,8 +5,8 @@ Writes report.html, which holds everything (figures too) and can be mailed, open
 
 from __future__ import annotations
 
-import math
 import shlex
+import statistics
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,39 +16,31 @@ from analysis import page, pareto, sizes, timeline
 from analysis.command import parser, perform
 from analysis.findings import answer, budget, noise, question, ranked, results
 from analysis.runs import FinishedTrial, StudyRuns
-from mixtune.cli import python, run, short
+from mixtune.cli import duration, python, run, short
 from mixtune.errors import InputError
+from mixtune.study.final import Final
 
 
 def again(study: StudyRuns) -> tuple[list[str], list[str]]:
     """Commands that run the study again, and that train and use the winner."""
     me, order = python(), ranked(study)
     best = order[0]
-    rival = next((t for t in order if t.searched != best.searched), None)
     here = study.uri.startswith("sqlite:///")
     folder = short(Path(study.uri.removeprefix("sqlite:///")).parent) if here else Path("studies") / study.name
-    at = [] if folder == Path("studies") / study.name else ["--tracking-uri", study.uri]
+    at = [] if here else ["--tracking-uri", study.uri]
 
     def line(module: str, *words: str | Path) -> str:
         return f"{me} -m {module} " + shlex.join(map(str, words))
 
-    def again_with_seeds(t: FinishedTrial, out: str) -> str:
-        file = folder / "trials" / f"{t.number:04d}" / "regime.yaml"
-        return line("mixtune.train", "--regime", file, "--test", "--seeds", "3", "--out", out)
-
-    out, other = f"{study.name}-winner", f"{study.name}-rival"
     rerun = [line("mixtune.search", "--space", folder / "space.yaml", "--out", f"{folder}-again")]
-    use = [
-        again_with_seeds(best, out),
-        *([again_with_seeds(rival, other)] if rival else []),
-        line("analysis.record", "--study", study.name, *at, out, *([other] if rival else [])),
-        line("mixtune.export", "--run", f"{out}/seed{_seed(study)}", "--network", f"{out}/network"),
-    ]
+    proof = line(
+        "mixtune.search", "--space", folder / "space.yaml", "--out", folder, *at, "--final", str(Final().seeds)
+    )
+    label = best.family if not best.searched else f"searched{best.number}"
+    run_folder = folder / "final" / label / f"seed{int(study.settings.get('seed', 0))}"
+    export = line("mixtune.export", "--run", run_folder, "--network", f"{study.name}-winner")
+    use = [export] if study.winner is not None else [proof, export]
     return rerun, use
-
-
-def _seed(study: StudyRuns) -> int:
-    return int(study.settings.get("seed", 0))
 
 
 def write(study: StudyRuns, folder: Path) -> tuple[list[Path], list[str]]:
@@ -57,11 +49,10 @@ def write(study: StudyRuns, folder: Path) -> tuple[list[Path], list[str]]:
     rerun, use = again(study)
     with tempfile.TemporaryDirectory() as scratch:
         kept = Path(scratch)
-        front = pareto.draw_study(study, kept)[0][0]
+        front = pareto.draw_study(study.tested(), kept)[0][0]
         lines = sizes.draw_study(study, kept)[0][0]
-        when = timeline.draw_study(study, kept)[0][0]
         columns = min(4, len(study.shown))
-        over = timeline.WIDTH * columns + 0.6
+        when = timeline.draw_study(study, kept, columns)[0][0]
         body = [
             page.heading_one(question(study)),
             page.paragraph(f"mixtune study {study.name}; {budget(study)}.", "under"),
@@ -71,7 +62,8 @@ def write(study: StudyRuns, folder: Path) -> tuple[list[Path], list[str]]:
             page.figure(
                 front,
                 "accuracy against inference cost, one line per regime",
-                "One network per regime, tested at every size. Bold marks: no other network is better at that cost.",
+                "One network per regime, tested at every size. Bold marks: no other network is better at that cost."
+                + (" Means and deviations over seeds, on the test set." if study.winner else ""),
             ),
             page.figure(
                 lines,
@@ -92,14 +84,18 @@ def write(study: StudyRuns, folder: Path) -> tuple[list[Path], list[str]]:
                 when,
                 "image size over the training budget, one panel per regime",
                 "Area is compute; beside each size stand the batch size B and the copies D.",
-                min(over, 5.5),
+                0.75 * (timeline.WIDTH * columns + 0.6),
             ),
             page.heading("Use the winner"),
             page.paragraph(
-                "Train it, and what it is to be compared with, on the whole training set with several seeds; add the "
-                "runs to the study (this report then shows deviations); and write the network out for use. "
-                "mixtune.export --help has the formats, and "
-                "picks a size by need with --at-most and --at-least."
+                (
+                    ""
+                    if study.winner is not None
+                    else "Train the leaders again with fresh seeds, and what they choose and the published regimes on "
+                    "the whole training set for the test set (this report then shows deviations and tests). "
+                )
+                + "Write the network out for use: mixtune.export --help has the formats, and picks a size by need with "
+                "--at-most and --at-least."
             ),
             page.commands(*use),
             page.heading("Run it again"),
@@ -119,7 +115,7 @@ def write(study: StudyRuns, folder: Path) -> tuple[list[Path], list[str]]:
 
 def _facts(study: StudyRuns, best: FinishedTrial) -> list[tuple[str, str]]:
     s = study.settings
-    seconds = sum(t.seconds or 0 for t in study.trials)
+    seconds = [t.seconds for t in study.trials if t.seconds]
     known = [
         ("data", f"{s['task.dataset']}" + (f", digest {s['data.digest']}" if "data.digest" in s else "")),
         ("network", s["task.network"]),
@@ -128,7 +124,7 @@ def _facts(study: StudyRuns, best: FinishedTrial) -> list[tuple[str, str]]:
         ("seed", s.get("seed", "")),
         ("trials", ", ".join(f"{n} {state.lower()}" for state, n in sorted(study.states.items()))),
         ("winner", f"trial {best.number}"),
-        ("complete trials took", f"{math.ceil(seconds / 60)} min in all, training and evaluation"),
+        ("a run took", f"{duration(statistics.median(seconds))}, evaluation included (median)" if seconds else ""),
         ("mixtune", study.tags.get("mixtune.version", "")),
         ("MLflow", f"{study.uri}, parent run {study.parent}"),
     ]

@@ -14,8 +14,8 @@ from typing import Any
 from analysis import style
 from analysis.command import parser, perform
 from analysis.runs import FinishedTrial, StudyRuns
-from analysis.statistics import mean_sd
 from mixtune.cli import run
+from mixtune.study.statistics import mean_sd
 
 PREFIX = "corruption/"
 
@@ -65,7 +65,7 @@ def draw_study(study: StudyRuns, folder: Path) -> tuple[list[Path], list[str]]:
         style.at_sizes(panels[0], sizes)
         panels[0].set_ylabel("calibration error, %")
         panels[0].set_ylim(bottom=0)
-        panels[0].set_title(f"{study.name}: how far confidence is from accuracy", fontsize=7.5, loc="left")
+        style.title(figure, f"{study.name}: how far confidence is from accuracy")
         style.grid(panels[0])
         if kinds:
             panels[1].set_xticks(range(len(kinds)), [k.replace("_", " ") for k in kinds], rotation=30, ha="right")

@@ -10,15 +10,15 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-from analysis.statistics import mean_sd
 from mixtune.errors import InputError
 from mixtune.regime import BatchShape, Regime
 from mixtune.secrets import masked
 from mixtune.study.candidates import Search, regime_of
 from mixtune.study.knobs import Value
 from mixtune.study.parameters import point_of, section
-from mixtune.study.store import Stored, default_uri, parent_of, stored
-from mixtune.training.curve import MEASURED, METRICS, Curve
+from mixtune.study.statistics import mean_sd
+from mixtune.study.store import CURVE, Stored, default_uri, parent_of, stored
+from mixtune.training.curve import MEASURED, METRICS, Curve, mean_curve
 from mixtune.training.score import Score
 
 BySize = Mapping[int, float]
@@ -84,11 +84,29 @@ class StudyRuns:
         return max(self.trials, key=lambda t: self.score.of(t.curve))
 
     @property
+    def winner(self) -> FinishedTrial | None:
+        """The trial that fresh seeds chose before the test set was read; None where the study has no final."""
+        if not self.tags.get("mixtune.best.verdict"):
+            return None
+        return next((t for t in self.trials if str(t.number) == self.tags["mixtune.best.trial"]), None)
+
+    def tested(self) -> StudyRuns:
+        """The study as its final shows it: the finalists alone, with their mean curves on the test set.
+
+        The study itself where it has no final.
+        """
+        if self.winner is None:
+            return self
+        again = {t.number: [r.curve for r in self.repeats_of(t)] for t in self.shown}
+        finalists = [replace(t, curve=mean_curve(again[t.number]), judge="test") for t in self.shown if again[t.number]]
+        return replace(self, trials=tuple(finalists))
+
+    @property
     def best_searched(self) -> FinishedTrial | None:
         """The best complete trial that the sampler made up; of those run with several seeds, where there are any."""
 
-        def worth(t: FinishedTrial) -> tuple[bool, float]:
-            return len(self.repeats_of(t)) > 1, self.score.of(t.curve)
+        def worth(t: FinishedTrial) -> tuple[bool, bool, float]:
+            return t is self.winner, len(self.repeats_of(t)) > 1, self.score.of(t.curve)
 
         return max((t for t in self.trials if t.searched), key=worth, default=None)
 
@@ -109,10 +127,9 @@ class StudyRuns:
         return int(said) if said else None
 
     def repeats_of(self, trial: FinishedTrial) -> list[FinishedTrial]:
-        """Runs of the same trial with several seeds, by seed; judged on the test set where there are such runs."""
+        """Runs of the same trial with several seeds, by seed; on the test set where the study has any such runs."""
         mine = [r for r in self.repeats if r.number == trial.number]
-        judges = {r.judge for r in mine}
-        judge = "test" if "test" in judges else "validation"
+        judge = "test" if "test" in {r.judge for r in self.repeats} else "validation"
         return sorted((r for r in mine if r.judge == judge), key=lambda r: r.seed)
 
     def over_seeds(self, trial: FinishedTrial, metric: str = "top1") -> dict[int, tuple[float, float | None]]:
@@ -165,6 +182,7 @@ def read_study(uri: str, study: str) -> StudyRuns:
     trials: list[Stored] = []
     repeats: list[Stored] = []
     states: dict[str, int] = {}
+    lacking: set[str] = set()
     for run in stored(uri, study):
         kind = run.tags.get("mixtune.kind")
         if kind == "trial":
@@ -174,6 +192,13 @@ def read_study(uri: str, study: str) -> StudyRuns:
                 continue
         if _whole(run):
             (repeats if kind == "repeat" else trials).append(run)
+        else:
+            lacking |= {m for m in METRICS if not any(m in values for values in run.curve.values())}
+    if lacking and not trials:
+        raise InputError(
+            f"--study {study}: the complete trials in {uri} lack the metric {CURVE}{min(lacking)} by image size; when "
+            "the search could not reach MLflow, the same search again sends what is missing"
+        )
     if not trials:
         had = ", ".join(f"{n} {state}" for state, n in sorted(states.items())) or "none at all"
         raise InputError(f"--study {study}: {uri} holds no complete trial of this study yet (trials: {had})")
@@ -186,11 +211,6 @@ def read_study(uri: str, study: str) -> StudyRuns:
     read = StudyRuns(uri, study, parent, settings, tags, (), states)
     order = sorted((_finished(run, read) for run in trials), key=lambda t: t.number)
     return replace(read, trials=tuple(order), repeats=tuple(_finished(run, read) for run in repeats))
-
-
-def finished_trials(uri: str, study: str) -> list[FinishedTrial]:
-    """The complete trials of a study, by number. Raises InputError as ``read_study`` does."""
-    return list(read_study(uri, study).trials)
 
 
 def _rows(run: Stored) -> list[dict[str, float]]:

@@ -30,7 +30,7 @@ def draw_study(study: StudyRuns, folder: Path) -> tuple[list[Path], list[str]]:
             _line(above, study, t, look)
             _support(below, t, study.shares(t), place, look, sizes)
         above.set_ylabel("top-1 accuracy, %")
-        above.set_title(f"{study.name}: accuracy away from the training sizes", fontsize=7.5, loc="left")
+        style.title(figure, f"{study.name}: accuracy away from the training sizes")
         above.tick_params(labelbottom=False, length=0)
         style.grid(above)
         style.at_sizes(below, sizes)

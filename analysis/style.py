@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import math
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +90,13 @@ def figure(height: float, width: float = WIDTH, **options: Any) -> Iterator[Any]
         yield Figure(figsize=(width, height), layout="constrained", **options)
 
 
+def title(figure: Any, text: str) -> None:
+    """What a figure shows, above it and from its left edge; a long line is broken at the figure's width."""
+    room = int(17 * figure.get_figwidth())  # characters of this size
+    lines = [line for part in text.split("\n") for line in textwrap.wrap(part, room)]
+    figure.suptitle("\n".join(lines), fontsize=7.5, x=0.01, ha="left")
+
+
 def grid(axes: Any, axis: str = "y") -> None:
     """Faint lines behind the data."""
     axes.grid(axis=axis, lw=0.4, color="0.9")
@@ -100,12 +109,23 @@ def whiskers(axes: Any, x: Any, y: Any, errors: Any, colour: str, horizontal: bo
     axes.errorbar(x, y, **{"xerr" if horizontal else "yerr": errors}, **look)
 
 
+def apart(ticks: Sequence[tuple[int, float]], least: float = 0.075) -> list[tuple[int, float]]:
+    """The (size, place) whose labels do not touch at column width: at least this share of a log axis apart."""
+    span = math.log(ticks[-1][1] / ticks[0][1]) or 1.0
+    kept: list[tuple[int, float]] = []
+    for S, place in ticks:
+        if not kept or math.log(place / kept[-1][1]) / span >= least:
+            kept.append((S, place))
+    return kept
+
+
 def at_sizes(axes: Any, sizes: Sequence[int], axis_label: bool = True) -> None:
     """A logarithmic axis of image sizes, with a tick at every size (labels that would touch are left out)."""
     from matplotlib.ticker import NullLocator
 
     axes.set_xscale("log")
-    axes.set_xticks(list(sizes), [str(S) for S in sizes])
+    shown = [S for S, _ in apart([(S, float(S)) for S in sizes])]
+    axes.set_xticks(list(sizes), [str(S) if S in shown else "" for S in sizes])
     axes.xaxis.set_minor_locator(NullLocator())
     if axis_label:
         axes.set_xlabel("test image size, px")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -113,13 +114,16 @@ def _saved(figure: Any, path: Path) -> Path:
     return path
 
 
-def draw_study(study: StudyRuns, folder: Path) -> tuple[list[Path], list[str]]:
+def draw_study(study: StudyRuns, folder: Path, columns: int = 2) -> tuple[list[Path], list[str]]:
     """What every published regime of a study and its best searched one do over the budget: figure and table."""
+    from analysis.style import label
+
     shown = study.shown
-    regimes = [study.regime(t) for t in shown]
+    said = [label(t.family) + (f" #{t.number}" if t.searched else "") for t in shown]
+    regimes = [replace(study.regime(t), name=name) for t, name in zip(shown, said, strict=True)]
     captions = [f"score {100 * study.score.of(t.curve):.2f} %" for t in shown]
     stem = folder / "timeline"
-    paths = draw(regimes, stem, captions, columns=min(4, len(shown)))
+    paths = draw(regimes, stem, captions, columns)
     table = stem.with_suffix(".csv")
     with table.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)

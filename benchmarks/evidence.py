@@ -13,7 +13,8 @@ from typing import Any
 
 from benchmarks.common import RESULTS
 from benchmarks.readme import write
-from benchmarks.regimes import PLANS, Plan, jobs, verdict
+from benchmarks.regimes import PLANS, Plan, jobs
+from benchmarks.verdict import verdict
 from mixtune.cli import Parser, parse_args, run
 from mixtune.training.checkpoint import digest, essence
 
@@ -65,7 +66,7 @@ def section(name: str, path: Path) -> Iterator[str]:
         return
     yield from rows(plan, data["runs"])
     made, n = data["hardware"], len({r["seed"] for r in data["runs"]})
-    minutes = sum(r["seconds"] for r in data["runs"]) / 60 / plan.processes
+    minutes = sum(r["seconds"] for r in data["runs"]) / 60 / (plan.processes * plan.packed)
     missing = len(jobs(plan)) - len(data["runs"])
     images = f"{plan.samples:,} training images of CIFAR-10" if plan.samples else "CIFAR-10"
     where = made["gpu"] if made["gpu"] != "none" else made["cpu"]

@@ -38,7 +38,7 @@ def table() -> str:
     for kind, by_share in found.items():
         cells = " | ".join(f"{by_share[s]:.2f}" if s in by_share else "not measured" for s in shares)
         lines.append(f"| {kind} | {cells} |")
-    task, budget = data["space"]["task"], data["space"]["budget"]
+    task, budget = data["training"]["task"], data["training"]["budget"]
     lines += [
         "",
         f"Spearman's coefficient over {len(data['rows'])} regimes (the published ones and points drawn evenly), one "

@@ -17,47 +17,32 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.common import conclude, random_images, side_by_side, spread
+from benchmarks.common import conclude, side_by_side, spread
+from benchmarks.trial import BASE, SIZES, description, images, network_of, steps, wait
 from mixtune.cli import Parser, parse_args, run
-from mixtune.regime import BatchShape, Budget, Schedule, published
+from mixtune.regime import Schedule
 from mixtune.training.compiling import compiled
-from mixtune.training.engine import Engine
 from mixtune.training.networks import create
 from mixtune.training.recipe import Recipe
-from mixtune.training.run import Evaluation, Run, TrainingConfig
-from mixtune.training.task import TaskConfig
+from mixtune.training.run import Run
 
-BASE, SIZES = BatchShape(32, 64), (16, 24, 32, 48)
 TRAFFIC = 346e6  # bytes that a ResNet-50 step moves per image of 224 px: fused norms, bf16
 
 
-def seconds_per_step(device: str, network: str, steps: int, captured: bool, order: str = "random", S: int = 0) -> float:
+def seconds_per_step(device: str, count: int, captured: bool, order: str = "random", S: int = 0) -> float:
     """Of a mixture, or of its shape of size S, after ten steps to warm up."""
-    task = TaskConfig("cifar10", network)
-    config = TrainingConfig(task, Budget(4), Evaluation((32,), 1), Recipe(), device=device)  # type: ignore[arg-type]
-    trial = Run.prepare(published("mixsize_b", BASE, SIZES, 4), config)
-    s, warm = trial.schedule, min(10, steps)
-    index = np.resize(s.index[[i for i, shape in enumerate(s) if shape.S == S or not S]], warm + steps)
+    trial = Run.prepare(*description(device, epochs=4))
+    s, warm = trial.schedule, min(10, count)
+    index = np.resize(s.index[[i for i, shape in enumerate(s) if shape.S == S or not S]], warm + count)
     if order == "sorted":
         index[warm:].sort()
-    schedule = Schedule(s.shapes, index, s.cost)
-    trial.network.train()
-    engine = Engine(trial.task, trial.network, trial.recipe, 0, recorder=None if captured else "off")
-    engine.prepare(schedule, schedule.progress, 0, lambda _: None)
     began = 0.0
-    for step, batch in enumerate(engine.batches(schedule, 0, 0)):
+    for step in steps(trial, Schedule(s.shapes, index, s.cost), captured):
         if step == warm:
             wait(device)
             began = time.perf_counter()
-        engine.train_on(batch, 0.01, step, 1.0, schedule.shapes[index[step]])
     wait(device)
-    return (time.perf_counter() - began) / steps
-
-
-def wait(device: str) -> None:
-    """Until the device has done all it was given."""
-    if device == "cuda":
-        torch.cuda.synchronize()
+    return (time.perf_counter() - began) / count
 
 
 def bandwidth(device: str, size: int) -> float:
@@ -72,25 +57,25 @@ def bandwidth(device: str, size: int) -> float:
     return 20 * size / (time.perf_counter() - began)
 
 
-def images_per_second(device: str, B: int, S: int, steps: int, make: Callable[..., Any] = compiled) -> float:
+def images_per_second(device: str, B: int, S: int, count: int, make: Callable[..., Any] = compiled) -> float:
     """ResNet-50 training, bf16, channels last, compiled, on random images that are on the device."""
     network = create("resnet50", 1000).to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     optimizer = Recipe().optimizer(network, captured=True)
     forward = make(network)
-    images = torch.randn(B, 3, S, S, device=device).contiguous(memory_format=torch.channels_last)
+    inputs = torch.randn(B, 3, S, S, device=device).contiguous(memory_format=torch.channels_last)
     labels = torch.randint(0, 1000, (B,), device=device)
     began = 0.0
-    for step in range(5 + steps):
+    for step in range(5 + count):
         if step == 5:
             wait(device)
             began = time.perf_counter()
         with torch.autocast(device, torch.bfloat16):
-            loss = torch.nn.functional.cross_entropy(forward(images), labels)
+            loss = torch.nn.functional.cross_entropy(forward(inputs), labels)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     wait(device)
-    return B * steps / (time.perf_counter() - began)
+    return B * count / (time.perf_counter() - began)
 
 
 def parser() -> Parser:
@@ -105,19 +90,18 @@ def parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, write, print."""
     args = parse_args(parser(), argv)
-    small = args.device == "cpu"
-    network, d, n = "cifar_resnet8" if small else "cifar_resnet44", args.device, args.steps
-    with random_images(2000 if small else 50_000):
-        steps = side_by_side(
+    small, d, n = args.device == "cpu", args.device, args.steps
+    with images(d):
+        orders = side_by_side(
             {
-                "eager": lambda: seconds_per_step(d, network, n, captured=False),
-                "engine": lambda: seconds_per_step(d, network, n, captured=True),
-                "sorted": lambda: seconds_per_step(d, network, n, captured=True, order="sorted"),
+                "eager": lambda: seconds_per_step(d, n, captured=False),
+                "engine": lambda: seconds_per_step(d, n, captured=True),
+                "sorted": lambda: seconds_per_step(d, n, captured=True, order="sorted"),
             },
             args.repeats,
         )
         by_size = side_by_side(
-            {str(S): lambda S=S: seconds_per_step(d, network, n, captured=True, S=S) for S in SIZES},  # type: ignore[misc]
+            {str(S): lambda S=S: seconds_per_step(d, n, captured=True, S=S) for S in SIZES},  # type: ignore[misc]
             args.repeats,
         )
     large: dict[str, Callable[[], float]] = {
@@ -127,9 +111,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "roofline": lambda: bandwidth(d, 2**20 if small else 2**31) / TRAFFIC,
     }
     roof = side_by_side(large, args.repeats)
-    middle = {k: spread(v)["median"] for k, v in (steps | by_size | roof).items()}
+    middle = {k: spread(v)["median"] for k, v in (orders | by_size | roof).items()}
     sizes = [middle[str(S)] for S in SIZES]
-    measured = {k: spread(v) for k, v in steps.items()}
+    measured = {k: spread(v) for k, v in orders.items()}
     rows = [
         {
             "what": "GPU: ResNet-44 mixture of 32x64, eager bf16 step / engine's step",
@@ -160,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "per_second": {k: spread(v) for k, v in roof.items()},
         },
     ]
-    settings = {"device": d, "network": network, "steps": n, "sizes": SIZES, "base": str(BASE)}
+    settings = {"device": d, "network": network_of(d), "steps": n, "sizes": SIZES, "base": str(BASE)}
     conclude("gpu_step", __doc__.split("\n")[0], settings, rows, write=not small)
     return 0
 

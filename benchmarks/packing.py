@@ -1,79 +1,83 @@
-"""How much more do trials that share a GPU in one process get done than one trial, or than a process each under Ray?
+"""How much more do trials that share a GPU in one process get done than one trial, or than a process each?
 
     python -m benchmarks.packing
 
 ResNet-44 on MixSize B+ shapes of 32x64 with random images on the GPU. The peer is what a search with fractional GPUs
-does: one Ray task per trial with its share of the GPU, each with the same steps issued one by one. ``--device cpu``
-rehearses the command in small, writes nothing and measures nothing.
+does: one process per trial, which the GPU serves by turns, each with the same steps issued one by one. Ray starts them
+where it is installed; elsewhere they are started plainly, which is the same to the GPU, and the result says so.
+``--device cpu`` rehearses the command in small, writes nothing and measures nothing.
 """
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import os
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
 
-from benchmarks.common import conclude, random_images, side_by_side, spread
+from benchmarks.common import conclude, side_by_side, spread
+from benchmarks.trial import description, images, network_of, steps, wait
 from mixtune.cli import Parser, parse_args, run
-from mixtune.regime import BatchShape, Budget, Regime, published
-from mixtune.training.recipe import Recipe
-from mixtune.training.run import Evaluation, Run, TrainingConfig
+from mixtune.training.run import Run
 from mixtune.training.sharing import together
-from mixtune.training.task import TaskConfig
 
-BASE, SIZES = BatchShape(32, 64), (16, 24, 32, 48)
-
-
-def description(device: str, network: str) -> tuple[Regime, TrainingConfig]:
-    """The trial that all of them run, each with its own seed."""
-    task, evaluate = TaskConfig("cifar10", network), Evaluation((32,), 1)
-    config = TrainingConfig(task, Budget(20), evaluate, Recipe(), device=device, threads=1)  # type: ignore[arg-type]
-    return published("mixsize_b", BASE, SIZES, 4), config
+Start = Callable[[list[tuple[str, int, int, str, int]]], list[tuple[float, float]]]  # runs ``alone`` of each
 
 
-def alone(device: str, network: str, images: int, steps: int, seed: int, at: str, trials: int) -> tuple[float, float]:
-    """One trial in its own process, its steps issued one by one: when its timed steps began and ended.
+def alone(device: str, count: int, seed: int, at: str, trials: int) -> tuple[float, float]:
+    """One trial in its own process, its steps issued one by one: when its ``count`` timed steps began and ended.
 
     They begin when all trials are ready, which they say by a file each in the folder ``at``.
     """
-    from pathlib import Path
-
-    import torch
-
-    from mixtune.training.engine import Engine
-
-    with random_images(images):
-        regime, config = description(device, network)
-        trial = Run.prepare(regime, config)
-        trial.network.train()
-        engine = Engine(trial.task, trial.network, trial.recipe, seed, recorder="off")
-        began = 0.0
-        for step, batch in enumerate(engine.batches(trial.schedule, seed, 0)):
-            if step == min(10, steps):
+    with images(device):
+        trial = Run.prepare(*description(device))
+        began, warm = 0.0, min(10, count)
+        for step in steps(trial, trial.schedule, captured=False, seed=seed):
+            if step == warm:
+                wait(device)
                 Path(at, str(seed)).touch()
                 while len(list(Path(at).iterdir())) < trials:
                     time.sleep(0.01)
                 began = time.time()
-            if step == min(10, steps) + steps:
+            if step == warm + count:
                 break
-            engine.train_on(batch, 0.01, step, 1.0, trial.schedule.shapes[trial.schedule.index[step]])
-        if device == "cuda":
-            torch.cuda.synchronize()
+        wait(device)
         return began, time.time()
 
 
-def under_ray(device: str, network: str, images: int, steps: int, trials: int) -> float:
+def processes(start: Start, device: str, count: int, trials: int) -> float:
     """Steps per second of all trials together, a process and a share of the GPU each."""
-    import tempfile
+    with tempfile.TemporaryDirectory() as at:
+        spans = start([(device, count, i, at, trials) for i in range(trials)])
+    return trials * count / (max(end for _, end in spans) - min(began for began, _ in spans))
 
+
+@contextlib.contextmanager
+def under_ray(device: str, trials: int) -> Iterator[Start]:
+    """Ray tasks with a fraction of the GPU each."""
     import ray
 
-    share = 1 / trials if device == "cuda" else 0
-    work = ray.remote(num_cpus=0.01, num_gpus=share)(alone)
-    with tempfile.TemporaryDirectory() as at:
-        waiting = [work.remote(device, network, images, steps, i, at, trials) for i in range(trials)]
-        spans = ray.get(waiting)
-    return float(trials * steps / (max(end for _, end in spans) - min(began for began, _ in spans)))
+    from mixtune.study import tuning
+
+    gpus = int(device == "cuda")
+    tuning.connect(None, os.cpu_count() or 1, gpus)
+    work = ray.remote(num_cpus=0.01, num_gpus=gpus / trials)(alone)
+    try:
+        yield lambda every: ray.get([work.remote(*one) for one in every])
+    finally:
+        tuning.disconnect()
+
+
+@contextlib.contextmanager
+def plainly(device: str, trials: int) -> Iterator[Start]:
+    """Processes of Python's own."""
+    with ProcessPoolExecutor(trials, mp_context=get_context("spawn")) as pool:
+        yield lambda every: list(pool.map(alone, *zip(*every, strict=True)))
 
 
 def parser() -> Parser:
@@ -89,26 +93,20 @@ def parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, write, print."""
     args = parse_args(parser(), argv)
-    small = args.device == "cpu"
-    network, images = ("cifar_resnet8", 2000) if small else ("cifar_resnet44", 50_000)
-    regime, config = description(args.device, network)
-    from mixtune.study import tuning
-
-    tuning.connect(None, os.cpu_count() or 1, 0 if small else 1)
-    try:
-        with random_images(images):
-            found = side_by_side(
-                {
-                    "one": lambda: together(regime, config, 1, args.steps),
-                    "packed": lambda: together(regime, config, args.trials, args.steps),
-                    "processes": lambda: under_ray(args.device, network, images, args.steps, args.trials),
-                },
-                args.repeats,
-            )
-    finally:
-        tuning.disconnect()
+    regime, config = description(args.device)
+    ray = importlib.util.find_spec("ray") is not None
+    with (under_ray if ray else plainly)(args.device, args.trials) as start, images(args.device):
+        found = side_by_side(
+            {
+                "one": lambda: together(regime, config, 1, args.steps),
+                "packed": lambda: together(regime, config, args.trials, args.steps),
+                "processes": lambda: processes(start, args.device, args.steps, args.trials),
+            },
+            args.repeats,
+        )
     middle = {k: spread(v)["median"] for k, v in found.items()}
     measured = {k: spread(v) for k, v in found.items()}
+    peer = "under Ray with fractional GPUs" if ray else "without Ray, which the GPU serves as Ray's fractions of it"
     rows = [
         {
             "what": f"GPU: steps per second of {args.trials} packed trials / of 1",
@@ -118,14 +116,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             "steps_per_second": measured,
         },
         {
-            "what": f"GPU: {args.trials} packed trials / a process per trial under Ray with fractional GPUs",
+            "what": f"GPU: {args.trials} packed trials / a process per trial {peer}",
             "ratio": middle["packed"] / middle["processes"],
             "at_least": 15,
             "aim": 30,
             "steps_per_second": measured,
         },
     ]
-    settings = {"device": args.device, "network": network, "steps": args.steps, "trials": args.trials}
+    settings = {"device": args.device, "network": network_of(args.device), "steps": args.steps, "trials": args.trials}
+    small = args.device == "cpu"
     conclude("packing", __doc__.split("\n")[0], settings, rows, write=not small)
     return 0
 

@@ -1,19 +1,22 @@
 """Two workers against one on two cores: the same real trials, and what asynchronous pruning leaves idle.
 
-    python -m benchmarks.parallel                 about three minutes on two cores
+    python -m benchmarks.parallel                 about four minutes on two cores
 
-Throughput: four published regimes of the digits space, trained to the end with one thread each, one at a time and
-two at a time, in turn. Idle: a pruned search with two workers; what a worker does is noted by itself, so that its time
-between two trials is idle time whatever it was waiting for. Beside it, from the same trials: what halving in rounds
-(nobody goes on before everybody has reported) would leave idle.
+Throughput: six published regimes of the digits space, trained to the end with one thread each, one at a time and two at
+a time, in turn, from when every worker has done its first trial until the last trial begins. Beside it, what the
+machine itself gives: the same training in two bare processes against one. Idle: a pruned search with two workers; what
+a worker does is noted by itself, so that its time between two trials is idle time whatever it was waiting for. Beside
+it, from the same trials: what halving in rounds (nobody goes on before everybody has reported) would leave idle.
 """
 
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,9 +30,10 @@ from mixtune.study.books import opened
 from mixtune.study.bridge import Bridge
 from mixtune.study.events import Listeners
 from mixtune.study.folder import Places, locked
+from mixtune.study.outcome import Outcome
 from mixtune.study.preflight import Slots
-from mixtune.study.sampling import Outcome
 from mixtune.study.space import Space
+from mixtune.training.run import Run
 
 _run_trial = tuning.run_trial
 
@@ -66,6 +70,37 @@ def makespan(busy: Sequence[tuple[float, float]]) -> float:
     return max(b for _, b in busy) - min(a for a, _ in busy)
 
 
+def rate(busy: Sequence[tuple[float, float]], workers: int) -> float:
+    """Trials per second while every worker has been warm and there was another trial to begin."""
+    begin, end = sorted(b for _, b in sorted(busy)[:workers])[-1], max(a for a, _ in busy)
+    done = sum(max(0.0, min(b, end) - max(a, begin)) / (b - a) for a, b in busy)
+    return done / (end - begin)
+
+
+def train_alone(changes: Sequence[str]) -> None:
+    """What a trial trains, without a search: the digits space's fixed size, on one thread."""
+    space = load(ROOT / "search_spaces" / "digits.yaml", Space, changes)
+    regime = space.regime(space.published_params("fixed", 4), "fixed")
+    for _ in Run.prepare(regime, space.training(1)).reports():
+        pass
+
+
+def bare(processes: int, changes: Sequence[str], runs: int = 2) -> float:
+    """Runs per second in so many processes at once, without Ray, Optuna or MLflow; each has made one run before."""
+    context = multiprocessing.get_context("spawn")
+    pools = [ProcessPoolExecutor(1, context) for _ in range(processes)]
+    try:
+        for f in [pool.submit(train_alone, changes) for pool in pools]:
+            f.result()
+        began = time.perf_counter()
+        for f in [pool.submit(train_alone, changes) for pool in pools for _ in range(runs)]:
+            f.result()
+        return processes * runs / (time.perf_counter() - began)
+    finally:
+        for pool in pools:
+            pool.shutdown()
+
+
 def idle(busy: Sequence[tuple[float, float]], workers: int) -> float:
     """Share of the workers' time, until the last trial began (then there is nothing left to do), without a trial."""
     begin, end = min(a for a, _ in busy), max(a for a, _ in busy)
@@ -96,22 +131,33 @@ def idle_in_rounds(seconds: Sequence[float], rungs: Sequence[int], last: int, wo
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, write, print."""
     p = Parser("benchmarks.parallel", __doc__.split("\n")[0])
-    p.add_argument("--repeats", type=int, default=3, help="of the throughput (default 3)")
+    p.add_argument("--repeats", type=int, default=2, help="of the throughput (default 2)")
     p.add_argument("--trials", type=int, default=14, help="of the pruned search (default 14)")
     p.add_argument("--epochs", type=float, default=2.0, help="of a trial (default 2)")
     args = parse_args(p, argv)
     logging.basicConfig(level=logging.WARNING)
     common = [f"budget.epochs={args.epochs:g}", "evaluate.reports=6"]
-    fixed = [*common, "trials=4", "pruner.name=none", "pruner.options={}"]
+    fixed = [*common, "trials=6", "pruner.name=none", "pruner.options={}"]
+    spans: dict[int, list[float]] = {1: [], 2: []}
     with tempfile.TemporaryDirectory(prefix="mixtune-parallel-") as temporary:
         count = iter(range(1000))
 
-        def seconds(workers: int) -> float:
-            return makespan(study(workers, fixed, Path(temporary) / str(next(count)))[0])
+        def throughput(workers: int) -> float:
+            busy, _ = study(workers, fixed, Path(temporary) / str(next(count)))
+            spans[workers].append(makespan(busy))
+            return rate(busy, workers)
 
-        found = side_by_side({"one": lambda: seconds(1), "two": lambda: seconds(2)}, args.repeats)
+        sides = {
+            "one": lambda: throughput(1),
+            "two": lambda: throughput(2),
+            "bare one": lambda: bare(1, common),
+            "bare two": lambda: bare(2, common),
+        }
+        found = side_by_side(sides, args.repeats)
         busy, outcomes = study(2, [*common, f"trials={args.trials}"], Path(temporary) / "pruned")
-    ratios = [one / two for one, two in zip(found["one"], found["two"], strict=True)]
+    ratios = [two / one for one, two in zip(found["one"], found["two"], strict=True)]
+    limits = [two / one for one, two in zip(found["bare one"], found["bare two"], strict=True)]
+    whole_spans = [one / two for one, two in zip(spans[1], spans[2], strict=True)]
     whole = [b - a for (a, b), o in zip(busy, outcomes, strict=True) if o.state == "COMPLETE"]
     typical = [whole[i % len(whole)] for i in range(args.trials)]  # pruned trials as if they had gone on
     rows = [
@@ -121,7 +167,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             "at_least": 1.6,
             "aim": 1.9,
             "ratios": spread(ratios),
-            "seconds": {name: spread(values) for name, values in found.items()},
+            "with_start_and_end": spread(whole_spans),
+            "trials_per_second": {name: spread(values) for name, values in found.items()},
+        },
+        {
+            "what": "the same over what two bare processes reach over one",
+            "ratio": spread(ratios)["median"] / spread(limits)["median"],
+            "at_least": 0.9,
+            "aim": 1.0,
+            "bare": spread(limits),
         },
         {
             "what": "two workers' idle time in a search with asynchronous pruning, in %",

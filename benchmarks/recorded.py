@@ -23,7 +23,7 @@ from mixtune.cli import Parser, parse_args, run
 from mixtune.config import load, plain
 from mixtune.study.knobs import Uniform
 from mixtune.study.space import Space
-from mixtune.training.checkpoint import replace_file
+from mixtune.training.checkpoint import essence, replace_file
 from mixtune.training.run import Run
 
 HERE = Path(__file__).parent
@@ -82,16 +82,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Record what is missing."""
     args = parse_args(parser(), argv)
     out, space = Path(args.out).absolute(), space_of(args.data)
-    settings = plain(replace(space, task=replace(space.task, data=None)))
+    wanted = points(space, args.rows)
+    # What decides a row, and nothing that a later version may add to a space and leaves off.
+    settings = plain(essence(replace(space, task=replace(space.task, data=None)).training()))
     rows: list[dict[str, Any]] = []
-    if out.exists() and (old := json.loads(out.read_text()))["space"] == settings:
-        rows = old["rows"]
+    if out.exists() and (old := json.loads(out.read_text()))["training"] == settings:
+        rows = [r for r in old["rows"] if r["row"] < len(wanted) and r["params"] == wanted[r["row"]][1]]
     done, made_on = {r["row"] for r in rows}, hardware()
-    missing = [(i, name, p) for i, (name, p) in enumerate(points(space, args.rows)) if i not in done]
+    missing = [(i, name, p) for i, (name, p) in enumerate(wanted) if i not in done]
     with ProcessPoolExecutor(len(os.sched_getaffinity(0)), mp_context=get_context("spawn")) as pool:
         for future in as_completed([pool.submit(record, args.data, *m) for m in missing]):
             rows = sorted([*rows, future.result()], key=lambda r: int(r["row"]))
-            content = {"space": settings, "hardware": made_on, "rows": rows}
+            content = {"training": settings, "hardware": made_on, "rows": rows}
             replace_file(out, (json.dumps(content, indent=None).replace('{"row"', '\n{"row"') + "\n").encode())
             print(f"{len(rows)} of {args.rows}: {future.result()['regime']}", flush=True)
     return 0

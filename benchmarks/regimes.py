@@ -15,30 +15,34 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal
 
 from benchmarks.common import RESULTS, hardware
 from benchmarks.readme import ROOT
+from benchmarks.verdict import verdict
 from mixtune.cli import Parser, parse_args, run
 from mixtune.regime import BatchShape, Budget, published
 from mixtune.training.calibration import Recalibration
 from mixtune.training.checkpoint import digest, essence, replace_file
+from mixtune.training.device import pick_device
+from mixtune.training.packing import Pack, Turn
 from mixtune.training.recipe import Recipe
 from mixtune.training.run import Evaluation, Run, TrainingConfig
 from mixtune.training.task import TaskConfig
 
-# 97.5 % point of Student's t by degrees of freedom.
-T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262, 10: 2.228, 11: 2.201}
-
 
 @dataclass(frozen=True)
 class Plan:
-    """What is compared: ``regimes`` against the first of them, for every way to ``spend`` the budget."""
+    """What is compared: ``regimes`` against the first of them, for every way to ``spend`` the budget.
+
+    processes: that train at the same time, with ``packed`` runs in each, which share its GPU.
+    """
 
     network: str
     base: BatchShape
@@ -50,6 +54,7 @@ class Plan:
     processes: int
     samples: int | None = None
     regimes: tuple[str, ...] = ("fixed", "mixsize_b", "mixsize_d")
+    packed: int = 1
 
 
 PLANS = {
@@ -73,7 +78,8 @@ PLANS = {
         recipe=Recipe(lr=0.1, weight_decay=1e-4, schedule="step", warmup=0.0),
         spend=("compute", "epochs"),
         seeds=3,
-        processes=4,
+        processes=1,
+        packed=6,  # a seed's runs end together, and can be compared
     ),
 }
 
@@ -96,10 +102,13 @@ def jobs(plan: Plan) -> list[Job]:
     return [Job(r, spend, seed) for seed in range(1, plan.seeds + 1) for spend in plan.spend for r in plan.regimes]
 
 
-def train_once(plan: Plan, job: Job, data: str, work: Path, deadline: float) -> dict[str, Any] | None:
+def train_once(
+    plan: Plan, job: Job, data: str, work: Path, deadline: float, turn: Callable[[], None] = lambda: None
+) -> dict[str, Any] | None:
     """Train one run on the whole training set and judge it on the test set; None when the time was up before.
 
     Two curves: with the running batch-norm statistics, and with statistics chosen per size on held-back images.
+    ``turn`` is called after every step.
     """
     regime = published(job.regime, plan.base, plan.sizes, 4)
     task = TaskConfig("cifar10", plan.network, data, samples=plan.samples)
@@ -113,6 +122,7 @@ def train_once(plan: Plan, job: Job, data: str, work: Path, deadline: float) -> 
     def stop(step: int, views: int) -> None:
         if time.time() > deadline:
             raise TimeUpError
+        turn()
 
     path = work / f"{job.regime}-{job.spend}-{job.seed}.pt"
     try:
@@ -136,14 +146,33 @@ def train_once(plan: Plan, job: Job, data: str, work: Path, deadline: float) -> 
     }
 
 
-def verdict(differences: Sequence[float]) -> str:
-    """Mean difference in points with its 95 % interval, and what that says."""
-    if len(differences) < 2:
-        return f"{differences[0]:+.2f} points from a single seed: no verdict"
-    mean, n = statistics.mean(differences), len(differences)
-    half = T.get(n - 1, 1.96) * statistics.stdev(differences) / math.sqrt(n)
-    word = "better" if mean > half else "worse" if mean < -half else "no difference"
-    return f"{mean:+.2f} points, 95 % interval {mean - half:+.2f} to {mean + half:+.2f}, {n} seeds: {word}"
+def in_processes(
+    plan: Plan, missing: Sequence[Job], data: str, work: Path, deadline: float
+) -> Iterator[dict[str, Any] | None]:
+    """The results of ``train_once``, as they come."""
+    with ProcessPoolExecutor(plan.processes, mp_context=get_context("spawn")) as pool:
+        for future in as_completed([pool.submit(train_once, plan, job, data, work, deadline) for job in missing]):
+            yield future.result()
+
+
+def packed(
+    plan: Plan, missing: Sequence[Job], data: str, work: Path, deadline: float
+) -> Iterator[dict[str, Any] | None]:
+    """The same of runs that share this process and its GPU, their steps in turn."""
+    pack: Pack[dict[str, Any] | None] = Pack(pick_device("auto"))
+
+    def once(job: Job, turn: Turn, report: Callable[[dict[str, Any] | None], None]) -> None:
+        report(train_once(plan, job, data, work, deadline, turn))
+
+    def train(job: Job) -> dict[str, Any] | None:
+        pack.start(str(job), partial(once, job))
+        result = pack.next(str(job))
+        pack.next(str(job))  # to its end, which frees what it holds
+        return result
+
+    with ThreadPoolExecutor(plan.packed) as pool:
+        for future in as_completed([pool.submit(train, job) for job in missing]):
+            yield future.result()
 
 
 def table(plan: Plan, runs: Sequence[dict[str, Any]]) -> Iterator[str]:
@@ -198,15 +227,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         runs = old["runs"]
     done = {(r["regime"], r["spend"], r["seed"]) for r in runs}
     missing = [j for j in jobs(plan) if (j.regime, j.spend, j.seed) not in done]
-    with ProcessPoolExecutor(plan.processes, mp_context=get_context("spawn")) as pool:
-        waiting = [pool.submit(train_once, plan, j, args.data, work, deadline) for j in missing]
-        for future in as_completed(waiting):
-            if result := future.result():
-                runs.append(result)
-                content = {"plan": named, "settings": essence(plan), "hardware": made_on, "runs": runs}
-                replace_file(out, json.dumps(content, indent=1).encode())
-                place = f"{result['regime']}, equal {result['spend']}, seed {result['seed']}"
-                print(f"{len(runs)} of {len(jobs(plan))}: {place}: {result['seconds']:.0f} s", flush=True)
+    for result in (packed if plan.packed > 1 else in_processes)(plan, missing, args.data, work, deadline):
+        if result is not None:
+            runs.append(result)
+            content = {"plan": named, "settings": essence(plan), "hardware": made_on, "runs": runs}
+            replace_file(out, json.dumps(content, indent=1).encode())
+            place = f"{result['regime']}, equal {result['spend']}, seed {result['seed']}"
+            print(f"{len(runs)} of {len(jobs(plan))}: {place}: {result['seconds']:.0f} s", flush=True)
     runs.sort(key=lambda r: (r["seed"], r["spend"], plan.regimes.index(r["regime"])))
     print("\n".join(table(plan, runs)))
     left = len(jobs(plan)) - len(runs)

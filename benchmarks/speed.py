@@ -42,7 +42,7 @@ GOALS: dict[str, tuple[str, tuple[tuple[str, float, float], ...]]] = {
         "packing",
         (
             ("GPU: 8 trials packed in one process / 1 trial, steps per second", 2.7, 5),
-            ("GPU: 8 packed trials / a process per trial under Ray with fractional GPUs", 15, 30),
+            ("GPU: 8 packed trials / a process per trial, as under Ray with fractional GPUs", 15, 30),
         ),
     ),
 }

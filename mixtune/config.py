@@ -83,6 +83,16 @@ def override(data: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]
     return data
 
 
+def merged(data: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """``data`` with ``changes``, key by key: a section keeps the keys that its changes do not name."""
+    found = dict(data)
+    for key, value in changes.items():
+        there = found.get(key)
+        both = isinstance(there, Mapping) and isinstance(value, Mapping)
+        found[key] = merged(there, value) if both else value  # type: ignore[arg-type]
+    return found
+
+
 def parse(data: Mapping[str, Any], kind: type[T], source: str | Path) -> T:
     """``data`` as the dataclass ``kind``, strictly typed. Raises InputError naming ``source`` and the key."""
     from pydantic import ValidationError

@@ -59,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise InputError(f"--weights {given}: say what it was trained on with --space FILE (or name a run's folder)")
     source = args.space or f"{given / 'regime.yaml'}: training"
 
+    from mixtune.regime import BatchShape
     from mixtune.training.calibration import Recalibration
     from mixtune.training.cost import with_cost
     from mixtune.training.prepared import check_sizes
@@ -71,18 +72,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     sizes = _sizes(args.sizes) if args.sizes else config.evaluate.sizes
     recalibration = config.evaluate.recalibrate or (Recalibration() if args.recalibrate else None)
     task = Classification(config.task, "test" if args.test else "validation", config.device, recalibration)
-    corrupted = [args.corruptions] if args.corruptions else []
-    asked = "--sizes" if args.sizes else "evaluate.sizes"
-    check_sizes(task.prepared_for, {asked: sizes, "--corruptions": corrupted})
+    asked = {f"--sizes {args.sizes}" if args.sizes else source: sizes}
+    if args.corruptions is not None:
+        asked[f"--corruptions {args.corruptions}"] = (args.corruptions,)
+    check_sizes(task.prepared_for, asked)
+    for said, wanted in asked.items():
+        try:
+            check_shapes([BatchShape(S, 1) for S in wanted], config.task.network, 1)
+        except ValueError as err:
+            raise InputError(f"{said}: {err}") from None
+    task.config = dataclasses.replace(config.task, weights=None)
     try:
-        from mixtune.regime import BatchShape
-
-        check_shapes(
-            [BatchShape(S, 1) for S in (*sizes, *corrupted)],
-            config.task.network,
-            1,
-        )
-        task.config = dataclasses.replace(config.task, weights=None)
         network = task.network(0)
     except ValueError as err:
         raise InputError(f"{source}: {err}") from None
@@ -114,7 +114,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"  {family:<11}" + "".join(f"{v:8.2f}" for v in values))
     if args.out:
         folder = Path(args.out)
-        _write(folder, curve.rows(), rows)
+        measured = {} if args.latency is None else {"batch": args.latency}  # that latency and memory are of
+        _write(folder, [r | measured for r in curve.rows()], rows)
         print(f"written to {short(folder)}")
     return 0
 

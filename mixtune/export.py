@@ -70,7 +70,7 @@ def export_network(args: argparse.Namespace) -> int:
     print(f"{asked}: {run_.folder} at {point.S} px, top-1 {100 * point.top1:.2f} %, {point.gmacs:.4g} GMACs{measured}")
     if args.network:
         network, chosen = deployed.restore(run_, point.S)
-        print(f"batch-norm statistics: {chosen}")
+        print(f"batch-norm statistics: {chosen[point.S]}")
         about = deployed.description(run_, point, chosen, needs)
         for path in written.save(network, Path(args.network), run_.curve.sizes, formats, about):
             print(f"wrote {path}")

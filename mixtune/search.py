@@ -1,7 +1,8 @@
 """Search for the best size regime: python -m mixtune.search --space search_spaces/digits.yaml
 
 Running the same command again continues the study. --dry-run shows what would be tried and needs no data; with
---measure it also says what that would cost. --from studies/PROXY trains the best regimes of another study on this task.
+--measure it also says what that would cost. --proxy searches on a cheaper task first (the file's section proxy), then
+trains the best regimes on the whole one; --from does the latter with a study that is there.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mixtune.cli import Parser, parse_args, python, run, shell, short
 from mixtune.config import load
+from mixtune.errors import InputError
 from mixtune.secrets import MaskSecrets, masked
 
 if TYPE_CHECKING:
@@ -29,17 +32,25 @@ def parser() -> Parser:
     p.add_argument("--space", required=True, metavar="FILE", help="search space (YAML)")
     p.add_argument("--out", metavar="FOLDER", help="the study's folder (default: studies/NAME)")
     p.add_argument("--trials", type=int, metavar="N", help="trials in all (default: the file's)")
+    p.add_argument(
+        "--final", type=int, metavar="N", help="then train leaders again, and finalists with N seeds: test set"
+    )
     p.add_argument("--storage", metavar="URL", help="Optuna storage (default: study.journal in the folder)")
     p.add_argument("--tracking-uri", metavar="URI", help="MLflow tracking store (default: mlflow.db in the folder)")
     p.add_argument("--address", metavar="HOST:PORT", help="an existing Ray cluster (default: this machine)")
     p.add_argument("--resume", action="store_true", help="only go on with a study that is there, never begin one")
     p.add_argument(
-        "--from",
-        dest="proxy",
-        metavar="FOLDER",
-        help="train the best regimes of the study in this folder on the whole budget, instead of searching",
+        "--proxy",
+        action="store_true",
+        help="search on the file's proxy first, then train the best regimes on the whole task",
     )
-    p.add_argument("--top", type=int, default=3, metavar="N", help="with --from: how many regimes (default: 3)")
+    p.add_argument(
+        "--from",
+        dest="found",
+        metavar="FOLDER",
+        help="instead of searching, train the best regimes of the study in this folder on the whole task",
+    )
+    p.add_argument("--top", type=int, default=3, metavar="N", help="how many regimes those are (default: 3)")
     p.add_argument("--dry-run", action="store_true", help="print the regimes that would be tried, and stop")
     p.add_argument("--measure", action="store_true", help="with --dry-run: measure here what the search would cost")
     p.add_set()
@@ -52,7 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="note: %(message)s", level=logging.WARNING)
     for handler in logging.getLogger().handlers:
         handler.addFilter(MaskSecrets())
-    more = [] if args.trials is None else [f"trials={args.trials}"]
+    asked = {"trials": args.trials, "final.seeds": args.final}
+    more = [f"{key}={value}" for key, value in asked.items() if value is not None]
 
     if args.address and (Path.home() / ".ray" / "auth_token").exists():
         # A cluster asks for the token by default, but Ray hands it out only when told to before it is imported.
@@ -61,39 +73,49 @@ def main(argv: Sequence[str] | None = None) -> int:
     from mixtune.study.space import Space
 
     space = load(args.space, Space, [*args.assignments, *more])
-
-    from mixtune.study import preflight
-
     scores: dict[str, float] = {}
-    if args.proxy:
-        from mixtune.study.carry import carried
+    if args.proxy and args.found:
+        raise InputError("--proxy searches, and --from names a study that was: give one of them")
+    if args.proxy or args.found:
+        from mixtune.study.carry import carried, on_proxy
 
-        space, scores = carried(space, Path(args.proxy).absolute(), args.top, args.storage)
-    if args.dry_run:
-        from mixtune.study.named import check_named
+        whole = _places(args, f"{space.study}-carried")
+        places = replace(whole, folder=Path(args.found).absolute() if args.found else whole.folder / "proxy")
+        if args.proxy:
+            cheaper = on_proxy(space, args.space)
+            if args.dry_run:
+                return _dry_run(args, cheaper)
+            if code := _search(args, cheaper, places, {}):
+                return code
+        space, scores = carried(space, places.folder, args.top, args.storage)
+    return _dry_run(args, space) if args.dry_run else _search(args, space, _places(args, space.study), scores)
 
-        check_named(space)
-        preflight.check_sizes(space, args.space)
-        n = preflight.expected_images(space, args.space)
-        preflight.check_batches(space, n, args.space)
-        print(preflight.plan(space, n) + "\n")
-        if args.measure:
-            from mixtune.study.estimate import dry
 
-            dry(space, args.space, _places(args, space), say)
-        else:
-            print("hours are not known before steps are measured: --measure does that here; a search begins with it")
-        return 0
+def _dry_run(args: argparse.Namespace, space: Space) -> int:
+    from mixtune.study import preflight
+    from mixtune.study.named import check_named
 
+    check_named(space)
+    preflight.check_sizes(space, args.space)
+    n = preflight.expected_images(space, args.space)
+    preflight.check_batches(space, n, args.space)
+    say(preflight.plan(space, n) + "\n")
+    if args.measure:
+        from mixtune.study.estimate import dry
+
+        dry(space, args.space, _places(args, space.study), say)
+    else:
+        say("hours are not known before steps are measured: --measure does that here; a search begins with it")
+    return 0
+
+
+def _search(args: argparse.Namespace, space: Space, places: Places, scores: Mapping[str, float]) -> int:
     from mixtune.study.conduct import conduct, table
 
-    places = _places(args, space)
     result = conduct(space, args.space, places, _draw, say, args.resume, scores)
-    print()
-    print(table(space, result))
-    print()
+    say(f"\n{table(space, result)}\n")
     for title, command in _next_commands(places, space, result):
-        print(masked(f"{title}\n  {command}"))
+        say(f"{title}\n  {command}")
     if result.interrupted:
         print("\ninterrupted; nothing that was finished is lost", file=sys.stderr)
         return 130
@@ -103,10 +125,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _places(args: argparse.Namespace, space: Space) -> Places:
+def _places(args: argparse.Namespace, study: str) -> Places:
     from mixtune.study.folder import Places
 
-    folder = Path(args.out or Path("studies") / space.study).absolute()
+    folder = Path(args.out or Path("studies") / study).absolute()
     return Places(folder, args.storage, args.tracking_uri, args.address)
 
 
@@ -123,6 +145,7 @@ def _draw(uri: str, study: str, folder: Path) -> list[Path]:
 
 def _next_commands(places, space, result):  # type: ignore[no-untyped-def]
     from mixtune.study.browsing import address
+    from mixtune.study.final import Final
 
     me, folder, study, workers = python(), places.folder, space.study, space.resources.workers
     resume = [me, "-m mixtune.search", shell("--space", folder / "space.yaml", "--out", folder)]
@@ -133,12 +156,16 @@ def _next_commands(places, space, result):  # type: ignore[no-untyped-def]
     ):
         if value:
             resume.append(shell(flag, value))
+    unfinished = result.remaining or result.interrupted
     yield (
-        ("continue this study" if result.remaining else "add trials to this study"),
-        " ".join([*resume, *([] if result.remaining else [f"--trials {len(result.outcomes) + 10}"])]),
+        ("continue this study" if unfinished else "add trials to this study"),
+        " ".join([*resume, *([] if unfinished else [f"--trials {len(result.outcomes) + 10}"])]),
     )
     if result.best is None:
         return
+    if space.final is None:
+        said = Final().cost(len(space.published), space.folds, space.trials)
+        yield f"prove it on the test set ({said})", " ".join([*resume, f"--final {Final().seeds}"])
     launcher = f" -m torch.distributed.run --nproc-per-node {workers}" if workers > 1 else ""
     yield "train the best regime on its own", f"{me}{launcher} -m mixtune.train {shell('--regime', result.best_file)}"
     uri = places.tracking_uri

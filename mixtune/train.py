@@ -1,6 +1,7 @@
 """Train one regime on its own: python -m mixtune.train --regime FILE
 
-A regime file that a search wrote knows how it was trained, so it needs nothing else and gives the trial's score again.
+A regime file that a search wrote knows how it was trained, so it needs nothing else and gives the trial's score again;
+where that is a mean over folds, all of them are trained (--set task.fold=2 trains one).
 Any other regime file takes the task, budget and recipe of a search space: --space search_spaces/cifar10.yaml.
 On several GPUs: torchrun --nproc-per-node 8 -m mixtune.train --regime FILE
 """
@@ -13,6 +14,7 @@ import io
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +24,10 @@ from mixtune.errors import InputError
 from mixtune.regime.files import load_regime
 
 if TYPE_CHECKING:
+    from mixtune.training.loop import Report
     from mixtune.training.ranks import Ranks
+    from mixtune.training.run import Run
+    from mixtune.training.task_config import TaskConfig
 
 CHECKPOINT = "checkpoint.pt"
 # What a search space says of each run, beside what it searches.
@@ -81,7 +86,8 @@ def _train(args: argparse.Namespace, ranks: Ranks) -> int:
 
     import torch
 
-    from mixtune.training.finetune import find_rate, standardised_accuracy
+    from mixtune.training.curve import mean_curve
+    from mixtune.training.finetune import find_rate
     from mixtune.training.loader import describe
     from mixtune.training.run import Run, TrainingConfig
     from mixtune.training.trained import save
@@ -103,47 +109,40 @@ def _train(args: argparse.Namespace, ranks: Ranks) -> int:
             f"note     trained on {first.ranks} rank{'s' * (first.ranks > 1)}, whose batch norms saw their own part of "
             f"each step; on {world} the results differ (they would not with recipe.sync_bn)"
         )
+    # A trial of a study with folds was judged on all of them.
+    chosen = args.test or args.find_rate or any(a.startswith("task.fold=") for a in args.assignments)
+    folds = [first.task.fold] if chosen else list(range(first.task.folds))
     scores: dict[int, list[float]] = {}
     for seed in range(first.seed, first.seed + args.seeds):
-        config = parse(data | {"seed": seed}, TrainingConfig, source)
-        job = Run.prepare(regime, config, "test" if args.test else "validation", ranks)
-        if seed == first.seed:
-            judged = "test set" if args.test else f"hold-out of {100 * config.task.validation:g} %"
-            shared = f"{job.task.n_train} images, {judged}"
-            print(f"task     {config.task.network} on {config.task.dataset}, {shared}")
-            epochs = job.schedule.samples / job.task.n_train
-            many = f", {world} ranks" if world > 1 else ""
-            print(f"steps    {len(job.schedule)} ({epochs:.1f} epochs) on {job.task.device}{many}")
-            if not job.task.small:
-                print(f"loader   {describe(job.schedule, job.task.workers, ranks.shard)}")
-        print(f"seed     {seed}", flush=True)
-        if args.find_rate:
-            found = find_rate(job.task, job.network, job.schedule, job.recipe, seed)
-            print(f"rate     {found.suggestion:.3g}, where the loss falls fastest ({len(found.rates)} rates tried)")
-            return 0
-        folder = (out if args.seeds == 1 else out / f"seed{seed}") if out else None
-        kept = folder / CHECKPOINT if folder else None
-        if kept and kept.exists():
-            print(f"resuming {short(kept)}", flush=True)
-        bar = Bar(len(job.schedule), stream=sys.stderr if ranks.first else io.StringIO())
-        for report in job.reports(kept, on_step=bar.step, say=lambda text: print(f"engine   {text}", flush=True)):
-            bar.clear()
-            speed = f"{report.views_per_second:,.0f} views/s"
-            accuracy = "  ".join(f"{p.S} px {100 * p.top1:.2f}" for p in report.curve.points)
-            print(f"  {100 * report.progress:3.0f} %  loss {report.loss:.4f}  {speed}  top-1 {accuracy}", flush=True)
-        for line in job.task.notes.lines():
-            print(f"images   {line}")
-        print(f"score    {config.score.of(report.curve)!r}  ({config.score})")
-        best = max(report.curve.points, key=lambda p: p.top1)
-        minutes = report.seconds / 60
-        print(
-            f"time     {minutes:.2f} min of training and evaluation; standardised accuracy sqrt(top-1 at {best.S} px / "
-            f"min) {standardised_accuracy(best.top1, minutes):.3f}"
-        )
-        for p in report.curve.points:
+        curves = []
+        for fold in folds:
+            config = parse(data | {"seed": seed}, TrainingConfig, source)
+            config = replace(config, task=replace(config.task, fold=fold))
+            job = Run.prepare(regime, config, "test" if args.test else "validation", ranks)
+            if seed == first.seed and fold == folds[0]:
+                shared = f"{job.task.n_train} images, {_judged(config.task, args.test)}"
+                print(f"task     {config.task.network} on {config.task.dataset}, {shared}")
+                epochs = job.schedule.samples / job.task.n_train
+                many = f", {world} ranks" if world > 1 else ""
+                print(f"steps    {len(job.schedule)} ({epochs:.1f} epochs) on {job.task.device}{many}")
+                if not job.task.small:
+                    print(f"loader   {describe(job.schedule, job.task.workers, ranks.shard)}")
+            print(f"seed     {seed}" + (f", fold {fold}" if len(folds) > 1 else ""), flush=True)
+            if args.find_rate:
+                found = find_rate(job.task, job.network, job.schedule, job.recipe, seed)
+                print(f"rate     {found.suggestion:.3g}, where the loss falls fastest ({len(found.rates)} rates tried)")
+                return 0
+            folder = (out if args.seeds == 1 else out / f"seed{seed}") if out else None
+            folder = folder / f"fold{fold}" if folder and len(folds) > 1 else folder
+            report = _reported(job, folder / CHECKPOINT if folder else None, ranks)
+            curves.append(report.curve)
+            if folder and ranks.first:
+                save(folder, regime, job, report)
+        whole = mean_curve(curves)
+        if len(folds) > 1:
+            print(f"score    {first.score.of(whole)!r}  ({first.score}, mean over {len(folds)} folds)")
+        for p in whole.points:
             scores.setdefault(p.S, []).append(p.top1)
-        if folder and ranks.first:
-            save(folder, regime, job, report)
     print("top-1, %" + (f", mean and deviation over {args.seeds} seeds" if args.seeds > 1 else ""))
     for S, values in sorted(scores.items()):
         spread = f" ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 else ""
@@ -151,6 +150,37 @@ def _train(args: argparse.Namespace, ranks: Ranks) -> int:
     if out:
         print(f"written to {short(out)}")
     return 0
+
+
+def _judged(task: TaskConfig, test: bool) -> str:
+    if test:
+        return "test set"
+    return f"folds of {task.folds}" if task.folds > 1 else f"hold-out of {100 * task.validation:g} %"
+
+
+def _reported(job: Run, kept: Path | None, ranks: Ranks) -> Report:
+    """Train, print how it goes, and give the last report. ``kept``: the checkpoint."""
+    from mixtune.training.finetune import standardised_accuracy
+
+    if kept and kept.exists():
+        print(f"resuming {short(kept)}", flush=True)
+    bar = Bar(len(job.schedule), stream=sys.stderr if ranks.first else io.StringIO())
+    for report in job.reports(kept, on_step=bar.step, say=lambda text: print(f"engine   {text}", flush=True)):
+        bar.clear()
+        speed = f"{report.views_per_second:,.0f} views/s"
+        accuracy = "  ".join(f"{p.S} px {100 * p.top1:.2f}" for p in report.curve.points)
+        print(f"  {100 * report.progress:3.0f} %  loss {report.loss:.4f}  {speed}  top-1 {accuracy}", flush=True)
+    for line in job.task.notes.lines():
+        print(f"images   {line}")
+    score = job.config.score
+    print(f"score    {score.of(report.curve)!r}  ({score})")
+    best = max(report.curve.points, key=lambda p: p.top1)
+    minutes = report.seconds / 60
+    print(
+        f"time     {minutes:.2f} min of training and evaluation; standardised accuracy sqrt(top-1 at {best.S} px / "
+        f"min) {standardised_accuracy(best.top1, minutes):.3f}"
+    )
+    return report
 
 
 def _writable(folder: Path) -> None:

@@ -76,6 +76,25 @@ def test_lower_floors_run_where_upper_libraries_are_not_installed(module, absent
     subprocess.run([sys.executable, "-c", f"import sys; {block}import {module}"], check=True, cwd=ROOT)
 
 
+COLLECT = ["-q", "-p", "no:cacheprovider", "-m", "gpu", "--collect-only", "tests/training"]
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        "import benchmarks.gpu_step, benchmarks.packing, benchmarks.warm_start, benchmarks.regimes",
+        pytest.param(f"import pytest; sys.exit(pytest.main({COLLECT}))", marks=pytest.mark.slow),
+    ],
+)
+def test_what_a_gpu_machine_runs_needs_no_library_of_the_study(work):
+    """The GPU benchmarks, and the tests that ``pytest -m gpu tests/training`` finds."""
+    block = "".join(f"sys.modules[{name!r}] = None; " for name in ("ray", "optuna", "mlflow"))
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; {block}{work}"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_modules_stay_small():
     long = {
         str(p.relative_to(ROOT)): n

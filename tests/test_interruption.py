@@ -32,11 +32,10 @@ SLOW = [pytest.param(["SIGKILL", "SIGINT"], marks=pytest.mark.slow), pytest.para
 
 
 @pytest.mark.parametrize("signals", [["SIGINT"], *SLOW])
-def test_a_search_that_is_cut_off_goes_on_where_it_was(tmp_path, space_file, tiny, signals):
-    tiny["budget"] = {"epochs": 2}
-    tiny["trials"] = 4
-    space = space_file(tiny)
-    folder = tmp_path / "a study"
+def test_a_search_that_is_cut_off_goes_on_where_it_was(tmp_path, space_file, tiny, empty_store, signals):
+    space, folder = space_file(tiny), tmp_path / "a study"
+    folder.mkdir()
+    empty_store(folder)
     for how in signals:
         cut_off(start(folder, space), how)
 

@@ -11,6 +11,7 @@ from mixtune.config import plain
 from mixtune.regime import BatchShape, Budget
 from mixtune.study.candidates import Search
 from mixtune.study.fidelity import Fidelity
+from mixtune.study.final import Final
 from mixtune.study.knobs import Range
 from mixtune.study.limits import Limits
 from mixtune.study.space import Named, Resources, Space
@@ -35,6 +36,7 @@ SECTIONS = {
     "score": Score,
     "fidelity": Fidelity,
     "sampler and pruner": Named,
+    "final": Final,
     "resources": Resources,
     "limits": Limits,
     "recipe": Recipe,

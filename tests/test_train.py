@@ -123,3 +123,26 @@ def test_another_number_of_ranks_than_the_trials_is_said(regime_file, capsys):
     assert "note     trained on 4 ranks, whose batch norms saw their own part" in capsys.readouterr().out
     train.main([*arguments, "--set", "recipe.sync_bn=true"])
     assert "note " not in capsys.readouterr().out
+
+
+def test_a_regime_of_a_study_with_folds_gives_the_studys_score_on_all_of_them(tmp_path, tiny, capsys):
+    from mixtune.study.final import Repeat
+    from mixtune.study.repeats import whole
+    from mixtune.study.trial import trial_results
+    from mixtune.study.work import candidate_of, handed_over
+    from mixtune.training.ranks import ALONE
+
+    space = whole(parse(tiny | {"folds": 2, "score": {"measure": "mean"}}, Space, "f"), "leaders")
+    noted = {"published": "multiscale", "repeat": vars(Repeat(1, 0, "leaders"))}
+    trial = candidate_of(space, 1, space.published_params("multiscale", 4), noted, tmp_path)
+    told = handed_over(space, trial, space.training(1), tmp_path / "0000.pt")
+    *_, last = trial_results(ALONE, told)
+    train.main(["--regime", str(trial.folder / "regime.yaml"), "--out", str(tmp_path / "out")])
+    text = capsys.readouterr().out
+    first, second, mean = scores(text)
+    assert mean == repr(last["score"])
+    assert float(mean) == pytest.approx((float(first) + float(second)) / 2)
+    assert "mean over 2 folds" in text
+    assert (tmp_path / "out" / "fold1" / "curve.csv").exists()
+    train.main(["--regime", str(trial.folder / "regime.yaml"), "--set", "task.fold=1"])
+    assert scores(capsys.readouterr().out) == [second]

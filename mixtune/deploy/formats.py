@@ -16,6 +16,7 @@ from torch import Tensor
 from mixtune.deploy.network import Deployed
 from mixtune.errors import InputError
 
+STATISTICS = "statistics.safetensors"
 CLOSE = 1e-3  # how far the logits of a written network may be from the original's
 
 
@@ -33,11 +34,23 @@ def save(
         (folder / "deploy.yaml").write_text(
             yaml.safe_dump(about, sort_keys=False, allow_unicode=True), encoding="utf-8"
         )
-        paths = [folder / "deploy.yaml"]
+        paths = [folder / "deploy.yaml", *_statistics(network, folder)]
         paths.extend(WRITERS[name](network, folder, sizes) for name in formats)
     except OSError as err:
         raise InputError(f"--network {folder}: cannot be written to ({err.strerror})") from None
     return paths
+
+
+def _statistics(network: Deployed, folder: Path) -> list[Path]:
+    """The batch-norm statistics of other sizes, as SIZE/BUFFER; no file where all sizes take the network's own."""
+    from safetensors.torch import save_file
+
+    path = folder / STATISTICS
+    path.unlink(missing_ok=True)
+    if not network.statistics:
+        return []
+    save_file({f"{S}/{k}": v.contiguous() for S, found in network.statistics.items() for k, v in found.items()}, path)
+    return [path]
 
 
 def _safetensors(network: Deployed, folder: Path, sizes: Sequence[int]) -> Path:

@@ -5,14 +5,16 @@ S as in ``regime.shapes``. Pixels from 0 to 1 go in.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mixtune.deploy.pick import Need, useful_sizes
-from mixtune.training import data, networks
+from mixtune.training import calibration, data, networks
+from mixtune.training.calibration import Statistics
 from mixtune.training.crops import CROP_RATIO
 from mixtune.training.curve import Curve, Point
 from mixtune.training.task import Classification
@@ -26,9 +28,16 @@ class Deployed(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, network: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        mean: Sequence[float],
+        std: Sequence[float],
+        statistics: Mapping[int, Statistics] = MappingProxyType({}),
+    ) -> None:
+        """``statistics``: the batch-norm statistics of sizes that take others than the network has, by size."""
         super().__init__()
-        self.network = network
+        self.network, self.statistics = network, dict(statistics)
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
 
@@ -38,10 +47,10 @@ class Deployed(nn.Module):
         return logits
 
 
-def restore(run: Trained, S: int) -> tuple[Deployed, str]:
-    """The trained network in evaluation mode, with the batch-norm statistics for S, and which those are.
+def restore(run: Trained, S: int) -> tuple[Deployed, dict[int, str]]:
+    """The trained network in evaluation mode, with the batch-norm statistics for S, and which each size takes.
 
-    A run that was judged with recalibrated statistics gets those of S, chosen on its hold-out as in training. Raises
+    A run that was judged with recalibrated statistics gets them chosen on its hold-out, as in training. Raises
     InputError for missing or foreign weights.
     """
     task = Classification(run.config.task, "validation", "cpu", run.config.evaluate.recalibrate)
@@ -49,17 +58,20 @@ def restore(run: Trained, S: int) -> tuple[Deployed, str]:
     network = networks.create(run.config.task.network, dataset.classes)
     load_weights(network, run.weights, run.config.task.network)
     network.eval()
-    chosen = "running"
+    own = calibration.statistics(network)
+    found: dict[int, tuple[str, Statistics]] = dict.fromkeys({S, *run.curve.sizes}, (calibration.RUNNING, own))
     if run.config.evaluate.recalibrate is not None:
-        task.evaluate(network, [S])
-        chosen, statistics = task.chosen[S]
-        buffers = dict(network.named_buffers())
-        for name, value in statistics.items():
-            buffers[name].copy_(value)
-    return Deployed(network, dataset.mean, dataset.std).eval(), chosen
+        task.evaluate(network, sorted(found))
+        found = {size: (name, statistics or own) for size, (name, statistics) in task.chosen.items()}
+    buffers = dict(network.named_buffers())
+    for name, value in found[S][1].items():
+        buffers[name].copy_(value)
+    others = {size: statistics for size, (_, statistics) in sorted(found.items()) if statistics is not found[S][1]}
+    chosen = {size: name for size, (name, _) in sorted(found.items())}
+    return Deployed(network, dataset.mean, dataset.std, others).eval(), chosen
 
 
-def description(run: Trained, point: Point, chosen: str, needs: Sequence[Need]) -> dict[str, Any]:
+def description(run: Trained, point: Point, chosen: Mapping[int, str], needs: Sequence[Need]) -> dict[str, Any]:
     """What whoever deploys the network must know, as plain values."""
     dataset = data.load(run.config.task.dataset, run.config.task.data)
     classes, files = dataset.classes, isinstance(dataset.train, data.Files)
@@ -72,7 +84,8 @@ def description(run: Trained, point: Point, chosen: str, needs: Sequence[Need]) 
         "judged_on": run.judge or "validation",
         "worth_using_at": useful_sizes(run.curve),
         "asked": [f"{n.kind} {n.said}" for n in needs],
-        "batch_norm": chosen,
+        "batch_norm": chosen[point.S],
+        "batch_norm_by_size": dict(chosen),
         "input": "RGB pixels from 0 to 1, [N, 3, H, W], resized to size x size; normalisation is inside",
         "output": "logits, [N, classes]",
         "classes": classes,

@@ -1,6 +1,6 @@
 """The model that MLflow serves: images in, probabilities out, at the size that is asked for.
 
-MLflow copies this file into the model, so it may use torch, numpy and yaml, and nothing of mixtune.
+MLflow copies this file into the model, so it may use torch, numpy, safetensors and yaml, and nothing of mixtune.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import mlflow
 import numpy as np
 import torch
 import yaml
+from safetensors.torch import load_file
 from torch.nn import functional as F
 
 
@@ -20,7 +21,13 @@ class SizedModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
 
     def load_context(self, context: Any) -> None:
         """Load the program and what is said of it."""
-        self.network = torch.export.load(context.artifacts["program"]).module()
+        program = torch.export.load(context.artifacts["program"])
+        self.network, self.at = program.module(), {}
+        if "statistics" in context.artifacts:  # sizes with batch-norm statistics of their own
+            found = load_file(context.artifacts["statistics"])
+            for S in sorted({int(name.partition("/")[0]) for name in found}):
+                own = {k.partition("/")[2]: v for k, v in found.items() if k.startswith(f"{S}/")}
+                self.at[S] = _with_buffers(program.module(), own)
         with open(context.artifacts["about"], encoding="utf-8") as file:  # noqa: PTH123 (pathlib is not shorter here)
             self.about = yaml.safe_load(file)
 
@@ -29,7 +36,8 @@ class SizedModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         S = int((params or {}).get("size") or self.about["size"])
         pixels = torch.from_numpy(np.ascontiguousarray(model_input)).permute(0, 3, 1, 2).float() / 255
         with torch.no_grad():
-            found: np.ndarray = self.network(self._resized(pixels, S)).softmax(1).numpy()
+            network = self.at.get(S, self.network)
+            found: np.ndarray = network(self._resized(pixels, S)).softmax(1).numpy()
         return found
 
     def _resized(self, pixels: torch.Tensor, S: int) -> torch.Tensor:
@@ -43,6 +51,14 @@ class SizedModel(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
             pixels = F.interpolate(pixels, size=to, mode="bilinear", antialias=min(H, W) > min(to))
         y, x = (to[0] - S) // 2, (to[1] - S) // 2
         return pixels[..., y : y + S, x : x + S]
+
+
+def _with_buffers(module: torch.nn.Module, values: dict[str, torch.Tensor]) -> torch.nn.Module:
+    """The module with other batch-norm statistics; a tensor is replaced, not written to, as modules share them."""
+    for name, value in values.items():
+        owner, _, buffer = f"network.{name}".rpartition(".")
+        module.get_submodule(owner).register_buffer(buffer, value)
+    return module
 
 
 mlflow.models.set_model(SizedModel())

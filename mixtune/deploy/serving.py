@@ -5,12 +5,13 @@ from __future__ import annotations
 import platform
 import warnings
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
+from mixtune.deploy.formats import STATISTICS
 from mixtune.errors import InputError
 from mixtune.study.store import cause, opened
 
@@ -60,10 +61,14 @@ def _described(folder: Path, about: Mapping[str, Any]) -> dict[str, Any]:
     images = Schema([TensorSpec(np.dtype(np.uint8), (-1, -1, -1, 3))])
     outputs = Schema([TensorSpec(np.dtype(np.float32), (-1, int(about["classes"])))])
     params = ParamSchema([ParamSpec("size", DataType.long, int(about["size"]))])
+    artifacts = {"program": str(folder / "network.pt2"), "about": str(folder / "deploy.yaml")}
+    if (folder / STATISTICS).exists():
+        artifacts["statistics"] = str(folder / STATISTICS)
+    needed = ["torch", "numpy", "safetensors", "pyyaml"]
     return {
         "python_model": str(Path(__file__).with_name("served_model.py")),
-        "artifacts": {"program": str(folder / "network.pt2"), "about": str(folder / "deploy.yaml")},
+        "artifacts": artifacts,
         "signature": ModelSignature(images, outputs, params),
-        "pip_requirements": [f"torch=={torch.__version__.split('+')[0]}", f"numpy=={np.__version__}", "pyyaml"],
+        "pip_requirements": [f"{name}=={version(name).split('+')[0]}" for name in needed],
         "metadata": {"mixtune": {k: str(v) for k, v in about.items()}, "python": platform.python_version()},
     }

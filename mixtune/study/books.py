@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from mixtune.config import to_yaml
 from mixtune.errors import InputError, NoRoomError
@@ -73,6 +74,24 @@ def opened(
                 tracker.close()
             sqlite.plain(places.storage_url)
             sqlite.plain(places.tracking_uri)
+
+
+@contextlib.contextmanager
+def opened_round(books: Books, folder: Path, make: Callable[[], Trials]) -> Iterator[Books]:
+    """A study of its own beside an open one, in the same storage and tracked by the same runs.
+
+    ``folder``: where it keeps what its storage has not taken yet. Raises StorageAwayError.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    trials = patiently(make)
+    ledger = Ledger(trials, folder)
+    try:
+        if not ledger.flush(PATIENCE_SECONDS):
+            raise StorageAwayError("what an earlier search left for it could not be sent")
+        yield Books(trials, ledger, books.tracker, len(trials.reconcile()))
+    finally:
+        ledger.close()
+        trials.close()
 
 
 @contextlib.contextmanager

@@ -10,18 +10,16 @@ import math
 import time
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mixtune.config import plain
 from mixtune.errors import NO_ROOM, NoRoomError, no_room
-from mixtune.regime import Regime
-from mixtune.regime.files import regime_to_dict, save_regime
 from mixtune.study.events import Candidate, Listeners, State
 from mixtune.study.feasible import Refuse, nothing
 from mixtune.study.ledger import Book, StorageAwayError
 from mixtune.study.limits import POSITION, Clock, memory_kills, position
+from mixtune.study.work import candidate_of, handed_over, training_of
 from mixtune.training.curve import Curve, write_csv
 from mixtune.training.run import TrainingConfig
 
@@ -93,35 +91,21 @@ class Bridge:
     def _next(self) -> _Live | None:
         for _ in range(INFEASIBLE_IN_A_ROW):
             trial, params = self.trials.ask()
-            published = str(trial.user_attrs.get("published", ""))
-            regime = self.trials.space.regime(params, published or f"searched {trial.number}")
-            training = replace(self._training, recipe=self.trials.space.recipe_of(params))
-            if not (reason := self._refuse(regime, training)):
-                return self._begin(trial, params, published, regime, training)
+            space = self.trials.space
+            candidate = candidate_of(space, trial.number, params, trial.user_attrs, self._folder)
+            training = training_of(space, self._training, candidate)
+            if not (reason := self._refuse(candidate.regime, training)):
+                return self._begin(trial, candidate, training)
             self.trials.finish(trial, "INFEASIBLE", None, reason, None)
         said = f"{INFEASIBLE_IN_A_ROW} candidates in a row cannot be trained (the last: {reason})"
         self._halt(f"{said}; raise budget.epochs, lower base.B, or leave out of search what cannot be met")
         return None
 
-    def _begin(
-        self, trial: Any, params: dict[str, Any], published: str, regime: Regime, config: TrainingConfig
-    ) -> _Live:
-        folder = self._folder / "trials" / f"{trial.number:04d}"
-        folder.mkdir(parents=True, exist_ok=True)
-        training = plain(config)
-        save_regime(folder / "regime.yaml", regime, training)
-        candidate = Candidate(trial.number, regime, params, folder, published)
+    def _begin(self, trial: Any, candidate: Candidate, training: TrainingConfig) -> _Live:
         lineage = int(trial.user_attrs.get("lineage", trial.number))
         checkpoint = self._folder / "checkpoints" / f"{lineage:04d}.pt"
-        configuration = {
-            "regime": regime_to_dict(regime),
-            "training": training,
-            "folder": str(folder),
-            "checkpoint": str(checkpoint),
-            "stages": plain(self.trials.space.stages),
-            "reports": self.trials.space.reports_on_the_way,
-        }
-        return _Live(candidate, trial, checkpoint, Clock(self._limits, folder), configuration)
+        configuration = handed_over(self.trials.space, candidate, training, checkpoint)
+        return _Live(candidate, trial, checkpoint, Clock(self._limits, candidate.folder), configuration)
 
     def running(self, run_id: str, now: float) -> None:
         """A worker has begun with the trial, at this time in seconds."""

@@ -30,7 +30,8 @@ def view(space: Space) -> tuple[str, str]:
 def _columns(space: Space) -> Sequence[str]:
     digits = width([*space.search.sizes, *space.evaluate.sizes])
     sizes = [f"metrics.`{top1_at(S, digits)}`" for S in sorted(space.evaluate.sizes)]
-    params = [f"params.`{name}`" for name in ("regime", "growth", "split")]
+    recipe = (f"recipe.{name}" for name in space.search.recipe)
+    params = [f"params.`{name}`" for name in ("regime", "growth", "split", *recipe)]
     return ["metrics.`score`", *sizes, *params, "tags.`mixtune.state`", "attributes.`Duration`"]
 
 

@@ -12,16 +12,27 @@ from pathlib import Path
 
 from scipy import stats
 
-from mixtune.config import load
+from mixtune.config import load, merged, parse, plain
 from mixtune.errors import InputError
 from mixtune.study.fidelity import Fidelity
 from mixtune.study.folder import Places
-from mixtune.study.sampling import Outcome, Trials
+from mixtune.study.outcome import Outcome
+from mixtune.study.sampling import Trials
 from mixtune.study.space import Named, Space
 from mixtune.study.storage import holds
 from mixtune.training.networks import total_stride
 
 ENOUGH = 3  # regimes, for a rank correlation
+
+
+def on_proxy(space: Space, source: str) -> Space:
+    """The search on the cheaper task that the ``proxy`` section of a space describes. Raises InputError."""
+    if not space.proxy:
+        raise InputError(
+            f"{source}: has no proxy section; say there what is cheaper, e.g. proxy: {{budget: {{epochs: 5}}}}"
+        )
+    cheaper = merged(plain(replace(space, proxy={})), space.proxy)
+    return parse({**cheaper, "study": f"{space.study}-proxy"}, Space, f"{source}: proxy")
 
 
 def carried(space: Space, folder: Path, top: int, storage: str | None = None) -> tuple[Space, dict[str, float]]:
@@ -60,6 +71,7 @@ def carried(space: Space, folder: Path, top: int, storage: str | None = None) ->
         trials=len(space.published) + len(found),
         fidelity=Fidelity("compress", rungs=1),
         pruner=Named("none"),
+        proxy={},
     )
     return made, scores | found
 

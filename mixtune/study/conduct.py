@@ -1,35 +1,32 @@
-"""A study from start to end: lock its folder, open or resume it, run what remains, leave the best regime behind."""
+"""A study from start to end: lock its folder, open or resume it, run what remains, prove and leave the best regime."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import os
-import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mixtune.config import plain
-from mixtune.errors import InputError
 from mixtune.regime import Regime
 from mixtune.regime.files import save_regime
-from mixtune.study import carry, estimate, hosting, preflight, tracking, tuning
+from mixtune.study import carry, estimate, preflight, tracking, tuning
+from mixtune.study.agreement import agreements, sentence
 from mixtune.study.books import Books, begun, opened
-from mixtune.study.bridge import Bridge
-from mixtune.study.console import Console, results_table
-from mixtune.study.estimate import Ready
+from mixtune.study.console import Console, pareto_table, results_table
 from mixtune.study.events import Listeners
-from mixtune.study.feasible import infeasible
 from mixtune.study.folder import Places, locked, save
+from mixtune.study.machine import Machine
 from mixtune.study.named import check_named
-from mixtune.study.sampling import Outcome, Trials
+from mixtune.study.outcome import Outcome
+from mixtune.study.proving import Proof, prove
+from mixtune.study.sampling import Trials
 from mixtune.study.space import Space
 
 log = logging.getLogger("mixtune")
-RESTARTS = 3  # a fault of Ray itself ends an experiment; the study goes on in a new one
 
 
 @dataclass(frozen=True)
@@ -44,6 +41,8 @@ class Result:
     best_file: Path | None
     infeasible: Mapping[int, str] = field(default_factory=dict)  # candidates that could not be trained, with the reason
     took: str = ""  # beside what was planned; empty where trials remain
+    proof: Proof | None = None
+    pareto: tuple[int, ...] = ()  # with several objectives: the trials that no other beats in all of them
 
 
 def conduct(
@@ -71,101 +70,80 @@ def conduct(
 
     with locked(places.folder), contextlib.ExitStack() as at_the_end:
         at_the_end.callback(tuning.disconnect)
+        machine = Machine(space, slots, places, n_train, write)
         # What does not fit is refused before the study is begun, so that it may be begun with another base.
-        ready = None if resume or begun(space, places) else _ready(space, slots, places, n_train, write)
+        if not (resume or begun(space, places)):
+            machine.ready(space.trials)
         with opened(space, places, stride, resume, proxy) as books:
-            trials = books.trials
+            trials, proof = books.trials, None
             _say_what_happens(trials, books.stale, places, write)
             interrupted = False
-            if trials.remaining():
-                try:
-                    ready = ready or _ready(space, slots, places, n_train, write)
-                    write(f"score: {space.score}")
-                    with _terminable():
-                        _run(books, space, ready, places, n_train, write)
-                except KeyboardInterrupt:
-                    interrupted = True
-                finally:
-                    tuning.disconnect()
-                    books.settle()
-            return _close(trials, books.tracker, places, space, draw, interrupted)
-
-
-def _ready(space: Space, slots: preflight.Slots, places: Places, n_train: int, write: Callable[[str], None]) -> Ready:
-    if places.address is None:
-        tuning.connect(None, *preflight.local_resources())
-    with _terminable():
-        return estimate.ready(space, slots, places, n_train, write)
-
-
-def _run(books: Books, space: Space, ready: Ready, places: Places, n_train: int, write: Callable[[str], None]) -> None:
-    trials = books.trials
-    refuse = partial(infeasible, space, n_train=n_train, room=ready.room)
-    console = Console(space.trials, trials.best(), write)
-    console.header()
-    listeners = Listeners([console, books.tracker])
-    attempt = 0
-    while (left := trials.remaining()) and attempt < RESTARTS:
-        bridge = Bridge(books.ledger, ready.training, places.folder, listeners, refuse)
-        fault: Exception | None = None
-        try:
-            hosting.run(bridge, ready.slots, places.folder, ready.training.device, ready.gpus)
-        except KeyboardInterrupt:
-            bridge.interrupt()
-            raise
-        except Exception as err:
-            fault = err
-            bridge.interrupt()
-        if bridge.halted:
-            raise InputError(bridge.halted)
-        books.settle()
-        attempt = 1 if trials.remaining() < left else attempt + 1  # in a row without a trial finished
-        if fault is not None:
-            if attempt == RESTARTS:
-                raise fault
-            log.warning("Ray ended the experiment (%s); starting it again", str(fault).split("\n")[0])
-            tuning.disconnect()
-            tuning.connect(places.address, *preflight.local_resources())
-            signal.signal(signal.SIGTERM, _interrupt)
-    if said := console.findings():
-        write(said)
+            try:
+                if trials.remaining():
+                    machine.ready(trials.remaining())
+                    write(space.aim)
+                    console = Console(space.trials, trials.best(), write)
+                    console.header()
+                    machine.run(books, places.folder, Listeners([console, books.tracker]), machine.refuse)
+                    if said := console.findings():
+                        write(said)
+                if not trials.remaining():
+                    proof = prove(space, places, books, machine, write)
+            except KeyboardInterrupt:
+                interrupted = True
+            finally:
+                tuning.disconnect()
+                books.settle()
+            return _close(books, places, space, draw, interrupted, proof)
 
 
 def _close(
-    trials: Trials,
-    tracker: tracking.Tracker,
+    books: Books,
     places: Places,
     space: Space,
     draw: Callable[[str, str, Path], list[Path]],
     interrupted: bool,
+    proof: Proof | None,
 ) -> Result:
-    best, best_file = trials.best(), None
-    artifacts: list[Path] = []
+    trials, tracker = books.trials, books.tracker
+    best, best_file = proof.winner if proof else trials.best(), None
+    artifacts = [places.folder / name for name in (estimate.MEASURED, estimate.PLANNED)]
     if best is not None:
-        best_file = places.folder / "best.yaml"
-        kept = places.folder / "trials" / f"{best.number:04d}" / "regime.yaml"
-        if kept.exists():
-            save(best_file, kept.read_text(encoding="utf-8"))
-        else:  # run by another machine of a cluster without a shared folder
-            training = replace(space.training(), recipe=space.recipe_of(best.params))
-            save_regime(best_file, regime_of(space, best), plain(training))
+        chosen = proof.chosen if proof else "the best single run of the search"
+        best_file = _keep(best, chosen, places, space)
         artifacts.append(best_file)
-        if tracker.flush():  # figures are drawn from what MLflow holds
-            artifacts += draw(places.tracking_uri, space.study, places.folder / "figures")
     remaining = trials.remaining()
+    pareto = tuple(trials.pareto()) if space.several else ()
     summary: dict[str, Any] = {}
     if best is not None:
         summary = {"score": best.score, "trial": best.number, "family": best.published or "searched"}
-        summary["regime"] = str(regime_of(space, best))
+        summary |= {"regime": str(regime_of(space, best)), "chosen": chosen}
+        summary["verdict"] = proof.verdict.sentence() if proof else ""  # an earlier one does not stay
+        if pareto:
+            summary["pareto"] = " ".join(map(str, pareto))
     outcomes = trials.outcomes()
     agreed = carry.agreement(outcomes)
+    tracker.summarise(summary, agreed.tags if agreed else {})
+    if best is not None and tracker.flush():  # figures are drawn from what MLflow holds
+        artifacts += draw(places.tracking_uri, space.study, places.folder / "figures")
     try:
-        tracker.finish("FINISHED" if not remaining else "KILLED", summary, artifacts, agreed.tags if agreed else {})
+        tracker.finish("KILLED" if remaining or interrupted else "FINISHED", artifacts)
     except Exception as err:
         log.warning("MLflow could not be brought up to date: %s", str(err).split("\n")[0])
     took = estimate.compared(places.folder, trials.hours()) if not remaining else ""
-    refused = trials.infeasible()
-    return Result(outcomes, best, interrupted, remaining, tracker.experiment, best_file, refused, took)
+    here, refused = tracker.experiment, trials.infeasible()
+    return Result(outcomes, best, interrupted, remaining, here, best_file, refused, took, proof, pareto)
+
+
+def _keep(best: Outcome, chosen: str, places: Places, space: Space) -> Path:
+    """Write best.yaml: the winner's regime and how it is trained, under a line that says how it was chosen."""
+    path, kept = places.folder / "best.yaml", places.folder / "trials" / f"{best.number:04d}" / "regime.yaml"
+    if not kept.exists():  # run by another machine of a cluster without a shared folder
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        training = replace(space.training(), recipe=space.recipe_of(best.params))
+        save_regime(kept, regime_of(space, best), plain(training))
+    save(path, f"# Trial {best.number}, {chosen}.\n{kept.read_text(encoding='utf-8')}")
+    return path
 
 
 def regime_of(space: Space, outcome: Outcome) -> Regime:
@@ -179,9 +157,14 @@ def table(space: Space, result: Result) -> str:
     if result.infeasible:
         first = next(iter(result.infeasible.values()))
         lines += f"\n{len(result.infeasible)} candidates could not be trained ({first})"
+    if early := sentence(agreements(space, result.outcomes)):
+        lines += f"\n{early}"
     if agreed := carry.agreement(result.outcomes):
         lines += f"\n{agreed}"
-    return f"{lines}\n{result.took}" if result.took else lines
+    lines += f"\n{result.took}" if result.took else ""
+    if result.pareto:
+        lines += "\n\n" + pareto_table([o for o in result.outcomes if o.number in result.pareto], space)
+    return f"{lines}\n\n{result.proof.table()}" if result.proof else lines
 
 
 def _say_what_happens(trials: Trials, stale: int, places: Places, write: Callable[[str], None]) -> None:
@@ -209,17 +192,3 @@ def _absolute(space: Space) -> Space:
 
 def _full(path: str) -> str:
     return str(Path(path).expanduser().absolute())
-
-
-def _interrupt(number: int, frame: object) -> None:
-    raise KeyboardInterrupt
-
-
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM ends a search as Ctrl-C does. To be entered after Ray is started, which takes the signal for itself."""
-    before = signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -9,7 +9,9 @@ from typing import Any
 
 from mixtune.regime import Regime
 from mixtune.study.events import Candidate, State
-from mixtune.study.sampling import Outcome
+from mixtune.study.outcome import Outcome
+from mixtune.study.space import Space
+from mixtune.study.statistics import mean_sd
 from mixtune.training.curve import Curve
 
 
@@ -22,6 +24,7 @@ class Console:
         self._write = write or (lambda line: print(line, flush=True))
         self._began = time.monotonic()
         self._findings: Counter[str] = Counter()
+        self._said: set[str] = set()
 
     def header(self) -> None:
         """What the columns are."""
@@ -35,8 +38,12 @@ class Console:
         self._line(trial, "start", None)
 
     def reported(self, trial: Candidate, report: Mapping[str, Any], score: float) -> None:
-        """A trial goes on; the last report is left to ``ended``."""
+        """A trial goes on; the last report is left to ``ended``. What it says is written when it is new."""
         self._findings |= Counter(report.get("findings", {}))  # trials read the same files: the most that one has met
+        for text in report.get("said", ()):
+            if text not in self._said:
+                self._said.add(text)
+                self._write(f"{'':>7}#{trial.number}: {text}")
         if not report["last"]:
             self._line(trial, f"{100 * report['progress']:.0f} %", score)
 
@@ -67,6 +74,37 @@ class Console:
         )
 
 
+class RoundConsole:
+    """One line per finished run of a round after the search (a ``Listener``)."""
+
+    def __init__(self, done: int, total: int, write: Callable[[str], None]) -> None:
+        self._done, self._total, self._write = done, total, write
+
+    def started(self, trial: Candidate) -> None:
+        """Nothing is said."""
+
+    def reported(self, trial: Candidate, report: Mapping[str, Any], score: float) -> None:
+        """Nothing is said."""
+
+    def ended(self, trial: Candidate, state: State, score: float | None, reason: str, curve: Curve | None) -> None:
+        """A run is done or failed."""
+        if state == "INTERRUPTED" or trial.repeat is None:
+            return
+        self._done += 1
+        said = f"{score:.4f}" if state == "COMPLETE" else f"FAILED: {reason}"
+        name = f"#{trial.repeat.of}"
+        self._write(
+            f"{self._done:>5} of {self._total}  {name:>5}  {trial.label:<11} seed {trial.repeat.seed:<3}  {said}  "
+            f"({'test set' if trial.repeat.judge == 'test' else 'held-out images'})"
+        )
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and deviation in per cent."""
+    mean, deviation = mean_sd(values)
+    return f"{100 * mean:.2f}" + (f" ± {100 * deviation:.2f}" if deviation is not None else "")
+
+
 def results_table(outcomes: Sequence[Outcome], regime_of: Callable[[Outcome], Regime], top: int = 5) -> str:
     """The best searched trials beside the published regimes, best first, with top-1 in per cent at every size."""
     complete = sorted((o for o in outcomes if o.state == "COMPLETE"), key=lambda o: -(o.score or 0.0))
@@ -87,3 +125,14 @@ def results_table(outcomes: Sequence[Outcome], regime_of: Callable[[Outcome], Re
     counts = f"{states.count('COMPLETE')} complete, {states.count('PRUNED')} pruned, {states.count('FAIL')} failed"
     hidden = sum(not o.published for o in complete) - len(searched)
     return "\n".join([*lines, f"trials: {counts}" + (f" ({hidden} more searched ones not shown)" if hidden else "")])
+
+
+def pareto_table(outcomes: Sequence[Outcome], space: Space) -> str:
+    """The trials that no other beats in every objective, the best score first."""
+    lines = [f"Pareto set of {len(outcomes)} trials ({space.aim})"]
+    lines.append(f"{'trial':>5}  {'family':<11}" + "".join(f"{name:>10}" for name in space.objectives))
+    for o in sorted(outcomes, key=lambda o: -(o.score or 0.0)):
+        assert o.curve is not None
+        values = "".join(f"{v:>10.4g}" for v in space.values(o.curve))
+        lines.append(f"{f'#{o.number}':>5}  {o.published or 'searched':<11}{values}")
+    return "\n".join(lines)

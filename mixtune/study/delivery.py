@@ -23,8 +23,8 @@ from mixtune.secrets import masked
 from mixtune.study import sqlite
 from mixtune.study.identity import Identity
 from mixtune.study.outbox import PermanentError, Record
-from mixtune.study.store import CURVE, EXPERIMENT, cause, make
-from mixtune.training.curve import Curve
+from mixtune.study.recorded import deliver_repeat
+from mixtune.study.store import EXPERIMENT, cause, make
 
 # What the store will never take, however often it is asked.
 _PERMANENT = {
@@ -163,7 +163,10 @@ class Sender:
             for run in self._client.search_runs([self.experiment], where, max_results=1000):
                 self._discard(str(run.info.run_id))
             return
-        run = self._client.get_run(r["parent"]).info if r["do"] == "finish" else self._run_of(r)
+        if r["do"] == "repeat":
+            deliver_repeat(self._client, self.experiment, r, [self._input()])
+            return
+        run = self._client.get_run(r["parent"]).info if r["do"] in ("summary", "finish") else self._run_of(r)
         run_id = str(run.run_id)
         if r["do"] == "discard":
             self._discard(run_id)
@@ -242,8 +245,3 @@ def system_metrics(uri: str, run_id: str) -> Any:
     watch = SystemMetricsMonitor(run_id, tracking_uri=uri, resume_logging=True)
     watch.start()
     return watch
-
-
-def curve_metrics(curve: Curve) -> list[list[Any]]:
-    """[name, value, step]: the image size is the step, so that MLflow's own chart is accuracy against size."""
-    return [[f"{CURVE}{m}", float(v), int(row["S"])] for row in curve.rows() for m, v in row.items() if m != "S"]

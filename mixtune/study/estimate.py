@@ -36,12 +36,18 @@ class Ready:
 
 
 def ready(
-    space: Space, slots: Slots, places: Places, n_train: int, write: Callable[[str], None], kept: Path | None = None
+    space: Space,
+    slots: Slots,
+    places: Places,
+    n_train: int,
+    left: int,
+    write: Callable[[str], None],
+    kept: Path | None = None,
 ) -> Ready:
     """Measure once what the study needs to know, tell its plan, and keep both in its folder. Ray must be connected.
 
-    kept: another folder to keep them in. The slots become fewer where memory holds fewer trials. Raises InputError when
-    the study fits into neither memory nor disk.
+    left: trials to be run; kept: another folder for the files. The slots become fewer where memory holds fewer trials.
+    Raises InputError when the study fits into neither memory nor disk.
     """
     kept = kept or places.folder
     device: Literal["auto", "cpu", "cuda"] = "cpu" if slots.gpus == 0 else space.device
@@ -58,11 +64,11 @@ def ready(
     if not path.exists():
         write(f"measuring the time and memory of a few steps, once (kept in {MEASURED})")
     found = _measured(space, training, slots, places, path)
-    slots, room, said = planning.placed(space, slots, found, len(tuning.nodes()))
+    slots, room, said = planning.placed(space, slots, found, sum(cpus > 0 for cpus, _ in tuning.nodes()))
     if said:
         write(said)
     plan = planning.plan(space, training, room, slots, n_train, copies=2 if places.tracking is None else 1)
-    free = planning.check_disk(plan, places.folder)
+    free = planning.check_disk(plan, places.folder, left)
     for line in planning.lines(space, plan, room, free):
         write(line)
     save(kept / PLANNED, to_yaml(plan))
@@ -85,7 +91,7 @@ def dry(space: Space, source: str, places: Places, write: Callable[[str], None])
         if places.address is None:
             tuning.connect(None, *preflight.local_resources())
         with tempfile.TemporaryDirectory() as kept:
-            ready(space, slots, places, n_train, write, Path(kept))
+            ready(space, slots, places, n_train, space.trials, write, Path(kept))
     finally:
         tuning.disconnect()
 

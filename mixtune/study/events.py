@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol
 
 from mixtune.errors import NoRoomError
 from mixtune.regime import Regime
+from mixtune.study.final import Repeat
 from mixtune.training.curve import Curve
 
 State = Literal["COMPLETE", "PRUNED", "FAIL", "INTERRUPTED"]
@@ -20,7 +21,7 @@ log = logging.getLogger("mixtune")
 class Candidate:
     """A trial that has been asked for: its number in the study, regime, parameters and folder.
 
-    ``published`` is the name of the published regime it is, or "".
+    ``published`` is the name of the published regime it is, or "". ``repeat``: which trial of the search it repeats.
     """
 
     number: int
@@ -28,6 +29,7 @@ class Candidate:
     params: Mapping[str, Any]
     folder: Path
     published: str
+    repeat: Repeat | None = None
 
     @property
     def label(self) -> str:

@@ -41,9 +41,14 @@ class Room:
         return f"at {shape.S} px a batch of {shape.B * shape.D} {said}: {helps}"
 
 
-def gib(number: float) -> str:
+def gib(size: float) -> str:
     """Bytes as people read them."""
-    return f"{number / 2**30:.3g} GiB"
+    return f"{number(size / 2**30)} GiB" if size >= 2**27 else f"{number(size / 2**20)} MiB"
+
+
+def number(value: float) -> str:
+    """Three digits, or all before the point."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def nothing(regime: Regime, training: TrainingConfig) -> str:

@@ -91,13 +91,14 @@ def packed(space: Space, training: TrainingConfig, slots: Slots, gpus: int) -> t
         at_most = min(at_most, -(-want.at_once // max(1, gpus)))
     if at_most == 1:
         return slots, ""
-    pack, said = at_most, f"{at_most} trials share a process"
+    pack, gain, said = at_most, 1.0, f"{at_most} trials share a process"
     if want.pack is None:
         regime = published("fixed", space.base, space.search.sizes, total_stride(space.task.network))
-        pack, said = tuning.call(sharing.measure, slots, training, regime, at_most)
+        pack, gain, said = tuning.call(sharing.measure, slots, training, regime, at_most)
     if pack == 1:
         return slots, said
-    return replace(slots, at_once=min(want.at_once or pack * max(1, gpus), pack * max(1, gpus)), pack=pack), said
+    at_once = min(want.at_once or pack * max(1, gpus), pack * max(1, gpus))
+    return replace(slots, at_once=at_once, pack=pack, gain=gain), said
 
 
 @contextlib.contextmanager

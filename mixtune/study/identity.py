@@ -14,7 +14,8 @@ from mixtune.training.task import TaskConfig
 @dataclass(frozen=True)
 class Identity:
     """``digest``: 16 hexadecimal digits, of pixels and labels where the images are held in memory, of file names and
-    labels where they are files (reading millions of files would take minutes). train, validation, test: images.
+    labels where they are files (reading millions of files would take minutes). train, validation, test: images; with
+    folds, those that one run trains on, and those that are judged over all folds.
     """
 
     name: str
@@ -33,9 +34,12 @@ def identity(task: TaskConfig) -> Identity:
     if task.samples is not None and task.samples < n:
         _, kept = data.stratified(labels, task.samples / n, seed=1)
         labels = labels[kept]
-    rest, part = data.stratified(labels, task.validation, seed=0)
+    if task.folds > 1:
+        train, judged = len(data.fold(labels, task.folds, 0, seed=0)[0]), len(labels)
+    else:
+        train, judged = map(len, data.stratified(labels, task.validation, seed=0))
     digest = _digest(task.dataset, task.data)
-    return Identity(task.dataset, digest, found.classes, len(rest), len(part), len(found.test))
+    return Identity(task.dataset, digest, found.classes, train, judged, len(found.test))
 
 
 @lru_cache(maxsize=2)

@@ -15,6 +15,7 @@ from mixtune.study.space import Named, Space
 SAMPLERS: dict[str, Callable[..., optuna.samplers.BaseSampler]] = {
     "tpe": optuna.samplers.TPESampler,
     "random": optuna.samplers.RandomSampler,
+    "grid": optuna.samplers.RandomSampler,  # samples nothing: all its points are enqueued (``grid``)
     "gp": optuna.samplers.GPSampler,
     "qmc": optuna.samplers.QMCSampler,
     "cmaes": optuna.samplers.CmaEsSampler,
@@ -46,7 +47,7 @@ def make_pruner(space: Space) -> optuna.pruners.BasePruner:
     Raises InputError for an unknown name or option.
     """
     defaults = {"halving": _halving(space), "patient": {"patience": 1}}
-    wanted = space.pruner
+    wanted = space.pruning
     if wanted.name == "patient":
         inner = Named(str(wanted.options.get("pruner", "median")))
         if inner.name == "patient":
@@ -67,11 +68,11 @@ def kept(space: Space, step: int) -> float | None:
     """The share of the searched trials that go on after their report at this step; None where the pruner is not set to
     keep a share.
     """
-    if space.pruner.name == "none":
+    if space.pruning.name == "none":
         return 1.0
-    options = {"min_early_stopping_rate": 0} | _halving(space) | space.pruner.options
+    options = {"min_early_stopping_rate": 0} | _halving(space) | space.pruning.options
     least, factor, late = (options[k] for k in ("min_resource", "reduction_factor", "min_early_stopping_rate"))
-    if space.pruner.name != "halving" or not isinstance(least, int):
+    if space.pruning.name != "halving" or not isinstance(least, int):
         return None
     rungs = 0  # that were passed
     while least * factor ** (late + rungs) <= step:

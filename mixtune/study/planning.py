@@ -12,7 +12,7 @@ from pathlib import Path
 from mixtune.cli import duration
 from mixtune.errors import InputError
 from mixtune.regime import BatchShape, Regime
-from mixtune.study.feasible import Room, gib
+from mixtune.study.feasible import Room, gib, number
 from mixtune.study.named import kept
 from mixtune.study.preflight import Slots, examples
 from mixtune.study.space import Space
@@ -25,13 +25,16 @@ COPIES = 4  # of the weights in a checkpoint: themselves, momentum, their averag
 
 
 def probes(space: Space) -> list[BatchShape]:
-    """The shapes to measure: the base and half of it, the dearest and the cheapest, the ends of sizes and of copies."""
+    """The shapes to measure: the dearest and the cheapest, the ends of sizes and of copies, and the base.
+
+    Half and a quarter of the base tell how memory grows before the larger ones are tried.
+    """
     shapes = space.shapes()
-    half = replace(space.base, B=max(1, space.base.B // 2))
+    parts = [replace(space.base, B=max(1, space.base.B // k)) for k in (1, 2, 4)]
     ends = [s for S in (shapes[0].S, shapes[-1].S) for s in shapes if s.S == S]
     least, most = (extreme(shapes, key=lambda s: s.pixels) for extreme in (min, max))
     few, many = (extreme(ends, key=lambda s: (s.D, s.S)) for extreme in (min, max))
-    return sorted({half, space.base, least, most, few, many, ends[-1]})
+    return sorted({*parts, least, most, few, many, ends[-1]})
 
 
 def placed(space: Space, slots: Slots, found: Footprint, machines: int) -> tuple[Slots, Room, str]:
@@ -43,7 +46,8 @@ def placed(space: Space, slots: Slots, found: Footprint, machines: int) -> tuple
         room = Room(found, found.room * min(1.0, slots.gpus) / slots.pack)
         said = ""
     else:
-        dearest = max(map(found.memory, space.shapes()))
+        memory = [m for m in map(found.memory, space.shapes()) if m <= found.room]  # others are not trained
+        dearest = max(memory, default=found.memory(space.base))
         fit = max(1, machines * int(found.room / dearest) // slots.workers)
         said = "" if fit >= slots.at_once else f"memory holds {fit} trials at once, of {gib(dearest)} each"
         slots = replace(slots, at_once=min(fit, slots.at_once))
@@ -56,7 +60,10 @@ def placed(space: Space, slots: Slots, found: Footprint, machines: int) -> tuple
 def segments(
     space: Space, training: TrainingConfig, found: Footprint, regime: Regime, n_train: int
 ) -> list[tuple[int, float]]:
-    """A trial's way to its end as (step of the pruner, seconds until then). Raises ValueError for an infeasible one."""
+    """The way of a trial by itself as (step of the pruner, seconds since the one before).
+
+    Raises ValueError for an infeasible one.
+    """
     once, ways = found.evaluation(space.evaluate.sizes), []
     for i, stage in enumerate(space.stages):
         schedule = replace(training, share=stage.share).schedule(regime, n_train)
@@ -73,7 +80,7 @@ class Plan:
 
     hours: of trials, if none is pruned; expected: if the pruner keeps what it is set to keep (None where it is not set
     to keep a share); longest: of a single trial; stepping: the share of hours that is spent in steps; disk: bytes of
-    weights and checkpoints; refused: how many of ``SAMPLED`` candidates cannot be trained, and why.
+    weights and checkpoints; tried: how many candidates this was reckoned with; refused: why some cannot be trained.
     """
 
     trials: int
@@ -83,6 +90,7 @@ class Plan:
     longest: float
     stepping: float
     disk: float
+    tried: int
     refused: tuple[str, ...] = ()
 
 
@@ -98,7 +106,8 @@ def plan(space: Space, training: TrainingConfig, room: Room, slots: Slots, n_tra
             refused.append(said)
             continue
         try:
-            ways[name] = segments(space, training, found, regime, n_train)
+            way = segments(space, training, found, regime, n_train)
+            ways[name] = [(step, seconds * slots.pack / slots.gain) for step, seconds in way]
         except ValueError as err:
             refused.append(str(err))
     if not ways:
@@ -115,23 +124,28 @@ def plan(space: Space, training: TrainingConfig, room: Room, slots: Slots, n_tra
         goes_on = [1.0, *(s for s in shares if s is not None)]
         parts = [s * seconds for way in drawn for s, (_, seconds) in zip(goes_on, way, strict=True)]
         expected = (certain + searched * sum(parts)) / 3600
-    per_trial = found.evaluation(space.evaluate.sizes) * len(drawn[0]) + found.setup * len(space.stages)
+    beside = found.evaluation(space.evaluate.sizes) * len(drawn[0]) + found.setup * len(space.stages)
+    beside *= space.trials * slots.pack / slots.gain
     disk = found.weights * (copies * space.trials + COPIES * len(space.stages) * slots.at_once)
-    stepping = 1 - per_trial * space.trials / most
-    return Plan(space.trials, slots, most / 3600, expected, max(whole) / 3600, stepping, disk, tuple(refused))
+    tried, longest = len(ways) + len(refused), max(whole) / 3600
+    return Plan(space.trials, slots, most / 3600, expected, longest, 1 - beside / most, disk, tried, tuple(refused))
 
 
-def check_disk(wanted: Plan, folder: Path) -> float:
-    """Bytes that are free where the study is written. Raises InputError when its weights and checkpoints need more."""
+def check_disk(wanted: Plan, folder: Path, left: int) -> float:
+    """Bytes that are free where the study is written.
+
+    left: trials that are still to be run. Raises InputError when their weights and checkpoints need more.
+    """
     there = folder
     while not there.exists():
         there = there.parent
     free = shutil.disk_usage(there).free
-    if wanted.disk > free:
-        fits = int(wanted.trials * free / wanted.disk)
+    needs = wanted.disk * left / wanted.trials
+    if needs > free:
+        fits = wanted.trials - left + int(left * free / needs)
         raise InputError(
-            f"--out {folder}: the weights and checkpoints of {wanted.trials} trials take about {gib(wanted.disk)} and "
-            f"{gib(free)} are free; trials={fits} would fit, or name another folder"
+            f"--out {folder}: the weights and checkpoints of {left} trials take about {gib(needs)} and {gib(free)} are "
+            f"free; trials={fits} would fit, or name another folder"
         )
     return float(free)
 
@@ -139,7 +153,7 @@ def check_disk(wanted: Plan, folder: Path) -> float:
 def lines(space: Space, wanted: Plan, room: Room, free: float) -> list[str]:
     """What was measured and what the study takes, for people."""
     found, slots = room.footprint, wanted.slots
-    dearest = max(space.shapes(), key=found.memory)
+    dearest = max((s for s in space.shapes() if found.memory(s) <= room.bytes), key=found.memory)
     told = [
         f"measured  {found.place}",
         f"memory    {gib(found.memory(dearest))} at the dearest step, {dearest}; a trial has {gib(room.bytes)}",
@@ -148,15 +162,18 @@ def lines(space: Space, wanted: Plan, room: Room, free: float) -> list[str]:
     ]
     if wanted.refused:
         told.append(
-            f"          {len(wanted.refused)} of {SAMPLED + len(space.published)} candidates could not be trained and "
-            f"will be passed over ({wanted.refused[0]})"
+            f"          {len(wanted.refused)} of {wanted.tried} candidates cannot be trained ({wanted.refused[0]})"
         )
     hours = [f"{occupied(slots, wanted.hours, wanted.longest)} if nothing is pruned"]
     if wanted.expected is not None and wanted.expected < wanted.hours:
         usual = occupied(slots, wanted.expected, wanted.longest)
-        hours.insert(0, f"{usual} if {space.pruner.name} keeps its share")
+        hours.insert(0, f"{usual} if {space.pruning.name} keeps its share")
     told.append(f"hours     {'; '.join(hours)}")
     told[-1] += f" ({100 * wanted.stepping:.0f} % of it steps, the rest evaluation and starting)"
+    if space.final is not None:
+        runs = sum(space.final.runs(len(space.published), space.folds))
+        each = wanted.hours / (wanted.trials * space.folds)
+        told.append(f"final     {runs} runs of the whole budget more, {occupied(slots, runs * each)}")
     told.append(f"disk      {gib(wanted.disk)} of weights and checkpoints at most; {gib(free)} free")
     return told
 
@@ -179,9 +196,4 @@ def occupied(slots: Slots, hours: float, longest: float = 0.0) -> str:
     """Hours of trials as hours of what they occupy, and how long they take by the clock."""
     taken, what = (slots.gpus / slots.pack, "GPU-hours") if slots.gpus else (slots.cpus, "core-hours")
     clock = max(longest, hours / slots.at_once)
-    return f"{_number(hours * slots.workers * taken)} {what} in {duration(3600 * clock)}"
-
-
-def _number(value: float) -> str:
-    """Three digits, or all before the point."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    return f"{number(hours * slots.workers * taken)} {what} in {duration(3600 * clock)}"

@@ -12,7 +12,7 @@ from mixtune.regime import Budget, Regime, Schedule, Shard
 from mixtune.study.knobs import Uniform
 from mixtune.study.space import Space
 from mixtune.training import prepared
-from mixtune.training.networks import total_stride
+from mixtune.training.networks import gmacs, total_stride
 from mixtune.training.task import Classification, check_shapes
 
 # Training images of the data sets that a dry run may meet before they are there.
@@ -22,7 +22,7 @@ TRAINING_IMAGES = {"digits": 1438, "cifar10": 50_000, "cifar100": 50_000, "image
 @dataclass(frozen=True)
 class Slots:
     """What one trial takes of the machine, each of its ``workers`` by itself, and how many trials run at once, ``pack``
-    of them in one process of a GPU.
+    of them in one process of a GPU, together ``gain`` times as fast as one.
     """
 
     cpus: int
@@ -30,6 +30,7 @@ class Slots:
     at_once: int
     workers: int = 1
     pack: int = 1
+    gain: float = 1.0
 
     def __str__(self) -> str:
         each = f"{self.cpus} CPU core{'s' * (self.cpus > 1)}" + (f" and {self.gpus:g} GPU" if self.gpus else "")
@@ -77,6 +78,12 @@ def check_data(space: Space, source: str) -> int:
         prepared.check_sizes(task.prepared_for, wanted)
     except InputError as err:
         raise InputError(f"{source}: {err}") from None
+    if space.score.gmacs is not None:
+        S = min(space.evaluate.sizes)
+        try:
+            space.score.check_cost(S, gmacs(space.task.network, task.classes, S))
+        except ValueError as err:
+            raise InputError(f"{source}: {err}") from None
     check_batches(space, task.n_train, source)
     return task.n_train
 
@@ -157,10 +164,14 @@ def local_resources() -> tuple[int, int]:
 
 
 def examples(space: Space, sampled: int) -> dict[str, dict[str, object]]:
-    """Points of the space by name: the published regimes, and some drawn evenly."""
+    """Points of the space by name: the published regimes, the known ones, and as many drawn evenly as are asked for,
+    where there are trials left for a search.
+    """
     stride = total_stride(space.task.network)
     points = {name: space.published_params(name, stride) for name in space.published}
-    return points | {f"sampled {i + 1}": space.suggest(Uniform(space.seed + i)) for i in range(sampled)}
+    points |= {f"known {i}": point for i, point in enumerate(space.known_points(stride).values(), start=1)}
+    drawn = sampled if space.trials > len(points) else 0
+    return points | {f"sampled {i + 1}": space.suggest(Uniform(space.seed + i)) for i in range(drawn)}
 
 
 def plan(space: Space, n_train: int, sampled: int = 4) -> str:
@@ -187,6 +198,8 @@ def plan(space: Space, n_train: int, sampled: int = 4) -> str:
         )
     lines += ["", "epochs: passes over the training images; views: images through the network, n per training image;"]
     lines += ["compute: pixels of the whole run against the base; peak: the dearest step against a base step"]
+    if space.final is not None:
+        lines.append(space.final.cost(len(space.published), space.folds, space.trials))
     if space.budget.amount is not None:
         lines.append(f"shown for one epoch of the base; the search spends {space.budget}")
     if space.budget.cost != "pixels":

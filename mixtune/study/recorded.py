@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import DatasetInput, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
 from mixtune.errors import InputError
 from mixtune.secrets import masked
 from mixtune.study import parameters
 from mixtune.study.browsing import top1_at, width
-from mixtune.study.delivery import curve_metrics
 from mixtune.study.knobs import Value
+from mixtune.study.outbox import Record
 from mixtune.study.store import CURVE, cause, opened
 from mixtune.training.curve import Curve
 
 
-def record_repeat(
-    uri: str,
+def curve_metrics(curve: Curve) -> list[list[Any]]:
+    """[name, value, step]: the image size is the step, so that MLflow's own chart is accuracy against size."""
+    return [[f"{CURVE}{m}", float(v), int(row["S"])] for row in curve.rows() for m, v in row.items() if m != "S"]
+
+
+def repeat(
     parent: str,
     name: str,
     tags: Mapping[str, str],
@@ -28,30 +34,52 @@ def record_repeat(
     curve: Curve,
     score: float,
     more: Mapping[str, Mapping[int, float]],
-) -> None:
-    """A finished run with another seed as a child run (kind "repeat"); one that is there already is left alone.
+    files: Sequence[str] = (),
+) -> Record:
+    """A finished run with another seed as the record of a child run (kind "repeat").
 
     ``tags``: without their prefix; study, trial, judge and seed tell runs apart. ``more``: other metrics by size.
-    Raises InputError when the store does not take it.
     """
+    digits = width([*curve.sizes, *(int(k[2:]) for k in params if k.startswith("w_"))])
+    every = [*curve_metrics(curve), ["score", round(score, 5), 100]]
+    every += [[top1_at(p.S, digits), round(p.top1, 5), 100] for p in curve.points]
+    every += [[f"{CURVE}{k}", v, S] for k, values in more.items() for S, v in values.items()]
+    named = {f"mixtune.{k}": v for k, v in tags.items()} | {"mixtune.kind": "repeat", "mixtune.state": "COMPLETE"}
+    named[parameters.POINT] = parameters.exact(params)
+    return {
+        "do": "repeat",
+        "trial": int(tags["trial"]),
+        "parent": parent,
+        "time": int(1000 * time.time()),
+        "name": name,
+        "tags": {"mlflow.parentRunId": parent, **named},
+        "params": parameters.point(params, digits),
+        "metrics": every,
+        "files": list(files),
+    }
+
+
+def deliver_repeat(client: MlflowClient, experiment: str, r: Record, inputs: Sequence[DatasetInput] = ()) -> None:
+    """Send such a record. A run that is there already is left alone, and one that was cut off is completed."""
+    keys = [f"mixtune.{k}" for k in ("study", "trial", "judge", "seed", "kind")]
+    where = " and ".join(f"tags.`{k}` = '{r['tags'][k]}'" for k in keys)
+    found = client.search_runs([experiment], where, max_results=1)
+    if found and found[0].info.status == "FINISHED":
+        return
+    run = found[0] if found else client.create_run(experiment, r["time"], r["tags"], r["name"])
+    metrics = [Metric(k, v, r["time"], step) for k, v, step in r["metrics"]]
+    client.log_batch(run.info.run_id, metrics=metrics, params=[Param(k, v) for k, v in r["params"].items()])
+    if inputs:
+        client.log_inputs(run.info.run_id, list(inputs))
+    for path in filter(lambda path: Path(path).exists(), r["files"]):
+        client.log_artifact(run.info.run_id, path)
+    client.set_terminated(run.info.run_id)
+
+
+def record_repeat(uri: str, record: Record) -> None:
+    """Send a record that ``repeat`` made to a store. Raises InputError when it does not take it."""
     try:
-        client, experiment = opened(uri)
-        wanted = {k: tags[k] for k in ("study", "trial", "judge", "seed")} | {"kind": "repeat"}
-        where = " and ".join(f"tags.`mixtune.{k}` = '{v}'" for k, v in wanted.items())
-        if client.search_runs([experiment], where, max_results=1):
-            return
-        named = {f"mixtune.{k}": v for k, v in tags.items()} | {"mixtune.kind": "repeat", "mixtune.state": "COMPLETE"}
-        named[parameters.POINT] = parameters.exact(params)
-        run = client.create_run(experiment, run_name=name, tags={"mlflow.parentRunId": parent, **named})
-        now = int(1000 * time.time())
-        digits = width([*curve.sizes, *(int(k[2:]) for k in params if k.startswith("w_"))])
-        every = [*curve_metrics(curve), ["score", round(score, 5), 100]]
-        every += [[top1_at(p.S, digits), round(p.top1, 5), 100] for p in curve.points]
-        every += [[f"{CURVE}{k}", v, S] for k, values in more.items() for S, v in values.items()]
-        metrics = [Metric(k, v, now, step) for k, v, step in every]
-        named_params = [Param(k, v) for k, v in parameters.point(params, digits).items()]
-        client.log_batch(run.info.run_id, metrics=metrics, params=named_params)
-        client.set_terminated(run.info.run_id)
+        deliver_repeat(*opened(uri), record)
     except MlflowException as err:
         raise InputError(f"--tracking-uri {masked(uri)}: MLflow cannot write there ({cause(err)})") from None
 

@@ -9,35 +9,24 @@ import json
 import math
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import optuna
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import Trial, TrialState
 
 from mixtune.errors import InputError
 from mixtune.secrets import masked
+from mixtune.study import grid
 from mixtune.study import storage as storage_
 from mixtune.study.named import make_pruner, make_sampler
+from mixtune.study.outcome import Outcome
 from mixtune.study.space import Space
 from mixtune.study.storage import at_once, reached
 from mixtune.training.curve import Curve
+from mixtune.training.score import DIRECTIONS
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """A finished trial as the study remembers it. ``score`` is None where there was no report."""
-
-    number: int
-    state: str
-    score: float | None
-    params: Mapping[str, Any]
-    published: str
-    reason: str
-    curve: Curve | None
-    proxy: float | None = None  # its score on the task that it was carried from
+KEPT = ("published", "known", "grid", "proxy", "point", "repeat")  # what a trial that starts again takes along
 
 
 class Trials:
@@ -50,41 +39,49 @@ class Trials:
         Raises InputError when the storage cannot be opened or holds a study with this name but another space. This and
         every other method raise StorageAwayError when the storage does not answer, NoRoomError on a full disk.
         """
-        self.space, self._proxy = space, proxy or {}
+        points = {name: space.published_params(name, stride) for name in space.published}
+        self._first = {"published": points, "known": space.known_points(stride)}
+        if space.sampler.name == "grid":
+            count = space.trials - len(points) - len(self._first["known"])
+            self._first["grid"] = grid.points(space.search, space.seed, count)
+        self._proxy = proxy or {}
+        self._open(url, space, space.study)
+
+    def _open(self, url: str, space: Space, name: str) -> None:
+        self.space = space
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         optuna.logging.disable_default_handler()
-        points = {name: space.published_params(name, stride) for name in space.published}
         storage = self._storage = storage_.open_storage(url)
         pruner = make_pruner(space)
         with reached():
+            directions = [DIRECTIONS[objective] for objective in space.objectives]
             self._study = optuna.create_study(
-                study_name=space.study, storage=storage, direction="maximize", pruner=pruner, load_if_exists=True
+                study_name=name, storage=storage, directions=directions, pruner=pruner, load_if_exists=True
             )
-            self._begin(url, points, space.known_points(stride))
+            # The same seed after a restart would suggest the same candidates again.
+            seed = space.seed + len(self._study.get_trials(deepcopy=False))
+            self._study.sampler = make_sampler(space, seed)
+            self.resumed = "digest" in self._study.user_attrs
+            if self.resumed:
+                self._check_same(url)
+            self._fill()
+            if not self.resumed:  # new, or killed while it was being made: the digest is written last
+                self._study.set_user_attr("digest", space.digest())
 
-    def _begin(self, url: str, points: Mapping[str, Mapping[str, Any]], known: Mapping[str, Mapping[str, Any]]) -> None:
-        space = self.space
-        # The same seed after a restart would suggest the same candidates again.
-        seed = space.seed + len(self._study.get_trials(deepcopy=False))
-        self._study.sampler = make_sampler(space, seed)
-        self.resumed = "digest" in self._study.user_attrs
-        if self.resumed:
-            self._check_same(url)
-        else:  # new, or killed while it was being made: the digest is written last
-            trials = self._study.get_trials(deepcopy=False)
-            for kind, each in (("published", points), ("known", known)):
-                there = {t.user_attrs.get(kind) for t in trials}
-                for name, point in each.items():
-                    if name not in there:
-                        self._enqueue(kind, name, point)
-            self._study.set_user_attr("digest", space.digest())
+    def _fill(self) -> None:
+        """Enqueue what is tried first and is not there yet."""
+        # Some are there where the study goes on, perhaps with more of them, or was killed while it was being made.
+        trials = self._study.get_trials(deepcopy=False)
+        for kind, each in self._first.items():
+            there = {t.user_attrs.get(kind) for t in trials}
+            for name, point in each.items():
+                if name not in there:
+                    known = {"proxy": self._proxy[name]} if name in self._proxy else {}
+                    self._enqueue(point, {kind: name, **known})
 
-    def _enqueue(self, kind: str, name: str, point: Mapping[str, Any]) -> None:
+    def _enqueue(self, point: Mapping[str, Any], attributes: Mapping[str, Any]) -> None:
         # The point again, because a kill between taking a trial and suggesting leaves one without.
-        attrs: dict[str, Any] = {kind: name, "point": dict(point)}
-        if name in self._proxy:
-            attrs["proxy"] = self._proxy[name]
-        self._study.enqueue_trial(dict(point), user_attrs=attrs)
+        self._study.enqueue_trial(dict(point), user_attrs={**attributes, "point": dict(point)})
 
     def _check_same(self, url: str) -> None:
         theirs = self._study.user_attrs.get("digest")
@@ -123,23 +120,30 @@ class Trials:
         waiting = {t.user_attrs.get("retry_of") for t in trials if t.state is TrialState.WAITING}
         stale = [t for t in trials if t.state is TrialState.RUNNING and t.number not in live]
         if stale:
-            self._study.set_user_attr("interrupted", sorted(self._interrupted() | {t.number for t in stale}))
+            self._note_interrupted({t.number for t in stale})
         for trial in stale:
             point = trial.user_attrs.get("point", trial.params)
             if point and trial.number not in waiting:
-                attrs = {k: v for k, v in trial.user_attrs.items() if k in ("published", "known", "proxy", "point")}
+                attrs = {k: v for k, v in trial.user_attrs.items() if k in KEPT}
                 # The checkpoint is found by the number of the first attempt.
                 lineage = {"lineage": trial.user_attrs.get("lineage", trial.number), "retry_of": trial.number}
                 self._study.enqueue_trial(point, user_attrs=attrs | lineage)
             self._study.tell(trial.number, state=TrialState.FAIL)
         return [trial.user_attrs for trial in stale]
 
+    def _note_interrupted(self, numbers: set[int]) -> None:
+        self._study.set_user_attr("interrupted", sorted(self._interrupted() | numbers))
+
     def _interrupted(self) -> set[int]:
         return set(self._study.user_attrs.get("interrupted", ()))
 
     def remaining(self) -> int:
         """How many trials are still to be run: those asked for, less those finished by themselves."""
-        return max(0, self.space.trials - len(self.outcomes()))
+        left = max(0, self.space.trials - len(self.outcomes()))
+        if self.space.sampler.name != "grid":
+            return left
+        with reached():  # candidates that could not be trained are not made up for
+            return min(left, sum(not t.state.is_finished() for t in self._study.get_trials(deepcopy=False)))
 
     def ask(self) -> tuple[Trial, dict[str, Any]]:
         """A new trial and its parameters."""
@@ -152,8 +156,10 @@ class Trials:
         """Record the score of report ``number`` (1, 2, ...); True when the trial should be pruned.
 
         Published regimes run to the end, because they are what the others are compared with, and the last report is
-        never pruned: the whole budget is spent by then.
+        never pruned: the whole budget is spent by then. Optuna takes no reports where there are several objectives.
         """
+        if self.space.several:
+            return False
         # A trial that a power cut took its reports from is run again: only its end must be kept.
         with reached(), at_once(self._storage, durable=False):
             trial.report(score, number)
@@ -169,21 +175,24 @@ class Trials:
                 trial.set_user_attr("reason", masked(reason[:1000]))
             if rows is not None:
                 trial.set_user_attr("curve", json.dumps(rows))
-            self._tell(trial, state, score)
+            self._tell(trial, state, score, curve)
 
-    def _tell(self, trial: Trial | int, state: str, score: float | None) -> None:
+    def _tell(self, trial: Trial | int, state: str, score: float | None, curve: Curve | None) -> None:
         if state == "INFEASIBLE":  # to the sampler a point that was pruned before it had any value
             number = trial if isinstance(trial, int) else trial.number
             storage_.attribute_of(self._study, number, "infeasible", "yes")
             state = "PRUNED"
-        if state == "COMPLETE" and (score is None or not math.isfinite(score)):
-            state, score = "FAIL", None
-        self._study.tell(trial, score if state == "COMPLETE" else None, state=TrialState[state], skip_if_finished=True)
+        values = self.space.values(curve) if curve is not None and self.space.several else [score or 0.0]
+        if state == "COMPLETE" and not all(map(math.isfinite, [math.nan if score is None else score, *values])):
+            state = "FAIL"
+        told = values if state == "COMPLETE" else None
+        self._study.tell(trial, told, state=TrialState[state], skip_if_finished=True)
 
     def report_of(self, trial: int, number: int, score: float) -> None:
         """``report`` by the trial's number, too late to prune. Raises PermanentError when the trial has ended."""
-        with reached():
-            storage_.report_of(self._study, trial, number, score)
+        if not self.space.several:
+            with reached():
+                storage_.report_of(self._study, trial, number, score)
 
     def finish_of(
         self, trial: int, state: str, score: float | None, reason: str, rows: list[Mapping[str, float]] | None
@@ -194,20 +203,26 @@ class Trials:
                 storage_.attribute_of(self._study, trial, "reason", masked(reason[:1000]))
             if rows is not None:
                 storage_.attribute_of(self._study, trial, "curve", json.dumps(rows))
-            self._tell(trial, state, score)
+            self._tell(trial, state, score, Curve.from_rows(rows) if rows is not None else None)
 
     def outcomes(self) -> list[Outcome]:
         """All trials that ended by themselves, in order (those that an interruption ended are not among them)."""
         with reached():
             interrupted = self._interrupted()
             trials = self._study.get_trials(deepcopy=False, states=FINISHED)
-        return [_outcome(t) for t in trials if t.number not in interrupted and "infeasible" not in t.user_attrs]
+        at = self.space.objectives.index("score")
+        return [Outcome.of(t, at) for t in trials if t.number not in interrupted and "infeasible" not in t.user_attrs]
 
     def infeasible(self) -> dict[int, str]:
         """Candidates that could not meet the budget, with the reason: they were not trained and do not count."""
         with reached():
             trials = self._study.get_trials(deepcopy=False, states=(TrialState.PRUNED,))
         return {t.number: t.user_attrs.get("reason", "") for t in trials if "infeasible" in t.user_attrs}
+
+    def pareto(self) -> list[int]:
+        """The numbers of the complete trials that no other beats in every objective."""
+        with reached():
+            return sorted(t.number for t in self._study.best_trials)
 
     def hours(self) -> float:
         """How long the trials that ended by themselves took, together."""
@@ -220,12 +235,3 @@ class Trials:
         """The complete trial with the highest score; None when there is none."""
         complete = [o for o in self.outcomes() if o.state == "COMPLETE" and o.score is not None]
         return max(complete, key=lambda o: o.score or 0.0, default=None)
-
-
-def _outcome(trial: FrozenTrial) -> Outcome:
-    attrs, values = trial.user_attrs, trial.intermediate_values
-    score = trial.value if trial.state is TrialState.COMPLETE else (values[max(values)] if values else None)
-    curve = Curve.from_rows(json.loads(attrs["curve"])) if "curve" in attrs else None
-    published, reason = attrs.get("published", ""), attrs.get("reason", "")
-    proxy = attrs.get("proxy")
-    return Outcome(trial.number, trial.state.name, score, trial.params, published, reason, curve, proxy)

@@ -10,15 +10,18 @@ from mixtune.errors import did_you_mean
 from mixtune.regime import PUBLISHED, BatchShape, Budget, Regime, published
 from mixtune.regime.files import load_regime
 from mixtune.regime.rebase import rebased
-from mixtune.study import candidates
+from mixtune.study import candidates, grid
 from mixtune.study.candidates import NEGLIGIBLE, Search
 from mixtune.study.fidelity import Fidelity, Stage, stages
+from mixtune.study.final import Final
 from mixtune.study.knobs import Suggests, holds
 from mixtune.study.limits import Limits
+from mixtune.study.resources import Resources
 from mixtune.training.checkpoint import digest, essence
+from mixtune.training.curve import Curve
 from mixtune.training.recipe import Recipe
 from mixtune.training.run import Evaluation, TrainingConfig
-from mixtune.training.score import Score
+from mixtune.training.score import DIRECTIONS, Objective, Score, objective
 from mixtune.training.task import TaskConfig
 
 _FORBID = {"extra": "forbid"}
@@ -35,45 +38,13 @@ class Named:
 
 
 @dataclass(frozen=True)
-class Resources:
-    """What one trial takes, and how many run at once (default: as many as fit). ``gpus`` may be a share of one.
-
-    workers: processes that share every step of a trial (ranks), on one node or several; cpus and gpus are then of each
-    of them, and gpus 0 or 1. gpus defaults to 1 where there are GPUs, else 0; cpus to an equal part of the cores, one
-    trial per GPU or per core. pack: trials that share a GPU inside one process; by default as many as a short
-    measurement finds useful, and 1 where gpus is given.
-    """
-
-    __pydantic_config__ = _FORBID
-
-    cpus: int | None = None
-    gpus: float | None = None
-    at_once: int | None = None
-    pack: int | None = None
-    workers: int = 1
-
-    def __post_init__(self) -> None:
-        if self.workers < 1:
-            raise ValueError(f"workers must be at least 1, not {self.workers}")
-        if self.workers > 1 and self.gpus not in (None, 0, 1):
-            raise ValueError(
-                f"gpus must be 0 or 1 where a trial has several workers, each with its own, not {self.gpus}"
-            )
-        if self.cpus is not None and self.cpus < 1:
-            raise ValueError(f"cpus must be at least 1, not {self.cpus}")
-        if self.gpus is not None and (self.gpus < 0 or (self.gpus > 1 and self.gpus != int(self.gpus))):
-            raise ValueError(f"gpus must be a share in [0, 1] or a whole number, not {self.gpus}")
-        if self.at_once is not None and self.at_once < 1:
-            raise ValueError(f"at_once must be at least 1, not {self.at_once}")
-        if self.pack is not None and self.pack < 1:
-            raise ValueError(f"pack must be at least 1, not {self.pack}")
-
-
-@dataclass(frozen=True)
 class Space:
     """A search-space file. ``published`` regimes are tried first, then the regime files in ``known``.
 
+    proxy: what differs on a cheaper task that stands for this one (``carry``), in the form of this file.
     folds: 1 judges on a hold-out (``task.validation``); more is stratified cross-validation over the training set.
+    final: what is trained again once the search is over (``final``); absent, nothing is. pruner: halving, or none where
+    there are several objectives, because nobody knows how to prune by those.
     """
 
     __pydantic_config__ = _FORBID
@@ -92,11 +63,14 @@ class Space:
     fidelity: Fidelity = field(default_factory=Fidelity)
     folds: int = 1
     sampler: Named = Named("tpe")
-    pruner: Named = Named("halving")
+    pruner: Named | None = None
     resources: Resources = field(default_factory=Resources)
     limits: Limits = field(default_factory=Limits)
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    proxy: dict[str, Any] = field(default_factory=dict)
+    final: Final | None = None
+    objectives: tuple[Objective, ...] = ("score",)
 
     def __post_init__(self) -> None:
         if not self.study or not all(c.isalnum() or c in "-_." for c in self.study) or self.study.startswith("."):
@@ -105,7 +79,19 @@ class Space:
             raise ValueError(f"trials must be at least 1, not {self.trials}")
         if self.folds < 1:
             raise ValueError(f"folds must be at least 1, not {self.folds}")
-        if self.pruner.name == "wilcoxon" and self.folds < 2:
+        if not self.objectives or len(set(self.objectives)) < len(self.objectives) or "score" not in self.objectives:
+            raise ValueError(f"objectives must be different ones, score among them, not {list(self.objectives)}")
+        if self.several and self.pruning.name != "none":
+            raise ValueError(
+                f"pruner {self.pruning.name} needs one objective, not {len(self.objectives)}; leave it out"
+            )
+        if self.several and self.sampler.name in ("cmaes", "gp"):
+            raise ValueError(f"sampler {self.sampler.name} needs one objective; use tpe or nsga2")
+        if self.sampler.name == "grid":
+            most = grid.size(self.search) + len(self.published) + len(self.known)
+            if self.trials > most:
+                raise ValueError(f"sampler grid: there are {most} regimes to try, so trials is at most {most}")
+        if self.pruning.name == "wilcoxon" and self.folds < 2:
             raise ValueError("pruner wilcoxon compares folds: set folds to at least 2, for example folds: 5")
         self.training()  # checks that need several sections
         for name in self.published:
@@ -137,12 +123,36 @@ class Space:
     @property
     def stages(self) -> tuple[Stage, ...]:
         """The training runs of a trial that survives."""
-        return stages(self.fidelity, self.folds, self.evaluate.reports, self.paired)
+        # Without pruning every trial goes to the end, so that rungs would only add to its cost.
+        fidelity = replace(self.fidelity, rungs=1) if self.several else self.fidelity
+        return stages(fidelity, self.folds, self.evaluate.reports, self.paired)
+
+    @property
+    def several(self) -> bool:
+        """Whether there are several objectives."""
+        return len(self.objectives) > 1
+
+    @property
+    def pruning(self) -> Named:
+        """The pruner, also where the file names none."""
+        return self.pruner or Named("none" if self.several else "halving")
+
+    @property
+    def aim(self) -> str:
+        """What is maximised, or which objectives there are."""
+        if not self.several:
+            return f"score: {self.score}"
+        each = ", ".join(f"{DIRECTIONS[name]} {name}" for name in self.objectives)
+        return f"objectives: {each} (score: {self.score}); several run without pruning"
+
+    def values(self, curve: Curve) -> list[float]:
+        """Every objective's value, in order."""
+        return [objective(name, curve, self.score) for name in self.objectives]
 
     @property
     def paired(self) -> bool:
         """Whether the pruner compares two trials fold by fold."""
-        return self.pruner.name == "wilcoxon"
+        return self.pruning.name == "wilcoxon"
 
     @property
     def reports_on_the_way(self) -> bool:
@@ -162,10 +172,18 @@ class Space:
         """Changes when the meaning of a score or a parameter does; not with the number of trials or the resources."""
         # Ranks without synchronised batch norms learn something else.
         resources = Resources(workers=1 if self.recipe.sync_bn else self.resources.workers)
-        plain = replace(self, trials=1, resources=resources, known=(), limits=Limits(), device="auto")
+        # One that is named and is the default is the same space.
+        pruner = None if self.pruner == Named("halving") else self.pruner
+        plain = replace(self, pruner=pruner, trials=1, resources=resources, known=(), limits=Limits(), device="auto")
+        plain = replace(plain, final=None, proxy={})
         data = essence(plain)
         for key in ("data", "workers"):
             data["task"].pop(key, None)
+        # Studies that were begun when truncate was the default stay what they are.
+        fidelity = essence(self.fidelity) | {"kind": self.fidelity.kind}
+        data["fidelity"] = {k: v for k, v in fidelity.items() if v != "truncate"}
+        if not data["fidelity"]:
+            del data["fidelity"]
         return digest(data)
 
     def suggest(self, trial: Suggests) -> dict[str, Any]:
@@ -190,23 +208,26 @@ class Space:
         """
         found = {}
         for path in self.known:
-            regime, _ = load_regime(path)
+            regime, trained = load_regime(path)
             if regime.base != self.base:
                 regime = rebased(regime, self.base, stride)
             try:
-                found[path] = self.point(regime)
+                found[path] = self.point(regime, trained.get("recipe", {}))
             except ValueError as err:
                 raise ValueError(f"known: {path}: {err}") from None
         return found
 
-    def point(self, regime: Regime) -> dict[str, Any]:
-        """The point of a regime on this base, with the file's own recipe where settings of it are searched.
+    def point(self, regime: Regime, trained: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """The point of a regime on this base; settings of the recipe that are searched are those it was ``trained``
+        with, where the space holds them, else this file's own.
 
         Raises ValueError when the space does not hold it.
         """
         point = candidates.point_of(self.search, regime)
         for name, knob in self.search.recipe.items():
-            value = getattr(self.recipe, name)
+            value = (trained or {}).get(name)
+            if value is None or not holds(knob, value):
+                value = getattr(self.recipe, name)
             if not holds(knob, value):
                 raise ValueError(f"recipe.{name} is {value}, which search.recipe.{name} does not hold; add it there")
             point[f"recipe.{name}"] = value

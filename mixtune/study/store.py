@@ -37,6 +37,7 @@ def check(uri: str) -> None:
 
     A file that is not there yet is made when it is first written.
     """
+    _check_address(uri)
     if uri.startswith("sqlite"):
         path = Path(uri.removeprefix("sqlite:///"))
         if path.exists() and path.stat().st_size:
@@ -148,6 +149,7 @@ def fetched(uri: str, run_id: str, name: str, folder: Path) -> Path:
 
 def opened(uri: str) -> tuple[MlflowClient, str]:
     """A client of a store, and the id of the experiment there. Raises InputError when there is none."""
+    _check_address(uri)
     path = sqlite.path_of(uri)
     if path is not None:
         if not path.exists():
@@ -170,6 +172,15 @@ def opened(uri: str) -> tuple[MlflowClient, str]:
             f"--tracking-uri {masked(uri)}: holds no experiment {EXPERIMENT!r}; was a search logged there?"
         )
     return client, str(experiment.experiment_id)
+
+
+def _check_address(uri: str) -> None:
+    """Refuse a path, which MLflow would take for one of its old folders of files. Raises InputError."""
+    if uri.startswith("databricks") or ("://" in uri and not uri.startswith("file:")):
+        return
+    path = Path(uri.removeprefix("file:"))
+    meant = f"sqlite:///{path.absolute()}" if path.is_file() else "sqlite:////FOLDER/mlflow.db or http://HOST:PORT"
+    raise InputError(f"--tracking-uri {uri}: is no address of a database or a server; give {meant}")
 
 
 def _check_file(uri: str) -> None:

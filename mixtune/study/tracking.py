@@ -16,12 +16,13 @@ from mixtune import __version__
 from mixtune.config import plain, to_yaml
 from mixtune.secrets import masked
 from mixtune.study import browsing, parameters
-from mixtune.study.delivery import Sender, curve_metrics, merged, system_metrics
+from mixtune.study.delivery import Sender, merged, system_metrics
 from mixtune.study.events import Candidate, State
 from mixtune.study.identity import identity
 from mixtune.study.limits import POSITION
 from mixtune.study.outbox import Outbox
-from mixtune.study.sampling import Outcome
+from mixtune.study.outcome import Outcome
+from mixtune.study.recorded import curve_metrics, repeat
 from mixtune.study.space import Space
 from mixtune.study.store import check, children, default_uri
 from mixtune.training.curve import Curve
@@ -43,7 +44,7 @@ class Tracker:
         """
         self.uri, self._space, self._folder = uri, space, folder
         self._width = browsing.width([*space.search.sizes, *space.evaluate.sizes])
-        self._sender = Sender(uri, folder, identity(space.task))
+        self._sender = Sender(uri, folder, identity(space.training().task))
         self.experiment = self._sender.experiment
         texts = {"space.yaml": to_yaml(space), "environment.yaml": to_yaml(environment())}
         self.parent = self._sender.parent(parent, f"study {space.study}", *self._described(), texts)
@@ -63,10 +64,13 @@ class Tracker:
                 f"How should {space.task.network} mix image sizes on {space.task.dataset}, for the compute of "
                 f"{space.budget} at {space.base.S} px?\n\nOne child run per trial; the tag "
                 "mixtune.state tells COMPLETE, PRUNED and FAIL apart. In charts of curve/..., the step is the image "
-                "size in px; in all others it is the share of the budget in %. This run's artifacts hold the figures."
+                "size in px; in all others it is the share of the budget in %, of all folds so far. This run's "
+                "artifacts hold the figures."
             ),
         }
         sections = plain(space)
+        for key in ("fold", "folds"):  # of one run; the study's are at the top level
+            del sections["task"][key]
         params = parameters.settings("", {k: v for k, v in sections.items() if not isinstance(v, dict)})
         for section in ("task", "base", "budget", "recipe", "evaluate", "search", "score"):
             params |= parameters.settings(section, sections[section])
@@ -85,7 +89,9 @@ class Tracker:
         }
 
     def started(self, trial: Candidate) -> None:
-        """Open the trial's child run."""
+        """Open the trial's child run; that of a repeat is made at its end."""
+        if trial.repeat:
+            return
         tags = {
             **self._common,
             "mlflow.parentRunId": self.parent,
@@ -97,15 +103,15 @@ class Tracker:
             "mixtune.state": "RUNNING",
             "mlflow.note.content": f"{trial.label}: {trial.regime} (size x batch (x copies), % of steps)",
         }
-        params = parameters.point(trial.params, self._width)
-        params |= {"regime": str(trial.regime), "family": trial.label, "phases": str(len(trial.regime.phases))}
-        params["sizes"] = " ".join(map(str, trial.regime.sizes))
+        params = {**parameters.point(trial.params, self._width), **_regime(trial)}
         name, files = f"{trial.number:03d} {trial.label}", [str(trial.folder / "regime.yaml")]
         self._put("start", trial.number, name=name, tags=tags, params=params, files=files)
 
     def reported(self, trial: Candidate, report: Mapping[str, Any], score: float) -> None:
-        """Metrics of one report, with the budget spent in per cent as step, in one request."""
-        step = round(100 * report["progress"])
+        """Metrics of one report in one request; the step is the budget spent in per cent, of all folds so far."""
+        if trial.repeat:
+            return
+        step = round(100 * (report.get("fold", 0) + report["progress"]))
         # Rounded to what can be read in a column; the curve that the trial leaves has every bit.
         values = {
             "score": round(score, 5),
@@ -114,13 +120,22 @@ class Tracker:
             "train/views_per_second": round(report["views_per_second"], 1),
             "seconds": round(report["seconds"], 2),
         }
+        if self._space.several:
+            found = zip(self._space.objectives, self._space.values(Curve.from_rows(report["curve"])), strict=True)
+            values |= {f"objective/{name}": round(value, 5) for name, value in found}
         for row in report["curve"]:
             values[browsing.top1_at(row["S"], self._width)] = round(row["top1"], 5)
         values |= {f"images/{kind}": float(n) for kind, n in report.get("findings", {}).items()}
-        self._put("report", trial.number, metrics=[[k, float(v), step] for k, v in values.items()])
+        said = "; ".join(report.get("said", ()))[:5000]
+        notes = {f"mixtune.notes.{report['number']}": said} if said else {}
+        self._put("report", trial.number, metrics=[[k, float(v), step] for k, v in values.items()], tags=notes)
 
     def ended(self, trial: Candidate, state: State, score: float | None, reason: str, curve: Curve | None) -> None:
         """Close the child run; a trial that an interruption ended is taken out, because it will be run again."""
+        if trial.repeat:
+            if state == "COMPLETE" and score is not None and curve is not None:
+                self.repeated(trial, score, curve)
+            return
         if state == "INTERRUPTED":
             self._put("discard", trial.number)
             return
@@ -128,6 +143,19 @@ class Tracker:
         metrics = curve_metrics(curve) if curve is not None else []
         files = [str(p) for p in sorted(trial.folder.glob("*")) if p.name not in _NOT_LOGGED]
         self._put("end", trial.number, tags=tags, metrics=metrics, files=files, status=_STATUS[state])
+
+    def repeated(self, trial: Candidate, score: float, curve: Curve) -> None:
+        """Record a finished repeat of a trial; one that is recorded already stays as it is."""
+        assert trial.repeat is not None
+        how, common = trial.repeat, {k.removeprefix("mixtune."): v for k, v in self._common.items()}
+        tags = {**common, "trial": str(how.of), "seed": str(how.seed), "judge": how.judge}
+        tags |= {"family": trial.label, "regime": str(trial.regime)}
+        if how.judge == "test":
+            tags["fold"] = "whole training set"
+        name = f"{how.of:03d} {trial.label} {how.judge} seed {how.seed}"
+        files = [str(p) for p in sorted(trial.folder.glob("*")) if p.name != POSITION]
+        record = repeat(self.parent, name, tags, trial.params, curve, score, {}, files)
+        self.outbox.put({**record, "params": {**record["params"], **_regime(trial)}})
 
     def discard_unfinished(self) -> None:
         """Bin the child runs that a killed search left open; their trials are run again."""
@@ -150,7 +178,7 @@ class Tracker:
             trial = Candidate(o.number, regime, o.params, folder, o.published)
             self.started(trial)
             if o.score is not None and score != o.score:
-                self._put("report", o.number, metrics=[["score", o.score, 100]])
+                self._put("report", o.number, metrics=[["score", o.score, 100 * self._space.folds]])
             self.ended(trial, cast(State, o.state), o.score, o.reason, o.curve)
             repaired += 1
         return repaired
@@ -164,18 +192,20 @@ class Tracker:
         self.outbox.close()
         self._sender.close()
 
-    def finish(
-        self, status: str, best: Mapping[str, Any], artifacts: list[Path], more: Mapping[str, str] | None = None
-    ) -> bool:
-        """Close the parent run: the best score as metric, best trial and ``more`` as tags, files as artifacts.
+    def summarise(self, best: Mapping[str, Any], more: Mapping[str, str] | None = None) -> None:
+        """The study's winner: its score as a metric of the parent run, all else and ``more`` as tags."""
+        metrics = [["score", round(float(best["score"]), 5), 100]] if best else []
+        tags = {f"mixtune.best.{k}": str(v)[:5000] for k, v in best.items() if k != "score"} | dict(more or {})
+        self._put("summary", -1, tags=tags, metrics=metrics)
+
+    def finish(self, status: str, artifacts: list[Path]) -> bool:
+        """Close the parent run, with figures and files as artifacts.
 
         Returns whether MLflow has everything; the rest is kept in the study's folder.
         """
         if self._system is not None:
             self._system.finish()
-        metrics = [["score", round(float(best["score"]), 5), 100]] if best else []
-        tags = {f"mixtune.best.{k}": str(v) for k, v in best.items() if k != "score"} | dict(more or {})
-        self._put("finish", -1, tags=tags, metrics=metrics, files=[str(p) for p in artifacts], status=status)
+        self._put("finish", -1, files=[str(p) for p in artifacts], status=status)
         everything = self.flush()
         self.outbox.close()  # a thread that writes while the interpreter ends could abort it
         if not everything:
@@ -186,6 +216,12 @@ class Tracker:
     def _put(self, do: str, trial: int, **more: Any) -> None:
         now = int(1000 * time.time())
         self.outbox.put({"do": do, "trial": trial, "parent": self.parent, "time": now, **more})
+
+
+def _regime(trial: Candidate) -> dict[str, str]:
+    """What a trial's regime is, as parameters of its run."""
+    found = {"regime": str(trial.regime), "family": trial.label, "phases": str(len(trial.regime.phases))}
+    return {**found, "sizes": " ".join(map(str, trial.regime.sizes))}
 
 
 __all__ = ["Tracker", "check", "children", "default_uri"]

@@ -57,7 +57,8 @@ def trial_results(
     for i, stage in enumerate(path):
         # A truncated run reports on the way, on its first fold; all others once, at their end.
         judged = None if whole and i == 0 else (training.evaluate.reports,)
-        for report, last in _stage(here, regime, training, config, stage, judged, turn):
+        said: list[str] = []
+        for report, last in _stage(here, regime, training, config, stage, judged, turn, said.append):
             folds += [report.curve] * (last and stage.share == 1)
             curve = mean_curve(folds) if folds else report.curve
             score = training.score.of(curve)
@@ -65,7 +66,9 @@ def trial_results(
             # Pruners that compare folds want this fold's own score, all others the best estimate there is.
             own = training.score.of(report.curve)
             step = report.number if judged is None else stage.step
-            yield result | {"number": step, "own": own, "progress": stage.share * report.progress, "fold": stage.fold}
+            result |= {"number": step, "own": own, "progress": stage.share * report.progress, "fold": stage.fold}
+            yield result | {"said": [*said]}
+            said.clear()
 
 
 def _stage(
@@ -76,10 +79,11 @@ def _stage(
     stage: Stage,
     judged: Sequence[int] | None,
     turn: Callable[[], None],
+    say: Callable[[str], None],
 ) -> Iterator[tuple[Report, bool]]:
     """One training run of a trial: (report, whether it is the run's last)."""
     task = replace(training.task, fold=stage.fold)
-    job = Run.prepare(regime, replace(training, task=task, share=stage.share), ranks=here)
+    job = Run.prepare(regime, replace(training, task=task, share=stage.share), config["judge"], here)
     folder, checkpoint = Path(config["folder"]), Path(config["checkpoint"])
     folder.mkdir(parents=True, exist_ok=True)  # it is not there yet on another machine of a cluster
     with Position(folder, job.schedule) if here.first else contextlib.nullcontext() as at:
@@ -91,8 +95,11 @@ def _stage(
 
         job.task.pause = turn
         kept = checkpoint.with_name(f"{checkpoint.stem}-{stage.step}{checkpoint.suffix}")
-        for report in job.reports(kept, on_step=on_step, judged=judged):
+        for report in job.reports(kept, on_step=on_step, say=say, judged=judged):
             last = report.step == len(job.schedule)
-            if last and here.first:
+            if last and job.task.notes.unreadable:
+                say(job.task.notes.lines()[-1])
+            # Of the fold that regime.yaml names: judged on another's images, weights would be judged on what they saw.
+            if last and here.first and stage.fold == training.task.fold:
                 save_result(folder, job, report)
             yield report, last

@@ -99,20 +99,24 @@ def nodes() -> list[tuple[float, float]]:
 
 
 def call(function: Callable[..., T], slots: Slots, *arguments: Any) -> T:
-    """Run a function once where a trial would run, with a trial's share of the machine. Raises what it raises.
+    """Run a function once where a trial would run, with a trial's share of the machine. Raises what it raises, and
+    TrainingError when its process dies.
 
     Where trials have several ranks, it is called on each of them, with its place among them as one more argument.
     """
     if slots.workers > 1:
         shared: T = ranks.call(_called, slots.workers, slots.cpus, slots.gpus, function, arguments)
         return shared
-    remote = ray.remote(num_cpus=slots.cpus, num_gpus=slots.gpus)(function)
+    # Once, in a process that ends with it: what it had of a GPU is free then, and what killed it would kill it again.
+    remote = ray.remote(num_cpus=slots.cpus, num_gpus=slots.gpus, max_calls=1, max_retries=0)(function)
     try:
         result: T = ray.get(remote.remote(*arguments))
     except ray.exceptions.RayTaskError as err:
         if isinstance(err.cause, OSError) and err.cause.errno in NO_ROOM:
             raise no_room(err.cause.filename or "a file") from None
         raise (err.cause if isinstance(err.cause, InputError) else err) from None
+    except ray.exceptions.RayError:
+        raise TrainingError("the process that was to measure steps died (out of memory, or killed)") from None
     return result
 
 

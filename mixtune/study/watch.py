@@ -40,6 +40,7 @@ class Watch(Callback):  # type: ignore[misc]
         self.bridge: Bridge | None = bridge
         self._clock: Callable[[], float] | None = clock
         self._looked = 0.0
+        self._over: list[Trial] = []
 
     def on_trial_start(self, iteration: int, trials: Sequence[Trial], trial: Trial, **info: Any) -> None:
         """A worker begins with a trial."""
@@ -48,15 +49,20 @@ class Watch(Callback):  # type: ignore[misc]
 
     def on_trial_complete(self, iteration: int, trials: Sequence[Trial], trial: Trial, **info: Any) -> None:
         """A trial is over."""
-        forget(trial)
+        self._over.append(trial)
 
     def on_trial_error(self, iteration: int, trials: Sequence[Trial], trial: Trial, **info: Any) -> None:
         """A trial's worker died."""
-        forget(trial)
+        self._over.append(trial)
 
     def on_step_end(self, iteration: int, trials: Sequence[Trial], **info: Any) -> None:
-        """Look, when it is time. Raises ClusterLostError, which ends the experiment, when Ray has died."""
+        """Forget what is over, and look, when it is time.
+
+        Raises ClusterLostError, which ends the experiment, when Ray has died.
+        """
         assert self.bridge is not None and self._clock is not None  # noqa: PT018
+        while self._over:  # only now, when every other callback has seen them
+            forget(self._over.pop())
         now = self._clock()
         if now - self._looked < EVERY:
             return
@@ -69,7 +75,7 @@ class Watch(Callback):  # type: ignore[misc]
                 ray.kill(actor)  # from outside, so that a worker that is stuck in C code ends too
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"bridge": None, "_clock": None, "_looked": 0.0}
+        return {"bridge": None, "_clock": None, "_looked": 0.0, "_over": []}
 
 
 def forget(trial: Trial) -> None:

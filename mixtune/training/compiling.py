@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from mixtune.errors import TrainingError
 from mixtune.regime import BatchShape
+from mixtune.training.shortage import lacking
 
 Forward = Callable[[Tensor], Any]
 EXPECTED_GAIN, EXPECTED_SECONDS = 1.3, 60.0  # before anything is measured: modest, and per shape
@@ -71,7 +72,7 @@ class Compiler:
         try:
             loss = work()
         except Exception as err:
-            if self._first is None or isinstance(err, torch.OutOfMemoryError | TrainingError):
+            if self._first is None or lacking(err) or isinstance(err, TrainingError):
                 raise
             self._stop(f"they could not be compiled ({type(err).__name__}: {str(err).splitlines()[0][:200]})")
             return work()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mixtune.training.curve import Curve
+from mixtune.training.shortage import named
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # torch's profiler tells of its own stages otherwise
 
@@ -28,22 +29,24 @@ class Cost:
 def measure_cost(network: nn.Module, S: int, batch: int, device: torch.device, repeats: int = 10) -> Cost:
     """Time ``repeats`` batches of ``batch`` random images at S, after two that warm up. Evaluation mode, float32.
 
-    Raises RuntimeError (OutOfMemoryError) where the batch does not fit.
+    Raises OutOfMemoryError where the batch does not fit.
     """
     training = network.training
     network.eval()
+    too_large = f"the device's memory does not hold {batch} images at {S} px: take a smaller batch"
     try:
-        images = torch.randn(batch, 3, S, S, device=device).contiguous(memory_format=torch.channels_last)
-        on_gpu = device.type == "cuda"
-        seconds = []
-        for i in range(repeats + 2):
-            began = time.perf_counter()
-            network(images)
-            if on_gpu:
-                torch.cuda.synchronize(device)
-            if i >= 2:
-                seconds.append(time.perf_counter() - began)
-        return Cost(statistics.median(seconds) / batch, float(peak_memory(network, images)))
+        with named(lambda: too_large):
+            images = torch.randn(batch, 3, S, S, device=device).contiguous(memory_format=torch.channels_last)
+            on_gpu = device.type == "cuda"
+            seconds = []
+            for i in range(repeats + 2):
+                began = time.perf_counter()
+                network(images)
+                if on_gpu:
+                    torch.cuda.synchronize(device)
+                if i >= 2:
+                    seconds.append(time.perf_counter() - began)
+            return Cost(statistics.median(seconds) / batch, float(peak_memory(network, images)))
     finally:
         network.train(training)
 

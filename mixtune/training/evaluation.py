@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mixtune.errors import InputError
+from mixtune.training import shortage
 from mixtune.training.curve import Curve, Point
 from mixtune.training.ranks import Ranks
 
@@ -100,11 +101,17 @@ def evaluate(
     sizes: Sequence[int],
     gmacs: Callable[[int], float],
 ) -> Curve:
-    """The network's curve from its ``predictions(S)``, made in evaluation mode; its mode is left as found."""
+    """The network's curve from its ``predictions(S)``, made in evaluation mode; its mode is left as found.
+
+    Raises OutOfMemoryError for a size that does not fit into the device's memory.
+    """
     training = network.training
     network.eval()
     try:
-        points = [Point(S=S, gmacs=gmacs(S), **predictions(S).metrics()) for S in sorted(sizes)]
+        points: list[Point] = []
+        for S in sorted(sizes):
+            with shortage.named(lambda S=S: shortage.too_large_to_judge(S, [p.S for p in points])):  # type: ignore[misc]
+                points.append(Point(S=S, gmacs=gmacs(S), **predictions(S).metrics()))
     finally:
         network.train(training)
     return Curve(tuple(points))

@@ -23,6 +23,7 @@ from mixtune.training.checkpoint import digest, essence, replace_file
 from mixtune.training.memory import Peak, room
 from mixtune.training.ranks import ALONE, Ranks
 from mixtune.training.run import TrainingConfig
+from mixtune.training.shortage import lacking
 
 
 @dataclass(frozen=True)
@@ -86,9 +87,9 @@ class Footprint:
 
 
 def _line(points: Sequence[tuple[int, float]], x: float) -> float:
-    """The rising line of least squares, at x."""
+    """The rising line of least squares, at x; through a single point, the steepest there is."""
     xs, ys = np.array(points, float).T
-    slope = max(0.0, float(np.polyfit(xs, ys, 1)[0])) if len(set(xs)) > 1 else 0.0
+    slope = max(0.0, float(np.polyfit(xs, ys, 1)[0])) if len(set(xs)) > 1 else float(ys[0] / xs[0])
     return float(ys.mean() + slope * (x - xs.mean()))
 
 
@@ -142,7 +143,9 @@ def _measure(config: TrainingConfig, shapes: Sequence[BatchShape], key: str, ran
         watch = Peak(device)
         try:
             seconds = stand.seconds(shape)
-        except torch.OutOfMemoryError:
+        except Exception as err:
+            if not lacking(err):
+                raise
             if found.steps and ranks.alone:  # other ranks would wait for this one
                 return replace(found, too_large=shape)
             raise InputError(

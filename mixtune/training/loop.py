@@ -15,9 +15,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
 from mixtune.errors import TrainingError
-from mixtune.regime import BatchShape, Schedule
+from mixtune.regime import Schedule
+from mixtune.training import shortage
 from mixtune.training.checkpoint import Checkpoint
 from mixtune.training.curve import Curve
 from mixtune.training.engine import Engine
@@ -29,20 +31,6 @@ AGREEMENT = 10  # steps between two looks at the first rank's clock
 
 class TrainingDivergedError(TrainingError):
     """The loss is not finite any more."""
-
-
-class OutOfMemoryError(TrainingError):
-    """A step did not fit into the device's memory."""
-
-
-def _too_large(shape: BatchShape, done: Sequence[BatchShape], place: str) -> str:
-    """That a step of ``shape`` did not fit, and which of the shapes that were ``done`` did or which batch would."""
-    said = f"the device's memory does not hold a step of shape {shape} (S x B x D, {place})"
-    if not done:
-        return f"{said}, the first shape tried; start with half the batch: base.B {max(1, shape.B // 2)}"
-    fits = max(done, key=lambda s: s.pixels)
-    B = max(1, min(shape.B - 1, fits.pixels // (shape.S**2 * shape.D)))
-    return f"{said}; {fits} did fit, and so should a batch of {B} at this size: lower base.B to match"
 
 
 @dataclass(frozen=True)
@@ -63,6 +51,12 @@ class Report:
     seconds: float
     curve: Curve
     findings: dict[str, int] = field(default_factory=dict)
+
+
+@torch.no_grad()
+def _norm(network: nn.Module) -> Tensor:
+    """Of all weights and statistics together."""
+    return get_total_norm([t for t in network.state_dict().values() if t.is_floating_point()])
 
 
 def report_steps(schedule: Schedule, reports: int) -> list[int]:
@@ -94,7 +88,7 @@ def train(
     ``say`` is told how the steps are computed.
     Where the task has several ranks, each calls this, all get the same reports and the first writes the checkpoint.
     ``judged``: the numbers of the reports to make, the last among them, where not all are wanted.
-    Raises TrainingDivergedError when the mean loss of a stretch is not finite.
+    Raises TrainingDivergedError when the mean loss of a stretch, or a weight at its end, is not finite.
     """
     B = np.array([s.B for s in schedule.shapes])[schedule.index]
     before = schedule.progress
@@ -132,17 +126,18 @@ def train(
     trained = 0  # views since the clock was last started
     network.train()
     if start < len(schedule):
-        try:
+        with shortage.named(lambda: shortage.too_large(max(schedule.shapes, key=lambda s: s.pixels), [], "captured")):
             engine.prepare(schedule, before, start, say)
-        except torch.OutOfMemoryError:
-            raise OutOfMemoryError(_too_large(max(schedule.shapes, key=lambda s: s.pixels), [], "captured")) from None
-    for step, batch in enumerate(engine.batches(schedule, seed, start), start=start + 1):
+
+    def too_large() -> str:
+        fit = {schedule.shapes[i] for i in schedule.index[: step - 1].tolist()} - {shape}
+        return shortage.too_large(shape, sorted(fit), f"step {step} of {len(schedule)}")
+
+    batches = engine.batches(schedule, seed, start)
+    for step in range(start + 1, len(schedule) + 1):
         shape = schedule.shapes[schedule.index[step - 1]]
-        try:
-            total += engine.train_on(batch, float(rates[step - 1]), step - 1, float(before[step - 1]), shape)
-        except torch.OutOfMemoryError:
-            fit = {schedule.shapes[i] for i in schedule.index[: step - 1].tolist()} - {shape}
-            raise OutOfMemoryError(_too_large(shape, sorted(fit), f"step {step} of {len(schedule)}")) from None
+        with shortage.named(too_large):
+            total += engine.train_on(next(batches), float(rates[step - 1]), step - 1, float(before[step - 1]), shape)
         steps, trained = steps + 1, trained + shape.views
         if on_step:
             on_step(step, shape.views)
@@ -153,11 +148,13 @@ def train(
             engine.settle()
             summed = ranks.sum(total.clone())
             mean = float(summed) / steps
-            if not math.isfinite(mean):
-                raise TrainingDivergedError(
-                    f"the training loss became {mean} before step {step} of {len(schedule)} "
-                    f"(lr {rates[step - 1]:.3g}); a lower recipe.lr or a longer recipe.warmup would help"
-                )
+            # The loss of a step is from before its update: that a checkpoint never replaces good weights by bad ones.
+            for what, value in (("training loss", mean), ("weights' norm", float(_norm(engine.judged)))):
+                if not math.isfinite(value):
+                    raise TrainingDivergedError(
+                        f"the {what} became {value} by step {step} of {len(schedule)} "
+                        f"(lr {rates[step - 1]:.3g}); a lower recipe.lr or a longer recipe.warmup would help"
+                    )
         if step in numbers:
             speed = trained / (time.perf_counter() - mark)
             curve = task.evaluate(engine.judged, sizes)

@@ -12,10 +12,10 @@ import torch
 
 from mixtune.regime import Budget, Regime
 from mixtune.training.device import pick_device
-from mixtune.training.loop import OutOfMemoryError
 from mixtune.training.packing import DroppedError, Pack, Turn
 from mixtune.training.run import Run, TrainingConfig
 from mixtune.training.score import Score
+from mixtune.training.shortage import lacking
 
 
 def together(regime: Regime, config: TrainingConfig, K: int, steps: int) -> float:
@@ -60,15 +60,16 @@ def together(regime: Regime, config: TrainingConfig, K: int, steps: int) -> floa
         thread.start()
     for thread in asking:
         thread.join()
-    if any(isinstance(err, OutOfMemoryError | torch.OutOfMemoryError) for err in errors):
+    if any(lacking(err) for err in errors):
         return 0.0
     if errors:
         raise errors[0]
     return K * steps / (clock[1] - clock[0])
 
 
-def measure(config: TrainingConfig, regime: Regime, at_most: int, steps: int = 60) -> tuple[int, str]:
-    """How many trials of this kind to pack on this machine's GPU, and a sentence that says what was measured.
+def measure(config: TrainingConfig, regime: Regime, at_most: int, steps: int = 60) -> tuple[int, float, str]:
+    """How many trials of this kind to pack on this machine's GPU, how many times as fast as one they are, and a
+    sentence that says what was measured.
 
     Trials on image files stay alone: their networks fill a GPU. The memory that one trial takes bounds how many are
     tried.
@@ -78,7 +79,7 @@ def measure(config: TrainingConfig, regime: Regime, at_most: int, steps: int = 6
     config = replace(config, evaluate=evaluate, score=Score())
     first = Run.prepare(regime, config)
     if first.task.pixels is None:
-        return 1, "one trial at a time on a GPU: its images are read from files"
+        return 1, 1.0, "one trial at a time on a GPU: its images are read from files"
     enough = Budget(4 * steps * regime.base.B / first.task.n_train + 1)
     config = replace(config, budget=enough, costs=None)
 
@@ -94,7 +95,8 @@ def measure(config: TrainingConfig, regime: Regime, at_most: int, steps: int = 6
         fits = max(1, min(at_most, int(0.8 * torch.cuda.mem_get_info(device)[0] / one)))
     best, measured = most_useful(speed, fits)
     told = ", ".join(f"{K}: {v:,.0f}" for K, v in measured.items())
-    return best, f"{best} at a time share a GPU; steps per second by how many do: {told} (memory holds {fits})"
+    said = f"{best} at a time share a GPU; steps per second by how many do: {told} (memory holds {fits})"
+    return best, measured[best] / measured[1], said
 
 
 def most_useful(speed: Callable[[int], float], at_most: int, gain: float = 1.1) -> tuple[int, dict[int, float]]:

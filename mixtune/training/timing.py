@@ -48,7 +48,7 @@ class Stand:
     def seconds(self, shape: BatchShape) -> float:
         """The time of one whole step (views, forward, backward, optimiser), in real batches of the task.
 
-        Raises torch.OutOfMemoryError where the device does not hold one.
+        Raises what ``shortage.lacking`` knows where the device does not hold one.
         """
         engine = self.engine
         steps = Schedule((shape,), np.zeros(WARM_UP + TIMED, np.int16), np.ones(1))
@@ -59,6 +59,7 @@ class Stand:
             if engine.device.type == "cuda":
                 torch.cuda.synchronize()
             marks.append(time.perf_counter())
+        engine.graphs = None  # what was captured holds memory
         return statistics.median(b - a for a, b in zip(marks[WARM_UP:], marks[WARM_UP + 1 :], strict=False))
 
     def judging(self, S: int) -> float:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from mlflow import MlflowClient
 
+from analysis.compare import draw_studies
 from analysis.importance import importances, tendency
 from analysis.runs import read_study
 from mixtune import cli
@@ -72,6 +73,22 @@ def test_a_study_without_complete_trials_says_what_it_has(made, tmp_path):
         call("sizes", made, tmp_path)
 
 
+def test_a_metric_that_no_trial_has_is_named(made, tmp_path):
+    client = MlflowClient(made.uri)
+    tags = {"mixtune.study": "tiny", "mixtune.kind": "trial", "mixtune.state": "COMPLETE"}
+    tags |= {"mixtune.family": "fixed", "mixtune.regime": "8x32 100%"}
+    run = client.create_run(made.tracker.experiment, tags=tags)
+    for metric in ("gmacs", "top1", "top5", "loss"):
+        client.log_metric(run.info.run_id, f"curve/{metric}", 0.5, step=8)
+    with pytest.raises(InputError, match=r"the complete trials in .* lack the metric curve/ece by image size"):
+        call("sizes", made, tmp_path)
+
+
+def test_a_study_that_has_only_begun_is_one_sentence(made, tmp_path):
+    with pytest.raises(InputError, match="holds no trials of this study"):
+        call("sizes", made, tmp_path)
+
+
 def test_a_foreign_database_is_one_sentence(tmp_path):
     import sqlite3
 
@@ -120,6 +137,23 @@ def test_regimes_are_rebuilt_as_they_were_trained(study):
         kept, _ = load_regime(study.folder / "trials" / f"{trial.number:04d}" / "regime.yaml")
         assert [str(s) for s in read.regime(trial).shapes] == [str(s) for s in kept.shapes]
         assert str(read.regime(trial)) == str(kept)
+
+
+def test_a_study_of_an_earlier_version_is_read(made):
+    """Its runs have no exact point, its space no weights and no recipe to search, its ranges no logarithm."""
+    point = {"w_4": 1 / 3, "w_8": 1.0, "w_12": 2 / 3, "split": 0.123456789, "growth": "gradual"}
+    made.trial(0, "searched", curve(0.5, 0.6), **point)
+    new = read_study(made.uri, "tiny")
+    client = MlflowClient(made.uri)
+    (run,) = (r for r in client.search_runs([made.tracker.experiment]) if "mixtune.trial" in r.data.tags)
+    client.delete_tag(run.info.run_id, "mixtune.point")
+    settings = {k: v for k, v in new.settings.items() if k not in ("search.weights", "search.recipe")}
+    old = read_study(made.uri, "tiny")
+    old = replace(old, settings=settings | {"search.split": "{'low': 0.0, 'high': 1.0}", "score.S": "None"})
+    assert new.trials[0].params == point
+    assert old.trials[0].params == {k: pytest.approx(v, rel=1e-3) if k != "growth" else v for k, v in point.items()}
+    assert (old.search, old.score) == (new.search, new.score)
+    assert str(old.regime(old.trials[0])) == str(new.regime(new.trials[0]))
 
 
 def test_importance_finds_what_was_built_in(study):
@@ -272,7 +306,14 @@ def test_two_studies_are_compared_over_the_regimes_they_share(study, made, tmp_p
     made.trial(0, "fixed", curve(0.70, 0.80))
     made.trial(1, "multiscale", curve(0.79, 0.80))
     call("compare", study, tmp_path, "--other", "tiny", "--other-uri", made.uri)
-    assert "paired t-test over 2 shared regimes" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "paired t-test over 2 shared regimes" in said
+    assert "they differ" not in said
+    one, two = (read_study(uri, "tiny") for uri in (study.uri, made.uri))
+    two = replace(two, settings={**two.settings, "budget.epochs": "2.0", "search.split": "[1]"})
+    assert draw_studies(one, two, tmp_path)[1][1] == (
+        "they differ in more than what was searched: budget.epochs 1.0 and 2.0"
+    )
     rows = list(csv.DictReader((tmp_path / "compare.csv").open()))
     assert [r["family"] for r in rows] == ["fixed", "multiscale", "mean"]
 

@@ -12,7 +12,8 @@ from analysis import findings, report
 from analysis.record import main as record
 from analysis.runs import read_study
 from mixtune.errors import InputError
-from tests.analysis.conftest import curve
+from mixtune.study.work import candidate_of
+from tests.analysis.conftest import POINT, curve
 from tests.analysis.test_commands import repeated
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -85,13 +86,67 @@ def test_seeds_decide_what_is_claimed(made, tmp_path, fixed, verdict):
     assert any("multi-scale VBS; these do not compare" in line for line in findings.noise(study))
 
 
+def proven(made, scores, winner):
+    """Record a study's final: {trial: top-1 by seed}, and fresh seeds of trial 1 alone."""
+    made.trial(0, "fixed", curve(0.5, 0.6))
+    made.trial(1, "searched", curve(0.9, 0.9), split=0.1)
+    made.trial(2, "searched", curve(0.7, 0.7))
+    made.trial(3, "multiscale", curve(0.8, 0.8))
+    trials = {t.number: t for t in read_study(made.uri, "tiny").trials}
+    runs = [(n, s, "final", a) for n, each in scores.items() for s, a in enumerate(each)]
+    for n, seed, round_, top1 in [*runs, (1, 1, "leaders", 0.6), (1, 2, "leaders", 0.6)]:
+        point = made.space.published_params(trials[n].family, 4) if not trials[n].searched else POINT
+        if n == 1:
+            point = point | {"split": 0.1}
+        noted = {"repeat": {"of": n, "seed": seed, "round": round_}}
+        noted |= {} if trials[n].searched else {"published": trials[n].family}
+        made.tracker.repeated(candidate_of(made.space, n, point, noted, made.folder), top1, curve(top1, top1))
+    summary = {"score": 0.7, "trial": winner, "chosen": "the best mean over 2 fresh seeds", "verdict": "said"}
+    made.tracker.summarise(summary)
+    assert made.tracker.flush()
+    return read_study(made.uri, "tiny")
+
+
+def test_a_final_names_the_winner_that_was_chosen_before_it_and_what_the_test_set_says(made, tmp_path):
+    study = proven(made, {0: (0.50, 0.52, 0.51), 2: (0.72, 0.74, 0.73), 3: (0.73, 0.72, 0.745)}, winner=2)
+    assert findings.ranked(study)[0].number == 2
+    said = findings.answer(study)
+    assert said.startswith("searched #2 wins: on the test set it scores 73.00 ± 1.00 % by training on")
+    assert said.endswith(
+        "; searched #2 is better than fixed size, and not distinguishable from multi-scale VBS at this noise (paired "
+        "t-test over 3 seeds, 5 % level, p adjusted by Holm's method for 2 comparisons)."
+    )
+    assert any(
+        "chosen before the test set was read: the best mean over 2 fresh" in line for line in findings.noise(study)
+    )
+    assert "searched #1" not in findings.results(study)  # a leader that fresh seeds did not choose
+    shown = {t.number: t.curve.at(8).top1 for t in study.tested().trials}
+    assert shown == pytest.approx({0: 0.51, 2: 0.73, 3: (0.73 + 0.72 + 0.745) / 3})
+    _, use = report.again(study)
+    assert len(use) == 1
+    assert "searched2" in use[0]
+    assert "searched #2 wins" in written(made.uri, tmp_path)
+
+
+def test_a_final_that_shows_nothing_says_that(made):
+    study = proven(made, {0: (0.72, 0.74, 0.73), 2: (0.73, 0.72, 0.74), 3: (0.74, 0.73, 0.72)}, winner=2)
+    assert "; no regime is distinguishable from searched #2 at this noise (paired" in findings.answer(study)
+
+
+def test_a_final_that_a_later_search_left_behind_is_not_the_answer(made):
+    proven(made, {0: (0.72, 0.74), 2: (0.73, 0.72)}, winner=2)
+    made.tracker.summarise({"score": 0.7, "trial": 1, "verdict": ""})
+    assert made.tracker.flush()
+    assert read_study(made.uri, "tiny").winner is None
+
+
 def test_its_commands_name_files_that_are_there_and_flags_that_parse(study, monkeypatch):
     import importlib
 
     from mixtune.cli import Parser
 
     rerun, use = report.again(read_study(study.uri, "tiny"))
-    for line in (*rerun, *use[:3]):
+    for line in (*rerun, *use):
         words = shlex.split(line)
         module = importlib.import_module(words[2])
 
@@ -102,8 +157,8 @@ def test_its_commands_name_files_that_are_there_and_flags_that_parse(study, monk
         monkeypatch.setattr(Parser, "parse_args", parse)
         with pytest.raises(KeyboardInterrupt):
             module.main(words[3:])
-    regime = shlex.split(use[0])[4]
-    assert regime == str(study.folder / "trials" / "0006" / "regime.yaml")
+    assert shlex.split(use[0])[-1] == "5"
+    assert str(study.folder / "final" / "searched6" / "seed0") in shlex.split(use[1])
 
 
 def test_a_place_that_cannot_be_written_is_one_sentence(study, tmp_path):

@@ -1,9 +1,17 @@
+import itertools
+import math
 import statistics
+from types import SimpleNamespace
 
 import pytest
 
-from benchmarks.regimes import PLANS, Job, Plan, jobs, table, verdict
+from benchmarks import regimes
+from benchmarks.common import random_images
+from benchmarks.regimes import PLANS, Job, Plan, jobs, packed, table, train_once
+from benchmarks.verdict import verdict
 from mixtune.regime import BatchShape, Budget, Schedule, published
+from mixtune.training import checkpoint
+from mixtune.training.checkpoint import Checkpoint
 from mixtune.training.recipe import Recipe
 
 
@@ -44,6 +52,27 @@ def test_the_gpu_plan_is_the_papers():
     assert steps == pytest.approx(156_250, abs=1)
     assert [round(m * plan.epochs) for m in plan.recipe.milestones] == [81, 122, 164]
     assert (plan.network, plan.recipe.lr, plan.recipe.smoothing) == ("cifar_resnet44", 0.1, True)
+
+
+def test_packed_runs_are_finished_in_pieces_and_are_those_alone(tmp_path, monkeypatch):
+    """The time is up in the middle of each run; the next piece goes on from the checkpoints."""
+    plan = Plan("cifar_resnet8", BatchShape(8, 32), 2, (8, 12), Recipe(), ("compute",), 1, 1, 250, packed=2)
+    mine, clock, real = jobs(plan)[:2], itertools.count(), Checkpoint.save
+    saved = []
+    monkeypatch.setattr(Checkpoint, "due", True)
+    monkeypatch.setattr(checkpoint.os, "fsync", lambda fd: None)  # one for every step takes its time
+    monkeypatch.setattr(Checkpoint, "save", lambda self, state: (saved.append(state["step"]), real(self, state)))
+    monkeypatch.setattr(regimes, "time", SimpleNamespace(time=lambda: next(clock)))
+    with random_images(2000):
+        assert list(packed(plan, mine, "-", tmp_path, 10)) == [None, None]
+        stopped = len(saved)
+        again = list(packed(plan, mine, "-", tmp_path, math.inf))
+        alone = [train_once(plan, job, "-", tmp_path / "alone", math.inf) for job in mine]
+    assert 1 <= stopped <= 11  # a step's checkpoint comes after its look at the clock
+    assert saved[stopped] > 1  # not from the start
+    again.sort(key=lambda r: plan.regimes.index(r["regime"]))
+    for a, b in zip(again, alone, strict=True):
+        assert {k: v for k, v in a.items() if k != "seconds"} == {k: v for k, v in b.items() if k != "seconds"}
 
 
 def test_the_table_pairs_the_seeds_that_are_there():

@@ -1,9 +1,13 @@
 """The GPU benchmarks' commands run from start to end where there is no GPU, in small; nothing is written."""
 
+import sys
+
 import pytest
 
-from benchmarks import common, gpu_step
+from benchmarks import common, gpu_step, packing
 from benchmarks.common import conclude, random_images, spread
+from benchmarks.trial import description, images, steps
+from mixtune.training.run import Run
 
 
 def test_quartiles_are_those_between_the_measurements():
@@ -37,6 +41,25 @@ def test_random_images_are_there_in_the_block_only():
     with random_images(50):
         assert len(data.load("cifar10", None).train) == 50
     assert data.load is before
+
+
+def test_the_timed_steps_are_those_that_are_asked_for_and_train():
+    with images("cpu"):
+        trial = Run.prepare(*description("cpu", 1))
+        before = trial.network.fc.weight.detach().clone()
+        assert [n for n, _ in zip(steps(trial, trial.schedule, captured=False), range(3), strict=False)] == [0, 1, 2]
+    assert not (trial.network.fc.weight == before).all()
+
+
+@pytest.mark.slow
+def test_the_packing_benchmark_rehearses_without_ray(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(common, "RESULTS", tmp_path)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert packing.main(["--device", "cpu", "--repeats", "1", "--steps", "2", "--trials", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "without Ray" in out
+    assert float(out.split()[-1]) > 0
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

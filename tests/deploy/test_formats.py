@@ -59,7 +59,8 @@ def test_a_network_judged_with_recalibrated_statistics_is_deployed_with_them(fin
     object.__setattr__(config.evaluate, "recalibrate", Recalibration(("test",), 200))
     monkeypatch.setattr(task.calibration, "choose", lambda predictions, part: "test")
     network, chosen = restore(Trained(finished, None, config, trained.curve), 12)
-    assert chosen == "test"
+    assert chosen == {8: "test", 12: "test"}
+    assert set(network.statistics) == {8}
     object.__setattr__(config.evaluate, "recalibrate", None)
     plain_, _ = restore(Trained(finished, None, config, trained.curve), 12)
     changed = {k for k, v in network.network.state_dict().items() if not torch.equal(v, plain_.network.state_dict()[k])}

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -18,6 +19,7 @@ from mixtune import export
 from mixtune.errors import InputError
 from mixtune.training.task import Classification
 from mixtune.training.trained import Trained
+from mixtune.training.weights import load_weights
 from tests.study.test_server import free_port
 
 
@@ -46,6 +48,30 @@ def test_it_has_the_runs_accuracy_at_every_size(exported):
     assert np.array_equal(model.predict(images), model.predict(images, params={"size": 8}))
     wide = np.zeros((2, 9, 31, 3), np.uint8)  # an image need not be square
     assert model.predict(wide).shape == (2, 10)
+
+
+def test_every_size_is_served_with_its_own_statistics(finished, tmp_path, monkeypatch):
+    from mixtune.training import task
+
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    text = (run / "regime.yaml").read_text()
+    assert text.count("  evaluate:\n") == 1
+    recalibrate = "  evaluate:\n    recalibrate: {views: [test], images: 200}\n"
+    (run / "regime.yaml").write_text(text.replace("  evaluate:\n", recalibrate))
+    monkeypatch.setattr(task.calibration, "choose", lambda predictions, part: "test")
+    export.main(["--run", str(run), "--network", str(tmp_path / "net"), "--formats", "mlflow", "--at-most", "1 MMACs"])
+    assert (tmp_path / "net" / "statistics.safetensors").exists()
+    model = mlflow.pyfunc.load_model(str(tmp_path / "net" / "mlflow"))
+    trained = Trained.read(run)
+    images, labels = held_out(trained)
+    judged = Classification(trained.config.task, "validation", "cpu", trained.config.evaluate.recalibrate)
+    network = judged.network(0)
+    load_weights(network, trained.weights, trained.config.task.network)
+    for point in judged.evaluate(network, [8, 12]).points:
+        found = model.predict(images, params={"size": point.S})
+        assert (found.argmax(1) == labels).mean() == pytest.approx(point.top1)
+        assert point.top1 != trained.curve.at(point.S).top1  # other statistics do make a difference
 
 
 def test_it_is_registered_under_an_alias(exported, finished, tmp_path, empty_store, capsys):

@@ -3,7 +3,7 @@ import pytest
 from mixtune.config import parse, plain
 from mixtune.errors import InputError
 from mixtune.regime import PUBLISHED, BatchShape, published
-from mixtune.regime.files import save_regime
+from mixtune.regime.files import load_regime, save_regime
 from mixtune.study.knobs import Range, Uniform
 from mixtune.study.space import Space
 from tests.conftest import TINY
@@ -93,6 +93,13 @@ def test_a_known_regime_is_carried_to_this_base(tmp_path):
     s = parse(ALL | {"known": [str(tmp_path / "found.yaml")]}, Space, "f")
     (point,) = s.known_points(4).values()
     assert s.regime(point).shapes == published("mixsize_d", s.base, s.search.sizes, 4).shapes
+    save_regime(
+        tmp_path / "found.yaml", load_regime(tmp_path / "found.yaml")[0], {"recipe": {"lr": 0.2, "momentum": 0.5}}
+    )
+    recipe = {"lr": {"low": 0.1, "high": 0.3}, "momentum": [0.8, 0.9]}
+    searched = parse(ALL | {"known": s.known, "search": {"sizes": list(s.search.sizes), "recipe": recipe}}, Space, "f")
+    (point,) = searched.known_points(4).values()
+    assert (point["recipe.lr"], point["recipe.momentum"]) == (0.2, 0.9)  # as it was trained, where the space has that
     narrow = parse(ALL | {"known": s.known, "search": {"sizes": [8, 16]}}, Space, "f")
     with pytest.raises(ValueError, match=r"add 12, 24 to search\.sizes"):
         narrow.known_points(4)

@@ -1,20 +1,24 @@
 """A study on a proxy, its best regimes on the full task, and how the two rank them."""
 
-import copy
 import json
+import re
+from pathlib import Path
 
 import pytest
 import yaml
 
 from mixtune import search
-from mixtune.config import parse
+from mixtune.config import load, parse
 from mixtune.errors import InputError
 from mixtune.regime.files import save_regime
 from mixtune.study import carry
-from mixtune.study.carry import agreement, carried
-from mixtune.study.sampling import Outcome, Trials
+from mixtune.study.carry import agreement, carried, on_proxy
+from mixtune.study.outcome import Outcome
+from mixtune.study.preflight import check_batches, check_sizes, expected_images
+from mixtune.study.sampling import Trials
 from mixtune.study.space import Space
 from tests.conftest import TINY
+from tests.test_search import command
 
 # What the full task of the tests is to the proxy: more data, more epochs, another base.
 FULL = {"study": "full", "task": TINY["task"] | {"samples": 800}, "base": {"S": 16, "B": 16}, "budget": {"epochs": 2}}
@@ -104,25 +108,56 @@ def test_an_unusable_proxy_is_one_sentence(proxy, tmp_path_factory, monkeypatch)
 
 def test_a_regime_whose_sizes_the_full_space_lacks_is_named(proxy):
     space, _ = carried(full(search={"sizes": [8, 16]}, published=["fixed"]), proxy, 4)
-    with pytest.raises(ValueError, match=r"known: .*: at base 16 px trains on .*24 px; add 24 to search.sizes"):
+    with pytest.raises(ValueError, match=r"known: .*at base 16 px trains on .*24 px; add 24 to search\.sizes"):
         space.known_points(4)
 
 
+def test_the_proxy_section_changes_what_it_names_and_nothing_else():
+    space = full(proxy={"task": {"samples": 100}, "budget": {"epochs": 0.5}, "trials": 9})
+    cheaper = on_proxy(space, "full.yaml")
+    assert (cheaper.study, cheaper.task.samples, cheaper.task.network) == ("full-proxy", 100, space.task.network)
+    assert (cheaper.budget.epochs, cheaper.trials, cheaper.proxy) == (0.5, 9, {})
+    assert (cheaper.search, cheaper.base) == (space.search, space.base)
+    assert space.digest() == full().digest()  # a search on the full task alone stays the same study
+    for section, said in (
+        ({}, "full.yaml: has no proxy section"),
+        ({"task": {"sample": 5}}, "full.yaml: proxy: unknown key task.sample; did you mean 'samples'?"),
+        ({"trials": 0}, "full.yaml: proxy: trials must be at least 1"),
+    ):
+        with pytest.raises(InputError, match=re.escape(said)):
+            on_proxy(full(proxy=section), "full.yaml")
+
+
+def test_the_shipped_proxy_is_a_space_that_can_be_searched():
+    file = str(Path(__file__).parents[2] / "search_spaces/imagenet.yaml")
+    cheaper = on_proxy(load(file, Space), file)
+    stride = check_sizes(cheaper, file)
+    for name in cheaper.published:
+        cheaper.published_params(name, stride)
+    check_batches(cheaper, expected_images(cheaper, file), file)
+
+
+def test_a_search_on_a_proxy_and_a_study_that_was_exclude_each_other(space_file, tiny):
+    with pytest.raises(InputError, match="--proxy searches, and --from names a study that was: give one of them"):
+        search.main(["--space", str(space_file(tiny)), "--proxy", "--from", "x"])
+
+
 @pytest.mark.slow
-def test_one_command_carries_a_study_and_another_goes_on_with_it(tmp_path, space_file, capsys, monkeypatch):
-    """From a smaller network on fewer samples to the full task, as a user types it."""
+def test_one_command_carries_a_study_and_another_goes_on_with_it(tmp_path, space_file):
+    """From a smaller base and budget on fewer samples to the full task, as a user types it."""
     from mlflow import MlflowClient
 
-    monkeypatch.chdir(tmp_path)
-    small = copy.deepcopy(TINY) | {"study": "small", "trials": 5}
-    assert search.main(["--space", str(space_file(small))]) == 0
-    command = ["--space", str(space_file(TINY | FULL, "full.yaml")), "--from", "studies/small"]
-    assert search.main([*command, "--top", "1"]) == 0
-    assert "ranks 3 regimes as this task does with Spearman's coefficient" in capsys.readouterr().out
-    assert search.main([*command, "--top", "2"]) == 0
-    said = capsys.readouterr().out
-    assert "study full-carried goes on: 3 of 4 trials are done" in said
-    assert "ranks 4 regimes as this task does" in said
+    cheaper = {"task": {"samples": 400}, "base": {"S": 8, "B": 32}, "budget": {"epochs": 1}, "trials": 5}
+    cheaper |= {"search": {"sizes": [4, 8, 12]}}
+    words = ["mixtune.search", "--space", space_file(TINY | FULL | {"proxy": cheaper})]
+    first = command(*words, "--proxy", "--top", "1", cwd=tmp_path)
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert "study full-proxy: 5 trials" in first.stdout
+    assert "ranks 3 regimes as this task does with Spearman's coefficient" in first.stdout
+    proxy = tmp_path / "studies/full-carried/proxy"
+    more = command(*words, "--from", proxy, "--top", "2", cwd=tmp_path)  # goes on with the same
+    assert "study full-carried goes on: 3 of 4 trials are done" in more.stdout
+    assert "ranks 4 regimes as this task does" in more.stdout
     client = MlflowClient(f"sqlite:///{tmp_path}/studies/full-carried/mlflow.db")
     runs = client.search_runs([client.get_experiment_by_name("mixtune").experiment_id])
     (parent,) = (r for r in runs if r.data.tags["mixtune.kind"] == "study")

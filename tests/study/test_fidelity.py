@@ -36,6 +36,7 @@ def results(s, tmp_path, **config):
         "training": plain(s.training(1)),
         "folder": str(tmp_path / "trial"),
         "checkpoint": str(tmp_path / "0000.pt"),
+        "judge": "validation",
         "stages": plain(s.stages),
         "reports": s.reports_on_the_way,
     } | config
@@ -80,6 +81,7 @@ def test_a_trial_that_was_cut_off_does_not_train_its_finished_rungs_again(tmp_pa
             "regime": regime_to_dict(s.regime(s.published_params("fixed", 4), "fixed")),
             "training": plain(s.training(1)),
             "checkpoint": str(tmp_path / "b" / "0000.pt"),
+            "judge": "validation",
             "stages": plain(s.stages),
             "reports": False,
         }

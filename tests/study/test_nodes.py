@@ -1,5 +1,6 @@
 """Several nodes: a local Ray cluster of two raylets, trials on both, a trial across both, and the loss of one."""
 
+import re
 import threading
 import time
 from pathlib import Path
@@ -16,6 +17,7 @@ from mixtune.study.sampling import Trials
 from mixtune.study.space import Space
 from mixtune.training.run import Run
 from tests.conftest import TINY
+from tests.test_search import command
 
 pytestmark = pytest.mark.slow
 SYNCED = {"recipe": {"sync_bn": True}, "pruner": {"name": "none"}}
@@ -100,3 +102,17 @@ def test_a_node_that_is_lost_takes_nothing_with_it(nodes, tmp_path, monkeypatch)
     check(space, outcomes)
     assert sum(node["Alive"] for node in ray.nodes()) == 1
     assert sorted(map(len, where)) == [1, 1, 2]  # one began there and ended here
+
+
+def test_the_command_joins_a_cluster_measures_there_and_goes_on(nodes, tmp_path, space_file):
+    """A driver without a share of the cluster, as on the head of one; every trial spans both nodes."""
+    file = space_file(TINY | SYNCED | {"trials": 2, "resources": {"workers": 4, "cpus": 1}})
+    words = ["mixtune.search", "--space", str(file), "--out", str(tmp_path / "out"), "--address", nodes.address]
+    for trials, said in (("2", "measuring the time and memory"), ("3", "goes on: 2 of 3 trials are done")):
+        done = command(*words, "--trials", trials)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert said in done.stdout
+        assert re.search(r"measured  cifar_resnet8 on digits, cpu, 1 threads, 4 ranks", done.stdout)
+        assert f"plan      {trials} trials, 1 at once, each on 4 workers of 1 CPU core" in done.stdout
+        assert f"trials: {trials} complete, 0 pruned, 0 failed" in done.stdout
+    assert done.stdout.count("measuring") == 0

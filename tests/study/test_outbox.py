@@ -1,9 +1,10 @@
 import json
 import threading
+import time
 
 import pytest
 
-from mixtune.study.outbox import Outbox, PermanentError
+from mixtune.study.outbox import MOST, Outbox, PermanentError
 
 
 class Receiver:
@@ -172,3 +173,22 @@ def test_a_receiver_that_goes_away_between_two_merged_records_gets_all(merging):
     assert out.flush(30)
     out.close()
     assert calls == ["a", "b", "a", "b"]
+
+
+def test_records_linger_to_be_merged_but_not_when_someone_waits(tmp_path):
+    got = []
+    out = Outbox(tmp_path / "kept.jsonl", got.append, "MLflow", merge=lambda rs: [({"n": len(rs)}, rs)], linger=600)
+    for i in range(3):
+        out.put({"i": i})
+    assert got == []
+    assert out.flush(30)
+    for i in range(MOST):
+        out.put({"i": i})
+    end = time.monotonic() + 30
+    while len(got) < 2:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    out.put({"i": 0})
+    out.close()  # at once
+    assert got == [{"n": 3}, {"n": MOST}]
+    assert len((tmp_path / "kept.jsonl").read_text().splitlines()) == 1

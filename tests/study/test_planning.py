@@ -14,7 +14,7 @@ from mixtune.study import planning
 from mixtune.study.feasible import Room, infeasible
 from mixtune.study.named import kept, make_pruner
 from mixtune.study.preflight import Slots
-from mixtune.study.space import Space
+from mixtune.study.space import Named, Space
 from tests.conftest import TINY
 from tests.training.test_footprint import GIB, made
 
@@ -41,8 +41,8 @@ def planned(s, slots=ONE, **changes):
 def test_the_probes_are_the_base_half_of_it_and_the_ends(tiny):
     s = space()
     probes, shapes = planning.probes(s), s.shapes()
-    assert {s.base, BatchShape(8, 16)} <= set(probes)
-    assert set(probes) <= {BatchShape(8, 16), *shapes}
+    parts = {s.base, BatchShape(8, 16), BatchShape(8, 8)}
+    assert parts <= set(probes) <= parts | set(shapes)
     for key in ("S", "B", "D", "pixels"):
         ends = [pick(getattr(x, key) for x in shapes) for pick in (min, max)]
         assert {getattr(x, key) for x in probes} >= set(ends), key
@@ -109,7 +109,7 @@ def test_evaluations_and_starts_are_counted():
     assert found.hours == pytest.approx(plain.hours + 10 * (2 + 5 * 2) / 3600)
     assert found.expected == pytest.approx(found.hours)
     assert found.stepping == pytest.approx(plain.hours / found.hours)
-    assert planned(replace(s, pruner=replace(s.pruner, name="median"))).expected is None
+    assert planned(replace(s, pruner=Named("median"))).expected is None
 
 
 @pytest.mark.parametrize(
@@ -150,9 +150,10 @@ def test_a_study_larger_than_the_disk_is_refused_with_the_trials_that_would_fit(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(8 * GIB))
     said = r"--out .*/not/there: .* of 4 trials take about 16 GiB and 8 GiB are free; trials=2 would fit"
     with pytest.raises(InputError, match=said):
-        planning.check_disk(found, tmp_path / "not" / "there")
+        planning.check_disk(found, tmp_path / "not" / "there", 4)
+    assert planning.check_disk(found, tmp_path, 1) == 8 * GIB  # three of them are there already
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(20 * GIB))
-    assert planning.check_disk(found, tmp_path) == 20 * GIB
+    assert planning.check_disk(found, tmp_path, 4) == 20 * GIB
 
 
 def test_the_plan_says_what_is_asked_for():
@@ -175,3 +176,13 @@ def test_the_plan_says_what_is_asked_for():
     ):
         two = replace(plan, slots=slots, hours=2.0 * slots.at_once, expected=None)
         assert said in "\n".join(planning.lines(s, two, room, 1e12))
+
+
+def test_trials_that_share_a_gpu_take_it_for_as_long_as_was_measured():
+    s = space(budget={"epochs": 90}, trials=16)
+    alone, shared = planned(s, GPU), planned(s, replace(GPU, pack=4, gain=2.5))
+    assert shared.hours == pytest.approx(alone.hours * 4 / 2.5)
+    assert shared.longest == pytest.approx(alone.longest * 4 / 2.5)
+    assert shared.stepping == pytest.approx(alone.stepping)
+    slots = shared.slots
+    assert planning.occupied(slots, 4.0) == "1 GPU-hours in 30 min 00 s"

@@ -13,7 +13,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 
 from mixtune.config import parse, plain
 from mixtune.errors import InputError, TrainingError
-from mixtune.regime import published
+from mixtune.regime import BatchShape, published
 from mixtune.regime.files import regime_to_dict
 from mixtune.study import preflight, ranks, tuning
 from mixtune.study.bridge import Bridge
@@ -21,6 +21,7 @@ from mixtune.study.events import Listeners
 from mixtune.study.preflight import Slots
 from mixtune.study.sampling import Trials
 from mixtune.study.space import Space
+from mixtune.training.footprint import measured
 from mixtune.training.ranks import PeerLostError
 from mixtune.training.run import Run
 from mixtune.training.timing import step_costs
@@ -29,7 +30,8 @@ from tests.conftest import TINY
 SPACE = TINY | {
     "resources": {"workers": 2, "cpus": 1},
     "recipe": {"sync_bn": True},
-    "trials": 2,
+    "published": ["multiscale"],
+    "trials": 1,
     "pruner": {"name": "none"},
 }
 
@@ -57,6 +59,7 @@ def configuration(folder):
         "training": plain(space.training(1)),
         "folder": str(folder / "trial"),
         "checkpoint": str(folder / "c.pt"),
+        "judge": "validation",
         "stages": [{"share": 1.0, "fold": 0, "step": 2}],
         "reports": True,
     }
@@ -99,7 +102,7 @@ def _pid():
 
 @pytest.fixture(scope="module")
 def study(cluster, tmp_path_factory):
-    """A finished study of two trials on two ranks each: its space, outcomes and folder."""
+    """A finished study of a trial on two ranks: its space, outcomes and folder."""
     folder, space = tmp_path_factory.mktemp("study"), parse(SPACE, Space, "f")
     trials = Trials(f"sqlite:///{folder}/study.db", space, 4)
     tuning.run(Bridge(trials, space.training(1), folder, Listeners([])), Slots(1, 0, 1, 2), folder)
@@ -108,7 +111,7 @@ def study(cluster, tmp_path_factory):
 
 def test_a_study_whose_trials_have_two_ranks_scores_what_one_device_scores(study):
     space, outcomes, folder = study
-    assert [o.state for o in outcomes] == ["COMPLETE"] * 2
+    assert [o.state for o in outcomes] == ["COMPLETE"]
     for outcome in outcomes:
         regime = space.regime(outcome.params, outcome.published)
         *_, alone = Run.prepare(regime, space.training(1)).reports()
@@ -136,7 +139,7 @@ def test_a_rank_that_is_killed_starts_the_trial_again_from_its_checkpoint(study,
     notes = tmp_path / "notes"
     found = list(ranks.results(dies_once, group, configuration(tmp_path), str(notes)))
     assert [r["number"] for r in found] == [1, 2]
-    (undisturbed,) = (o.curve for o in study[1] if o.published == "multiscale")
+    (undisturbed,) = (o.curve for o in study[1])
     assert found[-1]["curve"] == undisturbed.rows()
     told = [line.split() for line in notes.read_text().splitlines()]
     first = [seconds for rank, number, seconds in told if (rank, number) == ("0", "1")]
@@ -189,6 +192,28 @@ def test_a_step_is_timed_on_the_ranks_that_share_it(cluster, tmp_path):
     assert found.keys() == {"8x32"}
     assert found["8x32"] > 0
     assert "2 ranks" in (tmp_path / "costs.yaml").read_text()
+
+
+@pytest.mark.slow
+def test_memory_and_time_are_measured_by_the_ranks_that_share_a_step(cluster, tmp_path):
+    space = parse(SPACE, Space, "f")
+    arguments = (space.training(1), [space.base, BatchShape(8, 16)], tmp_path / "preflight.yaml")
+    found = tuning.call(measured, Slots(1, 0, 1, 2), *arguments)
+    assert "2 ranks" in found.place
+    assert found.seconds(space.base) > 0
+    assert 0 < found.memory(space.base) < found.room
+    assert tuning.call(measured, Slots(1, 0, 1, 2), *arguments) == found
+
+
+def test_a_measurement_that_kills_its_process_is_told_and_not_repeated(cluster, tmp_path):
+    def dies_too(notes):
+        with notes.open("a") as file:
+            file.write("x")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(TrainingError, match=r"the process that was to measure steps died \(out of memory, or killed\)"):
+        tuning.call(dies_too, Slots(1, 0, 1), tmp_path / "notes")
+    assert (tmp_path / "notes").read_text() == "x"
 
 
 def test_a_cluster_without_room_is_said(cluster, monkeypatch):

@@ -12,6 +12,7 @@ from mixtune.study import tuning
 from mixtune.study.limits import POSITION
 from mixtune.study.space import Space
 from mixtune.training.engine import Engine
+from mixtune.training.notes import Notes
 from mixtune.training.run import Run
 
 
@@ -25,6 +26,7 @@ def trial(tiny, tmp_path, monkeypatch):
         "training": plain(space.training(1)),
         "folder": str(tmp_path / "trials" / "0000"),
         "checkpoint": str(tmp_path / "checkpoints" / "0000.pt"),
+        "judge": "validation",
         "stages": [{"share": 1.0, "fold": 0, "step": 2}],
         "reports": True,
     }
@@ -35,6 +37,7 @@ def trial(tiny, tmp_path, monkeypatch):
         tuning.run_trial(config)
         return told
 
+    run.config = config
     run.folder = tmp_path / "trials" / "0000"
     run.checkpoint = tmp_path / "checkpoints" / "0000-2.pt"
     return run
@@ -53,12 +56,35 @@ def fail_at(monkeypatch, step, error):
     monkeypatch.setattr(Engine, "step", broken)
 
 
+def test_what_a_trial_with_folds_keeps_was_not_trained_on_the_images_that_judge_it(trial, tiny, capsys):
+    from mixtune import evaluate
+    from mixtune.regime.files import regime_from_dict, save_regime
+
+    training = plain(parse(tiny | {"folds": 2}, Space, "f").training(1))
+    stages = [{"share": 1.0, "fold": 0, "step": 2}, {"share": 1.0, "fold": 1, "step": 3}]
+    trial.config |= {"training": training, "stages": stages}
+    first, last = (r for r in trial() if r["progress"] == 1)
+    assert (first["fold"], last["fold"]) == (0, 1)
+    save_regime(trial.folder / "regime.yaml", regime_from_dict(trial.config["regime"], "f")[0], training)
+    evaluate.main(["--weights", str(trial.folder)])
+    said = [line.split() for line in capsys.readouterr().out.splitlines()[2:]]
+    assert {int(row[0]): row[1] for row in said} == {r["S"]: f"{100 * r['top1']:.2f}" for r in first["curve"]}
+
+
 def test_a_trial_reports_and_leaves_weights_and_position(trial):
     told = trial()
     assert [r["number"] for r in told] == [1, 2]
     assert [r["last"] for r in told] == [False, True]
     assert (trial.folder / "weights.safetensors").exists()
     assert (trial.folder / POSITION).read_text().startswith("after the last of ")
+
+
+def test_what_a_trial_says_comes_with_its_reports(trial, monkeypatch):
+    found = ["2 images are greyscale, for example a.jpg"]
+    monkeypatch.setattr(Notes, "lines", lambda self: found)
+    first, last = trial()
+    assert first["said"] == ["steps are issued one by one: on a CPU there is nothing to gain by capturing them"]
+    assert last["said"] == found
 
 
 def test_out_of_device_memory_names_the_shape_and_what_would_fit(trial, monkeypatch):

@@ -73,15 +73,16 @@ def test_a_server_that_dies_in_the_middle_loses_nothing(tmp_path, tiny, empty_st
     tracker.ended(second, "COMPLETE", 0.5, "", CURVE)
     third = candidate(tracker, 2)
     tracker.started(third)
-    assert not tracker.finish("KILLED", {"score": 0.6}, [])
-    assert tracker.outbox.waiting == 7
+    tracker.summarise({"score": 0.6})
+    assert not tracker.finish("KILLED", [])
+    assert tracker.outbox.waiting == 8
     # The search's process ends, with everything on disk.
 
     with server(tmp_path, port) as uri:
         again = Tracker(uri, space, tmp_path / "study", tracker.parent)
         again.discard_unfinished()
         assert again.flush(60)
-        assert again.finish("FINISHED", {"score": 0.6}, [])
+        assert again.finish("FINISHED", [])
         study = read_study(uri, "tiny")
         assert study.states == {"COMPLETE": 2}  # the third is discarded, after its start was made up for
         assert [t.curve for t in study.trials] == [CURVE, CURVE]

@@ -91,6 +91,13 @@ def test_published_regime_outside_the_space_is_refused_with_the_remedy(tiny):
         parse(tiny, Space, "f").published_params("gradual", 4)
 
 
+def test_digest_tells_fidelities_apart(tiny):
+    kinds = [{"kind": "truncate"}, {}, {"rungs": 4}, {"factor": 4}]
+    digests = [parse(tiny | {"fidelity": kind}, Space, "f").digest() for kind in kinds]
+    assert len(set(digests)) == len(kinds)
+    assert parse(tiny | {"fidelity": {"kind": "compress"}}, Space, "f").digest() == digests[1]
+
+
 def test_digest_ignores_what_does_not_change_scores(tiny):
     one = parse(tiny, Space, "f").digest()
     assert parse(tiny | {"trials": 9, "resources": {"cpus": 2}}, Space, "f").digest() == one

@@ -4,6 +4,7 @@ import platform
 import sys
 import threading
 import time
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -20,7 +21,8 @@ from mixtune.study.browsing import address
 from mixtune.study.delivery import merged
 from mixtune.study.events import Candidate
 from mixtune.study.identity import _digest, identity
-from mixtune.study.sampling import Outcome, Trials
+from mixtune.study.outcome import Outcome
+from mixtune.study.sampling import Trials
 from mixtune.study.space import Space
 from mixtune.study.tracking import Tracker, check, children
 from mixtune.training.curve import Curve, Point
@@ -58,12 +60,14 @@ REPORT = {"progress": 0.5, "loss": 1.5, "lr": 0.1, "views_per_second": 100.0, "s
 def test_a_trial_is_a_child_run_whose_end_is_told_apart(tracker, state, status):
     trial = candidate(tracker)
     tracker.started(trial)
-    tracker.reported(trial, REPORT | {"findings": {"unreadable": 2, "rotated by EXIF": 1}}, 0.5)
+    findings = {"unreadable": 2, "rotated by EXIF": 1}
+    tracker.reported(trial, REPORT | {"number": 1, "said": ["compiled", "greyscale"], "findings": findings}, 0.5)
     tracker.ended(trial, state, 0.5, "because", CURVE)
     (parent,), (child,) = runs(tracker, "study"), runs(tracker, "trial")
     assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert (child.info.status, child.data.tags["mixtune.state"]) == (status, state)
     assert child.data.params["family"] == "fixed"
+    assert child.data.tags["mixtune.notes.1"] == "compiled; greyscale"
     assert child.data.params["w_08"] == "1"
     assert {k: v for k, v in child.data.metrics.items() if k.startswith("images/")} == {
         "images/unreadable": 2,
@@ -73,6 +77,49 @@ def test_a_trial_is_a_child_run_whose_end_is_told_apart(tracker, state, status):
     assert [(m.step, m.value) for m in client.get_metric_history(child.info.run_id, "curve/top1")] == [(8, 0.5)]
     assert [(m.step, m.value) for m in client.get_metric_history(child.info.run_id, "train/loss")] == [(50, 1.5)]
     assert "regime.yaml" in [a.path for a in client.list_artifacts(child.info.run_id)]
+
+
+def test_a_run_that_was_made_although_no_answer_came_is_not_made_again(tracker, monkeypatch):
+    tracker.repair([])  # from here on, runs that are not known are not asked for
+    client, asked = tracker._sender._client, []
+    create, search = client.create_run, client.search_runs
+
+    def lost(*arguments):
+        create(*arguments)
+        monkeypatch.setattr(client, "create_run", create)
+        raise ConnectionError("reset by peer")
+
+    monkeypatch.setattr(client, "create_run", lost)
+    monkeypatch.setattr(client, "search_runs", lambda *a, **k: (asked.append(a), search(*a, **k))[1])
+    tracker.started(candidate(tracker))
+    (run,) = runs(tracker, "trial")
+    assert run.data.params["family"] == "fixed"
+    assert len(asked) == 1
+
+
+def test_runs_are_not_asked_for_when_the_store_was_read(tracker, monkeypatch):
+    tracker.repair([])
+    monkeypatch.setattr(tracker._sender, "_found", None)
+    trial = candidate(tracker)
+    tracker.started(trial)
+    tracker.ended(trial, "COMPLETE", 0.5, "", CURVE)
+    assert tracker.flush()
+    assert tracker.outbox._dropped == 0
+
+
+def test_every_fold_is_a_step_of_its_own(tmp_path, tiny, empty_store):
+    folder = tmp_path / "folds"
+    folder.mkdir()
+    tracker = Tracker(empty_store(folder), parse(tiny | {"folds": 3}, Space, "f"), folder)
+    trial = candidate(tracker)
+    tracker.started(trial)
+    for fold in range(3):
+        tracker.reported(trial, REPORT | {"progress": 1.0, "fold": fold}, 0.5 + 0.1 * fold)
+    tracker.ended(trial, "COMPLETE", 0.7, "", CURVE)
+    (child,) = runs(tracker, "trial")
+    history = MlflowClient(tracker.uri).get_metric_history(child.info.run_id, "score")
+    assert [(m.step, m.value) for m in history] == [(100, 0.5), (200, 0.6), (300, 0.7)]
+    assert child.data.metrics["score"] == 0.7
 
 
 def test_reading_back_gives_tags_and_curves(tracker):
@@ -99,7 +146,8 @@ def test_interrupted_and_stale_runs_leave_no_trace(tracker, tiny):
 def test_the_parent_holds_the_space_the_best_and_the_figures(tracker):
     figure = tracker._folder / "pareto.png"
     figure.write_bytes(b"png")
-    tracker.finish("FINISHED", {"score": 0.9, "trial": 3}, [figure])
+    tracker.summarise({"score": 0.9, "trial": 3})
+    tracker.finish("FINISHED", [figure])
     (parent,) = runs(tracker, "study")
     assert parent.data.params["task.network"] == "cifar_resnet8"
     assert parent.data.metrics["score"] == 0.9
@@ -155,7 +203,7 @@ def test_the_machine_is_watched_when_mlflow_is_told_to(tmp_path, tiny, empty_sto
         if any(k.startswith("system/") for k in client.get_run(watched.parent).data.metrics):
             break
         time.sleep(0.05)
-    watched.finish("FINISHED", {}, [])
+    watched.finish("FINISHED", [])
     assert client.get_run(watched.parent).data.metrics["system/system_memory_usage_percentage"] > 0
     assert not any(t.name == "SystemMetricsMonitor" for t in threading.enumerate())
 
@@ -199,9 +247,34 @@ def test_a_database_of_another_mlflow_says_how_to_bring_it_up_to_date(tmp_path, 
         opened(uri)
 
 
+def test_an_end_that_a_power_cut_left_open_is_recorded_again(tracker):
+    """The state is there, the status is not: the last commits are gone."""
+    trial = candidate(tracker)
+    tracker.started(trial)
+    tracker.ended(trial, "COMPLETE", 0.5, "", CURVE)
+    (run,) = runs(tracker, "trial")
+    MlflowClient(tracker.uri).update_run(run.info.run_id, status="RUNNING")
+    assert tracker.repair([Outcome(0, "COMPLETE", 0.5, trial.params, "fixed", "", CURVE)]) == 1
+    (run,) = runs(tracker, "trial")
+    assert run.info.status == "FINISHED"
+
+
 def test_a_server_that_does_not_answer_is_one_sentence():
     with pytest.raises(InputError, match="no MLflow tracking server answers there"):
         check("http://127.0.0.1:9")
+
+
+def test_a_path_is_answered_with_the_address_that_was_meant(tmp_path, empty_store):
+    from mixtune.study.store import opened
+
+    uri = empty_store(tmp_path)
+    for look in (check, opened):
+        with pytest.raises(InputError, match=f"is no address of a database or a server; give {uri}"):
+            look(uri.removeprefix("sqlite:///"))
+        for folder in ("mlruns", f"file://{tmp_path}/mlruns"):
+            with pytest.raises(InputError, match=r"give sqlite:////FOLDER/mlflow\.db or http://HOST:PORT"):
+                look(folder)
+    assert not (tmp_path / "mlruns").exists()
 
 
 @pytest.mark.parametrize("uri", ["sqlite:////nowhere/mlflow.db"])
@@ -228,6 +301,17 @@ def test_every_run_names_its_data_by_digest(tracker):
     counts = {k: int(parent.data.params[f"images.{k}"]) for k in ("train", "validation", "test")}
     task = Classification(tracker._space.task)
     assert counts == {"train": task.n_train, "validation": len(task._held_out), "test": len(load("digits", None).test)}
+
+
+def test_a_study_with_folds_says_so_and_counts_every_image_it_judges(tmp_path, tiny, empty_store):
+    tracker = Tracker(empty_store(tmp_path), parse(tiny | {"folds": 4}, Space, "f"), tmp_path)
+    (parent,) = runs(tracker, "study")
+    assert parent.data.tags["mixtune.fold"] == "4 folds"
+    task = [Classification(replace(tracker._space.training().task, fold=i)) for i in range(4)]
+    assert int(parent.data.params["images.validation"]) == sum(len(t._held_out) for t in task) == 400
+    assert int(parent.data.params["images.train"]) == task[0].n_train
+    assert parent.data.params["folds"] == "4"
+    assert not {"task.fold", "task.folds"} & set(parent.data.params)
 
 
 def test_sending_a_record_twice_changes_nothing(tracker):

@@ -3,6 +3,7 @@ from types import SimpleNamespace
 import pytest
 from ray.air.execution._internal.actor_manager import RayActorManager
 from ray.exceptions import OutOfMemoryError, RayActorError
+from ray.tune.experiment import Trial
 
 from mixtune.study import watch
 from mixtune.study.watch import ClusterLostError, Watch, memory_kills_are_deaths
@@ -76,3 +77,16 @@ def test_a_cluster_whose_process_died_is_told_at_once(killed, monkeypatch):
 
 def test_nothing_is_lost_where_there_is_no_local_cluster():
     assert watch.lost() == ""
+
+
+def test_little_is_kept_of_a_trial_that_is_over():
+    over = Trial("trial", stub=True, config={"regime": {"phases": [1, 2]}})
+    over.update_last_result({"score": 0.5, "curve": [1, 2], "training_iteration": 1})
+    assert over.run_metadata.metric_analysis.keys() >= {"score"}
+    watch = Watch(Bridge(), lambda: 0.0)
+    watch.on_trial_complete(1, [over], over)
+    assert over.last_result["score"] == 0.5  # other callbacks read it
+    watch.on_step_end(1, [over])
+    assert over.config == over.evaluated_params == {}
+    assert over.last_result.keys() <= {"trial_id"}
+    assert over.run_metadata.metric_analysis == over.run_metadata.metric_n_steps == {}

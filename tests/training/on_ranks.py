@@ -2,13 +2,17 @@
 
 import dataclasses
 import os
+from collections import Counter
+from functools import partial
 
 import numpy as np
 import torch
 
 from mixtune.regime import BatchShape, Budget, Mixture, Regime
-from mixtune.training import mixing
+from mixtune.training import compiling, mixing
 from mixtune.training.calibration import Recalibration
+from mixtune.training.compiling import Compiler
+from mixtune.training.engine import Engine
 from mixtune.training.finetune import find_rate
 from mixtune.training.ranks import ALONE, PeerLostError
 from mixtune.training.recipe import Recipe
@@ -111,6 +115,35 @@ def rate(ranks):
     run = in_double(prepare(ranks))
     found = find_rate(run.task, run.network, run.schedule, Recipe(sync_bn=True), 0, steps=12)
     return found.rates, found.losses, found.suggestion
+
+
+def compiled(ranks, which):
+    """Weights and losses where the ranks named in ``which`` compile every shape, and what was said."""
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    run, said = in_double(prepare(ranks, budget=Budget(6))), []
+    backend = CompileCounterWithBackend("aot_eager")
+    prepare_engine = Engine.prepare
+
+    def watched(engine, schedule, progress, start, say):
+        prepare_engine(engine, schedule, progress, start, said.append)
+        if ranks.shard.rank in which:
+            shapes = [BatchShape(s.S, ranks.shard.of(s).views) for s in schedule.shapes]
+            left = Counter(shapes[i] for i in schedule.index.tolist())
+            make = partial(torch.compile, backend=backend, dynamic=False, fullgraph=True)
+            engine._compiler = Compiler(engine.network, left, said.append, lambda: None, make)
+
+    Engine.prepare = watched
+    compiling.EXPECTED_SECONDS, compiling.TIMED = 0.0, 1  # it is tried at once
+    compiling.Compiler._seconds = lambda self, shape: 1e9  # and found to pay
+    reports = list(run.reports())
+    return plain(run.network), [r.loss for r in reports], said, backend.frame_count
+
+
+def announced(ranks):
+    run, said = prepare(ranks, recipe=Recipe(sync_bn=True)), []
+    list(run.reports(say=said.append))
+    return said
 
 
 def identities(ranks):

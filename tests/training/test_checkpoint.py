@@ -10,11 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from timm.layers import DropPath
 
 from mixtune.errors import InputError
 from mixtune.regime import BatchShape, Budget, published
 from mixtune.training import checkpoint as module
+from mixtune.training.calibration import Recalibration
 from mixtune.training.checkpoint import Checkpoint, essence, read
+from mixtune.training.engine import Engine
 from mixtune.training.loop import TrainingDivergedError
 from mixtune.training.recipe import Recipe
 from mixtune.training.run import Evaluation, Run
@@ -141,12 +144,42 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(written, monkeypatch):
 
 
 def test_diverged_weights_are_never_written(tmp_path):
-    run = Run.prepare(regime(), config(recipe=Recipe(lr=1e20, warmup=0.0, smoothing=False)))
-    with pytest.raises(TrainingDivergedError):
-        list(run.reports(tmp_path / "c.pt", 0.0))
-    if (tmp_path / "c.pt").exists():
-        total = read(tmp_path / "c.pt")["total"]
-        assert torch.isfinite(total)
+    """The update of step 4 spoils them, whose loss is still a number; its checkpoint is due, and not written."""
+    run, done = Run.prepare(regime(), config()), []
+    work = Engine.work
+
+    def spoiling(self, *arguments):
+        loss = work(self, *arguments)
+        done.append(float(loss))
+        if len(done) == 4:
+            self.network.fc.bias.data[0] = float("inf")
+        return loss
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Engine, "work", spoiling)
+        with pytest.raises(TrainingDivergedError, match="weights' norm became inf by step 4 of"):
+            list(run.reports(tmp_path / "c.pt", 0.0))
+    assert np.isfinite(done).all()
+    assert read(tmp_path / "c.pt")["step"] == 3
+    unbroken, resumed = (Run.prepare(regime(), config()) for _ in range(2))
+    assert facts(unbroken.reports()) == facts(resumed.reports(tmp_path / "c.pt"))
+
+
+def test_a_run_with_everything_on_is_killed_and_resumed_to_the_bit(tmp_path):
+    """Smoothing, an average, mixup, cutmix, dropout, drop path, frozen layers, restarts, and statistics by size."""
+    recipe = Recipe(
+        mixup=0.2, cutmix=1.0, ema=0.9, dropout=0.3, drop_path=0.3, nesterov=True, label_smoothing=0.1,
+        schedule="sgdr", cycles=2, groups=2, group_decay=0.5, frozen=0.2,
+    )  # fmt: skip
+    task = dataclasses.replace(config().task, network="test_resnet", samples=100)
+    settings = config(task=task, recipe=recipe, evaluate=Evaluation((32,), 2, Recalibration(images=16)))
+    mixed = published("mixsize_d", BatchShape(32, 16), [32, 64], 32)
+    unbroken, resumed = (Run.prepare(mixed, settings) for _ in range(2))
+    assert any(isinstance(m, DropPath) for m in unbroken.network.modules())
+    expected = facts(unbroken.reports())
+    interrupted(Run.prepare(mixed, settings), tmp_path / "c.pt", 3, 0.0)
+    assert facts(resumed.reports(tmp_path / "c.pt", 0.0)) == expected
+    assert same(weights(unbroken), weights(resumed))
 
 
 def test_weights_are_safetensors_that_name_their_network(tmp_path):

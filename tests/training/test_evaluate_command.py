@@ -35,6 +35,7 @@ def test_any_sizes_with_latency_and_corruptions(trained, tmp_path, capsys):
     curve = rows(tmp_path / "curve.csv")
     assert [r["S"] for r in curve] == ["8", "20"]
     assert all(float(r["latency"]) > 0 for r in curve)
+    assert {r["batch"] for r in curve} == {"4"}
     assert len(rows(tmp_path / "corruptions.csv")) == 30
     out = capsys.readouterr().out
     assert "test set" in out
@@ -77,7 +78,9 @@ def test_a_checkpoint_and_a_bare_file_work_with_a_space(trained, tmp_path, capsy
     ("flags", "message"),
     [
         (["--sizes", "8,x"], "--sizes must be positive whole numbers"),
-        (["--sizes", "9"], "9 px is not a multiple"),
+        (["--sizes", "9"], "--sizes 9: 9 px is not a multiple"),
+        (["--corruptions", "9"], "--corruptions 9: 9 px is not a multiple"),
+        (["--corruptions", "0"], "--corruptions 0: S must be a whole number"),
         (["--mirror"], "mirrored image of digits is of another class"),
         (["--latency", "0"], "--latency must be at least 1"),
         (["--set", "task.network=cifar_resnet14"], "another network than cifar_resnet14"),

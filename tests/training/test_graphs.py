@@ -86,12 +86,12 @@ def amoeba(drop_path):
 
 
 def test_drop_path_that_grows_is_captured_with_the_step():
-    engines = [trained(Recipe(), r, epochs=1.0, network=amoeba(0.6)) for r in ("off", TapeRecorder())]
+    engines = [trained(Recipe(), r, network=amoeba(0.6)) for r in ("off", TapeRecorder())]
     (one, losses, _), (two, replayed, _) = engines
     assert torch.equal(losses, replayed)
     assert same(state_of(one), state_of(two))
     assert one.network.progress > 0.5
-    _, undropped, _ = trained(Recipe(), "off", epochs=1.0, network=amoeba(0.0))
+    _, undropped, _ = trained(Recipe(), "off", network=amoeba(0.0))
     assert torch.equal(losses[0], undropped[0])  # nothing is dropped at the start
     assert not torch.equal(losses, undropped)
 

@@ -7,9 +7,11 @@ import torch
 
 from mixtune.errors import InputError
 from mixtune.regime import BatchShape, Budget, Schedule, published
-from mixtune.training.loop import OutOfMemoryError, TrainingDivergedError, report_steps
+from mixtune.training.cost import with_cost
+from mixtune.training.loop import TrainingDivergedError, report_steps
 from mixtune.training.recipe import Recipe
 from mixtune.training.run import Evaluation, Run, TrainingConfig
+from mixtune.training.shortage import OutOfMemoryError
 from mixtune.training.task import TaskConfig
 
 BASE, SIZES = BatchShape(8, 32), [8, 12, 16]
@@ -96,7 +98,7 @@ def test_training_learns():
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_a_sentence():
     run = Run.prepare(regime(), config(recipe=Recipe(lr=1e20, warmup=0.0, smoothing=False)))
-    with pytest.raises(TrainingDivergedError, match=r"became (nan|inf) before step .* lower recipe.lr"):
+    with pytest.raises(TrainingDivergedError, match=r"became (nan|inf) by step .* lower recipe.lr"):
         list(run.reports())
 
 
@@ -136,6 +138,45 @@ def test_out_of_memory_names_the_shape_and_what_would_fit(first):
     with pytest.raises(OutOfMemoryError, match=r"does not hold a step of shape \d+x\d+.*base\.B") as error:
         list(run.reports())
     assert ("did fit" in str(error.value)) is not first
+
+
+LACKING = [
+    torch.OutOfMemoryError("CUDA out of memory"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"),  # a CPU's
+]
+
+
+@pytest.mark.parametrize("error", LACKING)
+def test_memory_may_be_lacking_for_the_views_for_an_evaluation_or_for_a_measurement(error):
+    run = Run.prepare(regime(), config())
+    real = run.task.batches
+    run.task.batches = lambda *a: (batch if n < 2 else _raise(error) for n, batch in enumerate(real(*a)))
+    with pytest.raises(OutOfMemoryError, match=r"does not hold a step of shape .*step 3 of"):
+        list(run.reports())
+
+    run = Run.prepare(regime(), config())
+    hook = run.network.register_forward_pre_hook(
+        lambda m, args: _raise(error) if args[0].shape[-1] == 12 and not m.training else None
+    )
+    with pytest.raises(OutOfMemoryError, match="an evaluation at 12 px; 8 px did fit: leave larger sizes out"):
+        list(run.reports())
+    assert run.network.training
+    hook.remove()
+    curve = run.task.evaluate(run.network, (8, 12))
+    run.network.register_forward_pre_hook(lambda m, args: _raise(error) if args[0].shape[-1] == 12 else None)
+    with pytest.raises(OutOfMemoryError, match="does not hold 3 images at 12 px: take a smaller batch"):
+        with_cost(curve, run.network, 3, torch.device("cpu"))
+
+
+def _raise(error):
+    raise error
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory():
+    run = Run.prepare(regime(), config())
+    run.network.register_forward_pre_hook(lambda *_: _raise(RuntimeError("a shape mismatch")))
+    with pytest.raises(RuntimeError, match="a shape mismatch"):
+        list(run.reports())
 
 
 def test_images_too_small_for_the_network_are_refused_before_training():

@@ -62,6 +62,12 @@ def test_the_first_published_bottleneck_strides_in_its_first_convolution():
         assert not torch.equal(network(x), later(x))
 
 
+@pytest.mark.parametrize(("depth", "giga"), [(20, 0.0406), (32, 0.0689), (56, 0.125), (110, 0.253)])
+def test_cifar_resnets_have_the_published_operations(depth, giga):
+    """As He et al. 2019 (FPGM, table 1) count them; our 1x1 shortcuts add 0.3 M."""
+    assert gmacs(f"cifar_resnet{depth}", 10, 32) == pytest.approx(giga + 0.0003, rel=0.01)
+
+
 def by_hooks(network, S):
     """Multiply-accumulates counted layer by layer: weights times output positions."""
     total = 0
@@ -188,6 +194,18 @@ def test_weights_come_from_a_file_and_another_number_of_classes_gets_a_fresh_hea
         assert torch.equal(same.state_dict()[k], v)
         assert k.startswith("fc.") or torch.equal(other.state_dict()[k], v)
     assert torch.equal(other.fc.weight, create(name, 3).fc.weight)
+
+
+def test_torchvisions_weight_files_fit_timms_networks(tmp_path):
+    import torchvision
+
+    torch.manual_seed(0)
+    theirs = torchvision.models.resnet18(num_classes=10).eval()
+    torch.save(theirs.state_dict(), tmp_path / "w.pth")
+    ours = create("resnet18", 10, weights=str(tmp_path / "w.pth")).eval()
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.allclose(ours(x), theirs(x), atol=1e-5)
 
 
 def test_unusable_weights_are_one_sentence(tmp_path):

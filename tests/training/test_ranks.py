@@ -90,6 +90,23 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_weights(tmp_path, recipe):
         assert [r["loss"] for r in a[1]] == pytest.approx([r["loss"] for r in b[1]])
 
 
+@pytest.mark.slow
+def test_ranks_may_compile_and_need_not_agree():
+    """Whole graphs of the forward, per rank and shape; what ranks exchange lies outside of them."""
+    eager = on_ranks(2, work.compiled, ())
+    found = on_ranks(2, work.compiled, (1,))
+    for rank, ((weights, losses, _, _), (other, told, said, frames)) in enumerate(zip(eager, found, strict=True)):
+        assert largest_difference(weights, other) < 1e-9
+        assert told == pytest.approx(losses, rel=1e-6)
+        assert (frames > 1) == (rank == 1)
+        assert any("steps are compiled" in text for text in said) == (rank == 1)
+
+
+def test_with_sync_bn_steps_are_not_compiled_and_it_is_said():
+    for said in on_ranks(2, work.announced):
+        assert said[-1] == "steps are not compiled: their batch norms talk to the other ranks"
+
+
 def test_with_sync_bn_a_checkpoint_does_not_know_the_number_of_ranks():
     synced, own = work.identities(ALONE)
     for others in on_ranks(2, work.identities):

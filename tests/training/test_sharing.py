@@ -30,13 +30,13 @@ def test_trials_are_packed_as_long_as_it_pays(speeds, at_most, best):
 
 
 def test_the_measurement_trains_and_says_what_it_found():
-    K, said = measure(config(budget=Budget(20)), regime(), at_most=2, steps=4)
-    assert K in (1, 2)
+    K, gain, said = measure(config(budget=Budget(20)), regime(), at_most=2, steps=4)
+    assert (K, gain) == (1, 1.0) or (K == 2 and gain >= 1.1)
     assert said.startswith(f"{K} at a time share a GPU; steps per second")
 
 
 def test_trials_with_dropout_share_a_gpu_and_those_on_files_do_not(tmp_path):
-    K, said = measure(config(budget=Budget(20), recipe=Recipe(dropout=0.1)), regime(), at_most=2, steps=4)
+    K, _, said = measure(config(budget=Budget(20), recipe=Recipe(dropout=0.1)), regime(), at_most=2, steps=4)
     assert "share a GPU" in said
     for c in ("a", "b"):
         for i in range(20):
@@ -44,13 +44,13 @@ def test_trials_with_dropout_share_a_gpu_and_those_on_files_do_not(tmp_path):
                 (tmp_path / part / c).mkdir(parents=True, exist_ok=True)
                 Image.new("RGB", (16, 16)).save(tmp_path / part / c / f"{i}.png")
     task = TaskConfig("folder", "cifar_resnet8", str(tmp_path), validation=0.2, workers=0)
-    K, said = measure(config(task=task), published("fixed", BatchShape(8, 8), [8], 4), at_most=8)
+    K, _, said = measure(config(task=task), published("fixed", BatchShape(8, 8), [8], 4), at_most=8)
     assert (K, said) == (1, "one trial at a time on a GPU: its images are read from files")
 
 
 def test_trials_that_do_not_fit_get_nothing_done(monkeypatch):
     from mixtune.training import sharing
-    from mixtune.training.loop import OutOfMemoryError
+    from mixtune.training.shortage import OutOfMemoryError
 
     real = sharing.Run.reports
 

@@ -3,8 +3,8 @@ import math
 import pytest
 from scipy import stats
 
-from analysis.statistics import difference, holm, image_error, mean_sd, over_pairs
 from mixtune.errors import InputError
+from mixtune.study.statistics import difference, holm, image_error, mean_sd, over_pairs
 
 A = {0: 0.50, 1: 0.52, 2: 0.54, 3: 0.51}
 B = {0: 0.53, 1: 0.54, 2: 0.58, 3: 0.53}

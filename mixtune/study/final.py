@@ -1,0 +1,112 @@
+"""Final: what follows a search, so that its winner is not merely the luckiest: who is trained again, and how often.
+
+Two rounds. *Leaders*: the best searched regimes and the published ones, with fresh seeds on the held-out images; their
+means choose the winner. *Final*: the best searched regime by that evidence and the published ones, on the whole
+training set, judged once on the test set, which chooses nothing.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from mixtune.training.run import Judge
+
+if TYPE_CHECKING:
+    from mixtune.study.outcome import Outcome
+
+Round = Literal["leaders", "final"]
+ROUNDS: dict[Round, Judge] = {"leaders": "validation", "final": "test"}
+
+
+@dataclass(frozen=True)
+class Final:
+    """``leaders``: how many searched regimes are trained again beside the published ones, with ``replicates`` fresh
+    seeds each (0: the one run of the search decides). ``seeds``: trainings of each finalist for the test set.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
+    leaders: int = 3
+    replicates: int = 2
+    seeds: int = 5
+
+    def __post_init__(self) -> None:
+        if self.leaders < 1:
+            raise ValueError(f"leaders must be at least 1, not {self.leaders}")
+        if self.replicates < 0:
+            raise ValueError(f"replicates must be at least 0, not {self.replicates}")
+        if self.seeds < 2:
+            raise ValueError(f"seeds must be at least 2 (one run has no deviation), not {self.seeds}")
+
+    def runs(self, published: int, folds: int) -> tuple[int, int]:
+        """How many runs of the whole budget the two rounds are."""
+        return (self.leaders + published) * self.replicates * folds, (1 + published) * self.seeds
+
+    def cost(self, published: int, folds: int, trials: int) -> str:
+        """What it costs after a search of ``trials``, in runs of the whole budget."""
+        again, tested = self.runs(published, folds)
+        return (
+            f"final: {again} runs of the leaders with fresh seeds and {tested} for the test set, each of the whole "
+            f"budget; the search takes {trials * folds} such runs at most"
+        )
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """One run of a round: trial ``of`` of the search, with another seed or for other images."""
+
+    of: int
+    seed: int
+    round: Round
+
+    @classmethod
+    def noted(cls, attributes: Mapping[str, Any]) -> Repeat | None:
+        """What a trial's user attributes say; None where it is one of the search's own."""
+        return cls(**attributes["repeat"]) if "repeat" in attributes else None
+
+    @property
+    def judge(self) -> Judge:
+        """Which images it is judged on."""
+        return ROUNDS[self.round]
+
+    def place(self, published: str) -> Path:
+        """Its folder within its round's, laid out as ``mixtune.train --seeds`` does."""
+        return Path(published or f"searched{self.of}") / f"seed{self.seed}"
+
+
+def seeds_of(final: Final, round_: Round, seed: int) -> range:
+    """The seeds of a round in a study with this seed.
+
+    Leaders get fresh ones: the run of the search that made a regime a leader was chosen for its luck. The test set's
+    begin with the study's own, as those of ``mixtune.train --seeds`` do.
+    """
+    if round_ == "leaders":
+        return range(seed + 1, seed + 1 + final.replicates)
+    return range(seed, seed + final.seeds)
+
+
+def leaders(outcomes: Sequence[Outcome], count: int) -> list[Outcome]:
+    """The published regimes, and the ``count`` best searched ones, of what was trained to the end; the best first."""
+    complete = sorted((o for o in outcomes if o.state == "COMPLETE"), key=lambda o: (-(o.score or 0.0), o.number))
+    searched = [o for o in complete if not o.published][:count]
+    return [o for o in complete if o.published or o in searched]
+
+
+Scores = Mapping[int, Mapping[int, float]]  # by number of the trial, then by seed
+
+
+def worth(outcome: Outcome, replicated: Scores) -> float:
+    """A regime's mean score over its fresh seeds; over the run of the search where it has none."""
+    fresh = replicated.get(outcome.number)
+    return statistics.fmean(fresh.values()) if fresh else (outcome.score or 0.0)
+
+
+def finalists(led: Sequence[Outcome], replicated: Scores) -> list[Outcome]:
+    """The best searched leader and the published ones, the winner first; those whose fresh runs failed come last."""
+    order = sorted(led, key=lambda o: (bool(replicated) and not replicated.get(o.number), -worth(o, replicated)))
+    best = next((o for o in order if not o.published), None)
+    return [o for o in order if o.published or o is best]

@@ -1,0 +1,49 @@
+"""Shortage: where a device has too little memory, what did not fit is named, and what would."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+
+from mixtune.errors import TrainingError
+from mixtune.regime import BatchShape
+
+
+class OutOfMemoryError(TrainingError):
+    """Something did not fit into the device's memory."""
+
+
+def lacking(err: BaseException) -> bool:
+    """Whether memory was lacking. On a CPU torch says so with a plain RuntimeError."""
+    return isinstance(err, torch.OutOfMemoryError | OutOfMemoryError) or (
+        isinstance(err, RuntimeError) and "DefaultCPUAllocator" in str(err)
+    )
+
+
+@contextmanager
+def named(say: Callable[[], str]) -> Iterator[None]:
+    """Raise OutOfMemoryError with what ``say()`` says where memory is lacking in the block."""
+    try:
+        yield
+    except Exception as err:
+        if isinstance(err, OutOfMemoryError) or not lacking(err):
+            raise
+        raise OutOfMemoryError(say()) from None
+
+
+def too_large(shape: BatchShape, done: Sequence[BatchShape], place: str) -> str:
+    """That a step of ``shape`` did not fit, and which of the shapes that were ``done`` did or which batch would."""
+    said = f"the device's memory does not hold a step of shape {shape} (S x B x D, {place})"
+    if not done:
+        return f"{said}, the first shape tried; start with half the batch: base.B {max(1, shape.B // 2)}"
+    fits = max(done, key=lambda s: s.pixels)
+    B = max(1, min(shape.B - 1, fits.pixels // (shape.S**2 * shape.D)))
+    return f"{said}; {fits} did fit, and so should a batch of {B} at this size: lower base.B to match"
+
+
+def too_large_to_judge(S: int, done: Sequence[int]) -> str:
+    """That an evaluation at S did not fit, and which sizes did."""
+    said = f"the device's memory does not hold an evaluation at {S} px"
+    return f"{said}; {max(done)} px did fit: leave larger sizes out" if done else f"{said}, the smallest size"
