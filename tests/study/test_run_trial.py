@@ -80,11 +80,12 @@ def test_a_trial_reports_and_leaves_weights_and_position(trial):
 
 
 def test_what_a_trial_says_comes_with_its_reports(trial, monkeypatch):
-    found = ["2 images are greyscale, for example a.jpg"]
-    monkeypatch.setattr(Notes, "lines", lambda self: found)
+    found = Notes(unreadable={"a.jpg": "truncated"})
+    monkeypatch.setattr("mixtune.training.task.Notes", lambda: found)
     first, last = trial()
     assert first["said"] == ["steps are issued one by one: on a CPU there is nothing to gain by capturing them"]
-    assert last["said"] == found
+    assert last["said"] == found.lines()
+    assert last["findings"] == {"unreadable": 1}
 
 
 def test_out_of_device_memory_names_the_shape_and_what_would_fit(trial, monkeypatch):
