@@ -13,10 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixtune.deploy.network import Deployed
+from mixtune.deploy.network import STATISTICS, Deployed
 from mixtune.errors import InputError
 
-STATISTICS = "statistics.safetensors"
 CLOSE = 1e-3  # how far the logits of a written network may be from the original's
 
 
@@ -74,7 +73,7 @@ def _torch(network: Deployed, folder: Path, sizes: Sequence[int]) -> Path:
 def _mlflow(network: Deployed, folder: Path, sizes: Sequence[int]) -> Path:
     import yaml
 
-    from mixtune.deploy.serving import save_model
+    from mixtune.deploy.serving import save_model  # which needs MLflow
 
     if not (folder / "network.pt2").exists():
         _torch(network, folder, sizes)

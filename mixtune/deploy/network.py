@@ -21,6 +21,8 @@ from mixtune.training.task import Classification
 from mixtune.training.trained import Trained
 from mixtune.training.weights import load_weights
 
+STATISTICS = "statistics.safetensors"  # the file of the batch norms' statistics at every size, beside the network
+
 
 class Deployed(nn.Module):
     """The network with its normalisation: pixels from 0 to 1, [N, 3, H, W], to logits [N, classes]."""

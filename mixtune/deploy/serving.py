@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mixtune.deploy.formats import STATISTICS
+from mixtune.deploy.network import STATISTICS
 from mixtune.errors import InputError
 from mixtune.study.store import cause, opened
 

@@ -7,16 +7,12 @@ training set, judged once on the test set, which chooses nothing.
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from mixtune.training.run import Judge
-
-if TYPE_CHECKING:
-    from mixtune.study.outcome import Outcome
 
 Round = Literal["leaders", "final"]
 ROUNDS: dict[Round, Judge] = {"leaders": "validation", "final": "test"}
@@ -87,26 +83,3 @@ def seeds_of(final: Final, round_: Round, seed: int) -> range:
     if round_ == "leaders":
         return range(seed + 1, seed + 1 + final.replicates)
     return range(seed, seed + final.seeds)
-
-
-def leaders(outcomes: Sequence[Outcome], count: int) -> list[Outcome]:
-    """The published regimes, and the ``count`` best searched ones, of what was trained to the end; the best first."""
-    complete = sorted((o for o in outcomes if o.state == "COMPLETE"), key=lambda o: (-(o.score or 0.0), o.number))
-    searched = [o for o in complete if not o.published][:count]
-    return [o for o in complete if o.published or o in searched]
-
-
-Scores = Mapping[int, Mapping[int, float]]  # by number of the trial, then by seed
-
-
-def worth(outcome: Outcome, replicated: Scores) -> float:
-    """A regime's mean score over its fresh seeds; over the run of the search where it has none."""
-    fresh = replicated.get(outcome.number)
-    return statistics.fmean(fresh.values()) if fresh else (outcome.score or 0.0)
-
-
-def finalists(led: Sequence[Outcome], replicated: Scores) -> list[Outcome]:
-    """The best searched leader and the published ones, the winner first; those whose fresh runs failed come last."""
-    order = sorted(led, key=lambda o: (bool(replicated) and not replicated.get(o.number), -worth(o, replicated)))
-    best = next((o for o in order if not o.published), None)
-    return [o for o in order if o.published or o is best]

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from mixtune.study.books import Books, opened_round
 from mixtune.study.console import RoundConsole, spread
 from mixtune.study.events import Listeners
-from mixtune.study.final import Repeat, Round, finalists, leaders, seeds_of
+from mixtune.study.final import Repeat, Round, seeds_of
 from mixtune.study.folder import Places
+from mixtune.study.leaders import finalists, leaders
 from mixtune.study.machine import Machine
 from mixtune.study.outcome import Outcome
 from mixtune.study.repeats import Repeats

@@ -2,7 +2,8 @@ import pytest
 
 from mixtune.config import parse
 from mixtune.errors import InputError
-from mixtune.study.final import Final, finalists, leaders, seeds_of
+from mixtune.study.final import Final, seeds_of
+from mixtune.study.leaders import finalists, leaders
 from mixtune.study.outcome import Outcome
 from mixtune.study.space import Space
 
