@@ -96,7 +96,7 @@ def test_space_and_best_files_stay_what_they_were(tmp_path):
 
 def test_a_regime_file_that_does_not_fit_begins_no_trial(bridge, tmp_path, tiny, url, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("mixtune.study.bridge.save_regime", lambda path, *_: Path("/dev/full").write_text("regime"))
+        patch.setattr("mixtune.study.work.save_regime", lambda path, *_: Path("/dev/full").write_text("regime"))
         assert bridge.suggest("a") is None
     assert bridge.done
     assert "the disk (or its quota) is full" in bridge.halted

@@ -109,6 +109,7 @@ def study(cluster, tmp_path_factory):
     return space, trials.outcomes(), folder
 
 
+@pytest.mark.slow
 def test_a_study_whose_trials_have_two_ranks_scores_what_one_device_scores(study):
     space, outcomes, folder = study
     assert [o.state for o in outcomes] == ["COMPLETE"]
