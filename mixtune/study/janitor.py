@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -17,7 +18,8 @@ from pathlib import Path
 
 MARK = "MIXTUNE_SEARCH"  # in the environment of whatever is started after the janitor
 GRACE_SECONDS = 3.0
-QUIET_LOOKS = 20  # without any marked process, a tenth of a second apart
+QUIET_LOOKS = 20  # without any process of the search, a tenth of a second apart
+LOOK_SECONDS = 2.0  # between looks while the search lives
 
 
 class Janitor:
@@ -45,27 +47,53 @@ class Janitor:
             self._process.wait(timeout=0.5)
 
 
-def marked(mark: str) -> list[int]:
-    """Processes that were started with this mark."""
-    found = []
+class Family:
+    """The living processes that were started with a mark, and what those have started.
+
+    Seen while they live, because some write their title over the environment that the mark is in (Ray's agents), and
+    an orphan does not tell whose it was.
+    """
+
+    def __init__(self, mark: str) -> None:
+        self._mark = f"{MARK}={mark}".encode()
+        self._known: dict[int, str] = {}  # by number, with the time it was started at: numbers are used again
+
+    def look(self) -> list[int]:
+        """Their numbers now."""
+        there = _processes()
+        known = {pid for pid, started in self._known.items() if pid in there and there[pid][1] == started}
+        for pid in there.keys() - known:
+            with contextlib.suppress(OSError):  # it is gone, or another user's
+                if self._mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+                    known.add(pid)
+        while more := {pid for pid, (parent, _) in there.items() if parent in known} - known:
+            known |= more
+        self._known = {pid: there[pid][1] for pid in known}
+        return sorted(known)
+
+
+def _processes() -> dict[int, tuple[int, str]]:
+    """Living processes: their parent and when they were started, from Linux's proc(5)."""
+    found = {}
     for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it is gone, or another user's
-            if f"{MARK}={mark}".encode() in (folder / "environ").read_bytes().split(b"\0"):
-                found.append(int(folder.name))
+        with contextlib.suppress(OSError):
+            state, parent, *rest = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()
+            if state not in "ZX":
+                found[int(folder.name)] = int(parent), rest[17]
     return found
 
 
-def sweep(mark: str) -> None:
-    """Leave the marked processes a little time to end by themselves, then kill what is left.
+def sweep(family: Family) -> None:
+    """Leave the processes a little time to end by themselves, then kill what is left.
 
     Looked at again and again, because a process that is just being started cannot be read for a moment.
     """
     end = time.monotonic() + GRACE_SECONDS
-    while marked(mark) and time.monotonic() < end:
+    while family.look() and time.monotonic() < end:
         time.sleep(0.1)
     quiet = 0
     while quiet < QUIET_LOOKS:
-        left = marked(mark)
+        left = family.look()
         quiet = 0 if left else quiet + 1
         for pid in left:
             with contextlib.suppress(OSError):
@@ -74,5 +102,8 @@ def sweep(mark: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.stdin.buffer.read()  # ends when the search closes its end, or dies
-    sweep(sys.argv[1])
+    ours = Family(sys.argv[1])
+    # Standard input ends when the search closes its end, or dies.
+    while not select.select([sys.stdin], [], [], LOOK_SECONDS)[0]:
+        ours.look()
+    sweep(ours)

@@ -30,9 +30,9 @@ time.sleep(600 if sys.argv[1] == "wait" else 0)
 def alive(mark, n, seconds=30):
     """Whether ``n`` processes with the mark are there, now or shortly."""
     end = time.monotonic() + seconds
-    while len(janitor.marked(mark)) != n and time.monotonic() < end:
+    while len(janitor.Family(mark).look()) != n and time.monotonic() < end:
         time.sleep(0.05)
-    return len(janitor.marked(mark)) == n
+    return len(janitor.Family(mark).look()) == n
 
 
 @pytest.mark.parametrize("how", ["kill -9", "close", "end"])
@@ -54,8 +54,28 @@ def test_what_ends_by_itself_is_not_killed(monkeypatch):
     )
     stranger = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     assert alive(mark, 1)
-    janitor.sweep(mark)
+    janitor.sweep(janitor.Family(mark))
     assert child.wait(10) == 0
     assert stranger.poll() is None
     stranger.kill()
     stranger.wait()
+
+
+def test_what_hides_its_mark_and_has_lost_its_parent_is_still_known():
+    """As Ray's agents do, whose title stands where their environment was."""
+    mark = "a test of the family"
+    inner = "import time; time.sleep(600)"
+    outer = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {inner!r}], env={{}}); input()"
+    parent = subprocess.Popen(
+        [sys.executable, "-c", outer], env=os.environ | {janitor.MARK: mark}, stdin=subprocess.PIPE, text=True
+    )
+    family = janitor.Family(mark)
+    end = time.monotonic() + 30
+    while len(family.look()) < 2 and time.monotonic() < end:
+        time.sleep(0.05)
+    parent.communicate("\n")
+    (orphan,) = family.look()
+    assert janitor.Family(mark).look() == []
+    janitor.sweep(family)
+    with pytest.raises(ProcessLookupError):
+        os.kill(orphan, 0)

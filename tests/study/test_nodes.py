@@ -35,9 +35,9 @@ def nodes():
     cluster.shutdown()
 
 
-def noted(here, config):
+def noted(here, config, *more):
     """A trial that notes on which node each rank trained, and waits a little at every report."""
-    for result in ORIGINAL(here, config):
+    for result in ORIGINAL(here, config, *more):
         with (Path(config["folder"]) / "nodes").open("a") as file:
             file.write(ray.get_runtime_context().get_node_id() + "\n")
         time.sleep(0.5)
