@@ -31,7 +31,13 @@ def draw(uri: str, name: str, folder: Path) -> list[Path]:
 
 
 def draw_study(study: StudyRuns, folder: Path, cost: str = "gmacs") -> tuple[list[Path], list[str]]:
-    """The files, and one line on each front's hypervolume. Raises InputError for a cost that was not measured."""
+    """The files, and one line on each front's hypervolume. Raises InputError for a cost that was not measured.
+
+    Where the study has a final, its finalists with their mean curves on the test set, unless the cost is one that was
+    measured on the trials.
+    """
+    if cost == "gmacs":
+        study = study.tested()
     points = {t.number: costed(t, cost) for t in study.trials}
     volumes = _volumes(study, points)
     with style.figure(3.5) as figure:

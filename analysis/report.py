@@ -49,7 +49,7 @@ def write(study: StudyRuns, folder: Path) -> tuple[list[Path], list[str]]:
     rerun, use = again(study)
     with tempfile.TemporaryDirectory() as scratch:
         kept = Path(scratch)
-        front = pareto.draw_study(study.tested(), kept)[0][0]
+        front = pareto.draw_study(study, kept)[0][0]
         lines = sizes.draw_study(study, kept)[0][0]
         columns = min(4, len(study.shown))
         when = timeline.draw_study(study, kept, columns)[0][0]
