@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
+from mixtune.study.outcome import Outcome
 from mixtune.study.space import Space
-
-if TYPE_CHECKING:
-    from mixtune.study.outcome import Outcome
+from mixtune.study.statistics import rank_correlation
 
 ENOUGH = 8  # trials: even then chance alone gives 0.64 or more one time in twenty
 
@@ -30,16 +27,14 @@ def agreements(space: Space, outcomes: Sequence[Outcome]) -> dict[float, tuple[f
     Of complete trials only: those that were pruned have no final score. A share is left out where fewer than ``ENOUGH``
     trials have both scores, or where all scores are the same.
     """
-    from scipy import stats
-
     found = {}
-    complete = [o for o in outcomes if o.state == "COMPLETE" and o.score is not None]
+    complete = [(o.reports, o.score) for o in outcomes if o.state == "COMPLETE" and o.score is not None]
     for step, share in early_steps(space).items():
-        judged = [o for o in complete if step in o.reports]
-        early, final = [o.reports[step] for o in judged], [o.score for o in judged]
-        if len(judged) >= ENOUGH and len(set(early)) > 1 and len(set(final)) > 1:
-            found[share] = float(stats.spearmanr(early, final).statistic), len(judged)
-    return {share: pair for share, pair in found.items() if math.isfinite(pair[0])}
+        pairs = [(reports[step], score) for reports, score in complete if step in reports]
+        rho = rank_correlation(*zip(*pairs, strict=True)) if len(pairs) >= ENOUGH else None
+        if rho is not None:
+            found[share] = rho, len(pairs)
+    return found
 
 
 def sentence(found: dict[float, tuple[float, int]]) -> str:

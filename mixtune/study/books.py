@@ -56,8 +56,7 @@ def opened(
         ledger, tracker = Ledger(trials, places.folder), None
         try:
             sqlite.with_log(places.storage_url)
-            if not ledger.flush(PATIENCE_SECONDS):
-                raise StorageAwayError("what an earlier search left for it could not be sent")
+            _deliver(ledger)
             key = f"mlflow_parent {masked(places.tracking_uri)}"
             tracker = tracking.Tracker(places.tracking_uri, space, places.folder, trials.noted(key))
             sqlite.with_log(places.tracking_uri)
@@ -86,12 +85,16 @@ def opened_round(books: Books, folder: Path, make: Callable[[], Trials]) -> Iter
     trials = patiently(make)
     ledger = Ledger(trials, folder)
     try:
-        if not ledger.flush(PATIENCE_SECONDS):
-            raise StorageAwayError("what an earlier search left for it could not be sent")
+        _deliver(ledger)
         yield Books(trials, ledger, books.tracker, len(trials.reconcile()))
     finally:
         ledger.close()
         trials.close()
+
+
+def _deliver(ledger: Ledger) -> None:
+    if not ledger.flush(PATIENCE_SECONDS):
+        raise StorageAwayError("what an earlier search left for it could not be sent")
 
 
 @contextlib.contextmanager

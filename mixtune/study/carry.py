@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from scipy import stats
-
 from mixtune.config import load, merged, parse, plain
 from mixtune.errors import InputError
 from mixtune.study.fidelity import Fidelity
@@ -19,6 +17,7 @@ from mixtune.study.folder import Places
 from mixtune.study.outcome import Outcome
 from mixtune.study.sampling import Trials
 from mixtune.study.space import Named, Space
+from mixtune.study.statistics import rank_correlation
 from mixtune.study.storage import holds
 from mixtune.training.networks import total_stride
 
@@ -113,8 +112,6 @@ def agreement(outcomes: Sequence[Outcome]) -> Agreement | None:
     if not pairs:
         return None
     before, here = zip(*pairs, strict=True)
-    rho = None
-    if len(pairs) >= ENOUGH and len(set(before)) > 1 and len(set(here)) > 1:
-        rho = float(stats.spearmanr(before, here).statistic)
+    rho = rank_correlation(before, here) if len(pairs) >= ENOUGH else None
     best = here[before.index(max(before))]
     return Agreement(len(pairs), rho, 1 + sum(score > best for score in here), max(here) - best)

@@ -54,15 +54,18 @@ class Family:
     an orphan does not tell whose it was.
     """
 
-    def __init__(self, mark: str) -> None:
-        self._mark = f"{MARK}={mark}".encode()
-        self._known: dict[int, str] = {}  # by number, with the time it was started at: numbers are used again
+    def __init__(self, mark: str, since: int = 0) -> None:
+        """``since``: none was started before this time (of ``_processes``), so older ones are not read."""
+        self._mark, self._since = f"{MARK}={mark}".encode(), since
+        self._known: dict[int, int] = {}  # by number, with the time it was started at: numbers are used again
 
     def look(self) -> list[int]:
         """Their numbers now."""
         there = _processes()
         known = {pid for pid, started in self._known.items() if pid in there and there[pid][1] == started}
         for pid in there.keys() - known:
+            if there[pid][1] < self._since:
+                continue
             with contextlib.suppress(OSError):  # it is gone, or another user's
                 if self._mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
                     known.add(pid)
@@ -72,14 +75,14 @@ class Family:
         return sorted(known)
 
 
-def _processes() -> dict[int, tuple[int, str]]:
-    """Living processes: their parent and when they were started, from Linux's proc(5)."""
+def _processes() -> dict[int, tuple[int, int]]:
+    """Living processes: their parent and when they were started, in ticks since boot, from Linux's proc(5)."""
     found = {}
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             state, parent, *rest = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()
             if state not in "ZX":
-                found[int(folder.name)] = int(parent), rest[17]
+                found[int(folder.name)] = int(parent), int(rest[17])
     return found
 
 
@@ -102,7 +105,8 @@ def sweep(family: Family) -> None:
 
 
 if __name__ == "__main__":
-    ours = Family(sys.argv[1])
+    # The search starts this first, so what is older is not the search's.
+    ours = Family(sys.argv[1], since=_processes().get(os.getpid(), (0, 0))[1])
     # Standard input ends when the search closes its end, or dies.
     while not select.select([sys.stdin], [], [], LOOK_SECONDS)[0]:
         ours.look()

@@ -20,6 +20,15 @@ def mean_sd(values: Sequence[float]) -> tuple[float, float | None]:
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
+def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float | None:
+    """Spearman's coefficient of matched values; None where either has no spread."""
+    from scipy import stats
+
+    if len(set(a)) < 2 or len(set(b)) < 2:
+        return None
+    return float(stats.spearmanr(a, b).statistic)
+
+
 def image_error(accuracy: float, images: int) -> float:
     """Standard error of an accuracy (0 to 1) from the choice of ``images`` test images: binomial."""
     return math.sqrt(accuracy * (1 - accuracy) / images)

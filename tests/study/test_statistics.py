@@ -1,10 +1,11 @@
 import math
+import statistics
 
 import pytest
 from scipy import stats
 
 from mixtune.errors import InputError
-from mixtune.study.statistics import difference, holm, image_error, mean_sd, over_pairs
+from mixtune.study.statistics import difference, holm, image_error, mean_sd, over_pairs, rank_correlation
 
 A = {0: 0.50, 1: 0.52, 2: 0.54, 3: 0.51}
 B = {0: 0.53, 1: 0.54, 2: 0.58, 3: 0.53}
@@ -67,3 +68,14 @@ def test_holms_adjustment_is_the_textbook_one():
 def test_deviation_needs_two_values():
     assert mean_sd([0.5]) == (0.5, None)
     assert mean_sd([0.4, 0.6]) == pytest.approx((0.5, math.sqrt(0.02)))
+
+
+def test_a_rank_correlation_is_that_of_the_ranks_and_needs_a_spread():
+    a, b = [0.1, 0.4, 0.2, 0.9, 0.5], [3.0, 1.0, 7.0, 8.0, 5.0]
+
+    def ranks(values):
+        return [sorted(values).index(v) for v in values]
+
+    assert rank_correlation(a, b) == pytest.approx(statistics.correlation(ranks(a), ranks(b)))
+    assert rank_correlation(a, [math.exp(v) for v in a]) == pytest.approx(1)
+    assert rank_correlation(a, [2.0] * 5) is None
