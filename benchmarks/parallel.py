@@ -1,6 +1,6 @@
 """Two workers against one on two cores: the same real trials, and what asynchronous pruning leaves idle.
 
-    python -m benchmarks.parallel                 about four minutes on two cores
+    python -m benchmarks.parallel                 about five minutes on two cores
 
 Throughput: six published regimes of the digits space, trained to the end with one thread each, one at a time and two at
 a time, in turn, from when every worker has done its first trial until the last trial begins. Beside it, what the
