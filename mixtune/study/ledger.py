@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from mixtune.study.outbox import Outbox, PermanentError, Record
+from mixtune.study.kept import PermanentError, Record
+from mixtune.study.outbox import Outbox
 from mixtune.study.space import Space
 from mixtune.training.curve import Curve
 

@@ -75,7 +75,7 @@ def test_a_server_that_dies_in_the_middle_loses_nothing(tmp_path, tiny, empty_st
     tracker.started(third)
     tracker.summarise({"score": 0.6})
     assert not tracker.finish("KILLED", [])
-    assert tracker.outbox.waiting == 8
+    assert tracker.courier.waiting == 8
     # The search's process ends, with everything on disk.
 
     with server(tmp_path, port) as uri:
