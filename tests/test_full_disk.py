@@ -16,16 +16,16 @@ import torch
 from mixtune import cli
 from mixtune.config import parse
 from mixtune.errors import NoRoomError
-from mixtune.study.bridge import Bridge
+from mixtune.study.durable.ledger import Ledger
+from mixtune.study.durable.outbox import Outbox
 from mixtune.study.events import Listeners
 from mixtune.study.folder import save
-from mixtune.study.ledger import Ledger
-from mixtune.study.outbox import Outbox
+from mixtune.study.running.bridge import Bridge
 from mixtune.study.sampling import Trials
 from mixtune.study.space import Space
 from mixtune.training.checkpoint import Checkpoint
 from tests.accounts import assert_exact
-from tests.study.test_bridge import Recorder, report
+from tests.study.running.test_bridge import Recorder, report
 
 ROOT = Path(__file__).parents[1]
 
@@ -109,7 +109,7 @@ def test_a_curve_that_does_not_fit_is_written_when_the_trial_is_repeated(bridge,
     checkpoint.write_bytes(b"state")
     bridge.report("a", report(2, 0.5, last=True))
     with monkeypatch.context() as patch:
-        patch.setattr("mixtune.study.bridge.write_csv", lambda *_: Path("/dev/full").write_text("curve"))
+        patch.setattr("mixtune.study.running.bridge.write_csv", lambda *_: Path("/dev/full").write_text("curve"))
         bridge.end("a", error=False)
     assert "is full" in bridge.halted
     assert checkpoint.exists()
@@ -156,7 +156,7 @@ def test_an_outbox_that_cannot_grow_says_so_and_delivers_what_it_can(tmp_path):
 
 def test_an_outbox_whose_mark_cannot_be_written_goes_on(tmp_path, monkeypatch):
     got, marks = [], []
-    monkeypatch.setattr("mixtune.study.kept.os.pwrite", lambda *_: (marks.append(1), fail()))
+    monkeypatch.setattr("mixtune.study.durable.kept.os.pwrite", lambda *_: (marks.append(1), fail()))
     box = Outbox(tmp_path / "kept.jsonl", got.append, "MLflow", pause=0.01)
     for i in range(20):
         box.put({"i": i})
@@ -218,7 +218,7 @@ ls "$OUT/trials" | wc -l
 # The search refuses to begin where its plan does not fit: here the disk has room then, and others fill it.
 FILLED_LATER = """
 from mixtune import cli, search
-from mixtune.study import planning
+from mixtune.study.running import planning
 planning.check_disk = lambda *_: 2.0**40
 cli.run(search.main)
 """

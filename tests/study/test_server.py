@@ -15,9 +15,10 @@ from mlflow import MlflowClient
 from analysis.runs import read_study
 from mixtune.config import parse
 from mixtune.study.space import Space
-from mixtune.study.tracking import Tracker, check
+from mixtune.study.tracking.store import check
+from mixtune.study.tracking.tracker import Tracker
 from tests.study.test_sampling import CURVE
-from tests.study.test_tracking import REPORT, candidate
+from tests.study.tracking.test_tracker import REPORT, candidate
 
 
 def free_port():
