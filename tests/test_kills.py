@@ -1,4 +1,4 @@
-"""kill -9 of the driver, a worker, MLflow's writer or Ray's own process at random moments: exact books, nothing left running."""
+"""kill -9 of the driver, a worker, MLflow's writer or Ray at random moments: exact books, and nothing left running."""
 
 import os
 import random

@@ -21,7 +21,7 @@ from typing import Any
 import mixtune
 from mixtune.errors import NoRoomError
 from mixtune.study.durable.kept import Kept, Record
-from mixtune.study.running.janitor import MARK
+from mixtune.study.janitor import MARK
 from mixtune.study.tracking import deliverer
 
 log = logging.getLogger("mixtune")
