@@ -118,10 +118,8 @@ class Kept:
 
     def done(self, size: int) -> None:
         """So many bytes more are delivered."""
-        with (
-            self._alone() as fd,
-            contextlib.suppress(OSError),
-        ):  # a full disk: they are delivered once more, by the next
+        # On a full disk there is no mark; they are delivered once more then, by the next process.
+        with self._alone() as fd, contextlib.suppress(OSError):
             self._offset += size
             if fd is not None and self._offset < os.fstat(fd).st_size:
                 self._mark()

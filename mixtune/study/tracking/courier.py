@@ -47,6 +47,7 @@ class Courier:
         self._process: subprocess.Popen[str] | None = None
         self._thread: threading.Thread | None = None
         self._sign = 0.0  # of life: when the process gave the last one, or has to give the first
+        self._deaths = 0  # in a row, without anything delivered
 
     @property
     def path(self) -> Path:
@@ -57,6 +58,11 @@ class Courier:
     def waiting(self) -> int:
         """How many records are not delivered yet."""
         return self._kept.count() + len(self._unkept)
+
+    @property
+    def pid(self) -> int | None:
+        """The process that delivers; None before there is something to deliver."""
+        return self._process.pid if self._process is not None else None
 
     def put(self, record: Record) -> None:
         """Keep a record and have it delivered.
@@ -128,41 +134,46 @@ class Courier:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             start_new_session=True,
             env=kept | {"PYTHONPATH": os.pathsep.join([root, *filter(None, [kept.get("PYTHONPATH")])])},
         )
 
     def _attend(self) -> None:
-        """Listen to the process, and start another one when it dies."""
-        deaths = 0  # in a row, without anything delivered
-        while True:
+        """Have the records delivered, by one process after another should they die."""
+        while (why := self._deliver()) is not None:
             with self._changed:
-                if self._closed:
-                    return
-                process = self._process = self._start()
-                if deaths < STARTS:
-                    self._sign = time.monotonic() + START_SECONDS
-                with contextlib.suppress(OSError):  # dead already
-                    self._tell(self._study)
-            assert process.stdout is not None
-            last = ""
-            for line in process.stdout:
-                if line.startswith(deliverer.SAID):
-                    log.warning("%s", line.removeprefix(deliverer.SAID).rstrip())
-                elif line.startswith((deliverer.READY, deliverer.DELIVERED)):
-                    deaths = deaths if line.startswith(deliverer.READY) else 0
-                    self._sign = time.monotonic() if deaths < STARTS else self._sign
-                else:
-                    last = line.strip() or last
-            code = process.wait()
-            with self._changed:
-                if self._closed:
-                    return
-                deaths += 1
-                if deaths == STARTS:  # no longer waited for
+                self._deaths += 1
+                if self._deaths == STARTS:  # no longer waited for
                     self._sign = time.monotonic()
-                if deaths == 1:
-                    why = last[:160] or f"exit code {code}"
-                    log.warning("the process that writes to MLflow ended (%s); it is started again", why)
-                self._changed.wait_for(lambda: self._closed, min(LONGEST, PAUSE * 2 ** (deaths - 1)))
+                if self._deaths == 1:
+                    log.warning("the process that writes to MLflow ended (%s); it is started again", why[:160])
+                self._changed.wait_for(lambda: self._closed, min(LONGEST, PAUSE * 2 ** (self._deaths - 1)))
+
+    def _deliver(self) -> str | None:
+        """Start a process and listen to it until it ends; why it did, None when it was to."""
+        with self._changed:
+            if self._closed:
+                return None
+            try:
+                process = self._process = self._start()
+                self._tell(self._study)
+            except OSError as err:
+                return str(err)
+            if self._deaths < STARTS:
+                self._sign = time.monotonic() + START_SECONDS
+        assert process.stdout is not None
+        last = ""
+        for line in process.stdout:
+            word = line.split(" ", 1)[0].strip()
+            if word == deliverer.SAID:
+                log.warning("%s", line.removeprefix(deliverer.SAID).strip())
+            elif word in (deliverer.READY, deliverer.DELIVERED):
+                self._deaths = 0 if word == deliverer.DELIVERED else self._deaths
+                if self._deaths < STARTS:
+                    self._sign = time.monotonic()
+            else:
+                last = line.strip() or last
+        code = process.wait()
+        return None if self._closed else last or f"exit code {code}"

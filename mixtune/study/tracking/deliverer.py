@@ -21,7 +21,7 @@ from mixtune.study.tracking.delivery import Sender, merged
 MOST = 256  # records that are merged at a time
 LINGER_SECONDS = 1.0  # MLflow is so far behind at most; the records of a short trial are one by then
 GRACE_SECONDS = 5.0  # for the record at hand, when the search is gone
-READY, DELIVERED, SAID = "ready", "delivered", "say "  # what lines of the standard output begin with
+READY, DELIVERED, SAID = "ready", "delivered", "say"  # what lines of the standard output begin with
 SIGN_SECONDS = 0.5  # between signs that something was delivered
 
 
@@ -65,7 +65,9 @@ def main() -> None:
     """Serve the study that the first line of standard input describes; another deliverer there ends first."""
     study = json.loads(sys.stdin.readline())
     told, path = Told(), Path(study["records"])
-    logging.basicConfig(format=f"{SAID}%(message)s", stream=sys.stdout)
+    to_the_search = logging.StreamHandler(sys.stdout)
+    to_the_search.setFormatter(logging.Formatter(f"{SAID} %(message)s"))
+    logging.getLogger("mixtune").addHandler(to_the_search)
     sender: Sender | None = None
     sign = 0.0
 
