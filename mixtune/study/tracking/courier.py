@@ -158,9 +158,10 @@ class Courier:
                 return None
             try:
                 process = self._process = self._start()
-                self._tell(self._study)
             except OSError as err:
                 return str(err)
+            with contextlib.suppress(OSError):  # dead already
+                self._tell(self._study)
             if self._deaths < STARTS:
                 self._sign = time.monotonic() + START_SECONDS
         assert process.stdout is not None
