@@ -161,7 +161,7 @@ class Tracker:
         self._put("discard unfinished", -1)
 
     def repair(self, outcomes: Sequence[Outcome]) -> int:
-        """Record what a search that was killed had put into the study, but not into the outbox; how many trials.
+        """Record what a search that was killed had put into the study, but not into its records for MLflow; how many.
 
         To be called before ``discard_unfinished``. Left to the next search when the store does not answer.
         """

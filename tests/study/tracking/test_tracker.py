@@ -386,7 +386,7 @@ def test_the_digest_changes_with_pixels_labels_and_names(monkeypatch):
 
 
 def test_what_a_kill_kept_from_mlflow_is_recorded_by_the_next_search(tracker):
-    """Killed after the study knew of an end and before the outbox did: the trial is whole in MLflow, once."""
+    """Killed after the study knew of an end and before it was kept for MLflow: the trial is whole in MLflow, once."""
     space = tracker._space
     for number in (0, 1, 2):
         tracker.started(candidate(tracker, number))
