@@ -17,6 +17,7 @@ from mixtune.training.task import Classification, check_shapes
 
 # Training images of the data sets that a dry run may meet before they are there.
 TRAINING_IMAGES = {"digits": 1438, "cifar10": 50_000, "cifar100": 50_000, "imagenet": 1_281_167}
+CLASSES = {"digits": 10, "cifar10": 10, "cifar100": 100, "imagenet": 1000}
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,11 @@ def expected_images(space: Space, source: str) -> int:
     known = TRAINING_IMAGES.get(space.task.dataset)
     if known is None:
         return check_data(space, source)
+    if (classes := space.task.classes) is not None:
+        there = CLASSES[space.task.dataset]
+        if classes > there:
+            raise InputError(f"{source}: task.classes: {space.task.dataset} has {there} classes, not {classes}")
+        known = known * classes // there
     kept = 1 - 1 / space.folds if space.folds > 1 else 1 - space.task.validation
     return round(min(known, space.task.samples or known) * kept)
 
