@@ -52,7 +52,9 @@ def parser() -> Parser:
     )
     p.add_argument("--top", type=int, default=3, metavar="N", help="how many regimes those are (default: 3)")
     p.add_argument("--dry-run", action="store_true", help="print the regimes that would be tried, and stop")
-    p.add_argument("--measure", action="store_true", help="with --dry-run: measure here what the search would cost")
+    p.add_argument(
+        "--measure", action="store_true", help="measure steps anew; with --dry-run to say what it would cost"
+    )
     p.add_set()
     return p
 
@@ -112,7 +114,7 @@ def _dry_run(args: argparse.Namespace, space: Space) -> int:
 def _search(args: argparse.Namespace, space: Space, places: Places, scores: Mapping[str, float]) -> int:
     from mixtune.study.conduct import conduct, table
 
-    result = conduct(space, args.space, places, _draw, say, args.resume, scores)
+    result = conduct(space, args.space, places, _draw, say, args.resume, scores, args.measure)
     say(f"\n{table(space, result)}\n")
     for title, command in _next_commands(places, space, result):
         say(f"{title}\n  {command}")

@@ -43,11 +43,12 @@ def ready(
     left: int,
     write: Callable[[str], None],
     kept: Path | None = None,
+    again: bool = False,
 ) -> Ready:
     """Measure once what the study needs to know, tell its plan, and keep both in its folder. Ray must be connected.
 
-    left: trials to be run; kept: another folder for the files. The slots become fewer where memory holds fewer trials.
-    Raises InputError when the study fits into neither memory nor disk.
+    left: trials to be run; kept: another folder for the files; again: whatever was measured before. The slots become
+    fewer where memory holds fewer trials. Raises InputError when the study fits into neither memory nor disk.
     """
     kept = kept or places.folder
     device: Literal["auto", "cpu", "cuda"] = "cpu" if slots.gpus == 0 else space.device
@@ -61,9 +62,9 @@ def ready(
     if said:
         write(said)
     path = kept / MEASURED
-    if not path.exists():
-        write(f"measuring the time and memory of a few steps, once (kept in {MEASURED})")
-    found = _measured(space, training, slots, places, path)
+    if again or not path.exists():
+        write(f"measuring the time and memory of a few steps, once on each machine (kept in {MEASURED})")
+    found = _measured(space, training, slots, places, path, again)
     slots, room, said = planning.placed(space, slots, found, sum(cpus > 0 for cpus, _ in tuning.nodes()))
     if said:
         write(said)
@@ -84,14 +85,16 @@ def slots_of(space: Space, places: Places) -> Slots:
 
 
 def dry(space: Space, source: str, places: Places, write: Callable[[str], None]) -> None:
-    """Measure and tell what the study would take, and leave nothing behind. Raises InputError as a search would."""
+    """Measure anew and tell what the study would take; of the study nothing is left behind. Raises InputError as a
+    search would.
+    """
     n_train = preflight.check_data(space, source)
     slots = slots_of(space, places)
     try:
         if places.address is None:
             tuning.connect(None, *preflight.local_resources())
         with tempfile.TemporaryDirectory() as kept:
-            ready(space, slots, places, n_train, space.trials, write, Path(kept))
+            ready(space, slots, places, n_train, space.trials, write, Path(kept), again=True)
     finally:
         tuning.disconnect()
 
@@ -107,9 +110,11 @@ def compared(folder: Path, hours: float) -> str:
     return f"the trials took {took}, {100 * (hours / planned - 1):+.0f} % against the plan"
 
 
-def _measured(space: Space, training: TrainingConfig, slots: Slots, places: Places, path: Path) -> footprint.Footprint:
+def _measured(
+    space: Space, training: TrainingConfig, slots: Slots, places: Places, path: Path, again: bool
+) -> footprint.Footprint:
     """In a worker as a trial's; in this process where that is the same and spares the start of one."""
-    arguments = (training, planning.probes(space), path)
+    arguments = (training, planning.probes(space), path, again)
     alone = places.address is None and slots.gpus == 0 and slots.workers == 1
     if not alone or training.task.dataset not in IN_MEMORY:
         return tuning.call(footprint.measured, slots, *arguments)

@@ -155,7 +155,7 @@ def lines(space: Space, wanted: Plan, room: Room, free: float) -> list[str]:
     found, slots = room.footprint, wanted.slots
     dearest = max((s for s in space.shapes() if found.memory(s) <= room.bytes), key=found.memory)
     told = [
-        f"measured  {found.place}",
+        f"measured  {found.place}" + (f", on {found.day}" if found.day else ""),
         f"memory    {gib(found.memory(dearest))} at the dearest step, {dearest}; a trial has {gib(room.bytes)}",
         f"step      {_steps_said(space, found)}",
         f"plan      {wanted.trials} trials, {slots}",
