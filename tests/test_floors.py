@@ -26,7 +26,7 @@ FORBIDDEN = {
     "mixtune/deploy": {"ray", "optuna", "analysis"},
 }
 ONLY = {
-    "ray": {f"mixtune/study/{name}.py" for name in ("tuning", "hosting", "ranks", "watch")},
+    "ray": {f"mixtune/study/{name}.py" for name in ("tuning", "hosting", "ranks", "visible", "watch")},
     "optuna": {f"mixtune/study/{name}.py" for name in ("sampling", "named", "storage", "journal")},
     "mlflow": {
         "mixtune/study/store.py",

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from mixtune.errors import InputError
-from mixtune.study import estimate, hosting, preflight, tuning
+from mixtune.study import estimate, hosting, preflight, tuning, visible
 from mixtune.study.books import Books
 from mixtune.study.bridge import Bridge
 from mixtune.study.estimate import Ready
@@ -49,6 +49,8 @@ class Machine:
         if self._ready is None:
             if self._places.address is None:
                 tuning.connect(None, *preflight.local_resources())
+            else:
+                visible.check(self._places.folder, visible.named(self._space))
             with _terminable():
                 self._ready = estimate.ready(
                     self._space, self._slots, self._places, self._n_train, left, self._write, again=self._again

@@ -1,0 +1,89 @@
+"""Visible: that every machine of a cluster sees the study's folder and its data, before a trial is sent there."""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import logging
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from uuid import uuid4
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from mixtune.errors import InputError
+from mixtune.study.space import Space
+from mixtune.training.checkpoint import replace_file
+
+PATIENCE = 120.0  # seconds for a machine to answer: it starts a process
+SPREADS = 10.0  # seconds for a new file to be seen on storage over a network
+log = logging.getLogger("mixtune")
+
+
+def named(space: Space) -> dict[str, str]:
+    """The files and folders that trials read, by the key that names them."""
+    distill = space.recipe.distill
+    found = {"task.weights": space.task.weights, "recipe.distill.weights": distill.weights if distill else None}
+    if space.task.dataset != "digits":
+        found["task.data"] = space.task.data
+    return {key: path for key, path in found.items() if path not in (None, "pretrained")}  # type: ignore[misc]
+
+
+def check(folder: Path, paths: Mapping[str, str]) -> None:
+    """Ask every machine that may run trials. Ray must be connected.
+
+    Raises InputError naming the first machine that does not see the study's ``folder``, cannot write there, lacks one
+    of ``paths``, or cannot run mixtune.
+    """
+    mark = folder / f".seen-{uuid4().hex}"
+    replace_file(mark, b"")
+    try:
+        asked = {}
+        for node in ray.nodes():
+            if node["Alive"] and node["Resources"].get("CPU"):
+                there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+                name = f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
+                ask = ray.remote(num_cpus=0, max_retries=0)(lacking).options(scheduling_strategy=there)
+                asked[name] = ask.remote(str(mark), dict(paths))
+        until = time.monotonic() + PATIENCE
+        for name, answer in asked.items():
+            _judge(name, answer, max(0.1, until - time.monotonic()))
+    finally:
+        with contextlib.suppress(OSError):
+            mark.unlink()
+
+
+def _judge(machine: str, answer: ray.ObjectRef, seconds: float) -> None:
+    try:
+        said = ray.get(answer, timeout=seconds)
+    except ray.exceptions.RayTaskError as err:
+        cause = str(err.cause).split("\n")[0]
+        raise InputError(
+            f"--address: machine {machine} cannot run mixtune ({cause}); every machine needs the same environment"
+        ) from None
+    except ray.exceptions.RayError as err:  # lost, or too busy to start a process: trials go elsewhere, or wait
+        log.warning("machine %s does not answer (%s)", machine, type(err).__name__)
+        return
+    if said is not None:
+        key, what = said
+        raise InputError(f"{key}: machine {machine} {what}")
+
+
+def lacking(mark: str, paths: Mapping[str, str]) -> tuple[str, str] | None:
+    """On a machine: which setting names something that it does not see, and what is wrong; None for nothing."""
+    folder = Path(mark).parent
+    until = time.monotonic() + SPREADS
+    while not Path(mark).exists():
+        if time.monotonic() > until:
+            what = "does not see this folder (or another one under that path); name one that every machine mounts"
+            return f"--out {folder}", what
+        time.sleep(0.2)
+    if not os.access(folder, os.W_OK):
+        return f"--out {folder}", f"cannot write there as {getpass.getuser()}"
+    for key, path in paths.items():
+        if not Path(path).exists():
+            return key, f"has no {path}; put it on storage that every machine mounts, or copy it there"
+    return None
