@@ -114,12 +114,13 @@ def _measured(
     space: Space, training: TrainingConfig, slots: Slots, places: Places, path: Path, again: bool
 ) -> footprint.Footprint:
     """In a worker as a trial's; in this process where that is the same and spares the start of one."""
-    arguments = (training, planning.probes(space), path, again)
+    measured = footprint.measured_anew if again else footprint.measured
+    arguments = (training, planning.probes(space), path)
     alone = places.address is None and slots.gpus == 0 and slots.workers == 1
     if not alone or training.task.dataset not in IN_MEMORY:
-        return tuning.call(footprint.measured, slots, *arguments)
+        return tuning.call(measured, slots, *arguments)
     threads = torch.get_num_threads()
     try:
-        return footprint.measured(*arguments)
+        return measured(*arguments)
     finally:
         torch.set_num_threads(threads)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import getpass
+import itertools
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from uuid import uuid4
 
@@ -19,6 +20,7 @@ from mixtune.study.space import Space
 from mixtune.training.checkpoint import replace_file
 
 PATIENCE = 120.0  # seconds for a machine to answer: it starts a process
+ENTRIES = 1000  # of a folder that are looked for
 SPREADS = 10.0  # seconds for a new file to be seen on storage over a network
 log = logging.getLogger("mixtune")
 
@@ -32,6 +34,20 @@ def named(space: Space) -> dict[str, str]:
     return {key: path for key, path in found.items() if path not in (None, "pretrained")}  # type: ignore[misc]
 
 
+def contents(path: str) -> list[str]:
+    """The path itself, and what lies in a folder and in the folders in it (an image folder's classes), at most."""
+    first = _entries(path)
+    return [path, *first, *itertools.chain.from_iterable(map(_entries, first))]
+
+
+def _entries(path: str) -> list[str]:
+    if not Path(path).is_dir():
+        return []
+    with os.scandir(path) as there:
+        found = (e.path for e in there if not e.name.startswith((".", "lost+found")))
+        return sorted(itertools.islice(found, ENTRIES))
+
+
 def check(folder: Path, paths: Mapping[str, str]) -> None:
     """Ask every machine that may run trials. Ray must be connected.
 
@@ -40,6 +56,7 @@ def check(folder: Path, paths: Mapping[str, str]) -> None:
     """
     mark = folder / f".seen-{uuid4().hex}"
     replace_file(mark, b"")
+    wanted = {key: contents(path) for key, path in paths.items()}
     try:
         asked = {}
         for node in ray.nodes():
@@ -47,7 +64,7 @@ def check(folder: Path, paths: Mapping[str, str]) -> None:
                 there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
                 name = f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
                 ask = ray.remote(num_cpus=0, max_retries=0)(lacking).options(scheduling_strategy=there)
-                asked[name] = ask.remote(str(mark), dict(paths))
+                asked[name] = ask.remote(str(mark), wanted)
         until = time.monotonic() + PATIENCE
         for name, answer in asked.items():
             _judge(name, answer, max(0.1, until - time.monotonic()))
@@ -72,8 +89,11 @@ def _judge(machine: str, answer: ray.ObjectRef, seconds: float) -> None:
         raise InputError(f"{key}: machine {machine} {what}")
 
 
-def lacking(mark: str, paths: Mapping[str, str]) -> tuple[str, str] | None:
-    """On a machine: which setting names something that it does not see, and what is wrong; None for nothing."""
+def lacking(mark: str, wanted: Mapping[str, Sequence[str]]) -> tuple[str, str] | None:
+    """On a machine: which setting names something that it does not see, and what is wrong; None for nothing.
+
+    wanted: ``contents`` of what each setting names; a mount point without its storage is an empty folder.
+    """
     folder = Path(mark).parent
     until = time.monotonic() + SPREADS
     while not Path(mark).exists():
@@ -83,7 +103,7 @@ def lacking(mark: str, paths: Mapping[str, str]) -> tuple[str, str] | None:
         time.sleep(0.2)
     if not os.access(folder, os.W_OK):
         return f"--out {folder}", f"cannot write there as {getpass.getuser()}"
-    for key, path in paths.items():
-        if not Path(path).exists():
-            return key, f"has no {path}; put it on storage that every machine mounts, or copy it there"
+    for key, paths in wanted.items():
+        if missing := next((path for path in paths if not Path(path).exists()), None):
+            return key, f"has no {missing}; put it on storage that every machine mounts, or copy it there"
     return None

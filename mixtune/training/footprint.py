@@ -103,7 +103,7 @@ def _line(points: Sequence[tuple[int, float]], x: float) -> float:
 
 
 def measured(
-    config: TrainingConfig, shapes: Iterable[BatchShape], path: Path, again: bool = False, ranks: Ranks = ALONE
+    config: TrainingConfig, shapes: Iterable[BatchShape], path: Path, ranks: Ranks = ALONE, again: bool = False
 ) -> Footprint:
     """The footprint with these shapes, which the file at ``path`` holds from then on.
 
@@ -123,6 +123,11 @@ def measured(
     if ranks.first and known is not own:
         replace_file(path, to_yaml(known).encode())
     return known  # type: ignore[return-value]  # on other ranks it is not used
+
+
+def measured_anew(config: TrainingConfig, shapes: Iterable[BatchShape], path: Path, ranks: Ranks = ALONE) -> Footprint:
+    """As ``measured``, whatever was measured before."""
+    return measured(config, shapes, path, ranks, again=True)
 
 
 def _read(path: Path, key: str, shapes: Iterable[BatchShape]) -> Footprint | None:

@@ -18,13 +18,23 @@ from tests.conftest import TINY
 from tests.test_search import command
 from tests.training.test_data import write
 
+THEN = "put it on storage that every machine mounts, or copy it there"
+
 
 def test_what_a_machine_sees_is_looked_at_where_it_runs(tmp_path, monkeypatch):
     mark, data = tmp_path / "out/.seen-1", tmp_path / "data"
     mark.parent.mkdir()
     mark.touch()
-    assert visible.lacking(str(mark), {"task.data": str(tmp_path)}) is None
-    assert visible.lacking(str(mark), {"task.data": str(data)})[0] == "task.data"
+    write(data)
+    wanted = {"task.data": visible.contents(str(data))}
+    assert {str(data / "train"), str(data / "val/bee")} <= set(wanted["task.data"])
+    assert visible.lacking(str(mark), wanted) is None
+    (data / "val/bee").rename(tmp_path / "elsewhere")
+    assert visible.lacking(str(mark), wanted) == ("task.data", f"has no {data}/val/bee; {THEN}")
+    data.rename(tmp_path / "moved")
+    assert visible.lacking(str(mark), wanted) == ("task.data", f"has no {data}; {THEN}")
+    data.mkdir()  # a mount point without its storage
+    assert visible.lacking(str(mark), wanted) == ("task.data", f"has no {data}/train; {THEN}")
     monkeypatch.setattr(visible.os, "access", lambda *_: False)
     assert "cannot write there as" in visible.lacking(str(mark), {})[1]
     mark.unlink()
