@@ -17,7 +17,7 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
-from mixtune.study.storage import open_storage
+from mixtune.study.durable.storage import open_storage
 from tests.accounts import ROOT, assert_exact, assert_gone, marked, read_until
 from tests.study.test_server import free_port, server
 from tests.test_cluster import JOB, PAGE

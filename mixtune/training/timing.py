@@ -84,7 +84,8 @@ def step_seconds(
 
 def gmacs_table(config: TrainingConfig, shapes: Iterable[BatchShape]) -> CostTable:
     """GMACs of one step's views, forward, of each shape (training takes three times as many, of every shape alike)."""
-    from mixtune.training import data, networks
+    from mixtune.training import networks
+    from mixtune.training.images import data
 
     classes = data.load(config.task.dataset, config.task.data, config.task.classes).classes
     shapes = list(shapes)
