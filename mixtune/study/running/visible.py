@@ -58,15 +58,15 @@ def check(folder: Path, paths: Mapping[str, str]) -> None:
     replace_file(mark, b"")
     wanted = {key: contents(path) for key, path in paths.items()}
     try:
-        asked = {}
+        asked = []
         for node in ray.nodes():
             if node["Alive"] and node["Resources"].get("CPU"):
                 there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
                 name = f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
                 ask = ray.remote(num_cpus=0, max_retries=0)(lacking).options(scheduling_strategy=there)
-                asked[name] = ask.remote(str(mark), wanted)
+                asked.append((name, ask.remote(str(mark), wanted)))
         until = time.monotonic() + PATIENCE
-        for name, answer in asked.items():
+        for name, answer in asked:
             _judge(name, answer, max(0.1, until - time.monotonic()))
     finally:
         with contextlib.suppress(OSError):
