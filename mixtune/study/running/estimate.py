@@ -13,7 +13,7 @@ import torch
 from mixtune.config import parse, read_yaml, to_yaml
 from mixtune.errors import InputError
 from mixtune.study.folder import Places, save
-from mixtune.study.running import hosting, planning, preflight, tuning
+from mixtune.study.running import hosting, planning, preflight, tuning, visible
 from mixtune.study.running.planning import Plan
 from mixtune.study.running.preflight import Slots
 from mixtune.study.space import Space
@@ -81,6 +81,7 @@ def slots_of(space: Space, places: Places) -> Slots:
     if places.address is None:
         return preflight.slots(space, *preflight.local_resources())
     tuning.connect(places.address, 0, 0)
+    visible.admitted(places.address)
     return preflight.slots(space, *tuning.cluster(), tuning.nodes())
 
 

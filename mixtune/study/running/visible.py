@@ -1,4 +1,7 @@
-"""Visible: that every machine of a cluster sees the study's folder and its data, before a trial is sent there."""
+"""Visible: that a cluster takes this process's actors, and that every machine of it sees the study's folder and data.
+
+Looked at before a trial is sent there, since it is said of trials only that their workers died.
+"""
 
 from __future__ import annotations
 
@@ -71,6 +74,33 @@ def check(folder: Path, paths: Mapping[str, str]) -> None:
     finally:
         with contextlib.suppress(OSError):
             mark.unlink()
+
+
+def admitted(address: str) -> None:
+    """Start an actor, and end it. Ray must be connected.
+
+    Raises InputError where it is not let live: a process that uses a token does not hear a cluster that takes none, and
+    of all that it asks for the cluster ends the actors.
+    """
+
+    class Probe:  # pickled with its code: a machine need not have mixtune
+        def ready(self) -> None:
+            """Nothing to do."""
+
+    probe = ray.remote(num_cpus=0)(Probe).remote()
+    try:
+        ray.get(probe.ready.remote(), timeout=PATIENCE)
+    except ray.exceptions.RayActorError as err:
+        said = str(err).strip().splitlines()[-1]
+        mode = "disabled" if os.environ.get("RAY_AUTH_MODE") == "token" else "token"
+        raise InputError(
+            f"--address {address}: the cluster ends what is started there ({said}); where it takes "
+            f"{'no' if mode == 'disabled' else 'a'} token, set RAY_AUTH_MODE={mode}"
+        ) from None
+    except ray.exceptions.GetTimeoutError:
+        log.warning("--address %s: no process could be started in %g s; the cluster may be busy", address, PATIENCE)
+    finally:
+        ray.kill(probe)
 
 
 def _judge(machine: str, answer: ray.ObjectRef, seconds: float) -> None:

@@ -59,10 +59,11 @@ def own_mounts():
 
 
 @pytest.fixture
-def hidden(tmp_path):
+def hidden(tmp_path, monkeypatch):
     """Starts a second node for which a folder is empty, as on a machine that does not mount it; gives the address."""
     if not own_mounts():
         pytest.skip("needs the right to mount (unshare -m)")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # whatever token lies in the home folder
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     started = []
 
