@@ -86,7 +86,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.proxy:
             cheaper = on_proxy(space, args.space)
             if args.dry_run:
-                return _dry_run(args, cheaper)
+                code, n = _dry_run(args, cheaper), len(space.published) + args.top
+                what = f"{space.task.network}, {space.budget} at {space.base}"
+                say(f"then {n} runs on the whole task ({what}): published regimes, and the {args.top} best found here")
+                return code
             if code := _search(args, cheaper, places, {}):
                 return code
         space, scores = carried(space, places.folder, args.top, args.storage)

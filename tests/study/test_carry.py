@@ -145,6 +145,16 @@ def test_the_shipped_proxy_is_a_space_that_can_be_searched():
         expected_images(many, file)
 
 
+def test_a_dry_run_of_a_proxy_tells_what_comes_after_it(capsys):
+    file = Path(__file__).parents[2] / "search_spaces/imagenet.yaml"
+    assert search.main(["--space", str(file), "--proxy", "--top", "2", "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "250,880 training images; base 224x256, 16 epochs" in said
+    assert said.endswith(
+        "then 8 runs on the whole task (resnet50, 30 epochs at 224x256): published regimes, and the 2 best found here\n"
+    )
+
+
 def test_a_search_on_a_proxy_and_a_study_that_was_exclude_each_other(space_file, tiny):
     with pytest.raises(InputError, match="--proxy searches, and --from names a study that was: give one of them"):
         search.main(["--space", str(space_file(tiny)), "--proxy", "--from", "x"])
