@@ -19,7 +19,7 @@ from mixtune.study.durable.kept import Kept, Receiver, Record
 from mixtune.study.tracking.delivery import Sender, merged
 
 MOST = 256  # records that are merged at a time
-LINGER_SECONDS = 1.0  # MLflow is so far behind at most; the records of a short trial are one by then
+LINGER_SECONDS = 0.25  # MLflow is so far behind at least; the records of a short trial are one by then
 GRACE_SECONDS = 5.0  # for the record at hand, when the search is gone
 READY, DELIVERED, SAID = "ready", "delivered", "say"  # what lines of the standard output begin with
 SIGN_SECONDS = 0.5  # between signs that something was delivered
