@@ -194,11 +194,11 @@ def legs(space: Space) -> list[tuple[int, float, int, int]]:
 
 def whole_runs(space: Space) -> tuple[float, float | None]:
     """The search in training runs of the whole budget: if nothing is pruned, and if the pruner keeps the share that it
-    is set to keep (None where it is set to keep none). Published regimes are never pruned.
+    is set to keep (None where it is set to keep none).
     """
     way = legs(space)
     parts = [share / n for _, share, n, _ in way]
-    first = min(space.trials, len(space.published))
+    first = min(space.trials, len(space.to_the_end))
     goes_on = [1.0, *(kept(space, step) for step, *_ in way[:-1])]
     shares = [share for share in goes_on if share is not None]
     if len(shares) < len(goes_on):
