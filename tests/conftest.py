@@ -30,7 +30,7 @@ def empty_store(tmp_path_factory):
     """Puts an empty MLflow database into a folder: a copy, because making one takes seconds."""
     import shutil
 
-    from mixtune.study.tracking import default_uri
+    from mixtune.study.tracking.store import default_uri
 
     made = tmp_path_factory.mktemp("store")
     from mlflow import MlflowClient

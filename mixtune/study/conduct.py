@@ -13,7 +13,7 @@ from typing import Any
 from mixtune.config import plain
 from mixtune.regime import Regime
 from mixtune.regime.files import save_regime
-from mixtune.study import carry, tracking
+from mixtune.study import carry
 from mixtune.study.books import Books, begun, opened
 from mixtune.study.console import Console, pareto_table, results_table
 from mixtune.study.events import Listeners
@@ -26,6 +26,7 @@ from mixtune.study.running.machine import Machine
 from mixtune.study.sampling import Trials
 from mixtune.study.space import Space
 from mixtune.study.space.named import check_named
+from mixtune.study.tracking import store
 
 log = logging.getLogger("mixtune")
 
@@ -68,7 +69,7 @@ def conduct(
     space = _absolute(space)
     n_train = preflight.check_data(space, source)
     slots = estimate.slots_of(space, places)
-    tracking.check(places.tracking_uri)
+    store.check(places.tracking_uri)
 
     with locked(places.folder), contextlib.ExitStack() as at_the_end:
         at_the_end.callback(tuning.disconnect)

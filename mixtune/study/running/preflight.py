@@ -194,7 +194,7 @@ def legs(space: Space) -> list[tuple[int, float, int, int]]:
 
 def whole_runs(space: Space) -> tuple[float, float | None]:
     """The search in training runs of the whole budget: if nothing is pruned, and if the pruner keeps the share that it
-    is set to keep (None where it is set to keep none).
+    is set to keep (None where it is set to keep none). What goes to the end is not pruned.
     """
     way = legs(space)
     parts = [share / n for _, share, n, _ in way]
