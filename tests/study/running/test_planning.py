@@ -15,6 +15,7 @@ from mixtune.study.running.preflight import Slots
 from mixtune.study.space import Named, Space
 from mixtune.study.space.feasible import Room, infeasible
 from mixtune.study.space.fidelity import Fidelity
+from mixtune.study.space.final import Final
 from mixtune.study.space.named import kept, make_pruner
 from tests.accounts import ROOT
 from tests.conftest import TINY
@@ -101,6 +102,9 @@ def test_hours_are_those_of_every_rung_of_every_trial():
     assert found.expected == pytest.approx(one * (2 * (1 / 9 + 1 / 3 + 1) + 30 * searched), rel=0.01)
     assert found.stepping == pytest.approx(1)
     assert preflight.whole_runs(s) == pytest.approx((found.hours / one, found.expected / one), rel=0.01)
+    proven = replace(s, final=Final())  # published regimes may be pruned
+    assert preflight.whole_runs(proven) == pytest.approx((found.hours / one, planned(proven).expected / one), rel=0.01)
+    assert preflight.whole_runs(proven)[1] < preflight.whole_runs(s)[1]
     folds = replace(s, folds=2)  # the second one trains on the whole budget once more
     assert planned(folds).hours == pytest.approx(32 * one * (1 / 9 + 1 / 3 + 2), rel=0.01)
     assert preflight.whole_runs(folds)[0] == pytest.approx(32 * (1 / 9 + 1 / 3 + 2))

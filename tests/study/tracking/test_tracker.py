@@ -29,7 +29,7 @@ from mixtune.study.tracking.store import check, children
 from mixtune.study.tracking.tracker import Tracker
 from mixtune.training.curve import Curve, Point
 from mixtune.training.images.data import DataSet, Files, Pixels, load
-from mixtune.training.task import Classification
+from mixtune.training.task import Classification, TaskConfig
 from tests.study.test_sampling import CURVE
 from tests.study.tracking.direct import Direct
 
@@ -383,6 +383,13 @@ def test_the_digest_changes_with_pixels_labels_and_names(monkeypatch):
     _digest.cache_clear()
     assert found[3] == found[4]  # the same files in another place
     assert len(set(found)) == 5
+
+
+def test_a_task_with_fewer_classes_is_told_from_the_whole_one():
+    tasks = [TaskConfig("digits", "cifar_resnet8", classes=n) for n in (None, 3, 4)]
+    found = [identity(task) for task in tasks]
+    assert [i.classes for i in found] == [10, 3, 4]
+    assert len({i.digest for i in found}) == 3
 
 
 def test_what_a_kill_kept_from_mlflow_is_recorded_by_the_next_search(tracker):
