@@ -12,7 +12,7 @@ from mixtune.regime import BatchShape, Budget
 from mixtune.training.amoeba import AmoebaNet
 from mixtune.training.distillation import Distillation
 from mixtune.training.engine import Engine
-from mixtune.training.graphs import CudaRecorder
+from mixtune.training.graphs import CudaRecorder, WaitsError
 from mixtune.training.recipe import Recipe
 from mixtune.training.run import Run
 from tests.training.tape import Tape, TapeRecorder
@@ -169,7 +169,7 @@ def test_resuming_with_captured_steps_gives_the_unbroken_run():
 
 def test_the_stand_in_refuses_what_cuda_would_refuse():
     x = torch.ones(3)
-    with pytest.raises(RuntimeError, match="cannot be captured"), Tape():
+    with pytest.raises(WaitsError, match="cannot be captured"), Tape():
         float(x.sum())
 
 
@@ -181,6 +181,39 @@ def test_the_stand_in_keeps_the_numbers_of_the_recording():
     x.fill_(3.0)
     tape.replay()
     assert y.tolist() == [2.0, 2.0, 2.0]  # 0.5 + 3 * 0.5
+
+
+class Reading(torch.nn.Module):
+    """Does in its forward what cannot be captured: its result decides what it computes."""
+
+    def __init__(self):
+        super().__init__()
+        self.bn, self.dropout, self.fc = torch.nn.BatchNorm2d(3), torch.nn.Dropout(0.5), torch.nn.Linear(3, 10)
+
+    def forward(self, x):
+        y = self.dropout(self.bn(x).mean((2, 3)))
+        return self.fc(y) if float(y.detach().abs().mean()) > 0 else self.fc(-y)
+
+
+@pytest.fixture
+def reading():
+    """Several that are alike."""
+
+    def make():
+        torch.manual_seed(0)
+        return Reading()
+
+    return make
+
+
+def test_steps_that_read_back_are_issued_one_by_one_and_that_is_said(reading):
+    """What was captured before they were found out leaves no trace."""
+    one, losses, _ = trained(EVERYTHING, "off", network=reading())
+    two, others, said = trained(EVERYTHING, TapeRecorder(), network=reading())
+    assert said[0].startswith("steps are issued one by one: aten._local_scalar_dense.default reads from the device")
+    assert two.graphs is None
+    assert torch.equal(losses, others)
+    assert same(state_of(one), state_of(two))
 
 
 def test_why_steps_are_not_captured_is_said():
