@@ -22,7 +22,7 @@ from torch import Tensor
 from mixtune.errors import TrainingError
 from mixtune.regime import BatchShape
 from mixtune.training.device import default_generator
-from mixtune.training.mixing import Blend
+from mixtune.training.learning.mixing import Blend
 
 if TYPE_CHECKING:
     from mixtune.training.engine import Engine

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
-from mixtune.training.distillation import Distillation
 from mixtune.training.engine import Engine
+from mixtune.training.learning.distillation import Distillation
+from mixtune.training.learning.recipe import Recipe
 from mixtune.training.networks import create
-from mixtune.training.recipe import Recipe
 from mixtune.training.run import Run
 from mixtune.training.task import Classification
 from tests.training.fake_gpu import FakeRecorder, backward, fake_gpu, moved
