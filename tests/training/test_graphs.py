@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from mixtune.regime import BatchShape, Budget
+from mixtune.regime import BatchShape, Budget, published
 from mixtune.training.amoeba import AmoebaNet
 from mixtune.training.engine import Engine
 from mixtune.training.graphs import CudaRecorder, WaitsError
 from mixtune.training.learning.distillation import Distillation
 from mixtune.training.learning.recipe import Recipe
+from mixtune.training.memory import Peak
 from mixtune.training.run import Run
+from mixtune.training.shortage import OutOfMemoryError
 from tests.training.tape import Tape, TapeRecorder
 from tests.training.test_loop import config, regime, same
 
@@ -229,19 +231,28 @@ def deterministic():
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(
-    ("recipe", "drop_path"),
-    [(Recipe(), None), (EVERYTHING, None), (Recipe(dropout=0.3, nesterov=True), None), (Recipe(), 0.6)],
-)
-def test_cuda_graphs_give_what_single_kernels_give(recipe, drop_path, deterministic):
+@pytest.mark.parametrize("recipe", [Recipe(), EVERYTHING, Recipe(dropout=0.3, nesterov=True)])
+def test_cuda_graphs_give_what_single_kernels_give(recipe, deterministic):
     """More than 200 steps, several shapes, learning rates that change: losses, weights, statistics and averages."""
-    networks = [None if drop_path is None else amoeba(drop_path) for _ in range(2)]
-    one, losses, _ = trained(recipe, "off", device="cuda", epochs=45, network=networks[0])
-    two, replayed, _ = trained(recipe, None, device="cuda", epochs=45, network=networks[1])
+    one, losses, _ = trained(recipe, "off", device="cuda", epochs=45)
+    two, replayed, said = trained(recipe, None, device="cuda", epochs=45)
+    assert said[0].startswith("whole steps are captured and replayed"), said
     assert len(losses) >= 200
-    assert isinstance(two._recorder, CudaRecorder)
-    assert torch.equal(losses, replayed)
+    first = int((losses != replayed).nonzero()[0]) if not torch.equal(losses, replayed) else None
+    assert first is None, f"the losses differ from step {first} on: {losses[first]} and {replayed[first]}"
     assert same(state_of(one), state_of(two))
+
+
+@pytest.mark.gpu
+def test_drop_path_that_grows_is_captured_on_a_gpu(deterministic):
+    """Its pools add up gradients in any order, so that two runs of single kernels differ too, after the first step."""
+    runs = [trained(Recipe(), r, device="cuda", epochs=4, network=amoeba(0.6)) for r in ("off", "off", None)]
+    (_, one, _), (_, again, _), (captured, replayed, said) = runs
+    assert said[0].startswith("whole steps are captured and replayed"), said
+    assert one[0] == replayed[0]
+    noise = (one - again).abs().mean()
+    assert (one - replayed).abs().mean() <= 5 * noise + 0.02 * one.mean()
+    assert captured.network.progress > 0.5
 
 
 @pytest.mark.gpu
@@ -257,7 +268,68 @@ def test_capturing_on_a_gpu_leaves_no_trace(deterministic):
 
 
 @pytest.mark.gpu
-def test_a_run_on_a_gpu_resumes(tmp_path):
+def test_steps_that_read_back_are_issued_one_by_one_on_a_gpu(reading, deterministic):
+    """And the next trial of the process is captured as ever."""
+    _, losses, _ = trained(Recipe(), "off", device="cuda", network=reading())
+    _, others, said = trained(Recipe(), None, device="cuda", network=reading())
+    assert said[0].startswith("steps are issued one by one: a step waits for the device"), said
+    assert torch.equal(losses, others)
+    assert trained(Recipe(), None, device="cuda")[2][0].startswith("whole steps are captured")
+
+
+@pytest.fixture
+def little_memory():
+    """This process may have this many bytes of the GPU more than it has."""
+
+    def leave(more):
+        torch.cuda.empty_cache()
+        has = torch.cuda.memory_reserved()
+        torch.cuda.set_per_process_memory_fraction((has + more) / torch.cuda.get_device_properties(0).total_memory)
+
+    yield leave
+    torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("when", ["warm_up", "record"])
+def test_a_gpu_that_is_too_small_is_named_and_the_next_trial_goes_on(when, little_memory, monkeypatch):
+    large = published("fixed", BatchShape(32, 140), [32], 4)
+
+    def short(self, work):
+        little_memory(16 * 2**20)
+        return real(self, work)
+
+    real = getattr(CudaRecorder, when)
+    monkeypatch.setattr(CudaRecorder, when, short)
+    with pytest.raises(OutOfMemoryError, match="does not hold a step of shape 32x140"):
+        list(Run.prepare(large, config(device="cuda", budget=Budget(20))).reports())
+    monkeypatch.undo()
+    gc.collect()
+    little_memory(2 * 2**30)
+    said = []
+    list(Run.prepare(large, config(device="cuda", budget=Budget(20))).reports(say=said.append))
+    assert said[0].startswith("whole steps are captured and replayed"), said
+
+
+@pytest.mark.gpu
+def test_the_shapes_of_a_trial_share_the_memory_of_the_largest():
+    """Graphs of one trial never run at the same time: four of them take hardly more than one of as many pixels."""
+    taken = []
+    for name, shapes in (("fixed", 1), ("mixsize_d", 4)):
+        large = published(name, BatchShape(32, 64), [32], 4)
+        run = Run.prepare(large, config(device="cuda", budget=Budget(45)))
+        assert len(set(run.schedule.index.tolist())) == shapes
+        run.network.train()
+        engine = Engine(run.task, run.network, Recipe(), 0)
+        watch, before = Peak(engine.device), torch.cuda.memory_reserved()
+        engine.prepare(run.schedule, run.schedule.progress, 0, lambda _: None)
+        taken.append(watch.bytes() - before)
+        del engine, run
+    assert taken[1] < 1.5 * taken[0] + 32 * 2**20, taken
+
+
+@pytest.mark.gpu
+def test_a_run_on_a_gpu_resumes(tmp_path, deterministic):
     from tests.training.test_checkpoint import interrupted
 
     unbroken = Run.prepare(regime(), config(device="cuda"))
@@ -269,4 +341,4 @@ def test_a_run_on_a_gpu_resumes(tmp_path):
     interrupted(broken, tmp_path / "c.pt", 5, 0.0)
     resumed = list(Run.prepare(regime(), config(device="cuda")).reports(tmp_path / "c.pt"))
     assert [r.step for r in resumed] == [r.step for r in reports]
-    assert np.allclose([r.loss for r in resumed], [r.loss for r in reports], rtol=0.05)
+    assert np.allclose([r.loss for r in resumed], [r.loss for r in reports], rtol=1e-4)
