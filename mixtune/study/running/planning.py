@@ -12,7 +12,7 @@ from pathlib import Path
 from mixtune.cli import duration
 from mixtune.errors import InputError
 from mixtune.regime import BatchShape, Regime
-from mixtune.study.running.preflight import Slots, examples
+from mixtune.study.running.preflight import Slots, examples, legs
 from mixtune.study.space import Space
 from mixtune.study.space.feasible import Room, gib, number
 from mixtune.study.space.named import kept
@@ -65,12 +65,13 @@ def segments(
     Raises ValueError for an infeasible one.
     """
     once, ways = found.evaluation(space.evaluate.sizes), []
-    for i, stage in enumerate(space.stages):
-        schedule = replace(training, share=stage.share).schedule(regime, n_train)
-        steps = sum(found.seconds(s) * int(n) for s, n in zip(schedule.shapes, schedule.counts, strict=True))
-        parts = space.evaluate.reports if i == 0 and space.reports_on_the_way else 1
-        first = stage.step - parts + 1
-        ways += [(first + k, steps / parts + once + found.setup * (k == 0)) for k in range(parts)]
+    runs: dict[float, float] = {}  # seconds of all steps of a run, by its share of the budget
+    for step, share, parts, k in legs(space):
+        if share not in runs:
+            schedule = replace(training, share=share).schedule(regime, n_train)
+            counted = zip(schedule.shapes, schedule.counts, strict=True)
+            runs[share] = sum(found.seconds(s) * int(n) for s, n in counted)
+        ways.append((step, runs[share] / parts + once + found.setup * (k == 0)))
     return ways
 
 
@@ -112,8 +113,8 @@ def plan(space: Space, training: TrainingConfig, room: Room, slots: Slots, n_tra
             refused.append(str(err))
     if not ways:
         raise InputError(f"search: none of {len(refused)} candidates can be trained (the last: {refused[-1]})")
-    first = [way for name, way in ways.items() if name in space.published][: space.trials]
-    drawn = [way for name, way in ways.items() if name not in space.published] or first
+    first = [way for name, way in ways.items() if name in space.to_the_end][: space.trials]
+    drawn = [way for name, way in ways.items() if name not in space.to_the_end] or first
     whole = [sum(seconds for _, seconds in way) for way in (*first, *drawn)]
     searched = (space.trials - len(first)) / len(drawn)
     certain = sum(whole[: len(first)])
@@ -155,7 +156,7 @@ def lines(space: Space, wanted: Plan, room: Room, free: float) -> list[str]:
     found, slots = room.footprint, wanted.slots
     dearest = max((s for s in space.shapes() if found.memory(s) <= room.bytes), key=found.memory)
     told = [
-        f"measured  {found.place}",
+        f"measured  {found.place}" + (f", on {found.day}" if found.day else ""),
         f"memory    {gib(found.memory(dearest))} at the dearest step, {dearest}; a trial has {gib(room.bytes)}",
         f"step      {_steps_said(space, found)}",
         f"plan      {wanted.trials} trials, {slots}",
