@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import time
+import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -99,12 +100,14 @@ class CudaRecorder:
         assert self._stream is not None
         here = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(here)
-        with torch.cuda.stream(self._stream), self._drawing():
-            for _ in range(WARM_UP - 1):
-                work()
-            with _without_waiting():
-                work()
-        here.wait_stream(self._stream)
+        try:
+            with torch.cuda.stream(self._stream), self._drawing():
+                for _ in range(WARM_UP - 1):
+                    work()
+                with _without_waiting():
+                    work()
+        finally:  # what is put back is put back after this work, also where it failed
+            here.wait_stream(self._stream)
 
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
         """A CUDA graph."""
@@ -134,7 +137,8 @@ class CudaRecorder:
 def _without_waiting() -> Iterator[None]:
     """Whatever makes the host wait for the device raises WaitsError in the block."""
     before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
+    with warnings.catch_warnings(action="ignore"):  # that it may not find all
+        torch.cuda.set_sync_debug_mode("error")
     try:
         yield
     except RuntimeError as err:
@@ -184,9 +188,8 @@ class StepGraphs:
         drawn = engine.generator.get_state()
         self._recorder.begin()
         try:
-            for shape, frozen in sorted(
-                kinds, key=lambda kind: -kind[0].pixels
-            ):  # the largest first: it sizes the pool
+            # The largest first: it sizes the pool.
+            for shape, frozen in sorted(kinds, key=lambda kind: -kind[0].pixels):
                 engine.freeze(frozen)
 
                 def work(shape: BatchShape = shape) -> None:
