@@ -5,7 +5,8 @@
 ResNet-44 on MixSize B+ shapes of 32x64: whole captured steps against the same steps issued one by one; the mixture in
 random order against the same steps sorted by shape; the slowest shape against the fastest. ResNet-50 at 224: images per
 second against (copy bandwidth of this GPU / 346 MB), the traffic of an image with fused norms. The images are random:
-speed does not depend on them. ``--device cpu`` rehearses the command in small, writes nothing and measures nothing.
+speed does not depend on them. What is measured is written at once: the first network's rows stay if the second fails.
+``--device cpu`` rehearses the command in small, writes nothing and measures nothing.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from benchmarks.trial import BASE, SIZES, description, images, network_of, steps
 from mixtune.cli import Parser, parse_args, run
 from mixtune.regime import Schedule
 from mixtune.training.compiling import compiled
+from mixtune.training.device import pick_device
 from mixtune.training.learning.recipe import Recipe
 from mixtune.training.networks import create
 from mixtune.training.run import Run
@@ -57,25 +59,95 @@ def bandwidth(device: str, size: int) -> float:
     return 20 * size / (time.perf_counter() - began)
 
 
-def images_per_second(device: str, B: int, S: int, count: int, make: Callable[..., Any] = compiled) -> float:
-    """ResNet-50 training, bf16, channels last, compiled, on random images that are on the device."""
-    network = create("resnet50", 1000).to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    optimizer = Recipe().optimizer(network, captured=True)
-    forward = make(network)
-    inputs = torch.randn(B, 3, S, S, device=device).contiguous(memory_format=torch.channels_last)
-    labels = torch.randint(0, 1000, (B,), device=device)
-    began = 0.0
-    for step in range(5 + count):
-        if step == 5:
-            wait(device)
-            began = time.perf_counter()
-        with torch.autocast(device, torch.bfloat16):
-            loss = torch.nn.functional.cross_entropy(forward(inputs), labels)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-    wait(device)
-    return B * count / (time.perf_counter() - began)
+class Training:
+    """ResNet-50, bf16, channels last, compiled, on random images that are on the device."""
+
+    def __init__(self, device: str, B: int, S: int, make: Callable[..., Any] = compiled) -> None:
+        network = create("resnet50", 1000).to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+        self._device, self._forward = device, make(network)
+        self._optimizer = Recipe().optimizer(network, captured=True)
+        self._inputs = torch.randn(B, 3, S, S, device=device).contiguous(memory_format=torch.channels_last)
+        self._labels = torch.randint(0, 1000, (B,), device=device)
+
+    def images_per_second(self, count: int) -> float:
+        """Over ``count`` steps, after five that warm up, of which the first ever compiles."""
+        began = 0.0
+        for step in range(5 + count):
+            if step == 5:
+                wait(self._device)
+                began = time.perf_counter()
+            with torch.autocast(self._device, torch.bfloat16):
+                loss = torch.nn.functional.cross_entropy(self._forward(self._inputs), self._labels)
+            self._optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            self._optimizer.step()
+        wait(self._device)
+        return len(self._labels) * count / (time.perf_counter() - began)
+
+
+def small_network(device: str, count: int, repeats: int) -> list[dict[str, Any]]:
+    """The rows of ResNet-44."""
+    with images(device):
+        orders = side_by_side(
+            {
+                "eager": lambda: seconds_per_step(device, count, captured=False),
+                "engine": lambda: seconds_per_step(device, count, captured=True),
+                "sorted": lambda: seconds_per_step(device, count, captured=True, order="sorted"),
+            },
+            repeats,
+        )
+        by_size = side_by_side(
+            {str(S): lambda S=S: seconds_per_step(device, count, captured=True, S=S) for S in SIZES},  # type: ignore[misc]
+            repeats,
+        )
+    measured, shapes = ({k: spread(v) for k, v in side.items()} for side in (orders, by_size))
+    sizes = [shape["median"] for shape in shapes.values()]
+    return [
+        {
+            "what": "GPU: ResNet-44 mixture of 32x64, eager bf16 step / engine's step",
+            "ratio": measured["eager"]["median"] / measured["engine"]["median"],
+            "at_least": 5,
+            "aim": 8,
+            "seconds": measured,
+        },
+        {
+            "what": "GPU: random-order mixture / the same steps sorted by shape",
+            "ratio": measured["engine"]["median"] / measured["sorted"]["median"],
+            "at_least": 1.03,
+            "aim": 1.01,
+            "seconds": measured,
+        },
+        {
+            "what": "GPU: slowest / fastest shape of a constant-budget regime",
+            "ratio": max(sizes) / min(sizes),
+            "at_least": 1.05,
+            "aim": 1.02,
+            "seconds": shapes,
+        },
+    ]
+
+
+def large_network(device: str, repeats: int) -> list[dict[str, Any]]:
+    """The row of ResNet-50."""
+    small = device == "cpu"
+    training = Training(device, 2, 32, lambda network: network) if small else Training(device, 256, 224)
+    found = side_by_side(
+        {
+            "images": lambda: training.images_per_second(1 if small else 20),
+            "roofline": lambda: bandwidth(device, 2**20 if small else 2**31) / TRAFFIC,
+        },
+        repeats,
+    )
+    measured = {k: spread(v) for k, v in found.items()}
+    return [
+        {
+            "what": "GPU: ResNet-50 at 224, images per second / memory roofline",
+            "ratio": measured["images"]["median"] / measured["roofline"]["median"],
+            "at_least": 0.45,
+            "aim": 0.60,
+            "per_second": measured,
+        }
+    ]
 
 
 def parser() -> Parser:
@@ -90,62 +162,13 @@ def parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, write, print."""
     args = parse_args(parser(), argv)
-    small, d, n = args.device == "cpu", args.device, args.steps
-    with images(d):
-        orders = side_by_side(
-            {
-                "eager": lambda: seconds_per_step(d, n, captured=False),
-                "engine": lambda: seconds_per_step(d, n, captured=True),
-                "sorted": lambda: seconds_per_step(d, n, captured=True, order="sorted"),
-            },
-            args.repeats,
-        )
-        by_size = side_by_side(
-            {str(S): lambda S=S: seconds_per_step(d, n, captured=True, S=S) for S in SIZES},  # type: ignore[misc]
-            args.repeats,
-        )
-    large: dict[str, Callable[[], float]] = {
-        "images": (lambda: images_per_second(d, 2, 32, 1, lambda x: x))
-        if small
-        else (lambda: images_per_second(d, 256, 224, 20)),
-        "roofline": lambda: bandwidth(d, 2**20 if small else 2**31) / TRAFFIC,
-    }
-    roof = side_by_side(large, args.repeats)
-    middle = {k: spread(v)["median"] for k, v in (orders | by_size | roof).items()}
-    sizes = [middle[str(S)] for S in SIZES]
-    measured = {k: spread(v) for k, v in orders.items()}
-    rows = [
-        {
-            "what": "GPU: ResNet-44 mixture of 32x64, eager bf16 step / engine's step",
-            "ratio": middle["eager"] / middle["engine"],
-            "at_least": 5,
-            "aim": 8,
-            "seconds": measured,
-        },
-        {
-            "what": "GPU: random-order mixture / the same steps sorted by shape",
-            "ratio": middle["engine"] / middle["sorted"],
-            "at_least": 1.03,
-            "aim": 1.01,
-            "seconds": measured,
-        },
-        {
-            "what": "GPU: slowest / fastest shape of a constant-budget regime",
-            "ratio": max(sizes) / min(sizes),
-            "at_least": 1.05,
-            "aim": 1.02,
-            "seconds": {k: spread(v) for k, v in by_size.items()},
-        },
-        {
-            "what": "GPU: ResNet-50 at 224, images per second / memory roofline",
-            "ratio": middle["images"] / middle["roofline"],
-            "at_least": 0.45,
-            "aim": 0.60,
-            "per_second": {k: spread(v) for k, v in roof.items()},
-        },
-    ]
+    d, n = args.device, args.steps
+    pick_device(d)
     settings = {"device": d, "network": network_of(d), "steps": n, "sizes": SIZES, "base": str(BASE)}
-    conclude("gpu_step", __doc__.split("\n")[0], settings, rows, write=not small)
+    rows: list[dict[str, Any]] = []
+    for part in (lambda: small_network(d, n, args.repeats), lambda: large_network(d, args.repeats)):
+        rows += part()
+        conclude("gpu_step", __doc__.split("\n")[0], settings, rows, write=d == "cuda")
     return 0
 
 

@@ -4,8 +4,9 @@
 
 ResNet-44 on MixSize B+ shapes of 32x64 with random images on the GPU. The peer is what a search with fractional GPUs
 does: one process per trial, which the GPU serves by turns, each with the same steps issued one by one. Ray starts them
-where it is installed; elsewhere they are started plainly, which is the same to the GPU, and the result says so.
-``--device cpu`` rehearses the command in small, writes nothing and measures nothing.
+where it is installed; elsewhere they are started plainly, which is the same to the GPU, and the result says so. What is
+measured is written at once: the first ratio stays if the second fails. ``--device cpu`` rehearses the command in small,
+writes nothing and measures nothing.
 """
 
 from __future__ import annotations
@@ -19,13 +20,17 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 from benchmarks.common import conclude, side_by_side, spread
 from benchmarks.trial import description, images, network_of, steps, wait
 from mixtune.cli import Parser, parse_args, run
+from mixtune.errors import TrainingError
+from mixtune.training.device import pick_device
 from mixtune.training.run import Run
 from mixtune.training.sharing import together
 
+PATIENCE = 180.0  # seconds for all trials to be ready
 Start = Callable[[list[tuple[str, int, int, str, int]]], list[tuple[float, float]]]  # runs ``alone`` of each
 
 
@@ -41,7 +46,12 @@ def alone(device: str, count: int, seed: int, at: str, trials: int) -> tuple[flo
             if step == warm:
                 wait(device)
                 Path(at, str(seed)).touch()
+                until = time.monotonic() + PATIENCE
                 while len(list(Path(at).iterdir())) < trials:
+                    if time.monotonic() > until:
+                        raise TrainingError(
+                            f"not all of {trials} trials were ready in {PATIENCE:g} s; one may have died"
+                        )
                     time.sleep(0.01)
                 began = time.time()
             if step == warm + count:
@@ -93,39 +103,28 @@ def parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, write, print."""
     args = parse_args(parser(), argv)
-    regime, config = description(args.device)
-    ray = importlib.util.find_spec("ray") is not None
-    with (under_ray if ray else plainly)(args.device, args.trials) as start, images(args.device):
-        found = side_by_side(
-            {
-                "one": lambda: together(regime, config, 1, args.steps),
-                "packed": lambda: together(regime, config, args.trials, args.steps),
-                "processes": lambda: processes(start, args.device, args.steps, args.trials),
-            },
-            args.repeats,
-        )
-    middle = {k: spread(v)["median"] for k, v in found.items()}
-    measured = {k: spread(v) for k, v in found.items()}
-    peer = "under Ray with fractional GPUs" if ray else "without Ray, which the GPU serves as Ray's fractions of it"
-    rows = [
-        {
-            "what": f"GPU: steps per second of {args.trials} packed trials / of 1",
-            "ratio": middle["packed"] / middle["one"],
-            "at_least": 2.7,
-            "aim": 5,
-            "steps_per_second": measured,
-        },
-        {
-            "what": f"GPU: {args.trials} packed trials / a process per trial {peer}",
-            "ratio": middle["packed"] / middle["processes"],
-            "at_least": 15,
-            "aim": 30,
-            "steps_per_second": measured,
-        },
-    ]
-    settings = {"device": args.device, "network": network_of(args.device), "steps": args.steps, "trials": args.trials}
-    small = args.device == "cpu"
-    conclude("packing", __doc__.split("\n")[0], settings, rows, write=not small)
+    d, n = args.device, args.trials
+    pick_device(d)
+    regime, config = description(d)
+    settings = {"device": d, "network": network_of(d), "steps": args.steps, "trials": n}
+    rows: list[dict[str, Any]] = []
+
+    def row(what: str, sides: dict[str, Callable[[], float]], at_least: float, aim: float) -> None:
+        measured = {k: spread(v) for k, v in side_by_side(sides, args.repeats).items()}
+        ours, theirs = (side["median"] for side in measured.values())
+        goal = {"at_least": at_least, "aim": aim, "steps_per_second": measured}
+        rows.append({"what": what, "ratio": ours / theirs} | goal)
+        conclude("packing", __doc__.split("\n")[0], settings, rows, write=d == "cuda")
+
+    packed = {"packed": lambda: together(regime, config, n, args.steps)}
+    with images(d):
+        one = {"one": lambda: together(regime, config, 1, args.steps)}
+        row(f"GPU: steps per second of {n} packed trials / of 1", packed | one, 2.7, 5)
+        ray = importlib.util.find_spec("ray") is not None
+        peer = "under Ray with fractional GPUs" if ray else "without Ray, which the GPU serves as Ray's fractions of it"
+        with (under_ray if ray else plainly)(d, n) as start:
+            each = {"processes": lambda: processes(start, d, args.steps, n)}
+            row(f"GPU: {n} packed trials / a process per trial {peer}", packed | each, 15, 30)
     return 0
 
 

@@ -43,7 +43,8 @@ def write(name: str, block: str) -> None:
 
 
 def commit() -> str:
-    """The commit that is checked out; empty outside a repository."""
-    git = shutil.which("git") or "git"
+    """The commit that is checked out; empty outside a repository, and where there is no git."""
+    if (git := shutil.which("git")) is None:
+        return ""
     said = subprocess.run([git, "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)  # noqa: S603
     return said.stdout.strip()

@@ -2,6 +2,7 @@
 
     python -m benchmarks.regimes cpu --data FOLDER                  two cores, a quarter of an hour, a small network
     python -m benchmarks.regimes gpu --data FOLDER --minutes 9      ResNet-44 as in MixSize; repeat until it says done
+    python -m benchmarks.regimes gpu60 --data FOLDER --minutes 9    the same in 60 epochs and equal compute alone
 
 Every run keeps a checkpoint in --work, so the command goes on where it was stopped. Results go to
 benchmarks/results/PLAN.json with hardware, versions, commit and seeds. The verdict is on the mean top-1 over sizes: the
@@ -17,7 +18,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -41,7 +42,7 @@ from mixtune.training.task import TaskConfig
 class Plan:
     """What is compared: ``regimes`` against the first of them, for every way to ``spend`` the budget.
 
-    processes: that train at the same time, with ``packed`` runs in each, which share its GPU.
+    processes: that train at the same time, with ``packed`` runs in each, which share its GPU. device: what it is for.
     """
 
     network: str
@@ -55,6 +56,7 @@ class Plan:
     samples: int | None = None
     regimes: tuple[str, ...] = ("fixed", "mixsize_b", "mixsize_d")
     packed: int = 1
+    device: Literal["cpu", "cuda"] = "cpu"
 
 
 PLANS = {
@@ -80,8 +82,10 @@ PLANS = {
         seeds=3,
         processes=1,
         packed=6,  # a seed's runs end together, and can be compared
+        device="cuda",
     ),
 }
+PLANS["gpu60"] = replace(PLANS["gpu"], epochs=60, spend=("compute",), packed=9)
 
 
 class TimeUpError(Exception):
@@ -108,25 +112,25 @@ def train_once(
     """Train one run on the whole training set and judge it on the test set; None when the time was up before.
 
     Two curves: with the running batch-norm statistics, and with statistics chosen per size on held-back images.
-    ``turn`` is called after every step.
+    ``turn`` is called after every step and between the batches of an evaluation.
     """
+    if time.time() > deadline:
+        return None
     regime = published(job.regime, plan.base, plan.sizes, 4)
     task = TaskConfig("cifar10", plan.network, data, samples=plan.samples)
-    evaluate = Evaluation(plan.sizes, 1, Recalibration(("train",), images=2560))
-    budget = Budget(plan.epochs, job.spend)
+    evaluate, budget = Evaluation(plan.sizes, 1, Recalibration(("train",), images=2560)), Budget(plan.epochs, job.spend)
     threads = max(1, len(os.sched_getaffinity(0)) // plan.processes)
-    prepared = Run.prepare(
-        regime, TrainingConfig(task, budget, evaluate, plan.recipe, seed=job.seed, threads=threads), "test"
-    )
+    config = TrainingConfig(task, budget, evaluate, plan.recipe, seed=job.seed, threads=threads, device=plan.device)
+    prepared = Run.prepare(regime, config, "test")
+    prepared.task.pause = turn
 
     def stop(step: int, views: int) -> None:
         if time.time() > deadline:
             raise TimeUpError
         turn()
 
-    path = work / f"{job.regime}-{job.spend}-{job.seed}.pt"
     try:
-        (report,) = prepared.reports(path, every=20.0, on_step=stop)
+        (report,) = prepared.reports(work / f"{job.regime}-{job.spend}-{job.seed}.pt", every=20.0, on_step=stop)
     except TimeUpError:
         return None
     s = prepared.schedule
@@ -159,7 +163,7 @@ def packed(
     plan: Plan, missing: Sequence[Job], data: str, work: Path, deadline: float
 ) -> Iterator[dict[str, Any] | None]:
     """The same of runs that share this process and its GPU, their steps in turn."""
-    pack: Pack[dict[str, Any] | None] = Pack(pick_device("auto"))
+    pack: Pack[dict[str, Any] | None] = Pack(pick_device(plan.device))
 
     def once(job: Job, turn: Turn, report: Callable[[dict[str, Any] | None], None]) -> None:
         report(train_once(plan, job, data, work, deadline, turn))
@@ -218,6 +222,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse, run what is missing, print."""
     args = parse_args(parser(), argv)
     plan = PLANS[args.plan]
+    pick_device(plan.device)
     out = Path(args.out or RESULTS / f"{args.plan}.json").absolute()
     work = Path(args.work or ROOT / "benchmarks" / "work" / args.plan).absolute()
     deadline = time.time() + 60 * args.minutes

@@ -80,8 +80,11 @@ def table(block: str, results: Path = RESULTS) -> str:
     notes = set()
     for name, (command, goals) in rows.items():
         path = results / f"{name}.json"
-        made: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"rows": [{}] * len(goals)}
-        for (what, goal, aim), row in zip(goals, made["rows"], strict=True):
+        made: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"rows": []}
+        missing: list[dict[str, Any]] = [{}] * (
+            len(goals) - len(made["rows"])
+        )  # all of them, or those after a part that failed
+        for (what, goal, aim), row in zip(goals, made["rows"] + missing, strict=True):
             sign = "≤" if aim < goal else "≥"
             found = f"{row['ratio']:.3g}" if row else "not measured"
             lines.append(f"| {what} | {sign} {goal:g} | {aim:g} | {found} | `{command}` |")

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from mixtune.regime import BatchShape, Schedule
 from mixtune.training.compiling import Compiler, Forward
-from mixtune.training.graphs import CudaRecorder, Numbers, Recorder, StepGraphs, put
+from mixtune.training.device import default_generator
+from mixtune.training.graphs import CudaRecorder, Numbers, Recorder, StepGraphs, WaitsError, put
 from mixtune.training.images.pixels import Drawn
 from mixtune.training.learning import mixing
 from mixtune.training.learning.averaging import Average
@@ -45,8 +46,7 @@ class Engine:
     ) -> None:
         self.task, self.network, self.recipe, self.seed = task, network, recipe, seed
         self.device = next(network.parameters()).device
-        on_gpu = self.device.type == "cuda"
-        self._recorder = CudaRecorder(self.device) if recorder is None and on_gpu else recorder
+        self._recorder = CudaRecorder(self.device) if recorder is None and self.device.type == "cuda" else recorder
         self.optimizer = recipe.optimizer(network, captured=self._recorder is not None)
         self.smooth = GradientSmoothing(network) if recipe.smoothing else None
         self.average = Average(network, recipe.ema) if recipe.ema else None
@@ -55,8 +55,7 @@ class Engine:
         self._compiler: Compiler | None = None
         self.graphs: StepGraphs | None = None
         self._frozen = False
-        # What dropout draws from. torch.manual_seed takes 0.2 ms a step, for it seeds every kind of device.
-        self.generator = torch.cuda.default_generators[self.device.index or 0] if on_gpu else torch.default_generator
+        self.generator = default_generator(self.device)  # what dropout draws from
         self.ranks = task.ranks
         synced = recipe.sync_bn and not self.ranks.alone
         self._norms: AbstractContextManager[Any] = Synced(self.ranks) if synced else nullcontext()
@@ -76,23 +75,31 @@ class Engine:
 
         progress: share of the budget spent before each step. [n_steps]
         """
-        if reason := self._not_captured(schedule):
-            say(f"steps are issued one by one: {reason}")
-            if not isinstance(self._norms, nullcontext):
-                say("steps are not compiled: their batch norms talk to the other ranks")
-            elif self.device.type == "cuda":  # on a CPU compiled steps were no faster, or slower (ResNet-8 and -20)
-                shapes = [BatchShape(s.S, self.ranks.shard.of(s).views) for s in schedule.shapes]
-                left = Counter(shapes[i] for i in schedule.index[start:].tolist())
-                self._compiler = Compiler(self.network, left, say, partial(torch.cuda.synchronize, self.device))
+        reason = self._not_captured(schedule) or self._capture(schedule, progress, start, say)
+        if not reason:
             return
-        assert self._recorder is not None
-        assert not isinstance(self._recorder, str)
+        say(f"steps are issued one by one: {reason}")
+        if not isinstance(self._norms, nullcontext):
+            say("steps are not compiled: their batch norms talk to the other ranks")
+        elif self.device.type == "cuda":  # on a CPU compiled steps were no faster, or slower (ResNet-8 and -20)
+            shapes = [BatchShape(s.S, self.ranks.shard.of(s).views) for s in schedule.shapes]
+            left = Counter(shapes[i] for i in schedule.index[start:].tolist())
+            self._compiler = Compiler(self.network, left, say, partial(torch.cuda.synchronize, self.device))
+
+    def _capture(self, schedule: Schedule, progress: np.ndarray, start: int, say: Callable[[str], None]) -> str:
+        """Capture every step to come. Gives the reason where they turn out not to be fit for it, else nothing."""
+        recorder: Any = self._recorder
         frozen = progress[start:] < self.recipe.frozen
         kinds = sorted({(int(i), bool(f)) for i, f in zip(schedule.index[start:], frozen, strict=True)})
-        self.graphs, self.generator = None, self._recorder.generator  # earlier graphs end before others begin
-        self.graphs = StepGraphs(self, self._recorder)
-        seconds = self.graphs.capture([(schedule.shapes[i], f) for i, f in kinds])
+        self.graphs, self.generator = None, recorder.generator  # earlier graphs end before others begin
+        self.graphs = StepGraphs(self, recorder)
+        try:
+            seconds = self.graphs.capture([(schedule.shapes[i], f) for i, f in kinds])
+        except WaitsError as err:
+            self.graphs, self.generator = None, default_generator(self.device)
+            return str(err)
         say(f"whole steps are captured and replayed: {len(kinds)} graphs in {seconds:.2f} s")
+        return ""
 
     def _not_captured(self, schedule: Schedule) -> str:
         if self._recorder is None:
@@ -153,8 +160,7 @@ class Engine:
     def _begin(self, lr: float, number: int, progress: float, N: int, S: int) -> Numbers:
         """The host's part of a step."""
         self.freeze(progress < self.recipe.frozen)
-        # Keyed by the step, a resumed run draws what an unbroken one does. Each rank has its own numbers, the first
-        # those of a run on one device.
+        # Keyed by the step, for a resumed run to draw the same. The first of several ranks draws what one alone would.
         keys = (self.seed, number, _DROPOUT, *([] if self.ranks.first else [self.ranks.shard.rank]))
         self.generator.manual_seed(int(np.random.SeedSequence(keys).generate_state(1)[0]))
         share = 0.0 if self.average is None else self.average.share(number + 1)

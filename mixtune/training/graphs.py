@@ -8,7 +8,9 @@ reads. Capturing trains a few steps on the way; every tensor that these changed 
 from __future__ import annotations
 
 import contextlib
+import gc
 import time
+import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mixtune.errors import TrainingError
 from mixtune.regime import BatchShape
+from mixtune.training.device import default_generator
 from mixtune.training.learning.mixing import Blend
 
 if TYPE_CHECKING:
@@ -46,6 +50,10 @@ def put(to: Tensor, value: float | Tensor) -> None:
     to.copy_(value) if isinstance(value, Tensor) else to.fill_(value)
 
 
+class WaitsError(TrainingError):
+    """The host waits for the device in the middle of a step, as where a network reads a value back."""
+
+
 class Recorder(Protocol):
     """Captures work on a device. Captured work draws its random numbers (dropout) from ``generator``."""
 
@@ -55,7 +63,7 @@ class Recorder(Protocol):
         """What is recorded from here on shares its memory."""
 
     def warm_up(self, work: Callable[[], None]) -> None:
-        """Do the work a few times, where it will be captured."""
+        """Do the work a few times, where it will be captured. Raises WaitsError for work that cannot be."""
 
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
         """Capture the work. What comes back does it again on the same memory, with the numbers of the capture."""
@@ -86,20 +94,28 @@ class CudaRecorder:
             self._stream = torch.cuda.Stream(self._device)
 
     def warm_up(self, work: Callable[[], None]) -> None:
-        """Three times, on the stream of the captures."""
+        """Three times, on the stream of the captures. To wait in a capture would spoil it, and much else in the
+        process, for good: it is an error of the last warm-up already.
+        """
         assert self._stream is not None
         here = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(here)
-        with torch.cuda.stream(self._stream), self._drawing():
-            for _ in range(WARM_UP):
-                work()
-        here.wait_stream(self._stream)
+        try:
+            with torch.cuda.stream(self._stream), self._drawing():
+                for _ in range(WARM_UP - 1):
+                    work()
+                with _without_waiting():
+                    work()
+        finally:  # what is put back is put back after this work, also where it failed
+            here.wait_stream(self._stream)
 
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
         """A CUDA graph."""
         graph = torch.cuda.CUDAGraph()
         with (
+            torch.cuda.stream(self._stream),  # torch does not go back to the stream before when a capture fails
             self._drawing(),
+            _without_collection(),
             torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"),
         ):
             work()
@@ -108,13 +124,41 @@ class CudaRecorder:
     @contextlib.contextmanager
     def _drawing(self) -> Iterator[None]:
         """Dropout has no choice of its generator, so the device's default one stands for ours meanwhile."""
-        default = torch.cuda.default_generators[self._device.index or 0]
+        default = default_generator(self._device)
         before = default.graphsafe_get_state()
         default.graphsafe_set_state(self.generator)
         try:
             yield
         finally:
             default.graphsafe_set_state(before)
+
+
+@contextlib.contextmanager
+def _without_waiting() -> Iterator[None]:
+    """Whatever makes the host wait for the device raises WaitsError in the block."""
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings(action="ignore"):  # that it may not find all
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    except RuntimeError as err:
+        if "synchronizing" not in str(err):
+            raise
+        raise WaitsError(f"a step waits for the device ({str(err).splitlines()[0]})") from err
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+@contextlib.contextmanager
+def _without_collection() -> Iterator[None]:
+    """No garbage is collected in the block: with it might go another trial's graphs, in the middle of a capture."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 class StepGraphs:
@@ -131,7 +175,10 @@ class StepGraphs:
         self._choices = torch.zeros(0, dtype=torch.int64, device=engine.device)
 
     def capture(self, kinds: Sequence[tuple[BatchShape, bool]]) -> float:
-        """Capture these steps; returns the seconds it took. Weights, statistics, momentum and random state stay."""
+        """Capture these steps; returns the seconds it took. Weights, statistics, momentum and random state stay.
+
+        Raises WaitsError for steps that cannot be captured.
+        """
         began = time.perf_counter()
         engine = self._engine
         longest = max(self._length(shape) for shape, _ in kinds)
@@ -140,19 +187,22 @@ class StepGraphs:
         before = [t.detach().clone() for t in tensors]
         drawn = engine.generator.get_state()
         self._recorder.begin()
-        for shape, frozen in sorted(kinds, key=lambda kind: -kind[0].pixels):  # the largest first: it sizes the pool
-            engine.freeze(frozen)
+        try:
+            # The largest first: it sizes the pool.
+            for shape, frozen in sorted(kinds, key=lambda kind: -kind[0].pixels):
+                engine.freeze(frozen)
 
-            def work(shape: BatchShape = shape) -> None:
-                self._work(shape)
+                def work(shape: BatchShape = shape) -> None:
+                    self._work(shape)
 
-            self._recorder.warm_up(work)
-            self._replays[shape, frozen] = self._recorder.record(work)
-        with torch.no_grad():
-            for tensor, was in zip(tensors, before, strict=True):
-                tensor.copy_(was)
-        engine.optimizer.zero_grad(set_to_none=True)
-        engine.generator.set_state(drawn)
+                self._recorder.warm_up(work)
+                self._replays[shape, frozen] = self._recorder.record(work)
+        finally:
+            with torch.no_grad():
+                for tensor, was in zip(tensors, before, strict=True):
+                    tensor.copy_(was)
+            engine.optimizer.zero_grad(set_to_none=True)
+            engine.generator.set_state(drawn)
         return time.perf_counter() - began
 
     def replay(self, shape: BatchShape, frozen: bool, choices: np.ndarray, numbers: Numbers) -> Tensor:

@@ -119,6 +119,17 @@ class Pack(Generic[T]):
             trial.go_on.release()
             trial.there.release()
 
+    @contextlib.contextmanager
+    def still(self) -> Iterator[None]:
+        """No trial works in the block. To wait for the whole device while one captures its steps would be an error of
+        both.
+        """
+        self._baton.take()
+        try:
+            yield
+        finally:
+            self._baton.give()
+
     def _run(self, trial: _Trial[T], work: Work[T]) -> None:
         def turn() -> None:
             self._baton.turn()

@@ -12,6 +12,7 @@ import torch
 
 from mixtune.regime import Budget, Regime
 from mixtune.training.device import pick_device
+from mixtune.training.memory import Peak, room
 from mixtune.training.packing import DroppedError, Pack, Turn
 from mixtune.training.run import Run, TrainingConfig
 from mixtune.training.score import Score
@@ -88,11 +89,10 @@ def measure(config: TrainingConfig, regime: Regime, at_most: int, steps: int = 6
 
     fits = at_most
     if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_reserved(device)
+        watch, before = Peak(device), torch.cuda.memory_reserved(device)
         speed(1)
-        one = max(1, torch.cuda.max_memory_reserved(device) - before)
-        fits = max(1, min(at_most, int(0.8 * torch.cuda.mem_get_info(device)[0] / one)))
+        one = max(1.0, watch.bytes() - before)
+        fits = max(1, min(at_most, int(0.8 * room(device) / one)))
     best, measured = most_useful(speed, fits)
     told = ", ".join(f"{K}: {v:,.0f}" for K, v in measured.items())
     said = f"{best} at a time share a GPU; steps per second by how many do: {told} (memory holds {fits})"

@@ -15,11 +15,23 @@ class OutOfMemoryError(TrainingError):
     """Something did not fit into the device's memory."""
 
 
+# In plain RuntimeErrors, where it was not torch's allocator on a GPU that failed: a CPU; CUDA as it instantiates a
+# captured step; cuBLAS and cuDNN.
+_SAID = ("DefaultCPUAllocator", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
+
+
 def lacking(err: BaseException) -> bool:
-    """Whether memory was lacking. On a CPU torch says so with a plain RuntimeError."""
-    return isinstance(err, torch.OutOfMemoryError | OutOfMemoryError) or (
-        isinstance(err, RuntimeError) and "DefaultCPUAllocator" in str(err)
-    )
+    """Whether memory was lacking, or whether that is what another error was raised on: a capture that runs out of
+    memory ends with an error of its own.
+    """
+    one: BaseException | None = err
+    while one is not None:
+        if isinstance(one, torch.OutOfMemoryError | OutOfMemoryError):
+            return True
+        if isinstance(one, RuntimeError) and any(words in str(one) for words in _SAID):
+            return True
+        one = one.__cause__ or (None if one.__suppress_context__ else one.__context__)
+    return False
 
 
 @contextmanager

@@ -1,12 +1,15 @@
 """The GPU benchmarks' commands run from start to end where there is no GPU, in small; nothing is written."""
 
+import json
 import sys
 
 import pytest
+import torch
 
-from benchmarks import common, gpu_step, packing
+from benchmarks import common, gpu_step, packing, readme, regimes, speed, warm_start
 from benchmarks.common import conclude, random_images, spread
 from benchmarks.trial import description, images, steps
+from mixtune.errors import InputError, TrainingError
 from mixtune.training.run import Run
 
 
@@ -49,6 +52,49 @@ def test_the_timed_steps_are_those_that_are_asked_for_and_train():
         before = trial.network.fc.weight.detach().clone()
         assert [n for n, _ in zip(steps(trial, trial.schedule, captured=False), range(3), strict=False)] == [0, 1, 2]
     assert not (trial.network.fc.weight == before).all()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
+@pytest.mark.parametrize(
+    ("command", "flags"),
+    [(gpu_step, []), (packing, []), (warm_start, ["--device", "cuda"]), (regimes, ["gpu", "--data", "-"])],
+)
+def test_where_there_is_no_gpu_its_benchmarks_say_so_at_once(command, flags):
+    with pytest.raises(InputError, match="torch sees no CUDA device here"):
+        command.main(flags)
+
+
+def test_the_rows_of_a_benchmark_that_broke_off_are_in_the_table(tmp_path):
+    row = {"what": "eager / engine", "ratio": 5.8, "at_least": 5, "aim": 8}
+    made = {"hardware": {"cpu": "16 cores", "gpu": "H200", "torch": "2.11"}, "rows": [row]}
+    (tmp_path / "gpu_step.json").write_text(json.dumps(made))
+    lines = [line for line in speed.table("speed", tmp_path).splitlines() if "`gpu_step`" in line]
+    assert len(lines) == 4
+    assert "| 5.8 |" in lines[0]
+    assert all("not measured" in line for line in lines[1:])
+
+
+def test_what_was_measured_before_a_part_broke_off_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(common, "RESULTS", tmp_path)
+    monkeypatch.setattr(gpu_step, "pick_device", lambda _: None)
+    rows = [{"what": "eager / engine", "ratio": 5.8, "at_least": 5, "aim": 8}]
+    monkeypatch.setattr(gpu_step, "small_network", lambda *_: rows)
+    monkeypatch.setattr(gpu_step, "large_network", lambda *_: [][1])
+    with pytest.raises(IndexError):
+        gpu_step.main([])
+    assert json.loads((tmp_path / "gpu_step.json").read_text())["rows"] == rows
+
+
+def test_a_machine_without_git_has_no_commit(monkeypatch):
+    assert readme.commit()
+    monkeypatch.setenv("PATH", "")
+    assert readme.commit() == ""
+
+
+def test_a_trial_that_never_comes_is_waited_for_in_vain_for_a_while_only(tmp_path, monkeypatch):
+    monkeypatch.setattr(packing, "PATIENCE", 0.1)
+    with pytest.raises(TrainingError, match="not all of 2 trials were ready"):
+        packing.alone("cpu", 1, 0, str(tmp_path), 2)
 
 
 @pytest.mark.slow

@@ -10,6 +10,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from mixtune.training.graphs import WaitsError
+
 READS = {"aten::_local_scalar_dense", "aten::item", "aten::equal", "aten::is_nonzero", "aten::nonzero"}
 
 
@@ -22,7 +24,7 @@ class Tape(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         if function._schema.name in READS:
-            raise RuntimeError(f"{function} reads from the device, which cannot be captured")
+            raise WaitsError(f"{function} reads from the device, which cannot be captured")
         out = function(*args, **(kwargs or {}))
         self.operations.append((function, args, kwargs or {}, out))
         return out
@@ -58,7 +60,8 @@ class TapeRecorder:
 
     def warm_up(self, work):
         with self._drawing():
-            for _ in range(2):
+            work()
+            with Tape():
                 work()
 
     def record(self, work):

@@ -111,20 +111,26 @@ def test_what_is_compiled_shares_weights_and_statistics_and_gives_the_same():
 
 @pytest.mark.gpu
 def test_compiled_training_stays_within_bf16_noise_of_the_eager_one():
-    """Several shapes, 200 steps: the losses differ by less than a bf16 rounding of them, on average."""
+    """Several shapes, 200 steps: at first the losses are as near to the eager ones as those are to float32's, in the
+    end they have learnt as much.
+    """
+    import dataclasses
+
     from mixtune.training.compiling import compiled
     from mixtune.training.engine import Engine
     from mixtune.training.run import Run
     from tests.training.test_loop import config, regime
 
     losses = []
-    for make in (lambda n: n, compiled):
-        run = Run.prepare(regime(), config(device="cuda", budget=type(config().budget)(45)))
+    for make, precision in ((lambda n: n, "float32"), (lambda n: n, "bf16"), (compiled, "bf16")):
+        recipe = dataclasses.replace(config().recipe, precision=precision)
+        run = Run.prepare(regime(), config(device="cuda", recipe=recipe, budget=type(config().budget)(45)))
         run.network.train()
         engine = Engine(run.task, run.network, run.recipe, 0, recorder="off")
         engine.forward = make(run.network)
         batches = run.task.batches(run.schedule, 0)
         losses.append(torch.stack([engine.step(x, y, 0.05, i) for i, (x, y) in zip(range(200), batches, strict=False)]))
-    difference = (losses[0] - losses[1]).abs()
-    assert difference[:5].max() < 0.02
-    assert (losses[0][-50:].mean() - losses[1][-50:].mean()).abs() < 0.1 * losses[0][-50:].mean()
+    exact, eager, fast = losses
+    noise = (exact - eager)[:5].abs().max()
+    assert (fast - eager)[:5].abs().max() < 3 * noise + 0.005
+    assert (fast[-50:].mean() - eager[-50:].mean()).abs() < 0.2 * eager[-50:].mean()

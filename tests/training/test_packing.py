@@ -226,6 +226,34 @@ def test_one_runs_at_a_time_and_all_in_turn():
     assert all(r == {0, 1, 2, 3} for r in rounds)
 
 
+def test_no_trial_works_where_the_device_is_waited_for():
+    """Waiting for all of a GPU while a trial captures its steps would be an error of both."""
+    pack, done = Pack(CPU), []
+
+    def endless(turn, report):
+        while True:
+            time.sleep(0.001)
+            done.append(1)
+            turn()
+            if len(done) > 1000:
+                report(0)
+
+    pack.start("a", endless)
+    asking = threading.Thread(target=pack.next, args=("a",), daemon=True)
+    asking.start()
+    while not done:
+        time.sleep(0.001)
+    with pack.still():
+        before = len(done)
+        time.sleep(0.05)
+        assert len(done) == before
+    while len(done) == before:
+        time.sleep(0.001)
+    pack.drop("a")
+    asking.join(10)
+    assert not asking.is_alive()
+
+
 @pytest.mark.gpu
 def test_packed_trials_on_a_gpu_are_the_trials_alone():
     torch.backends.cudnn.deterministic = True

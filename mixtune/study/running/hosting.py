@@ -73,7 +73,8 @@ class Host:
         import torch
 
         try:
-            torch.cuda.synchronize()
+            with self._pack.still():
+                torch.cuda.synchronize()
         except RuntimeError:
             os._exit(1)
 

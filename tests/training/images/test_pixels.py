@@ -81,4 +81,4 @@ def test_views_on_the_gpu_are_those_of_the_cpu():
     for drawn in here.draw(steps, 3):
         (x, y), (u, v) = here.make(drawn), there.make(drawn)
         assert torch.equal(y, v.cpu())
-        assert torch.allclose(x, u.cpu(), atol=1e-3)  # pixel values up to 255; interpolation differs in the last bits
+        assert torch.allclose(x, u.cpu(), atol=0.01)  # pixel values up to 255; interpolation differs in the last bits
