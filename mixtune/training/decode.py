@@ -8,17 +8,20 @@ whatever is odd, goes through Pillow. This module needs no torch.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps
+
+from mixtune.training import shards
 
 try:
     import simplejpeg
@@ -87,6 +90,7 @@ def decode(path: str, need: Need = everything) -> Decoded:
         except (FileNotFoundError, IsADirectoryError, PermissionError) as err:
             raise UnreadableError(str(err.strerror).lower()) from None
         except OSError as err:  # Pillow's own errors do not get here
+            shards.opened.cache_clear()  # the handle of an archive that was replaced stays stale
             if wait is None:
                 raise UnreadableError(f"reading failed three times: {err}") from None
             time.sleep(wait)
@@ -94,17 +98,13 @@ def decode(path: str, need: Need = everything) -> Decoded:
 
 
 def _decode(path: str, need: Need) -> Decoded:
-    file = os.open(path, os.O_RDONLY)
-    try:
-        size = os.fstat(file).st_size
-        head = os.pread(file, 64, 0)
+    with _opened(path) as (file, start, size):
+        head = os.pread(file, min(64, size), start)
         if found := _PPM.match(head):
-            return _ppm(file, size, found.end(), int(found[2]), int(found[1]), need)
-        data = os.pread(file, size, 0)
-        while 0 < len(data) < size and (more := os.pread(file, size - len(data), len(data))):
+            return _ppm(file, start, size, found.end(), int(found[2]), int(found[1]), need)
+        data = os.pread(file, size, start)
+        while 0 < len(data) < size and (more := os.pread(file, size - len(data), start + len(data))):
             data += more
-    finally:
-        os.close(file)
     if not data:
         raise UnreadableError("the file is empty")
     if simplejpeg is not None and data[:2] == b"\xff\xd8":
@@ -116,13 +116,26 @@ def _decode(path: str, need: Need) -> Decoded:
     return _pillow(data, need)
 
 
-def _ppm(file: int, size: int, start: int, H: int, W: int, need: Need) -> Decoded:
-    if min(H, W) < 1 or size < start + 3 * H * W:
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[tuple[int, int, int]]:
+    """A file descriptor, and where in it the image begins and how many bytes it has."""
+    if inside := shards.place(path):
+        yield shards.opened(inside.archive).fileno(), inside.offset, inside.size
+        return
+    file = os.open(path, os.O_RDONLY)
+    try:
+        yield file, 0, os.fstat(file).st_size
+    finally:
+        os.close(file)
+
+
+def _ppm(file: int, begin: int, size: int, header: int, H: int, W: int, need: Need) -> Decoded:
+    if min(H, W) < 1 or size < header + 3 * H * W:
         raise UnreadableError("truncated")
     _bounded(H, W)
     _, top, bottom = need(H, W)
     pixels = np.empty((bottom - top, W, 3), np.uint8)
-    if os.preadv(file, [pixels.data.cast("B")], start + 3 * W * top) < pixels.nbytes:
+    if os.preadv(file, [pixels.data.cast("B")], begin + header + 3 * W * top) < pixels.nbytes:
         raise UnreadableError("truncated")
     return Decoded(pixels, H, W, 1, top, _notes(H, W))
 

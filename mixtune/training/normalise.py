@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 SPARE = 4  # pieces of memory that wait for the next batch, at most
+IN_CACHE = 2**16  # values that are worked on at a time: three passes over a whole batch would be three over memory
 
 
 class Recycled:
@@ -55,6 +56,8 @@ class Normalise:
             # The same numbers as by broadcasting, eight times as fast: the innermost loop is not over three values.
             self._tiles[n] = [x.view(1, 3).expand(H * W, 3).reshape(n) for x in (self._mean, self._std)]
         mean, std = self._tiles[n]
-        made.copy_(pixels.permute(0, 2, 3, 1))
-        made.view(N, n).sub_(mean).div_(std)
+        flat, given = made.view(N, n), pixels.permute(0, 2, 3, 1).reshape(N, n)
+        few = max(1, IN_CACHE // n)
+        for first in range(0, N, few):
+            flat[first : first + few].copy_(given[first : first + few]).sub_(mean).div_(std)
         return made.permute(0, 3, 1, 2)
