@@ -99,8 +99,7 @@ def decode(path: str, need: Need = everything) -> Decoded:
 
 def _decode(path: str, need: Need) -> Decoded:
     with _opened(path) as (file, start, size):
-        head = os.pread(file, min(64, size), start)
-        if found := _PPM.match(head):
+        if path.endswith(".ppm") and (found := _PPM.match(os.pread(file, min(64, size), start))):
             return _ppm(file, start, size, found.end(), int(found[2]), int(found[1]), need)
         data = os.pread(file, size, start)
         while 0 < len(data) < size and (more := os.pread(file, size - len(data), start + len(data))):
@@ -144,7 +143,7 @@ def _jpeg(data: bytes, need: Need) -> Decoded | None:
     """A plain upright JPEG; None for one that Pillow must look at. Raises ValueError for a damaged one."""
     H, W, colours, _ = simplejpeg.decode_jpeg_header(data)
     _bounded(H, W)
-    if colours not in ("YCbCr", "Gray") or b"Exif\0" in data[:4096]:
+    if colours not in ("YCbCr", "Gray") or data.find(b"Exif\0", 0, 4096) >= 0:
         return None
     k = need(H, W).factor
     smaller = {"min_height": -(-H // k), "min_width": -(-W // k)} if k > 1 else {}

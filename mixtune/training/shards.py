@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from io import FileIO
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mixtune.errors import InputError
 
@@ -68,7 +68,7 @@ def _members(archive: Path, extensions: tuple[str, ...]) -> Iterator[tuple[int, 
     try:
         with tarfile.open(archive, "r:") as tar:
             for member in tar:
-                tar.members = []  # tarfile would keep them all: gigabytes, for ImageNet
+                tar.members = []  # type: ignore[attr-defined]  # tarfile would keep them all: gigabytes, for ImageNet
                 key, _, extension = _split(member.name)
                 if member.isfile() and extension == "cls":
                     content = tar.extractfile(member)
@@ -95,7 +95,7 @@ def _split(name: str) -> tuple[str, str, str]:
     return folder + slash + stem, dot, extension
 
 
-def _indexed(folder: Path, stamps: dict[str, str]) -> list[list[object]] | None:
+def _indexed(folder: Path, stamps: dict[str, str]) -> list[list[Any]] | None:
     """What the index holds, if it is of these very archives."""
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
         kept = json.loads((folder / INDEX).read_text(encoding="utf-8"))
@@ -104,7 +104,7 @@ def _indexed(folder: Path, stamps: dict[str, str]) -> list[list[object]] | None:
     return None
 
 
-def _keep(folder: Path, stamps: dict[str, str], found: list[list[object]]) -> None:
+def _keep(folder: Path, stamps: dict[str, str], found: list[list[Any]]) -> None:
     from mixtune.training.checkpoint import replace_file
 
     with contextlib.suppress(InputError):  # storage that is read only
