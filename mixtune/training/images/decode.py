@@ -47,7 +47,7 @@ class Needed(NamedTuple):
     bottom: int
 
 
-Need = Callable[[int, int], Needed]  # of the upright height and width; it is asked once for every image
+Need = Callable[[int, int], Needed]  # of the upright height and width; the same whenever it is asked
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,23 +70,32 @@ class Decoded:
         return self.pixels[y : max(y + 1, round((top - self.top + h) / k)), x : max(x + 1, round((left + w) / k))]
 
 
+Finish = Callable[[], Decoded]
+
+
 def everything(H: int, W: int) -> Needed:
     """Need: the whole image at its own size."""
     return Needed(1, 0, H)
 
 
 def decoder() -> str:
-    """What decodes JPEGs here, for people."""
-    if find_spec("simplejpeg") is None:
-        return "Pillow (simplejpeg, an extra, decodes JPEGs about 1.6 times as fast)"
-    return f"simplejpeg {simplejpeg.__version__}"
+    """What decodes JPEGs and enlarges crops here, for people."""
+    jpegs = f"simplejpeg {simplejpeg.__version__}" if simplejpeg else "Pillow"
+    crops = "OpenCV" if find_spec("cv2") else "torch"
+    hint = "" if simplejpeg and crops == "OpenCV" else " (about half as fast as with the extra mixtune[jpeg])"
+    return f"{jpegs} and {crops}{hint}"
 
 
 def decode(path: str, need: Need = everything) -> Decoded:
     """The image in a file. Raises UnreadableError for a file that is missing, damaged or no image."""
+    return begin(path, need)()
+
+
+def begin(path: str, need: Need = everything) -> Finish:
+    """Read a file and ask what is needed of it; what is returned makes the pixels. Both raise UnreadableError."""
     for wait in (*_RETRIES, None):
         try:
-            return _decode(path, need)
+            return _begin(path, need)
         except (FileNotFoundError, IsADirectoryError, PermissionError) as err:
             raise UnreadableError(str(err.strerror).lower()) from None
         except OSError as err:  # Pillow's own errors do not get here
@@ -97,22 +106,18 @@ def decode(path: str, need: Need = everything) -> Decoded:
     raise AssertionError
 
 
-def _decode(path: str, need: Need) -> Decoded:
+def _begin(path: str, need: Need) -> Finish:
     with _opened(path) as (file, start, size):
         if path.endswith(".ppm") and (found := _PPM.match(os.pread(file, min(64, size), start))):
-            return _ppm(file, start, size, found.end(), int(found[2]), int(found[1]), need)
+            image = _ppm(file, start, size, found.end(), int(found[2]), int(found[1]), need)
+            return lambda: image
         data = os.pread(file, size, start)
         while 0 < len(data) < size and (more := os.pread(file, size - len(data), start + len(data))):
             data += more
     if not data:
         raise UnreadableError("the file is empty")
-    if simplejpeg is not None and data[:2] == b"\xff\xd8":
-        try:
-            if fast := _jpeg(data, need):
-                return fast
-        except ValueError:
-            pass  # damaged, or odd: Pillow decides, as it does where simplejpeg is not installed
-    return _pillow(data, need)
+    fast = _jpeg(data, need) if simplejpeg is not None and data[:2] == b"\xff\xd8" else None
+    return fast or (lambda: _pillow(data, need))
 
 
 @contextlib.contextmanager
@@ -139,15 +144,25 @@ def _ppm(file: int, begin: int, size: int, header: int, H: int, W: int, need: Ne
     return Decoded(pixels, H, W, 1, top, _notes(H, W))
 
 
-def _jpeg(data: bytes, need: Need) -> Decoded | None:
-    """A plain upright JPEG; None for one that Pillow must look at. Raises ValueError for a damaged one."""
-    H, W, colours, _ = simplejpeg.decode_jpeg_header(data)
+def _jpeg(data: bytes, need: Need) -> Finish | None:
+    """What decodes a plain upright JPEG; None for one that Pillow must look at."""
+    try:
+        H, W, colours, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return None
     _bounded(H, W)
     if colours not in ("YCbCr", "Gray") or data.find(b"Exif\0", 0, 4096) >= 0:
         return None
     k = need(H, W).factor
     smaller = {"min_height": -(-H // k), "min_width": -(-W // k)} if k > 1 else {}
-    return Decoded(simplejpeg.decode_jpeg(data, **smaller), H, W, k, 0, _notes(H, W, colours == "Gray"))
+
+    def finish() -> Decoded:
+        try:
+            return Decoded(simplejpeg.decode_jpeg(data, **smaller), H, W, k, 0, _notes(H, W, colours == "Gray"))
+        except ValueError:  # damaged, or odd: Pillow decides, as it does where simplejpeg is not installed
+            return _pillow(data, need)
+
+    return finish
 
 
 def _pillow(data: bytes, need: Need) -> Decoded:
