@@ -122,14 +122,14 @@ def encoded(folder: Path, out: Path, target: prepared.Target) -> tuple[Files, di
 
 def size(source: Files) -> float:
     """Bytes of a file, on average."""
-    return sum(os.path.getsize(path) for path in source.paths) / len(source)
+    return sum(Path(path).stat().st_size for path in source.paths) / len(source)
 
 
 def augmentation() -> dict[str, Any]:
     """How far the crops' distribution is from torchvision's, over the distance that would be noticed.
 
-    The largest of the Kolmogorov-Smirnov distances of the boxes' areas, aspect ratios, places and of the share of mirrored
-    views, over the critical one at 0.1 %: below 1 there is no difference to be seen in 20,000 crops.
+    The largest of the Kolmogorov-Smirnov distances of the boxes' areas, aspect ratios and places, and of the share of
+    mirrored views, over the critical one at 0.1 %: below 1 there is no difference to be seen in 20,000 crops.
     """
     from torchvision.transforms import v2
 

@@ -84,8 +84,8 @@ def resize_into(out: np.ndarray, pixels: np.ndarray) -> None:
 
 
 def crop_into(out: np.ndarray, pixels: np.ndarray) -> None:
-    """``resize_into`` for training. Where nothing shrinks there is nothing to antialias, and OpenCV, if installed, takes
-    half the time; it rounds otherwise, to within one level of 255.
+    """``resize_into`` for training. Where nothing shrinks there is nothing to antialias, and OpenCV, if installed,
+    takes half the time; it rounds otherwise, to within one level of 255.
     """
     (h, w, _), (H, W, _) = pixels.shape, out.shape
     if h <= H and w <= W and (h, w) != (H, W) and (cv2 := opencv()):

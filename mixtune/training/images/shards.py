@@ -51,12 +51,15 @@ def archives(folder: Path) -> list[Path]:
 
 
 def images(folder: Path, extensions: tuple[str, ...]) -> list[tuple[str, str]]:
-    """(address, class) of every image in the archives of a folder, in their order. Raises InputError."""
+    """(address, class) of every image in the archives of a folder, by class and name, as in a folder of loose files, so
+    that samples keep their numbers however they were packed. Raises InputError.
+    """
     there = archives(folder)
     stamps = {a.name: f"{a.stat().st_size}-{a.stat().st_mtime_ns}" for a in there}
     found = _indexed(folder, stamps)
     if found is None:
         found = [[a.name, *member] for a in there for member in _members(a, extensions)]
+        found.sort(key=lambda entry: entry[3:])
         _keep(folder, stamps, found)
     return [(f"{folder / name}@{offset}+{size}/{member}", kind) for name, offset, size, kind, member in found]
 
@@ -69,13 +72,13 @@ def _members(archive: Path, extensions: tuple[str, ...]) -> Iterator[tuple[int, 
         with tarfile.open(archive, "r:") as tar:
             for member in tar:
                 tar.members = []  # type: ignore[attr-defined]  # tarfile would keep them all: gigabytes, for ImageNet
-                key, _, extension = _split(member.name)
+                key, extension = _split(member.name.removeprefix("./"))
                 if member.isfile() and extension == "cls":
                     content = tar.extractfile(member)
                     assert content is not None
                     classes[key] = content.read().decode("utf-8", "replace").strip().zfill(DIGITS)
                 elif member.isfile() and member.name.lower().endswith(extensions):
-                    listed.append((member.offset_data, member.size, member.name))
+                    listed.append((member.offset_data, member.size, member.name.removeprefix("./")))
     except (tarfile.TarError, OSError) as err:
         raise InputError(f"task.data: {archive} is not a whole, uncompressed tar archive ({err})") from None
     for offset, size, name in listed:
@@ -88,11 +91,11 @@ def _members(archive: Path, extensions: tuple[str, ...]) -> Iterator[tuple[int, 
         yield offset, size, kind, name
 
 
-def _split(name: str) -> tuple[str, str, str]:
+def _split(name: str) -> tuple[str, str]:
     """A member's key and extension, as WebDataset has them: the extension begins at the file name's first dot."""
     folder, slash, last = name.rpartition("/")
-    stem, dot, extension = last.partition(".")
-    return folder + slash + stem, dot, extension
+    stem, _, extension = last.partition(".")
+    return folder + slash + stem, extension
 
 
 def _indexed(folder: Path, stamps: dict[str, str]) -> list[list[Any]] | None:

@@ -30,12 +30,12 @@ def packed(loose, out, form="folders", shard=5):
     """The images of a folder in archives of a few: by class folders, as tar does, or with .cls, as WebDataset does."""
     for part in ("train", "val"):
         (out / part).mkdir(parents=True)
-        files = sorted((loose / part).rglob("*.png"))
+        files = sorted((loose / part).rglob("*.png"), reverse=form == "folders")  # tar takes them as they come
         for first in range(0, len(files), shard):
             with tarfile.open(out / part / f"{first:06}.tar", "w") as tar:
                 for i, path in enumerate(files[first : first + shard], start=first):
                     if form == "folders":
-                        tar.add(path, path.relative_to(loose / part))
+                        tar.add(path, f"./{path.relative_to(loose / part)}")
                         continue
                     label = str(CLASSES.index(path.parent.name) + 9).encode()  # 9, 10, 11
                     for name, content in ((f"{i:04}.png", path.read_bytes()), (f"{i:04}.cls", label)):
@@ -135,12 +135,12 @@ def test_a_bad_image_inside_is_named_and_replaced(loose, tmp_path):
 def test_archives_are_held_open_and_let_go(loose, tmp_path):
     source = data.load("folder", str(packed(loose, tmp_path / "a", shard=1))).train
     shards.opened.cache_clear()
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
     for path in source.paths:
         decode(path)
-    assert before < len(os.listdir("/proc/self/fd")) <= before + min(12, shards.OPEN)
+    assert before < len(list(Path("/proc/self/fd").iterdir())) <= before + min(12, shards.OPEN)
     shards.opened.cache_clear()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
 def test_an_archive_whose_handle_is_stale_is_opened_again(loose, tmp_path, monkeypatch):
