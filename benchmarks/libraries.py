@@ -3,7 +3,7 @@
     python -m benchmarks.libraries --data FOLDER     holds train/CLASS/* and val/CLASS/*, real photographs
 
 Libraries that are not installed are left out; those that mixtune does not use are optional for this benchmark alone:
-opencv-python-headless, PyTurboJPEG, imagecodecs, nvidia-dali-cuda130.
+imagecodecs, nvidia-dali-cuda130.
 The table in docs/ is made of it.
 """
 
@@ -49,14 +49,13 @@ def decoders() -> dict[str, Callable[[bytes], Any]]:
         "simplejpeg": lambda m: m.decode_jpeg,
         "cv2": lambda m: lambda jpeg: m.imdecode(np.frombuffer(jpeg, np.uint8), m.IMREAD_COLOR_RGB),
         "imagecodecs": lambda m: m.jpeg8_decode,
-        "turbojpeg": lambda m: partial(m.TurboJPEG().decode, pixel_format=m.TJPF_RGB),
     }
     library = importlib.import_module("torchvision.io")
     found: dict[str, Callable[[bytes], Any]] = {"Pillow": pillow, "torchvision": torchvisions}
     for name, make in makers.items():
         try:
             found[name] = make(importlib.import_module(name))
-        except (ImportError, RuntimeError):  # PyTurboJPEG finds no library of the system
+        except ImportError:
             print(f"{name} is not installed")
     return found
 
