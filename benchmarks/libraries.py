@@ -146,7 +146,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     cut, (numbers, _) = [], crops.draw(0, 0, len(jpegs))
     for jpeg, x in zip(jpegs, numbers.tolist(), strict=True):
         pixels = np.array(Image.open(io.BytesIO(jpeg)).convert("RGB"))
-        top, left, h, w = crops.random_box(*pixels.shape[:2], x, (0.08, 1.0), (3 / 4, 4 / 3))
+        H, W, _ = pixels.shape
+        top, left, h, w = crops.random_box(H, W, x, (0.08, 1.0), (3 / 4, 4 / 3))
         cut.append(pixels[top : top + h, left : left + w])
     with torch.inference_mode():
         made += rows(f"a random crop to {S} px, one core", speeds(resizers(), cut, args.repeats))

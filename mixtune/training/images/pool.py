@@ -164,8 +164,9 @@ class Processes(Inline):
         """The thread: take what is done, and hand out what waits."""
         sockets: list[Connection] = list(self._sockets)
         ready = DefaultSelector()  # one for all: ``multiprocessing.connection.wait`` makes one for each message
-        for source in (*sockets, self._woken):
-            ready.register(source, EVENT_READ)
+        ready.register(self._woken, EVENT_READ)
+        for socket in sockets:
+            ready.register(socket, EVENT_READ)
         while True:
             try:
                 for source in [key.fileobj for key, _ in ready.select()]:
