@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe
-from selectors import EVENT_READ, DefaultSelector
+from selectors import EVENT_READ, PollSelector
 from socket import SHUT_RDWR
 from socket import socket as Socket
 
@@ -163,7 +163,7 @@ class Processes(Inline):
     def _pass_on(self) -> None:
         """The thread: take what is done, and hand out what waits."""
         sockets: list[Connection] = list(self._sockets)
-        ready = DefaultSelector()  # one for all: ``multiprocessing.connection.wait`` makes one for each message
+        ready = PollSelector()  # one for all: ``multiprocessing.connection.wait`` makes one for each message
         ready.register(self._woken, EVENT_READ)
         for socket in sockets:
             ready.register(socket, EVENT_READ)
