@@ -13,6 +13,7 @@ import argparse
 import math
 import os
 import random
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -30,7 +31,7 @@ from mixtune.cli import Parser, parse_args, run
 from mixtune.regime import BatchShape, Schedule
 from mixtune.training.images import crops, data, pool, prepared, views
 from mixtune.training.images.data import IMAGENET_MEAN, IMAGENET_STD, Files
-from mixtune.training.images.decode import decoder
+from mixtune.training.images.decode import decode, decoder
 from mixtune.training.images.normalise import Normalise
 from mixtune.training.images.notes import Notes
 
@@ -125,6 +126,15 @@ def size(source: Files) -> float:
     return sum(Path(path).stat().st_size for path in source.paths) / len(source)
 
 
+def likeness(originals: Files, others: Files, S: int) -> float:
+    """Decibels (PSNR) of what is evaluated at S against the same of the originals; the median over fifty."""
+    found = []
+    for pair in list(zip(originals.paths, others.paths, strict=True))[:: max(1, len(others) // 50)]:
+        made = [crops.central(decode(path), S).astype(float) for path in pair]
+        found.append(10 * math.log10(255**2 / max(float(np.square(made[0] - made[1]).mean()), 1e-3)))
+    return statistics.median(found)
+
+
 def augmentation() -> dict[str, Any]:
     """How far the crops' distribution is from torchvision's, over the distance that would be noticed.
 
@@ -184,6 +194,7 @@ def measured(
             continue
         target = prepared.Target(S, kind)  # type: ignore[arg-type]
         files, stored[kind] = encoded(folder, made / f"{folder.name}{S}{kind}", target)
+        stored[kind]["decibels"] = likeness(source, files, S)
         sides[kind] = partial(ours, files, steps(BatchShape(S, BATCH), 3 * n), readers)
     print(f"{name} at {S} px", flush=True)
     found = side_by_side(sides, args.repeats if S == 128 else max(1, args.repeats // 2 + 1))
