@@ -93,7 +93,8 @@ def perform(work: Work, region: np.ndarray) -> Done:
     views = block.reshape(len(work.paths), D, S, S, 3)
     for first in range(0, len(work.paths), AT_ONCE):
         images = [_Image(work, i) for i in range(first, min(first + AT_ONCE, len(work.paths)))]
-        for image, finish in [(image, _tried(image, done, begin, work.paths[image.i], image.need)) for image in images]:
+        begun = [_tried(image, done, begin, work.paths[image.i], image.need) for image in images]
+        for image, finish in zip(images, begun, strict=True):
             if finish and (decoded := _tried(image, done, finish)):
                 image.show(decoded, views[image.i])
                 done.decodes += 1
