@@ -11,10 +11,14 @@ Scores = Mapping[int, Mapping[int, float]]  # by number of the trial, then by se
 
 
 def leaders(outcomes: Sequence[Outcome], count: int) -> list[Outcome]:
-    """The published regimes, and the ``count`` best searched ones, of what was trained to the end; the best first."""
+    """The ``count`` best searched regimes of what was trained to the end, and the published ones; the best first.
+
+    A published regime that was pruned is among them, at the end: fresh seeds will tell what it is worth.
+    """
     complete = sorted((o for o in outcomes if o.state == "COMPLETE"), key=lambda o: (-(o.score or 0.0), o.number))
     searched = [o for o in complete if not o.published][:count]
-    return [o for o in complete if o.published or o in searched]
+    pruned = [o for o in outcomes if o.state == "PRUNED" and o.published]
+    return [o for o in complete if o.published or o in searched] + pruned
 
 
 def worth(outcome: Outcome, replicated: Scores) -> float:
