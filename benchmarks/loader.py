@@ -1,6 +1,6 @@
 """How fast do image files become batches? This loader against torchvision's ImageFolder, Pillow and torch's DataLoader.
 
-    python -m benchmarks.loader --data FOLDER     holds train/CLASS/* and val/CLASS/*, real photographs; about 4 minutes
+    python -m benchmarks.loader --data FOLDER     holds train/CLASS/* and val/CLASS/*, real photographs; about 3 minutes
 
 Both sides make the same augmentation (RandomResizedCrop, mirroring, normalising) with as many worker processes as there
 are cores, and hand over float batches in this process's memory; the time runs from the first batch to the last. From
@@ -178,7 +178,7 @@ def parser() -> Parser:
     p = Parser("benchmarks.loader", __doc__.split("\n")[0])
     p.add_argument("--data", required=True, metavar="FOLDER", help="holds train/CLASS/* and val/CLASS/*")
     p.add_argument("--repeats", type=int, default=5)
-    p.add_argument("--images", type=int, default=1600, help="images of a measurement at 128 px")
+    p.add_argument("--images", type=int, default=1200, help="images of a measurement at 128 px")
     return p
 
 
