@@ -1,6 +1,6 @@
 """How fast do image files become batches? This loader against torchvision's ImageFolder, Pillow and torch's DataLoader.
 
-    python -m benchmarks.loader --data FOLDER     holds train/CLASS/* and val/CLASS/*, real photographs; about 4 minutes
+    python -m benchmarks.loader --data FOLDER     holds train/CLASS/* and val/CLASS/*, real photographs; about 3 minutes
 
 Both sides make the same augmentation (RandomResizedCrop, mirroring, normalising) with as many worker processes as there
 are cores, and hand over float batches in this process's memory; the time runs from the first batch to the last. From
@@ -13,9 +13,11 @@ import argparse
 import math
 import os
 import random
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,12 +26,13 @@ import numpy as np
 import torch
 from PIL import Image
 
+from benchmarks import augmentation
 from benchmarks.common import conclude, side_by_side, spread
 from mixtune.cli import Parser, parse_args, run
 from mixtune.regime import BatchShape, Schedule
-from mixtune.training.images import data, pool, prepared, views
+from mixtune.training.images import crops, data, pool, prepared, views
 from mixtune.training.images.data import IMAGENET_MEAN, IMAGENET_STD, Files
-from mixtune.training.images.decode import decoder
+from mixtune.training.images.decode import decode, decoder
 from mixtune.training.images.normalise import Normalise
 from mixtune.training.images.notes import Notes
 
@@ -104,16 +107,33 @@ def mosaics(source: Files, out: Path, size: tuple[int, int], n: int) -> None:
     (out / "val").symlink_to(out / "train")
 
 
-def encoded(folder: Path, out: Path, target: prepared.Target) -> Files:
-    """The training images of a folder, prepared."""
-    for name in prepared.sources(folder):
-        if name.startswith("train"):
-            (out / name).parent.mkdir(parents=True, exist_ok=True)
-            prepared.prepare_one(str(folder), str(out), name, target)
+def encoded(folder: Path, out: Path, target: prepared.Target) -> tuple[Files, dict[str, float]]:
+    """The training images of a folder, prepared, and how fast that was."""
+    names = [name for name in prepared.sources(folder) if name.startswith("train")]
+    for parent in {(out / name).parent for name in names}:
+        parent.mkdir(parents=True)
+    began = time.perf_counter()
+    with ThreadPoolExecutor(CORES) as threads:
+        list(threads.map(lambda name: prepared.prepare_one(str(folder), str(out), name, target), names))
+    speed = len(names) / (time.perf_counter() - began)
     (out / "val").symlink_to(out / "train")
     found = data.load("folder", str(out)).train
     assert isinstance(found, Files)
-    return found
+    return found, {"bytes_per_image": size(found), "prepared_per_second": speed}
+
+
+def size(source: Files) -> float:
+    """Bytes of a file, on average."""
+    return sum(Path(path).stat().st_size for path in source.paths) / len(source)
+
+
+def likeness(originals: Files, others: Files, S: int) -> float:
+    """Decibels (PSNR) of what is evaluated at S against the same of the originals; the median over fifty."""
+    found = []
+    for pair in list(zip(originals.paths, others.paths, strict=True))[:: max(1, len(others) // 50)]:
+        made = [crops.central(decode(path), S).astype(float) for path in pair]
+        found.append(10 * math.log10(255**2 / max(float(np.square(made[0] - made[1]).mean()), 1e-3)))
+    return statistics.median(found)
 
 
 def row(what: str, found: dict[str, list[float]], over: str, under: str, goal: tuple[float, float]) -> dict[str, Any]:
@@ -135,14 +155,19 @@ def measured(
         "torchvision": partial(torchvisions, folder, S, n),
         "original": partial(ours, source, steps(BatchShape(S, BATCH), n), readers),
     }
-    for kind in ("jpeg", "ppm") if S in (128, 224) else ():
-        files = encoded(folder, made / f"{folder.name}{S}{kind}", prepared.Target(S, kind))  # type: ignore[arg-type]
+    stored: dict[str, dict[str, float]] = {"original": {"bytes_per_image": size(source)}}
+    for kind in FORMS:
+        if kind == "original":
+            continue
+        target = prepared.Target(S, kind)  # type: ignore[arg-type]
+        files, stored[kind] = encoded(folder, made / f"{folder.name}{S}{kind}", target)
+        stored[kind]["decibels"] = likeness(source, files, S)
         sides[kind] = partial(ours, files, steps(BatchShape(S, BATCH), 3 * n), readers)
     print(f"{name} at {S} px", flush=True)
     found = side_by_side(sides, args.repeats if S == 128 else max(1, args.repeats // 2 + 1))
     about = {"images": name, "S": S}
     return [
-        about | {"form": form} | row(f"{name} ({form}), at {S} px", found, form, "torchvision", goal)
+        about | {"form": form} | stored[form] | row(f"{name} ({form}), at {S} px", found, form, "torchvision", goal)
         for form, goal in FORMS.items()
         if form in found
     ]
@@ -153,7 +178,7 @@ def parser() -> Parser:
     p = Parser("benchmarks.loader", __doc__.split("\n")[0])
     p.add_argument("--data", required=True, metavar="FOLDER", help="holds train/CLASS/* and val/CLASS/*")
     p.add_argument("--repeats", type=int, default=5)
-    p.add_argument("--images", type=int, default=1600, help="images of a measurement at 128 px")
+    p.add_argument("--images", type=int, default=1200, help="images of a measurement at 128 px")
     return p
 
 
@@ -189,6 +214,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ideal = notes.decodes / schedule.views * shape.D
         what = f"decodes per view at D = {shape.D}, over 1/D"
         rows.append({"what": what, "ratio": ideal, "at_least": 1.01, "aim": 1.0})
+        rows.append(augmentation.row())
     pool.release(readers)
     settings = {"batch": BATCH, "workers": CORES, "decoder": decoder(), "images": args.images}
     conclude("loader", "How fast do image files become batches?", settings, rows)

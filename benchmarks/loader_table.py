@@ -23,7 +23,7 @@ def table(results: Path = RESULTS) -> str:
     cells: dict[tuple[str, int], dict[str, str]] = {}
     base: dict[tuple[str, int], float] = {}
     goals: dict[str, str] = {}
-    others = []
+    others, kept = [], list[str]()
     for row in rows:
         if "form" not in row:
             smaller = row["aim"] < row["at_least"]
@@ -34,6 +34,12 @@ def table(results: Path = RESULTS) -> str:
         cells.setdefault(place, {})[row["form"]] = f"{row['ratio']:.1f}"
         base[place] = row["images_per_second"]["torchvision"]["median"]
         goals[row["form"]] = f"{row['at_least']:g} / {row['aim']:g}"
+        if row["S"] == 128 and row["form"] != "original":
+            before = next(r["bytes_per_image"] for r in rows if r.get("images") == row["images"] and "form" in r)
+            kept.append(
+                f"{row['images']} as {row['form'].upper()}: {row['bytes_per_image'] / before:.2f} of the bytes, "
+                f"{row['decibels']:.0f} dB, {row['prepared_per_second']:,.0f} images/s"
+            )
     lines = [
         "| images | size | torchvision, images/s | " + " | ".join(FORMS.values()) + " |",
         "|---|--:|--:|" + "--:|" * len(FORMS),
@@ -49,6 +55,8 @@ def table(results: Path = RESULTS) -> str:
         f"{made['settings']['workers']} worker processes: medians of up to {repeats}, both in one run on "
         f"{on['cpu']}, torch {on['torch']}, at commit {on['commit'][:7]}. "
         + ". ".join(others)
+        + ". Prepared for 128 px (bytes over the originals', PSNR of the evaluated images against theirs, speed of "
+        + f"preparing): {'; '.join(kept)}"
         + ". Made by `python -m benchmarks.loader --data FOLDER`, then `python -m benchmarks.loader_table`.",
     ]
     return "\n".join(lines) + "\n"

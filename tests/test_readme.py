@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import digits, evidence, fidelity, loader_table, speed
+from benchmarks import digits, evidence, fidelity, libraries, loader_table, speed
 from benchmarks.readme import pages, written
 from benchmarks.regimes import PLANS
 from mixtune import show
@@ -31,8 +31,9 @@ def test_the_evidence_is_the_committed_measurements():
         assert said is not (ROOT / "benchmarks" / "results" / f"{name}.json").exists()
 
 
-def test_the_loaders_table_is_the_committed_measurement():
+def test_the_loaders_tables_are_the_committed_measurements():
     assert written("loader") == loader_table.table()
+    assert written("libraries") == libraries.table()
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from mixtune.errors import InputError
+from mixtune.training.images import shards
 from mixtune.training.images.classes import fewer
 from mixtune.training.images.decode import UnreadableError, decode
 from mixtune.training.images.prepared import read_state
@@ -196,7 +197,9 @@ def _cifar(root: Path, kind: str, classes: int) -> DataSet:
 
 
 def _folder(root: Path, name: str) -> DataSet:
-    """``root/train/CLASS/*`` and ``root/val/CLASS/*``, the layout of torchvision's ImageFolder and ImageNet."""
+    """``root/train/CLASS/*`` and ``root/val/CLASS/*``, the layout of torchvision's ImageFolder and ImageNet; or
+    ``root/train/*.tar`` and ``root/val/*.tar``, which hold the images.
+    """
     from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
 
     if (state := read_state(root)) and not state.get("complete"):
@@ -211,8 +214,14 @@ def _folder(root: Path, name: str) -> DataSet:
                 "point to the folder that holds train/ and val/ with --set task.data=FOLDER"
             )
         try:
-            classes, index = find_classes(str(folder))
-            pairs = make_dataset(str(folder), index, extensions=IMG_EXTENSIONS)
+            if shards.archives(folder):
+                found = shards.images(folder, IMG_EXTENSIONS)
+                classes = sorted({kind for _, kind in found})
+                number = {kind: label for label, kind in enumerate(classes)}
+                pairs = [(path, number[kind]) for path, kind in found]
+            else:
+                classes, number = find_classes(str(folder))
+                pairs = make_dataset(str(folder), number, extensions=IMG_EXTENSIONS)
         except OSError as err:  # includes FileNotFoundError for a class without images
             raise InputError(f"task.data: {folder} is not a readable image folder: {err}") from None
         parts.append(Files(tuple(p for p, _ in pairs), torch.tensor([label for _, label in pairs])))

@@ -8,17 +8,20 @@ whatever is odd, goes through Pillow. This module needs no torch.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps
+
+from mixtune.training.images import shards
 
 try:
     import simplejpeg
@@ -44,7 +47,7 @@ class Needed(NamedTuple):
     bottom: int
 
 
-Need = Callable[[int, int], Needed]  # of the upright height and width; it is asked once for every image
+Need = Callable[[int, int], Needed]  # of the upright height and width; the same whenever it is asked
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,75 +70,99 @@ class Decoded:
         return self.pixels[y : max(y + 1, round((top - self.top + h) / k)), x : max(x + 1, round((left + w) / k))]
 
 
+Finish = Callable[[], Decoded]
+
+
 def everything(H: int, W: int) -> Needed:
     """Need: the whole image at its own size."""
     return Needed(1, 0, H)
 
 
 def decoder() -> str:
-    """What decodes JPEGs here, for people."""
-    if find_spec("simplejpeg") is None:
-        return "Pillow (simplejpeg, an extra, decodes JPEGs about 1.6 times as fast)"
-    return f"simplejpeg {simplejpeg.__version__}"
+    """What decodes JPEGs and enlarges crops here, for people."""
+    jpegs = f"simplejpeg {simplejpeg.__version__}" if simplejpeg else "Pillow"
+    crops = "OpenCV" if find_spec("cv2") else "torch"
+    hint = "" if simplejpeg and crops == "OpenCV" else " (about half as fast as with the extra mixtune[jpeg])"
+    return f"{jpegs} and {crops}{hint}"
 
 
 def decode(path: str, need: Need = everything) -> Decoded:
     """The image in a file. Raises UnreadableError for a file that is missing, damaged or no image."""
+    return begin(path, need)()
+
+
+def begin(path: str, need: Need = everything) -> Finish:
+    """Read a file and ask what is needed of it; what is returned makes the pixels. Both raise UnreadableError."""
     for wait in (*_RETRIES, None):
         try:
-            return _decode(path, need)
+            return _begin(path, need)
         except (FileNotFoundError, IsADirectoryError, PermissionError) as err:
             raise UnreadableError(str(err.strerror).lower()) from None
         except OSError as err:  # Pillow's own errors do not get here
+            shards.opened.cache_clear()  # the handle of an archive that was replaced stays stale
             if wait is None:
                 raise UnreadableError(f"reading failed three times: {err}") from None
             time.sleep(wait)
     raise AssertionError
 
 
-def _decode(path: str, need: Need) -> Decoded:
-    file = os.open(path, os.O_RDONLY)
-    try:
-        size = os.fstat(file).st_size
-        head = os.pread(file, 64, 0)
-        if found := _PPM.match(head):
-            return _ppm(file, size, found.end(), int(found[2]), int(found[1]), need)
-        data = os.pread(file, size, 0)
-        while 0 < len(data) < size and (more := os.pread(file, size - len(data), len(data))):
+def _begin(path: str, need: Need) -> Finish:
+    with _opened(path) as (file, start, size):
+        if path.endswith(".ppm") and (found := _PPM.match(os.pread(file, min(64, size), start))):
+            image = _ppm(file, start, size, found.end(), int(found[2]), int(found[1]), need)
+            return lambda: image
+        data = os.pread(file, size, start)
+        while 0 < len(data) < size and (more := os.pread(file, size - len(data), start + len(data))):
             data += more
-    finally:
-        os.close(file)
     if not data:
         raise UnreadableError("the file is empty")
-    if simplejpeg is not None and data[:2] == b"\xff\xd8":
-        try:
-            if fast := _jpeg(data, need):
-                return fast
-        except ValueError:
-            pass  # damaged, or odd: Pillow decides, as it does where simplejpeg is not installed
-    return _pillow(data, need)
+    fast = _jpeg(data, need) if simplejpeg is not None and data[:2] == b"\xff\xd8" else None
+    return fast or (lambda: _pillow(data, need))
 
 
-def _ppm(file: int, size: int, start: int, H: int, W: int, need: Need) -> Decoded:
-    if min(H, W) < 1 or size < start + 3 * H * W:
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[tuple[int, int, int]]:
+    """A file descriptor, and where in it the image begins and how many bytes it has."""
+    if inside := shards.place(path):
+        yield shards.opened(inside.archive).fileno(), inside.offset, inside.size
+        return
+    file = os.open(path, os.O_RDONLY)
+    try:
+        yield file, 0, os.fstat(file).st_size
+    finally:
+        os.close(file)
+
+
+def _ppm(file: int, begin: int, size: int, header: int, H: int, W: int, need: Need) -> Decoded:
+    if min(H, W) < 1 or size < header + 3 * H * W:
         raise UnreadableError("truncated")
     _bounded(H, W)
     _, top, bottom = need(H, W)
     pixels = np.empty((bottom - top, W, 3), np.uint8)
-    if os.preadv(file, [pixels.data.cast("B")], start + 3 * W * top) < pixels.nbytes:
+    if os.preadv(file, [pixels.data.cast("B")], begin + header + 3 * W * top) < pixels.nbytes:
         raise UnreadableError("truncated")
     return Decoded(pixels, H, W, 1, top, _notes(H, W))
 
 
-def _jpeg(data: bytes, need: Need) -> Decoded | None:
-    """A plain upright JPEG; None for one that Pillow must look at. Raises ValueError for a damaged one."""
-    H, W, colours, _ = simplejpeg.decode_jpeg_header(data)
+def _jpeg(data: bytes, need: Need) -> Finish | None:
+    """What decodes a plain upright JPEG; None for one that Pillow must look at."""
+    try:
+        H, W, colours, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return None
     _bounded(H, W)
-    if colours not in ("YCbCr", "Gray") or b"Exif\0" in data[:4096]:
+    if colours not in ("YCbCr", "Gray") or data.find(b"Exif\0", 0, 4096) >= 0:
         return None
     k = need(H, W).factor
     smaller = {"min_height": -(-H // k), "min_width": -(-W // k)} if k > 1 else {}
-    return Decoded(simplejpeg.decode_jpeg(data, **smaller), H, W, k, 0, _notes(H, W, colours == "Gray"))
+
+    def finish() -> Decoded:
+        try:
+            return Decoded(simplejpeg.decode_jpeg(data, **smaller), H, W, k, 0, _notes(H, W, colours == "Gray"))
+        except ValueError:  # damaged, or odd: Pillow decides, as it does where simplejpeg is not installed
+            return _pillow(data, need)
+
+    return finish
 
 
 def _pillow(data: bytes, need: Need) -> Decoded:

@@ -172,9 +172,10 @@ def describe(schedule: Schedule, readers: int, shard: Shard = WHOLE) -> str:
 
 def _begin(pool: Inline, paths: Sequence[str], step: Step, region: Region, offset: int, notes: Notes) -> _Ahead:
     """Hand a step's images out in pieces, so that all readers work on it; known bad ones are replaced at once."""
-    good = np.array([paths[i] not in notes.unreadable for i in step.samples])
-    standing = np.array([_next_good(step, good, place) for place in step.mine])
-    piece = max(1, min(CHUNK, -(-len(standing) // max(1, 2 * pool.processes))))
+    good, standing = _good(paths, step, notes), step.mine.copy()
+    for k in np.flatnonzero(~good[standing]):
+        standing[k] = _next_good(good, standing[k])
+    piece = max(1, min(CHUNK, -(-len(standing) // max(1, pool.processes))))
     jobs = [
         _job(paths, step, standing, slice(first, first + piece), region, offset)
         for first in range(0, len(standing), piece)
@@ -197,10 +198,10 @@ def _complete(pool: Inline, paths: Sequence[str], made: _Ahead, region: Region, 
         pool.finish(jobs)
         for job in jobs:
             notes.add(job)
-        good = np.array([paths[i] not in notes.unreadable for i in step.samples])
-        again = [k for k, place in enumerate(made.standing) if not good[place]]
+        good = _good(paths, step, notes)
+        again = np.flatnonzero(~good[made.standing]).tolist()
         for k in again:
-            made.standing[k] = _next_good(step, good, made.standing[k])
+            made.standing[k] = _next_good(good, made.standing[k])
         jobs = [_job(paths, step, made.standing, slice(k, k + 1), region, made.offset) for k in again]
         if again and not good.any():
             if step.numbers is None:  # the last images of an evaluation, perhaps a single one
@@ -214,7 +215,14 @@ def _complete(pool: Inline, paths: Sequence[str], made: _Ahead, region: Region, 
         pool.submit(jobs)
 
 
-def _next_good(step: Step, good: np.ndarray, place: int) -> int:
+def _good(paths: Sequence[str], step: Step, notes: Notes) -> np.ndarray:
+    """bool [B]: which images of the step are not known to be bad."""
+    if not notes.unreadable:
+        return np.ones(len(step.samples), bool)
+    return np.array([paths[i] not in notes.unreadable for i in step.samples])
+
+
+def _next_good(good: np.ndarray, place: int) -> int:
     """The place itself, or the first one after it, round the step, whose image is not known to be bad."""
     return next((k for k in ((place + i) % len(good) for i in range(len(good))) if good[k]), place)
 
@@ -223,5 +231,5 @@ def _views(paths: Sequence[str], made: _Ahead, region: Region, notes: Notes) -> 
     step = made.step
     n, S = len(step.mine) * step.D, step.S
     pixels = region.pixels[made.offset : made.offset + step.size].view(n, S, S, 3)
-    own = (made.standing == step.mine) & np.array([paths[i] not in notes.unreadable for i in step.samples[step.mine]])
+    own = (made.standing == step.mine) & _good(paths, step, notes)[step.mine]
     return Views(pixels, np.repeat(step.samples[made.standing], step.D), np.repeat(own, step.D))

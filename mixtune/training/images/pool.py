@@ -18,7 +18,8 @@ import threading
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, Pipe, wait
+from multiprocessing.connection import Connection, Pipe
+from selectors import EVENT_READ, PollSelector
 from socket import SHUT_RDWR
 from socket import socket as Socket
 
@@ -162,16 +163,19 @@ class Processes(Inline):
     def _pass_on(self) -> None:
         """The thread: take what is done, and hand out what waits."""
         sockets: list[Connection] = list(self._sockets)
+        ready = PollSelector()  # one for all: ``multiprocessing.connection.wait`` makes one for each message
+        ready.register(self._woken, EVENT_READ)
+        for socket in sockets:
+            ready.register(socket, EVENT_READ)
         while True:
             try:
-                for ready in wait([*sockets, self._woken]):
-                    if isinstance(ready, int):
-                        os.read(ready, 4096)
+                for source in [key.fileobj for key, _ in ready.select()]:
+                    if not isinstance(source, Connection):
+                        os.read(self._woken, 4096)
                         continue
-                    assert isinstance(ready, Connection)
-                    number, done = self._received(ready)
+                    number, done = self._received(source)
                     with self._news:
-                        self._held[ready].pop(number).done = done
+                        self._held[source].pop(number).done = done
                         self._news.notify_all()
                 with self._news:
                     self._hand_out(sockets)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy.stats import binomtest, ks_2samp
 from torchvision.transforms import v2
 
@@ -42,14 +43,42 @@ def test_a_box_that_never_fits_is_torchvisions_middle():
         assert box == (p["top"], p["left"], p["height"], p["width"])
 
 
-@pytest.mark.parametrize("size", [(30, 50), (5, 9), (1, 1), (16, 16), (200, 17)])
-def test_pixels_are_those_of_torchvision(size):
-    pixels = np.random.default_rng(0).integers(0, 256, (210, 60, 3), dtype=np.uint8)
-    image = torch.from_numpy(pixels).permute(2, 0, 1)
-    out = torch.empty(16, 16, 3, dtype=torch.uint8)
-    crops.resize_into(out, Decoded(pixels, 210, 60).crop(3, 2, *size))
-    theirs = v2.functional.resized_crop(image, 3, 2, *size, [16, 16], antialias=True)
-    assert torch.equal(out.permute(2, 0, 1), theirs)
+@pytest.fixture(params=["OpenCV", "torch"])
+def library(request, monkeypatch):
+    if request.param == "torch":
+        monkeypatch.setattr(crops, "opencv", lambda: None)
+    else:
+        pytest.importorskip("cv2")
+    return request.param
+
+
+def photograph(H, W):
+    """As rough as photographs are, with edges."""
+    rough = np.random.default_rng(0).integers(0, 256, (H // 3 + 1, W // 3 + 1, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(rough).resize((W, H), Image.Resampling.BICUBIC)).copy()
+
+
+@pytest.mark.parametrize("size", [(30, 50), (5, 9), (1, 1), (1, 16), (16, 3), (16, 16), (200, 17), (40, 9)])
+@pytest.mark.parametrize("make", [lambda: np.random.default_rng(0).integers(0, 256, (210, 60, 3), dtype=np.uint8),
+                                  lambda: photograph(210, 60)])  # fmt: skip
+def test_pixels_are_those_of_torchvision(library, make, size):
+    """To the bit; to one level of 255 where OpenCV enlarges."""
+    pixels = make()
+    out = np.full((16, 16, 3), 77, np.uint8)
+    crops.crop_into(out, Decoded(pixels, 210, 60).crop(3, 2, *size))
+    theirs = v2.functional.resized_crop(
+        torch.from_numpy(pixels).permute(2, 0, 1), 3, 2, *size, [16, 16], antialias=True
+    ).permute(1, 2, 0)
+    apart = np.abs(out.astype(int) - theirs.numpy())
+    assert apart.max() <= (1 if library == "OpenCV" and max(size) <= 16 else 0)
+
+
+def test_a_mirrored_view_is_its_mirror_image(library):
+    views = np.random.default_rng(0).integers(0, 256, (3, 17, 17, 3), dtype=np.uint8)
+    before = views.copy()
+    crops.mirror(views[1])
+    assert np.array_equal(views[1], before[1, :, ::-1])
+    assert np.array_equal(views[[0, 2]], before[[0, 2]])
 
 
 def test_the_scale_leaves_every_view_its_pixels():

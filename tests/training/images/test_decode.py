@@ -106,7 +106,7 @@ def test_what_is_no_image_is_unreadable(tmp_path, monkeypatch):
 def test_a_read_that_fails_is_tried_again(tmp_path, monkeypatch):
     Image.new("RGB", (9, 9)).save(tmp_path / "x.png")
     monkeypatch.setattr(module, "_RETRIES", (0.0, 0.0))
-    real, left = module._decode, [2]
+    real, left = module._begin, [2]
 
     def flaky(path, need):
         if left[0]:
@@ -114,7 +114,7 @@ def test_a_read_that_fails_is_tried_again(tmp_path, monkeypatch):
             raise OSError(5, "Input/output error")
         return real(path, need)
 
-    monkeypatch.setattr(module, "_decode", flaky)
+    monkeypatch.setattr(module, "_begin", flaky)
     assert decode(str(tmp_path / "x.png")).H == 9
     left[0] = 3
     with pytest.raises(UnreadableError, match="three times"):

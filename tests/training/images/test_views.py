@@ -159,7 +159,9 @@ def test_file_views_are_torchvisions_inception_crops(files):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_file_views_are_those_of_a_plain_loop(files, workers):
-    """Each view is its box cut out of the whole image, resized and then mirrored, by Pillow and torchvision."""
+    """Each view is its box cut out of the whole image, resized and then mirrored, by Pillow and torchvision: to the
+    bit, to one level where OpenCV enlarges.
+    """
     from torchvision.transforms.v2 import functional as TF
 
     steps, augment, mirrors = schedule(12, epochs=4), Augment(), 0
@@ -173,7 +175,9 @@ def test_file_views_are_those_of_a_plain_loop(files, workers):
                 whole = TF.pil_to_tensor(image.convert("RGB"))
             box = crops.random_box(*whole.shape[1:], numbers[k].tolist(), augment.scale, augment.ratio)
             plain = TF.resized_crop(whole, *box, [shape.S] * 2, antialias=True)
-            assert torch.equal(x[k], TF.horizontal_flip(plain) if mirrored[k] else plain)
+            plain = TF.horizontal_flip(plain) if mirrored[k] else plain
+            apart = (x[k].int() - plain.int()).abs().max().item()
+            assert apart <= (1 if crops.opencv() and max(box[2:]) <= shape.S else 0)
     assert 0 < mirrors < steps.views
 
 
