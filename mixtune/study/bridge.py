@@ -18,7 +18,7 @@ from mixtune.errors import NO_ROOM, NoRoomError, no_room
 from mixtune.study.events import Candidate, Listeners, State
 from mixtune.study.feasible import Refuse, nothing
 from mixtune.study.ledger import Book, StorageAwayError
-from mixtune.study.limits import POSITION, Clock, memory_kills, position
+from mixtune.study.limits import Clock, forget_position, memory_kills, position
 from mixtune.study.work import candidate_of, handed_over, training_of
 from mixtune.training.curve import Curve, write_csv
 from mixtune.training.run import TrainingConfig
@@ -71,6 +71,7 @@ class Bridge:
             return None
         if self._again:
             live = self._live[run_id] = self._again.popleft()
+            forget_position(live.candidate.folder)
             live.clock = Clock(self._limits, live.candidate.folder)
             return live.configuration
         begun = None
@@ -104,6 +105,7 @@ class Bridge:
     def _begin(self, trial: Any, candidate: Candidate, training: TrainingConfig) -> _Live:
         lineage = int(trial.user_attrs.get("lineage", trial.number))
         checkpoint = self._folder / "checkpoints" / f"{lineage:04d}.pt"
+        forget_position(candidate.folder)  # of an attempt that was cut off
         configuration = handed_over(self.trials.space, candidate, training, checkpoint)
         return _Live(candidate, trial, checkpoint, Clock(self._limits, candidate.folder), configuration)
 
@@ -183,7 +185,7 @@ class Bridge:
         self._tell("ended", live.candidate, live.state, live.score, live.reason, live.curve)
 
     def _close(self, live: _Live) -> None:
-        (live.candidate.folder / POSITION).unlink(missing_ok=True)
+        forget_position(live.candidate.folder)
         if live.curve is not None:
             write_csv(live.candidate.folder / "curve.csv", live.curve.rows())
         assert live.state is not None

@@ -85,7 +85,7 @@ def packed(space: Space, training: TrainingConfig, slots: Slots, gpus: int) -> t
     """
     want = space.resources
     at_most = want.pack or (16 if want.gpus is None and gpus else 1)
-    if training.ranks > 1:
+    if slots.processes > 1:
         at_most = 1
     if want.at_once:
         at_most = min(at_most, -(-want.at_once // max(1, gpus)))

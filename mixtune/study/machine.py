@@ -59,13 +59,14 @@ class Machine:
         # As this machine trains, with the folds of the book's own space.
         task = replace(ready.training.task, folds=trials.space.training().task.folds)
         training = replace(ready.training, task=task)
+        slots = ready.slots.with_folds(trials.space.resources.folds_at_once)
         attempt = 0
         with _terminable():
             while (left := trials.remaining()) and attempt < RESTARTS:
                 bridge = Bridge(books.ledger, training, folder, listeners, refuse)
                 fault: Exception | None = None
                 try:
-                    hosting.run(bridge, ready.slots, self._places.folder, training.device, ready.gpus)
+                    hosting.run(bridge, slots, self._places.folder, training.device, ready.gpus)
                 except KeyboardInterrupt:
                     bridge.interrupt()
                     raise

@@ -48,10 +48,10 @@ def placed(space: Space, slots: Slots, found: Footprint, machines: int) -> tuple
     else:
         memory = [m for m in map(found.memory, space.shapes()) if m <= found.room]  # others are not trained
         dearest = max(memory, default=found.memory(space.base))
-        fit = max(1, machines * int(found.room / dearest) // slots.workers)
+        fit = max(1, machines * int(found.room / dearest) // slots.processes)
         said = "" if fit >= slots.at_once else f"memory holds {fit} trials at once, of {gib(dearest)} each"
         slots = replace(slots, at_once=min(fit, slots.at_once))
-        room = Room(found, found.room / -(-slots.at_once * slots.workers // machines))
+        room = Room(found, found.room / -(-slots.at_once * slots.processes // machines))
     if lacking := room.lacking(space.base, space.base):
         raise InputError(f"base: {lacking}")
     return slots, room, said
@@ -60,12 +60,16 @@ def placed(space: Space, slots: Slots, found: Footprint, machines: int) -> tuple
 def segments(
     space: Space, training: TrainingConfig, found: Footprint, regime: Regime, n_train: int
 ) -> list[tuple[int, float]]:
-    """The way of a trial by itself as (step of the pruner, seconds since the one before).
+    """The way of a trial by itself as (step of the pruner, seconds since the one before): none of a fold that trains
+    beside the one before.
 
     Raises ValueError for an infeasible one.
     """
     once, ways = found.evaluation(space.evaluate.sizes), []
     for i, stage in enumerate(space.stages):
+        if stage.fold % space.resources.folds_at_once:
+            ways.append((stage.step, 0.0))
+            continue
         schedule = replace(training, share=stage.share).schedule(regime, n_train)
         steps = sum(found.seconds(s) * int(n) for s, n in zip(schedule.shapes, schedule.counts, strict=True))
         parts = space.evaluate.reports if i == 0 and space.reports_on_the_way else 1
@@ -124,7 +128,8 @@ def plan(space: Space, training: TrainingConfig, room: Room, slots: Slots, n_tra
         goes_on = [1.0, *(s for s in shares if s is not None)]
         parts = [s * seconds for way in drawn for s, (_, seconds) in zip(goes_on, way, strict=True)]
         expected = (certain + searched * sum(parts)) / 3600
-    beside = found.evaluation(space.evaluate.sizes) * len(drawn[0]) + found.setup * len(space.stages)
+    runs = sum(stage.fold % space.resources.folds_at_once == 0 for stage in space.stages)  # one after the other
+    beside = found.evaluation(space.evaluate.sizes) * sum(s > 0 for _, s in drawn[0]) + found.setup * runs
     beside *= space.trials * slots.pack / slots.gain
     disk = found.weights * (copies * space.trials + COPIES * len(space.stages) * slots.at_once)
     tried, longest = len(ways) + len(refused), max(whole) / 3600
@@ -196,4 +201,4 @@ def occupied(slots: Slots, hours: float, longest: float = 0.0) -> str:
     """Hours of trials as hours of what they occupy, and how long they take by the clock."""
     taken, what = (slots.gpus / slots.pack, "GPU-hours") if slots.gpus else (slots.cpus, "core-hours")
     clock = max(longest, hours / slots.at_once)
-    return f"{number(hours * slots.workers * taken)} {what} in {duration(3600 * clock)}"
+    return f"{number(hours * slots.processes * taken)} {what} in {duration(3600 * clock)}"

@@ -22,7 +22,8 @@ TRAINING_IMAGES = {"digits": 1438, "cifar10": 50_000, "cifar100": 50_000, "image
 @dataclass(frozen=True)
 class Slots:
     """What one trial takes of the machine, each of its ``workers`` by itself, and how many trials run at once, ``pack``
-    of them in one process of a GPU, together ``gain`` times as fast as one.
+    of them in one process of a GPU, together ``gain`` times as fast as one. folds: that a trial trains at once, each
+    on as many workers.
     """
 
     cpus: int
@@ -31,10 +32,23 @@ class Slots:
     workers: int = 1
     pack: int = 1
     gain: float = 1.0
+    folds: int = 1
+
+    @property
+    def processes(self) -> int:
+        """How many a trial has."""
+        return self.workers * self.folds
+
+    def with_folds(self, folds: int) -> Slots:
+        """The same processes for trials that train this many folds at once."""
+        return replace(self, folds=folds, at_once=max(1, self.at_once * self.folds // folds))
 
     def __str__(self) -> str:
         each = f"{self.cpus} CPU core{'s' * (self.cpus > 1)}" + (f" and {self.gpus:g} GPU" if self.gpus else "")
-        return f"{self.at_once} at once, each on " + (f"{self.workers} workers of " * (self.workers > 1)) + each
+        parts = f"{self.folds} folds at once of " * (self.folds > 1) + f"{self.workers} workers of " * (
+            self.workers > 1
+        )
+        return f"{self.at_once} at once, each on {parts}{each}"
 
 
 def check_sizes(space: Space, source: str) -> int:
@@ -148,12 +162,17 @@ def slots(space: Space, cpus: float, gpus: float, nodes: Sequence[tuple[float, f
     if cpu > cpus:
         raise InputError(f"resources.cpus: a trial asks for {cpu} CPU cores and there are {cpus:g}")
     fit = sum(min(int(c) // cpu, int(g / gpu + 1e-9)) if gpu else int(c) // cpu for c, g in (nodes or [(cpus, gpus)]))
-    if fit < want.workers:
+    if fit < want.processes:
         each = f"{cpu} CPU core{'s' * (cpu > 1)}" + (f" and {gpu:g} GPU" if gpu else "")
+        key, folds = "workers", ""
+        if fit >= want.workers:
+            key, folds = "folds_at_once", f"{want.folds_at_once} folds at once on "
         raise InputError(
-            f"resources.workers: a trial asks for {want.workers} workers of {each} each, and there is room for {fit}"
+            f"resources.{key}: a trial asks for {folds}{want.workers} worker{'s' * (want.workers > 1)} of {each} each, "
+            f"and there is room for {fit}"
         )
-    return Slots(cpu, gpu, min(want.at_once or fit, fit // want.workers), want.workers)
+    at_once = min(want.at_once or fit, fit // want.processes)
+    return Slots(cpu, gpu, at_once, want.workers, folds=want.folds_at_once)
 
 
 def local_resources() -> tuple[int, int]:

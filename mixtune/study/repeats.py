@@ -19,9 +19,11 @@ from mixtune.study.storage import reached
 
 def whole(space: Space, round_: Round) -> Space:
     """The space as a round trains it: the whole budget at once, nothing pruned; the test set needs no folds."""
-    folds = space.folds if round_ == "leaders" else 1
     alone, nothing = Fidelity("compress", rungs=1), Named("none")
-    return replace(space, fidelity=alone, pruner=nothing, sampler=Named("random"), folds=folds, objectives=("score",))
+    changes: dict[str, Any] = {"fidelity": alone, "pruner": nothing, "sampler": Named("random")}
+    if round_ == "final":
+        changes |= {"folds": 1, "resources": replace(space.resources, folds_at_once=1)}
+    return replace(space, **changes, objectives=("score",))
 
 
 class Repeats(Trials):

@@ -33,13 +33,13 @@ from ray.tune.search import Searcher
 
 from mixtune.errors import NO_ROOM, InputError, NoRoomError, TrainingError, no_room
 from mixtune.secrets import masked
-from mixtune.study import ranks
+from mixtune.study import folds, ranks
 from mixtune.study.bridge import Bridge
 from mixtune.study.janitor import Janitor
 from mixtune.study.preflight import Slots
-from mixtune.study.trial import failure, trial_results
+from mixtune.study.trial import failure
 from mixtune.study.watch import Watch, memory_kills_are_deaths
-from mixtune.training.ranks import ALONE, Ranks
+from mixtune.training.ranks import Ranks
 
 T = TypeVar("T")
 log = logging.getLogger("mixtune")
@@ -135,11 +135,7 @@ def carry_out(
     """Train one regime and ``report``; bad luck is reported as ``failed``, not raised. turn: see ``trial_results``."""
     folder = Path(config["folder"])
     try:
-        if config["training"].get("ranks", 1) == 1:
-            results = trial_results(ALONE, config, turn)
-        else:
-            results = ranks.results(trial_results, ray.util.get_current_placement_group(), config)
-        with contextlib.closing(results):  # type: ignore[type-var]
+        with contextlib.closing(folds.trained(config, turn)) as results:
             for result in results:
                 report(result)
     except NoRoomError as err:
@@ -212,14 +208,14 @@ class _Scheduler(FIFOScheduler):  # type: ignore[misc]
 
 
 def _resources(slots: Slots) -> dict[str, float] | tune.PlacementGroupFactory:
-    """What Ray reserves for a trial; one on several ranks is a worker without resources, and a bundle for each rank,
-    and one that is computed by a host next to nothing.
+    """What Ray reserves for a trial; one in several processes is a worker without resources, and a bundle for each of
+    them, and one that is computed by a host next to nothing.
     """
     if slots.pack > 1:
         return {"cpu": 0.01}
-    if slots.workers == 1:
+    if slots.processes == 1:
         return {"cpu": slots.cpus, "gpu": slots.gpus}
-    return tune.PlacementGroupFactory([{}, *[ranks.bundle(slots.cpus, slots.gpus)] * slots.workers])
+    return tune.PlacementGroupFactory([{}, *[ranks.bundle(slots.cpus, slots.gpus)] * slots.processes])
 
 
 def run(bridge: Bridge, slots: Slots, folder: Path, trial: Callable[[dict[str, Any]], None] | None = None) -> None:

@@ -42,4 +42,5 @@ def handed_over(space: Space, candidate: Candidate, training: TrainingConfig, ch
         "judge": candidate.repeat.judge if candidate.repeat else "validation",
         "stages": plain(space.stages),
         "reports": space.reports_on_the_way,
+        "folds_at_once": space.resources.folds_at_once,
     }

@@ -21,6 +21,7 @@ from mixtune.study.events import Listeners
 from mixtune.study.preflight import Slots
 from mixtune.study.sampling import Trials
 from mixtune.study.space import Space
+from mixtune.study.trial import trial_results
 from mixtune.training.footprint import measured
 from mixtune.training.ranks import PeerLostError
 from mixtune.training.run import Run
@@ -67,7 +68,7 @@ def configuration(folder):
 
 def dies_once(here, config, notes):
     """A trial whose second rank is killed after the first report, the first time."""
-    for result in tuning.trial_results(here, config):
+    for result in trial_results(here, config):
         with Path(notes).open("a") as file:
             file.write(f"{here.shard.rank} {result['number']} {result['seconds']!r}\n")
         yield result
