@@ -20,7 +20,7 @@ from analysis.command import parser, perform
 from analysis.runs import FinishedTrial, StudyRuns
 from mixtune.cli import run
 from mixtune.errors import InputError
-from mixtune.study.knobs import Knobs, Range, Value, ends, said
+from mixtune.study.space.knobs import Knobs, Range, Value, ends, said
 
 LEAST = 6  # complete trials; below that a forest of trees has nothing to divide
 ENOUGH = 30  # below that, the order of the bars changes with the trials

@@ -20,8 +20,8 @@ from mixtune.cli import Parser, parse_args, run
 from mixtune.config import override, parse
 from mixtune.errors import InputError
 from mixtune.regime.files import load_regime
-from mixtune.study.recorded import record_measured
-from mixtune.study.store import fetched
+from mixtune.study.tracking.recorded import record_measured
+from mixtune.study.tracking.store import fetched
 from mixtune.training.cost import measure_cost
 from mixtune.training.environment import environment
 from mixtune.training.robustness import robustness

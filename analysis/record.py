@@ -19,8 +19,8 @@ from analysis.runs import FinishedTrial, StudyRuns, read_study, store
 from mixtune.cli import Parser, parse_args, run, short
 from mixtune.errors import InputError
 from mixtune.regime import Regime
-from mixtune.study.recorded import record_repeat, repeat
-from mixtune.training.recipe import Recipe
+from mixtune.study.tracking.recorded import record_repeat, repeat
+from mixtune.training.learning.recipe import Recipe
 from mixtune.training.trained import RESULT, Trained, runs_in
 
 ROUNDED = 1e-3  # old studies hold their points rounded to four digits; none has two regimes nearer than that

@@ -18,7 +18,7 @@ from analysis.findings import answer, budget, noise, question, ranked, results
 from analysis.runs import FinishedTrial, StudyRuns
 from mixtune.cli import duration, python, run, short
 from mixtune.errors import InputError
-from mixtune.study.final import Final
+from mixtune.study.space.final import Final
 
 
 def again(study: StudyRuns) -> tuple[list[str], list[str]]:

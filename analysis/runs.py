@@ -13,11 +13,11 @@ from pathlib import Path
 from mixtune.errors import InputError
 from mixtune.regime import BatchShape, Regime
 from mixtune.secrets import masked
-from mixtune.study.candidates import Search, regime_of
-from mixtune.study.knobs import Value
-from mixtune.study.parameters import point_of, section
+from mixtune.study.space.candidates import Search, regime_of
+from mixtune.study.space.knobs import Value
 from mixtune.study.statistics import mean_sd
-from mixtune.study.store import CURVE, Stored, default_uri, parent_of, stored
+from mixtune.study.tracking.parameters import point_of, section
+from mixtune.study.tracking.store import CURVE, Stored, default_uri, parent_of, stored
 from mixtune.training.curve import MEASURED, METRICS, Curve, mean_curve
 from mixtune.training.score import Score
 

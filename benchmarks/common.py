@@ -41,7 +41,7 @@ def random_images(n: int) -> Iterator[None]:
     """ "cifar10" is n random images in the block: speed does not depend on what they show, and none need be there."""
     import torch
 
-    from mixtune.training import data
+    from mixtune.training.images import data
 
     g = torch.Generator().manual_seed(0)
     parts = [

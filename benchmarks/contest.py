@@ -23,9 +23,9 @@ import numpy as np
 
 from benchmarks.recorded import space_of
 from benchmarks.simulated import WHOLE, Fidelity, Floats, Simulated
-from mixtune.study import storage
-from mixtune.study.bridge import Bridge
+from mixtune.study.durable import storage
 from mixtune.study.events import Candidate, Listeners, State
+from mixtune.study.running.bridge import Bridge
 from mixtune.study.sampling import Trials
 from mixtune.study.space import Space
 from mixtune.training.curve import Curve

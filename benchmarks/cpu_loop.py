@@ -24,8 +24,8 @@ from torch.utils.data import DataLoader, Dataset
 from benchmarks.common import conclude, side_by_side, spread
 from mixtune.cli import Parser, parse_args, run
 from mixtune.regime import BatchShape, Budget, Schedule, published
-from mixtune.training import data
-from mixtune.training.recipe import Recipe
+from mixtune.training.images import data
+from mixtune.training.learning.recipe import Recipe
 from mixtune.training.run import Evaluation, Run, TrainingConfig
 from mixtune.training.task import TaskConfig, available_cpus
 

@@ -21,9 +21,9 @@ from benchmarks import readme
 from mixtune.cli import Parser, parse_args, run
 from mixtune.config import load
 from mixtune.errors import InputError
+from mixtune.study.proof.verdict import Verdict, verdict
 from mixtune.study.space import Space
 from mixtune.study.tracking import default_uri
-from mixtune.study.verdict import Verdict, verdict
 from mixtune.training.environment import environment
 
 

@@ -73,9 +73,9 @@ def section(name: str, path: Path) -> Iterator[str]:
     yield ""
     yield (
         f"Top-1 on the test set in %, mean ± deviation over {n} seeds: {plan.network}, {images}, {plan.epochs:g} "
-        f"epochs at {plan.base} or the same {' or '.join(plan.spend)}, {minutes:.0f} minutes on {where}, torch "
-        f"{made['torch']}. Differences are paired by seed. Batch norm: its running statistics, or those chosen per "
-        f"size on held-back training images. Made by `{COMMAND[name]}`, then "
+        f"epochs at {plan.base} or the same {' or '.join(plan.spend)}, {minutes:.0f} minutes of training on {where}, "
+        f"torch {made['torch']}. Differences are paired by seed. Batch norm: its running statistics, or those chosen "
+        f"per size on held-back training images. Made by `{COMMAND[name]}`, then "
         f"`python -m benchmarks.evidence`; every run is in `benchmarks/results/{name}.json`."
         + (f" {missing} runs are still missing." if missing else "")
     )

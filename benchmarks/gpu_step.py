@@ -22,8 +22,8 @@ from benchmarks.trial import BASE, SIZES, description, images, network_of, steps
 from mixtune.cli import Parser, parse_args, run
 from mixtune.regime import Schedule
 from mixtune.training.compiling import compiled
+from mixtune.training.learning.recipe import Recipe
 from mixtune.training.networks import create
-from mixtune.training.recipe import Recipe
 from mixtune.training.run import Run
 
 TRAFFIC = 346e6  # bytes that a ResNet-50 step moves per image of 224 px: fused norms, bf16

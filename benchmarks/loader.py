@@ -27,11 +27,11 @@ from PIL import Image
 from benchmarks.common import conclude, side_by_side, spread
 from mixtune.cli import Parser, parse_args, run
 from mixtune.regime import BatchShape, Schedule
-from mixtune.training import data, pool, prepared, views
-from mixtune.training.data import IMAGENET_MEAN, IMAGENET_STD, Files
-from mixtune.training.decode import decoder
-from mixtune.training.normalise import Normalise
-from mixtune.training.notes import Notes
+from mixtune.training.images import data, pool, prepared, views
+from mixtune.training.images.data import IMAGENET_MEAN, IMAGENET_STD, Files
+from mixtune.training.images.decode import decoder
+from mixtune.training.images.normalise import Normalise
+from mixtune.training.images.notes import Notes
 
 SIZES = (96, 128, 160, 224, 288)
 CORES = len(os.sched_getaffinity(0))

@@ -24,12 +24,12 @@ from benchmarks.common import conclude, spread
 from benchmarks.readme import ROOT
 from mixtune.cli import Parser, parse_args, run
 from mixtune.config import load
-from mixtune.study import tuning
 from mixtune.study.books import opened
-from mixtune.study.bridge import Bridge
 from mixtune.study.events import Candidate, Listeners, State
 from mixtune.study.folder import Places, locked
-from mixtune.study.preflight import Slots
+from mixtune.study.running import tuning
+from mixtune.study.running.bridge import Bridge
+from mixtune.study.running.preflight import Slots
 from mixtune.study.space import Space
 from mixtune.training.curve import Curve
 

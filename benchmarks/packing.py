@@ -62,7 +62,7 @@ def under_ray(device: str, trials: int) -> Iterator[Start]:
     """Ray tasks with a fraction of the GPU each."""
     import ray
 
-    from mixtune.study import tuning
+    from mixtune.study.running import tuning
 
     gpus = int(device == "cuda")
     tuning.connect(None, os.cpu_count() or 1, gpus)

@@ -1,6 +1,6 @@
 """Two workers against one on two cores: the same real trials, and what asynchronous pruning leaves idle.
 
-    python -m benchmarks.parallel                 about four minutes on two cores
+    python -m benchmarks.parallel                 about five minutes on two cores
 
 Throughput: six published regimes of the digits space, trained to the end with one thread each, one at a time and two at
 a time, in turn, from when every worker has done its first trial until the last trial begins. Beside it, what the
@@ -25,13 +25,13 @@ from benchmarks.common import conclude, side_by_side, spread
 from benchmarks.readme import ROOT
 from mixtune.cli import Parser, parse_args, run
 from mixtune.config import load
-from mixtune.study import tuning
 from mixtune.study.books import opened
-from mixtune.study.bridge import Bridge
 from mixtune.study.events import Listeners
 from mixtune.study.folder import Places, locked
 from mixtune.study.outcome import Outcome
-from mixtune.study.preflight import Slots
+from mixtune.study.running import tuning
+from mixtune.study.running.bridge import Bridge
+from mixtune.study.running.preflight import Slots
 from mixtune.study.space import Space
 from mixtune.training.run import Run
 

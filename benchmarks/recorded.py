@@ -21,8 +21,8 @@ from typing import Any
 from benchmarks.common import hardware
 from mixtune.cli import Parser, parse_args, run
 from mixtune.config import load, plain
-from mixtune.study.knobs import Uniform
 from mixtune.study.space import Space
+from mixtune.study.space.knobs import Uniform
 from mixtune.training.checkpoint import essence, replace_file
 from mixtune.training.run import Run
 

@@ -31,8 +31,8 @@ from mixtune.regime import BatchShape, Budget, published
 from mixtune.training.calibration import Recalibration
 from mixtune.training.checkpoint import digest, essence, replace_file
 from mixtune.training.device import pick_device
+from mixtune.training.learning.recipe import Recipe
 from mixtune.training.packing import Pack, Turn
-from mixtune.training.recipe import Recipe
 from mixtune.training.run import Evaluation, Run, TrainingConfig
 from mixtune.training.task import TaskConfig
 

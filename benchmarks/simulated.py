@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mixtune.study.candidates import NEGLIGIBLE, Search
-from mixtune.study.knobs import Uniform
 from mixtune.study.space import Space
+from mixtune.study.space.candidates import NEGLIGIBLE, Search
+from mixtune.study.space.knobs import Uniform
 
 Fidelity = tuple[str, str]  # ("compress", "1/9")
 WHOLE: Fidelity = ("compress", "1/1")

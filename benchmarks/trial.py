@@ -13,7 +13,7 @@ import torch
 from benchmarks.common import random_images
 from mixtune.regime import BatchShape, Budget, Regime, Schedule, published
 from mixtune.training.engine import Engine
-from mixtune.training.recipe import Recipe
+from mixtune.training.learning.recipe import Recipe
 from mixtune.training.run import Evaluation, Run, TrainingConfig
 from mixtune.training.task import TaskConfig
 

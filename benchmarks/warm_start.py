@@ -27,7 +27,7 @@ def first_steps(data: str | None, seed: int, network: str, base: tuple[int, int]
 
     from mixtune.regime import BatchShape, Budget, published
     from mixtune.training.engine import Engine
-    from mixtune.training.recipe import Recipe
+    from mixtune.training.learning.recipe import Recipe
     from mixtune.training.run import Evaluation, Run, TrainingConfig
     from mixtune.training.task import TaskConfig
 

@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from mixtune.regime import BatchShape
     from mixtune.training.calibration import Recalibration
     from mixtune.training.cost import with_cost
-    from mixtune.training.prepared import check_sizes
+    from mixtune.training.images.prepared import check_sizes
     from mixtune.training.robustness import Mirrored, robustness
     from mixtune.training.run import TrainingConfig
     from mixtune.training.task import Classification, check_shapes

@@ -20,10 +20,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mixtune.regime import WHOLE, Schedule, Shard
-from mixtune.training import pool, views
-from mixtune.training.data import Files
-from mixtune.training.normalise import Normalise
-from mixtune.training.notes import Notes
+from mixtune.training.images import pool, views
+from mixtune.training.images.data import Files
+from mixtune.training.images.normalise import Normalise
+from mixtune.training.images.notes import Notes
 
 Key = tuple[int, int, int, int, int]  # sample, S, D, seed, step
 Transform = Callable[[Any], Tensor]

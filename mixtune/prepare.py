@@ -17,8 +17,8 @@ from pathlib import Path
 
 from mixtune.cli import Parser, parse_args, run, short
 from mixtune.errors import InputError, TrainingError
-from mixtune.training import prepared
-from mixtune.training.prepared import Entry, Target
+from mixtune.training.images import prepared
+from mixtune.training.images.prepared import Entry, Target
 
 
 def parser() -> Parser:

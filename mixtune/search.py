@@ -92,8 +92,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dry_run(args: argparse.Namespace, space: Space) -> int:
-    from mixtune.study import preflight
-    from mixtune.study.named import check_named
+    from mixtune.study.running import preflight
+    from mixtune.study.space.named import check_named
 
     check_named(space)
     preflight.check_sizes(space, args.space)
@@ -101,7 +101,7 @@ def _dry_run(args: argparse.Namespace, space: Space) -> int:
     preflight.check_batches(space, n, args.space)
     say(preflight.plan(space, n) + "\n")
     if args.measure:
-        from mixtune.study.estimate import dry
+        from mixtune.study.running.estimate import dry
 
         dry(space, args.space, _places(args, space.study), say)
     else:
@@ -144,8 +144,8 @@ def _draw(uri: str, study: str, folder: Path) -> list[Path]:
 
 
 def _next_commands(places, space, result):  # type: ignore[no-untyped-def]
-    from mixtune.study.browsing import address
-    from mixtune.study.final import Final
+    from mixtune.study.space.final import Final
+    from mixtune.study.tracking.browsing import address
 
     me, folder, study, workers = python(), places.folder, space.study, space.resources.workers
     resume = [me, "-m mixtune.search", shell("--space", folder / "space.yaml", "--out", folder)]

@@ -88,7 +88,7 @@ def _train(args: argparse.Namespace, ranks: Ranks) -> int:
 
     from mixtune.training.curve import mean_curve
     from mixtune.training.finetune import find_rate
-    from mixtune.training.loader import describe
+    from mixtune.training.images.loader import describe
     from mixtune.training.run import Run, TrainingConfig
     from mixtune.training.trained import save
 

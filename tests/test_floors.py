@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -26,12 +27,14 @@ FORBIDDEN = {
     "mixtune/deploy": {"ray", "optuna", "analysis"},
 }
 ONLY = {
-    "ray": {f"mixtune/study/{name}.py" for name in ("tuning", "hosting", "ranks", "watch")},
-    "optuna": {f"mixtune/study/{name}.py" for name in ("sampling", "named", "storage", "journal")},
+    "ray": {f"mixtune/study/running/{name}.py" for name in ("tuning", "hosting", "ranks", "watch")},
+    "optuna": {
+        f"mixtune/study/{name}.py" for name in ("sampling", "space/named", "durable/storage", "durable/journal")
+    },
     "mlflow": {
-        "mixtune/study/store.py",
-        "mixtune/study/delivery.py",
-        "mixtune/study/recorded.py",
+        "mixtune/study/tracking/store.py",
+        "mixtune/study/tracking/delivery.py",
+        "mixtune/study/tracking/recorded.py",
         "mixtune/deploy/serving.py",
         "mixtune/deploy/served_model.py",
     },
@@ -52,9 +55,34 @@ def within(name, package):
 
 @pytest.mark.parametrize("floor", FORBIDDEN)
 def test_imports_point_down(floor):
-    for path in (ROOT / floor).glob("*.py"):
+    for path in (ROOT / floor).rglob("*.py"):
         up = [i for i in imports(path) for bad in FORBIDDEN[floor] if within(i, bad)]
         assert not up, f"{path.name} imports {up}"
+
+
+def needed(path, modules):
+    """The modules that this one imports; names that only a type checker reads are free."""
+    tree = ast.parse(path.read_text())
+    guards = [n for n in ast.walk(tree) if isinstance(n, ast.If) and "TYPE_CHECKING" in ast.unparse(n.test)]
+    free = {n for guard in guards for n in guard.body}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and within(node.module, "mixtune") and node not in free:
+            names = (f"{node.module}.{alias.name}" for alias in node.names)
+            yield from (name if name in modules else node.module for name in names)
+
+
+def test_packages_have_an_order():
+    """No sub-package, nor a module beside one, leads back to itself."""
+    modules = {".".join(p.with_suffix("").relative_to(ROOT).parts): p for p in (ROOT / "mixtune").rglob("*.py")}
+
+    def unit(name):
+        parts = name.removesuffix(".__init__").split(".")
+        return ".".join(parts[:3] if (ROOT / Path(*parts[:3])).is_dir() else parts)
+
+    below = {}
+    for name, path in modules.items():
+        below.setdefault(unit(name), set()).update(unit(n) for n in needed(path, modules))
+    TopologicalSorter({u: others - {u} for u, others in below.items()}).prepare()  # its error names those in the circle
 
 
 @pytest.mark.parametrize("library", ONLY)

@@ -16,16 +16,16 @@ import torch
 from mixtune import cli
 from mixtune.config import parse
 from mixtune.errors import NoRoomError
-from mixtune.study.bridge import Bridge
+from mixtune.study.durable.ledger import Ledger
+from mixtune.study.durable.outbox import Outbox
 from mixtune.study.events import Listeners
 from mixtune.study.folder import save
-from mixtune.study.ledger import Ledger
-from mixtune.study.outbox import Outbox
+from mixtune.study.running.bridge import Bridge
 from mixtune.study.sampling import Trials
 from mixtune.study.space import Space
 from mixtune.training.checkpoint import Checkpoint
 from tests.accounts import assert_exact
-from tests.study.test_bridge import Recorder, report
+from tests.study.running.test_bridge import Recorder, report
 
 ROOT = Path(__file__).parents[1]
 
@@ -109,7 +109,7 @@ def test_a_curve_that_does_not_fit_is_written_when_the_trial_is_repeated(bridge,
     checkpoint.write_bytes(b"state")
     bridge.report("a", report(2, 0.5, last=True))
     with monkeypatch.context() as patch:
-        patch.setattr("mixtune.study.bridge.write_csv", lambda *_: Path("/dev/full").write_text("curve"))
+        patch.setattr("mixtune.study.running.bridge.write_csv", lambda *_: Path("/dev/full").write_text("curve"))
         bridge.end("a", error=False)
     assert "is full" in bridge.halted
     assert checkpoint.exists()
@@ -217,7 +217,7 @@ ls "$OUT/trials" | wc -l
 # The search refuses to begin where its plan does not fit: here the disk has room then, and others fill it.
 FILLED_LATER = """
 from mixtune import cli, search
-from mixtune.study import planning
+from mixtune.study.running import planning
 planning.check_disk = lambda *_: 2.0**40
 cli.run(search.main)
 """

@@ -94,8 +94,8 @@ def test_an_image_folder_is_read_as_the_trainer_reads_it(tmp_path):
     from PIL import Image
     from torchvision.datasets import ImageFolder
 
-    from mixtune.training import pool, views
-    from mixtune.training.data import Files
+    from mixtune.training.images import pool, views
+    from mixtune.training.images.data import Files
 
     rng = np.random.default_rng(0)
     for i in range(16):

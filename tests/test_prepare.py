@@ -16,9 +16,9 @@ from mixtune import prepare
 from mixtune.config import parse
 from mixtune.errors import InputError
 from mixtune.regime import BatchShape, Budget, published
-from mixtune.study import preflight
+from mixtune.study.running import preflight
 from mixtune.study.space import Space
-from mixtune.training import data, prepared
+from mixtune.training.images import data, prepared
 from mixtune.training.run import Evaluation, Run, TrainingConfig
 from mixtune.training.task import TaskConfig
 from tests.test_full_disk import room_for

@@ -69,8 +69,8 @@ def test_optuna_and_mlflow_hold_the_same_trials(study):
     import optuna
     from mlflow import MlflowClient
 
+    from mixtune.study.durable.storage import open_storage
     from mixtune.study.folder import Places
-    from mixtune.study.storage import open_storage
 
     folder, _ = study
     trials = optuna.load_study(study_name="tiny", storage=open_storage(Places(folder).storage_url)).trials
@@ -90,8 +90,8 @@ def test_optuna_and_mlflow_hold_the_same_trials(study):
 def test_the_printed_training_command_gives_the_trials_score_exactly(study):
     import optuna
 
+    from mixtune.study.durable.storage import open_storage
     from mixtune.study.folder import Places
-    from mixtune.study.storage import open_storage
 
     folder, text = study
     best = optuna.load_study(study_name="tiny", storage=open_storage(Places(folder).storage_url)).best_value

@@ -9,19 +9,19 @@ import yaml
 
 from mixtune.config import plain
 from mixtune.regime import BatchShape, Budget
-from mixtune.study.candidates import Search
-from mixtune.study.fidelity import Fidelity
-from mixtune.study.final import Final
-from mixtune.study.knobs import Range
-from mixtune.study.limits import Limits
 from mixtune.study.space import Named, Resources, Space
+from mixtune.study.space.candidates import Search
+from mixtune.study.space.fidelity import Fidelity
+from mixtune.study.space.final import Final
+from mixtune.study.space.knobs import Range
+from mixtune.study.space.limits import Limits
 from mixtune.training.calibration import Recalibration
-from mixtune.training.distillation import Distillation
-from mixtune.training.recipe import Recipe
+from mixtune.training.images.views import Augment
+from mixtune.training.learning.distillation import Distillation
+from mixtune.training.learning.recipe import Recipe
 from mixtune.training.run import Evaluation
 from mixtune.training.score import Score
 from mixtune.training.task_config import TaskConfig
-from mixtune.training.views import Augment
 
 PAGE = (Path(__file__).parents[1] / "docs/space.md").read_text()
 SECTIONS = {

@@ -126,9 +126,9 @@ def test_another_number_of_ranks_than_the_trials_is_said(regime_file, capsys):
 
 
 def test_a_regime_of_a_study_with_folds_gives_the_studys_score_on_all_of_them(tmp_path, tiny, capsys):
-    from mixtune.study.final import Repeat
-    from mixtune.study.repeats import whole
-    from mixtune.study.trial import trial_results
+    from mixtune.study.proof.repeats import whole
+    from mixtune.study.running.trial import trial_results
+    from mixtune.study.space.final import Repeat
     from mixtune.study.work import candidate_of, handed_over
     from mixtune.training.ranks import ALONE
 

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from mixtune.deploy.pick import Need, useful_sizes
-from mixtune.training import calibration, data, networks
+from mixtune.training import calibration, networks
 from mixtune.training.calibration import Statistics
-from mixtune.training.crops import CROP_RATIO
 from mixtune.training.curve import Curve, Point
+from mixtune.training.images import data
+from mixtune.training.images.crops import CROP_RATIO
 from mixtune.training.task import Classification
 from mixtune.training.trained import Trained
 from mixtune.training.weights import load_weights

@@ -10,12 +10,13 @@ from pathlib import Path
 from mixtune.config import to_yaml
 from mixtune.errors import InputError, NoRoomError
 from mixtune.secrets import masked
-from mixtune.study import sqlite, tracking
+from mixtune.study import tracking
+from mixtune.study.durable import sqlite
+from mixtune.study.durable.ledger import Ledger, StorageAwayError
+from mixtune.study.durable.storage import PATIENCE_SECONDS, holds, patiently
 from mixtune.study.folder import Places, save
-from mixtune.study.ledger import Ledger, StorageAwayError
 from mixtune.study.sampling import Trials
 from mixtune.study.space import Space
-from mixtune.study.storage import PATIENCE_SECONDS, holds, patiently
 
 
 @dataclass(frozen=True)

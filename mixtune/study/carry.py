@@ -12,13 +12,13 @@ from pathlib import Path
 
 from mixtune.config import load, merged, parse, plain
 from mixtune.errors import InputError
-from mixtune.study.fidelity import Fidelity
+from mixtune.study.durable.storage import holds
 from mixtune.study.folder import Places
 from mixtune.study.outcome import Outcome
 from mixtune.study.sampling import Trials
 from mixtune.study.space import Named, Space
+from mixtune.study.space.fidelity import Fidelity
 from mixtune.study.statistics import rank_correlation
-from mixtune.study.storage import holds
 from mixtune.training.networks import total_stride
 
 ENOUGH = 3  # regimes, for a rank correlation

@@ -13,18 +13,19 @@ from typing import Any
 from mixtune.config import plain
 from mixtune.regime import Regime
 from mixtune.regime.files import save_regime
-from mixtune.study import carry, estimate, preflight, tracking, tuning
-from mixtune.study.agreement import agreements, sentence
+from mixtune.study import carry, tracking
 from mixtune.study.books import Books, begun, opened
 from mixtune.study.console import Console, pareto_table, results_table
 from mixtune.study.events import Listeners
 from mixtune.study.folder import Places, locked, save
-from mixtune.study.machine import Machine
-from mixtune.study.named import check_named
 from mixtune.study.outcome import Outcome
-from mixtune.study.proving import Proof, prove
+from mixtune.study.proof.agreement import agreements, sentence
+from mixtune.study.proof.proving import Proof, prove
+from mixtune.study.running import estimate, preflight, tuning
+from mixtune.study.running.machine import Machine
 from mixtune.study.sampling import Trials
 from mixtune.study.space import Space
+from mixtune.study.space.named import check_named
 
 log = logging.getLogger("mixtune")
 

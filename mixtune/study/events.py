@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 
 from mixtune.errors import NoRoomError
 from mixtune.regime import Regime
-from mixtune.study.final import Repeat
+from mixtune.study.space.final import Repeat
 from mixtune.training.curve import Curve
 
 State = Literal["COMPLETE", "PRUNED", "FAIL", "INTERRUPTED"]

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mixtune.errors import InputError
-from mixtune.study import journal, tracking
+from mixtune.study import tracking
+from mixtune.study.durable import journal
 from mixtune.training.checkpoint import replace_file
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mixtune.study.final import Repeat
+from mixtune.study.space.final import Repeat
 from mixtune.training.curve import Curve
 
 

@@ -16,12 +16,11 @@ from optuna.trial import Trial, TrialState
 
 from mixtune.errors import InputError
 from mixtune.secrets import masked
-from mixtune.study import grid
-from mixtune.study import storage as storage_
-from mixtune.study.named import make_pruner, make_sampler
+from mixtune.study.durable import storage as storage_
+from mixtune.study.durable.storage import at_once, reached
 from mixtune.study.outcome import Outcome
-from mixtune.study.space import Space
-from mixtune.study.storage import at_once, reached
+from mixtune.study.space import Space, grid
+from mixtune.study.space.named import make_pruner, make_sampler
 from mixtune.training.curve import Curve
 from mixtune.training.score import DIRECTIONS
 

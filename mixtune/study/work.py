@@ -10,8 +10,8 @@ from typing import Any
 from mixtune.config import plain
 from mixtune.regime.files import regime_to_dict, save_regime
 from mixtune.study.events import Candidate
-from mixtune.study.final import Repeat
 from mixtune.study.space import Space
+from mixtune.study.space.final import Repeat
 from mixtune.training.run import TrainingConfig
 
 

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from mixtune.regime import BatchShape, Schedule
-from mixtune.training import mixing
-from mixtune.training.averaging import Average
 from mixtune.training.compiling import Compiler, Forward
 from mixtune.training.graphs import CudaRecorder, Numbers, Recorder, StepGraphs, put
-from mixtune.training.pixels import Drawn
-from mixtune.training.recipe import Recipe
-from mixtune.training.smoothing import GradientSmoothing
+from mixtune.training.images.pixels import Drawn
+from mixtune.training.learning import mixing
+from mixtune.training.learning.averaging import Average
+from mixtune.training.learning.recipe import Recipe
+from mixtune.training.learning.smoothing import GradientSmoothing
 from mixtune.training.synced import Synced
 from mixtune.training.task import Task
 

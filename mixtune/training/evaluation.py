@@ -12,10 +12,10 @@ from torch.nn import functional as F
 from mixtune.errors import InputError
 from mixtune.training import shortage
 from mixtune.training.curve import Curve, Point
+from mixtune.training.images.notes import LEFT_OUT
 from mixtune.training.ranks import Ranks
 
 BINS = 15
-LEFT_OUT = -1  # the label of an image that could not be read
 
 
 def calibration_error(confidence: Tensor, correct: Tensor, bins: int = BINS) -> float:

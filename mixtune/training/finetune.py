@@ -17,7 +17,7 @@ from torch import nn
 from mixtune.errors import InputError
 from mixtune.regime import Schedule
 from mixtune.training.engine import Engine
-from mixtune.training.recipe import Recipe
+from mixtune.training.learning.recipe import Recipe
 from mixtune.training.task import Task
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from mixtune.regime import BatchShape
-from mixtune.training.mixing import Blend
+from mixtune.training.learning.mixing import Blend
 
 if TYPE_CHECKING:
     from mixtune.training.engine import Engine

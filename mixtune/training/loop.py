@@ -23,7 +23,7 @@ from mixtune.training import shortage
 from mixtune.training.checkpoint import Checkpoint
 from mixtune.training.curve import Curve
 from mixtune.training.engine import Engine
-from mixtune.training.recipe import Recipe
+from mixtune.training.learning.recipe import Recipe
 from mixtune.training.task import Task
 
 AGREEMENT = 10  # steps between two looks at the first rank's clock

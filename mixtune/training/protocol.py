@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from mixtune.regime import BatchShape, Schedule
 from mixtune.training.curve import Curve
-from mixtune.training.mixing import Blend
-from mixtune.training.pixels import Drawn
+from mixtune.training.images.pixels import Drawn
+from mixtune.training.learning.mixing import Blend
+from mixtune.training.learning.recipe import Recipe
 from mixtune.training.ranks import Ranks
-from mixtune.training.recipe import Recipe
 
 
 class Task(Protocol):

@@ -18,8 +18,8 @@ from torchvision.transforms.v2 import functional as TF
 
 from mixtune.training.calibration import using
 from mixtune.training.evaluation import predict
+from mixtune.training.images.views import resize
 from mixtune.training.task import Classification
-from mixtune.training.views import resize
 
 # family -> (severities 1 to 5 for small images, the same for large ones)
 FAMILIES: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {

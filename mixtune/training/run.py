@@ -15,10 +15,10 @@ from mixtune.regime import BatchShape, Budget, Regime, Schedule
 from mixtune.training import networks
 from mixtune.training.calibration import Recalibration
 from mixtune.training.checkpoint import Checkpoint, digest, essence, replace_file
+from mixtune.training.images.prepared import check_sizes
+from mixtune.training.learning.recipe import Recipe
 from mixtune.training.loop import Report, train
-from mixtune.training.prepared import check_sizes
 from mixtune.training.ranks import ALONE, Ranks
-from mixtune.training.recipe import Recipe
 from mixtune.training.score import Score
 from mixtune.training.task import Classification, TaskConfig, check_shapes
 

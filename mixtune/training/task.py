@@ -13,17 +13,19 @@ from torch import Tensor, nn
 
 from mixtune.errors import InputError
 from mixtune.regime import BatchShape, Schedule
-from mixtune.training import calibration, data, mixing, networks, pixels, pool, views
+from mixtune.training import calibration, networks
 from mixtune.training.calibration import Recalibration, Statistics
 from mixtune.training.curve import Curve
 from mixtune.training.device import available_cpus as available_cpus
 from mixtune.training.device import pick_device
 from mixtune.training.evaluation import Predictions, evaluate, predict
-from mixtune.training.normalise import Normalise
-from mixtune.training.notes import Notes
+from mixtune.training.images import data, pixels, pool, views
+from mixtune.training.images.normalise import Normalise
+from mixtune.training.images.notes import Notes
+from mixtune.training.learning import mixing
+from mixtune.training.learning.recipe import Recipe
 from mixtune.training.protocol import Task as Task
 from mixtune.training.ranks import ALONE, Ranks
-from mixtune.training.recipe import Recipe
 from mixtune.training.synced import Synced
 from mixtune.training.task_config import TaskConfig as TaskConfig
 

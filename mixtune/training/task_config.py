@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from mixtune.training import views
+from mixtune.training.images import views
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,8 @@ def step_seconds(
 
 def gmacs_table(config: TrainingConfig, shapes: Iterable[BatchShape]) -> CostTable:
     """GMACs of one step's views, forward, of each shape (training takes three times as many, of every shape alike)."""
-    from mixtune.training import data, networks
+    from mixtune.training import networks
+    from mixtune.training.images import data
 
     classes = data.load(config.task.dataset, config.task.data).classes
     shapes = list(shapes)

@@ -14,7 +14,7 @@ from mixtune import cli
 from mixtune.errors import InputError
 from mixtune.regime import Budget, Schedule
 from mixtune.regime.files import load_regime, save_regime
-from mixtune.training.recipe import Recipe
+from mixtune.training.learning.recipe import Recipe
 from mixtune.training.run import TrainingConfig
 from tests.analysis.conftest import curve
 

@@ -7,7 +7,7 @@ import pytest
 from analysis.measure import main
 from analysis.runs import read_study
 from mixtune.errors import InputError
-from mixtune.study.store import parent_of
+from mixtune.study.tracking.store import parent_of
 from mixtune.training.cost import peak_memory
 from mixtune.training.robustness import FAMILIES, robustness
 from mixtune.training.task import Classification

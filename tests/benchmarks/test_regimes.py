@@ -13,7 +13,7 @@ from mixtune.regime import BatchShape, Budget, Schedule, published
 from mixtune.training import checkpoint
 from mixtune.training.checkpoint import Checkpoint
 from mixtune.training.device import available_cpus
-from mixtune.training.recipe import Recipe
+from mixtune.training.learning.recipe import Recipe
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ def test_the_last_line_ends_with_the_headline_ratio(tmp_path, monkeypatch, capsy
 
 
 def test_random_images_are_there_in_the_block_only():
-    from mixtune.training import data
+    from mixtune.training.images import data
 
     before = data.load
     with random_images(50):

@@ -37,7 +37,7 @@ def test_what_is_written_says_what_was_trained(finished, tmp_path, capsys):
 
 def test_the_deployed_network_has_the_accuracy_of_the_curve(finished):
     """Pixels from 0 to 1 through the written network give the top-1 that the run reported."""
-    from mixtune.training.pixels import pixel_eval_batches
+    from mixtune.training.images.pixels import pixel_eval_batches
     from mixtune.training.task import Classification
 
     trained = Trained.read(finished)

@@ -14,7 +14,7 @@ from mixtune.regime.files import save_regime
 from mixtune.study import carry
 from mixtune.study.carry import agreement, carried, on_proxy
 from mixtune.study.outcome import Outcome
-from mixtune.study.preflight import check_batches, check_sizes, expected_images
+from mixtune.study.running.preflight import check_batches, check_sizes, expected_images
 from mixtune.study.sampling import Trials
 from mixtune.study.space import Space
 from tests.conftest import TINY

@@ -10,9 +10,9 @@ import ray
 from ray.cluster_utils import Cluster
 
 from mixtune.config import parse
-from mixtune.study import preflight, tuning
-from mixtune.study.bridge import Bridge
 from mixtune.study.events import Listeners
+from mixtune.study.running import preflight, tuning
+from mixtune.study.running.bridge import Bridge
 from mixtune.study.sampling import Trials
 from mixtune.study.space import Space
 from mixtune.training.run import Run

@@ -5,14 +5,14 @@ import pytest
 
 from mixtune.config import parse
 from mixtune.errors import InputError
-from mixtune.study import preflight
-from mixtune.study.bridge import Bridge
 from mixtune.study.console import pareto_table
 from mixtune.study.events import Listeners
+from mixtune.study.running import preflight
+from mixtune.study.running.bridge import Bridge
 from mixtune.study.sampling import Trials
 from mixtune.study.space import Space
 from mixtune.training.curve import Curve, Point
-from tests.study.test_bridge import Recorder
+from tests.study.running.test_bridge import Recorder
 
 TWO = {"objectives": ["score", "ece"]}
 

@@ -8,11 +8,11 @@ import torch
 from mixtune.config import parse, plain
 from mixtune.regime import published
 from mixtune.regime.files import regime_to_dict
-from mixtune.study import tuning
-from mixtune.study.limits import POSITION
+from mixtune.study.running import tuning
 from mixtune.study.space import Space
+from mixtune.study.space.limits import POSITION
 from mixtune.training.engine import Engine
-from mixtune.training.notes import Notes
+from mixtune.training.images.notes import Notes
 from mixtune.training.run import Run
 
 

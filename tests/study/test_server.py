@@ -17,7 +17,7 @@ from mixtune.config import parse
 from mixtune.study.space import Space
 from mixtune.study.tracking import Tracker, check
 from tests.study.test_sampling import CURVE
-from tests.study.test_tracking import REPORT, candidate
+from tests.study.tracking.test_tracker import REPORT, candidate
 
 
 def free_port():

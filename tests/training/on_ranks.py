@@ -9,13 +9,14 @@ import numpy as np
 import torch
 
 from mixtune.regime import BatchShape, Budget, Mixture, Regime
-from mixtune.training import compiling, mixing
+from mixtune.training import compiling
 from mixtune.training.calibration import Recalibration
 from mixtune.training.compiling import Compiler
 from mixtune.training.engine import Engine
 from mixtune.training.finetune import find_rate
+from mixtune.training.learning import mixing
+from mixtune.training.learning.recipe import Recipe
 from mixtune.training.ranks import ALONE, PeerLostError
-from mixtune.training.recipe import Recipe
 from mixtune.training.run import Evaluation, Run, TrainingConfig
 from mixtune.training.task import TaskConfig
 

@@ -18,8 +18,8 @@ from mixtune.training import checkpoint as module
 from mixtune.training.calibration import Recalibration
 from mixtune.training.checkpoint import Checkpoint, essence, read
 from mixtune.training.engine import Engine
+from mixtune.training.learning.recipe import Recipe
 from mixtune.training.loop import TrainingDivergedError
-from mixtune.training.recipe import Recipe
 from mixtune.training.run import Evaluation, Run
 from mixtune.training.task import TaskConfig
 from tests.training.test_loop import config, regime, same, weights

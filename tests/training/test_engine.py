@@ -9,12 +9,12 @@ import torch
 from torch.nn import functional as F
 
 from mixtune.errors import InputError
-from mixtune.training.averaging import Average
-from mixtune.training.distillation import Distillation
 from mixtune.training.engine import Engine
-from mixtune.training.mixing import apply, draw
+from mixtune.training.learning.averaging import Average
+from mixtune.training.learning.distillation import Distillation
+from mixtune.training.learning.mixing import apply, draw
+from mixtune.training.learning.recipe import Recipe
 from mixtune.training.networks import create, set_zero_gamma
-from mixtune.training.recipe import Recipe
 from mixtune.training.run import Run
 from mixtune.training.task import Classification
 from tests.training.test_checkpoint import facts, interrupted

@@ -3,7 +3,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from mixtune.training.evaluation import LEFT_OUT, calibration_error, evaluate, measure, predict
+from mixtune.training.evaluation import calibration_error, evaluate, measure, predict
+from mixtune.training.images.notes import LEFT_OUT
 
 
 class Fixed(nn.Module):

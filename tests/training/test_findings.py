@@ -8,8 +8,8 @@ from PIL import Image
 
 from mixtune.errors import InputError
 from mixtune.regime import BatchShape, Budget, published
-from mixtune.study.trial import metrics_of
-from mixtune.training import data
+from mixtune.study.running.trial import metrics_of
+from mixtune.training.images import data
 from mixtune.training.run import Evaluation, Run, TrainingConfig
 from mixtune.training.task import TaskConfig
 from mixtune.training.trained import save_result

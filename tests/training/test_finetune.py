@@ -10,8 +10,8 @@ from mixtune.regime import Budget
 from mixtune.regime.files import save_regime
 from mixtune.training.engine import Engine
 from mixtune.training.finetune import find_rate, standardised_accuracy
+from mixtune.training.learning.recipe import Recipe
 from mixtune.training.networks import create, layer_groups
-from mixtune.training.recipe import Recipe
 from mixtune.training.run import Run
 from tests.training.test_checkpoint import facts, interrupted
 from tests.training.test_loop import config, regime, same, weights

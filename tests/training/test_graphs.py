@@ -10,10 +10,10 @@ import torch
 
 from mixtune.regime import BatchShape, Budget
 from mixtune.training.amoeba import AmoebaNet
-from mixtune.training.distillation import Distillation
 from mixtune.training.engine import Engine
 from mixtune.training.graphs import CudaRecorder
-from mixtune.training.recipe import Recipe
+from mixtune.training.learning.distillation import Distillation
+from mixtune.training.learning.recipe import Recipe
 from mixtune.training.run import Run
 from tests.training.tape import Tape, TapeRecorder
 from tests.training.test_loop import config, regime, same

@@ -8,8 +8,8 @@ import torch
 from mixtune.errors import InputError
 from mixtune.regime import BatchShape, Budget, Schedule, published
 from mixtune.training.cost import with_cost
+from mixtune.training.learning.recipe import Recipe
 from mixtune.training.loop import TrainingDivergedError, report_steps
-from mixtune.training.recipe import Recipe
 from mixtune.training.run import Evaluation, Run, TrainingConfig
 from mixtune.training.shortage import OutOfMemoryError
 from mixtune.training.task import TaskConfig

@@ -11,8 +11,8 @@ import torch
 
 from mixtune.training import loop
 from mixtune.training.engine import Engine
+from mixtune.training.learning.recipe import Recipe
 from mixtune.training.packing import Baton, Pack
-from mixtune.training.recipe import Recipe
 from mixtune.training.run import Run
 from tests.training.tape import TapeRecorder
 from tests.training.test_checkpoint import facts

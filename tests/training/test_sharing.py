@@ -2,7 +2,7 @@ import pytest
 from PIL import Image
 
 from mixtune.regime import BatchShape, Budget, published
-from mixtune.training.recipe import Recipe
+from mixtune.training.learning.recipe import Recipe
 from mixtune.training.sharing import measure, most_useful, together
 from mixtune.training.task import TaskConfig
 from tests.training.test_loop import config, regime

@@ -1,0 +1,1 @@
+"""Durable: what a study writes down so that no crash, full disk or outage loses or doubles it."""

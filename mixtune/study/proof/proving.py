@@ -1,0 +1,130 @@
+"""Proving: the rounds after a search (``final``), and what they say of its winner."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from mixtune.study.books import Books, opened_round
+from mixtune.study.console import RoundConsole, spread
+from mixtune.study.events import Listeners
+from mixtune.study.folder import Places
+from mixtune.study.outcome import Outcome
+from mixtune.study.proof.leaders import finalists, leaders
+from mixtune.study.proof.repeats import Repeats
+from mixtune.study.proof.verdict import Verdict, verdict
+from mixtune.study.running.machine import Machine
+from mixtune.study.space import Space
+from mixtune.study.space.final import Repeat, Round, seeds_of
+from mixtune.study.work import candidate_of
+
+Runs = Mapping[int, Mapping[int, Outcome]]  # finished repeats by the number of their trial, then by seed
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What fresh runs say. ``tested``: the winner first; ``replicated`` and ``final`` hold their finished runs."""
+
+    tested: tuple[Outcome, ...]
+    replicated: Runs
+    final: Runs
+
+    @property
+    def winner(self) -> Outcome:
+        """The regime with the best mean over fresh seeds on the held-out images; the test set has no say in it."""
+        return self.tested[0]
+
+    @property
+    def chosen(self) -> str:
+        """How the winner was chosen, in half a sentence."""
+        fresh = _scores(self.replicated).get(self.winner.number)
+        if not fresh:
+            return "the best single run of the search"
+        mean = spread(list(fresh.values()))
+        return f"the best mean over {len(fresh)} fresh seeds on held-out images among {len(self.replicated)} ({mean})"
+
+    @property
+    def verdict(self) -> Verdict:
+        """The winner against every other finalist, by the score on the test set."""
+        scores = _scores(self.final)
+        return verdict(self.winner.name, {o.name: scores.get(o.number, {}) for o in self.tested})
+
+    def table(self) -> str:
+        """Every finalist's mean and deviation of the score and of top-1 at every size on the test set, in per cent."""
+        rows = [(o, list(self.final.get(o.number, {}).values())) for o in self.tested]
+        rows = sorted((r for r in rows if r[1]), key=lambda r: -statistics.fmean(x.score or 0.0 for x in r[1]))
+        if not rows:
+            return "no run of the final was completed"
+        curves = {o.number: [x.curve for x in runs if x.curve] for o, runs in rows}
+        sizes = curves[rows[0][0].number][0].sizes
+        columns = "".join(f"{f'{S} px':>15}" for S in sizes)
+        head = f"{'trial':>5}  {'family':<11} {'seeds':>5}  {'score':>13}{columns}"
+        lines = ["final: whole training set, test set, mean ± deviation over seeds in %", head]
+        for o, runs in rows:
+            top1 = "".join(f"{spread([c.at(S).top1 for c in curves[o.number]]):>15}" for S in sizes)
+            mark = "  <- winner" if o is self.winner else ""
+            score = spread([x.score or 0.0 for x in runs])
+            lines.append(
+                f"{f'#{o.number}':>5}  {o.published or 'searched':<11} {len(runs):>5}  {score:>13}{top1}{mark}"
+            )
+        said = f"{self.winner.name} wins by {self.chosen}.\nOn the test set, {self.verdict.sentence()}."
+        return "\n".join([*lines, said])
+
+
+def prove(space: Space, places: Places, books: Books, machine: Machine, write: Callable[[str], None]) -> Proof | None:
+    """Train leaders and finalists as often as ``space.final`` asks, going on with what is there.
+
+    None when it asks for nothing, the search completed no trial, or runs are left that could not be made. Raises what
+    ``Machine.run`` raises.
+    """
+    if space.final is None or not (led := leaders(books.trials.outcomes(), space.final.leaders)):
+        return None
+    replicated = _round("leaders", led, space, places, books, machine, write)
+    if replicated is None:
+        return None
+    tested = finalists(led, _scores(replicated))
+    final = _round("final", tested, space, places, books, machine, write)
+    return Proof(tuple(tested), replicated, final) if final is not None else None
+
+
+def _round(
+    round_: Round,
+    regimes: Sequence[Outcome],
+    space: Space,
+    places: Places,
+    books: Books,
+    machine: Machine,
+    write: Callable[[str], None],
+) -> Runs | None:
+    assert space.final is not None
+    folder, seeds = places.folder / round_, seeds_of(space.final, round_, space.seed)
+    wanted = [(o, Repeat(o.number, seed, round_)) for seed in seeds for o in regimes]
+    if not wanted:
+        return {}
+    with opened_round(books, folder, lambda: Repeats(places.storage_url, space, round_, wanted)) as mine:
+        assert isinstance(mine.trials, Repeats)
+        for o in mine.trials.results().values():  # what a kill kept from MLflow
+            if o.state == "COMPLETE" and o.score is not None and o.curve is not None:
+                noted = {"published": o.published, "repeat": vars(o.repeat)}
+                books.tracker.repeated(candidate_of(space, o.number, o.params, noted, folder), o.score, o.curve)
+        if left := mine.trials.remaining():
+            done = len(wanted) - left
+            write(
+                f"{round_}: {len(regimes)} regimes with {len(seeds)} seeds each; {done} of {len(wanted)} runs are done"
+            )
+            try:
+                machine.run(mine, folder, Listeners([RoundConsole(done, len(wanted), write), books.tracker]))
+            finally:
+                mine.settle()
+        if mine.trials.remaining():
+            return None
+        found: dict[int, dict[int, Outcome]] = {}
+        for repeat, o in mine.trials.results().items():
+            if o.state == "COMPLETE":
+                found.setdefault(repeat.of, {})[repeat.seed] = o
+        return found
+
+
+def _scores(runs: Runs) -> dict[int, dict[int, float]]:
+    return {n: {seed: o.score or 0.0 for seed, o in sorted(each.items())} for n, each in runs.items()}

@@ -1,0 +1,120 @@
+"""Estimate: before the first trial, what steps take is measured where trials run, and the plan is told or refused."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from mixtune.config import parse, read_yaml, to_yaml
+from mixtune.errors import InputError
+from mixtune.study.folder import Places, save
+from mixtune.study.running import hosting, planning, preflight, tuning
+from mixtune.study.running.planning import Plan
+from mixtune.study.running.preflight import Slots
+from mixtune.study.space import Space
+from mixtune.study.space.feasible import Room
+from mixtune.training import footprint, timing
+from mixtune.training.images.data import IN_MEMORY
+from mixtune.training.run import TrainingConfig
+
+MEASURED, PLANNED = "preflight.yaml", "plan.yaml"
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What trials are run with. room: the memory that a candidate must fit into; gpus: of the cluster, for trials."""
+
+    training: TrainingConfig
+    slots: Slots
+    room: Room
+    gpus: int
+
+
+def ready(
+    space: Space,
+    slots: Slots,
+    places: Places,
+    n_train: int,
+    left: int,
+    write: Callable[[str], None],
+    kept: Path | None = None,
+) -> Ready:
+    """Measure once what the study needs to know, tell its plan, and keep both in its folder. Ray must be connected.
+
+    left: trials to be run; kept: another folder for the files. The slots become fewer where memory holds fewer trials.
+    Raises InputError when the study fits into neither memory nor disk.
+    """
+    kept = kept or places.folder
+    device: Literal["auto", "cpu", "cuda"] = "cpu" if slots.gpus == 0 else space.device
+    training = replace(space.training(slots.cpus), device=device)
+    if space.budget.cost != "pixels":
+        write(f"measuring the {space.budget.cost} of a step of every shape, once (kept in costs.yaml)")
+        costs = tuning.call(timing.step_costs, slots, training, space.shapes(), kept / "costs.yaml")
+        training = replace(training, costs=costs)
+    gpus = int(tuning.cluster()[1]) if slots.gpus else 0
+    slots, said = hosting.packed(space, training, slots, gpus)
+    if said:
+        write(said)
+    path = kept / MEASURED
+    if not path.exists():
+        write(f"measuring the time and memory of a few steps, once (kept in {MEASURED})")
+    found = _measured(space, training, slots, places, path)
+    slots, room, said = planning.placed(space, slots, found, sum(cpus > 0 for cpus, _ in tuning.nodes()))
+    if said:
+        write(said)
+    plan = planning.plan(space, training, room, slots, n_train, copies=2 if places.tracking is None else 1)
+    free = planning.check_disk(plan, places.folder, left)
+    for line in planning.lines(space, plan, room, free):
+        write(line)
+    save(kept / PLANNED, to_yaml(plan))
+    return Ready(training, slots, room, gpus)
+
+
+def slots_of(space: Space, places: Places) -> Slots:
+    """What a trial takes of this machine, or of the cluster, which is joined. Raises InputError when none fits."""
+    if places.address is None:
+        return preflight.slots(space, *preflight.local_resources())
+    tuning.connect(places.address, 0, 0)
+    return preflight.slots(space, *tuning.cluster(), tuning.nodes())
+
+
+def dry(space: Space, source: str, places: Places, write: Callable[[str], None]) -> None:
+    """Measure and tell what the study would take, and leave nothing behind. Raises InputError as a search would."""
+    n_train = preflight.check_data(space, source)
+    slots = slots_of(space, places)
+    try:
+        if places.address is None:
+            tuning.connect(None, *preflight.local_resources())
+        with tempfile.TemporaryDirectory() as kept:
+            ready(space, slots, places, n_train, space.trials, write, Path(kept))
+    finally:
+        tuning.disconnect()
+
+
+def compared(folder: Path, hours: float) -> str:
+    """What the trials of a finished study took, beside what was planned; empty where no plan was made."""
+    try:
+        plan = parse(read_yaml(folder / PLANNED), Plan, folder / PLANNED)
+    except InputError:  # run by an earlier version
+        return ""
+    planned = plan.hours if plan.expected is None else plan.expected
+    took = planning.occupied(plan.slots, hours)
+    return f"the trials took {took}, {100 * (hours / planned - 1):+.0f} % against the plan"
+
+
+def _measured(space: Space, training: TrainingConfig, slots: Slots, places: Places, path: Path) -> footprint.Footprint:
+    """In a worker as a trial's; in this process where that is the same and spares the start of one."""
+    arguments = (training, planning.probes(space), path)
+    alone = places.address is None and slots.gpus == 0 and slots.workers == 1
+    if not alone or training.task.dataset not in IN_MEMORY:
+        return tuning.call(footprint.measured, slots, *arguments)
+    threads = torch.get_num_threads()
+    try:
+        return footprint.measured(*arguments)
+    finally:
+        torch.set_num_threads(threads)

@@ -1,0 +1,228 @@
+"""What can be checked and told before the first trial: sizes, data, resources, and the plan of a dry run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from mixtune.errors import InputError
+from mixtune.regime import Budget, Regime, Schedule, Shard
+from mixtune.study.space import Space
+from mixtune.study.space.knobs import Uniform
+from mixtune.training.images import prepared
+from mixtune.training.networks import gmacs, total_stride
+from mixtune.training.task import Classification, check_shapes
+
+# Training images of the data sets that a dry run may meet before they are there.
+TRAINING_IMAGES = {"digits": 1438, "cifar10": 50_000, "cifar100": 50_000, "imagenet": 1_281_167}
+
+
+@dataclass(frozen=True)
+class Slots:
+    """What one trial takes of the machine, each of its ``workers`` by itself, and how many trials run at once, ``pack``
+    of them in one process of a GPU, together ``gain`` times as fast as one. folds: that a trial trains at once, each
+    on as many workers.
+    """
+
+    cpus: int
+    gpus: float
+    at_once: int
+    workers: int = 1
+    pack: int = 1
+    gain: float = 1.0
+    folds: int = 1
+
+    @property
+    def processes(self) -> int:
+        """How many a trial has."""
+        return self.workers * self.folds
+
+    def with_folds(self, folds: int) -> Slots:
+        """The same processes for trials that train this many folds at once."""
+        return replace(self, folds=folds, at_once=max(1, self.at_once * self.folds // folds))
+
+    def __str__(self) -> str:
+        each = f"{self.cpus} CPU core{'s' * (self.cpus > 1)}" + (f" and {self.gpus:g} GPU" if self.gpus else "")
+        parts = f"{self.folds} folds at once of " * (self.folds > 1) + f"{self.workers} workers of " * (
+            self.workers > 1
+        )
+        return f"{self.at_once} at once, each on {parts}{each}"
+
+
+def check_sizes(space: Space, source: str) -> int:
+    """The network's total stride. Raises InputError when a size of the space is off it, or a published regime is not in
+    the space.
+    """
+    try:
+        stride = total_stride(space.task.network)
+    except ValueError as err:
+        raise InputError(f"{source}: task.network: {err}") from None
+    for key, sizes in (
+        ("base.S", (space.base.S,)),
+        ("search.sizes", space.search.sizes),
+        ("evaluate.sizes", space.evaluate.sizes),
+    ):
+        for S in sizes:
+            if S % stride:
+                down, up = S // stride * stride, (S // stride + 1) * stride
+                near = f"{down} or {up}" if down else f"{up}"
+                raise InputError(
+                    f"{source}: {key}: {S} px is not a multiple of {space.task.network}'s total stride {stride}; "
+                    f"use {near}"
+                )
+    for name in space.published:
+        try:
+            space.published_params(name, stride)
+        except ValueError as err:
+            raise InputError(f"{source}: {err}") from None
+    try:
+        space.known_points(stride)
+    except ValueError as err:
+        raise InputError(f"{source}: {err}") from None
+    return stride
+
+
+def check_data(space: Space, source: str) -> int:
+    """How many images a trial trains on. Raises InputError when the data are missing or too few for a shape."""
+    try:
+        task = Classification(space.task, device="cpu")
+        wanted = {"base.S": [space.base.S], "search.sizes": space.search.sizes, "evaluate.sizes": space.evaluate.sizes}
+        prepared.check_sizes(task.prepared_for, wanted)
+    except InputError as err:
+        raise InputError(f"{source}: {err}") from None
+    if space.score.gmacs is not None:
+        S = min(space.evaluate.sizes)
+        try:
+            space.score.check_cost(S, gmacs(space.task.network, task.classes, S))
+        except ValueError as err:
+            raise InputError(f"{source}: {err}") from None
+    check_batches(space, task.n_train, source)
+    return task.n_train
+
+
+def expected_images(space: Space, source: str) -> int:
+    """How many images a trial would train on: known for the usual data sets, read from disk for a folder."""
+    known = TRAINING_IMAGES.get(space.task.dataset)
+    if known is None:
+        return check_data(space, source)
+    kept = 1 - 1 / space.folds if space.folds > 1 else 1 - space.task.validation
+    return round(min(known, space.task.samples or known) * kept)
+
+
+def in_pixels(space: Space) -> Budget:
+    """The budget counted in pixels, for a look before anything is measured; an amount stands as one epoch."""
+    if space.budget.amount is not None:
+        return Budget(1.0, space.budget.spend)
+    return replace(space.budget, cost="pixels")
+
+
+def check_batches(space: Space, n_train: int, source: str) -> None:
+    """Raise InputError when some candidate cannot be filled from ``n_train`` images."""
+    base = space.base
+    try:
+        check_shapes([base], space.task.network, n_train)
+    except ValueError as err:
+        raise InputError(f"{source}: base: {err}; lower base.B") from None
+    # B is largest at the smallest size and the largest split.
+    worst = base.resized(min(space.search.sizes), space.search.splits[1])
+    if n_train < worst.B:
+        raise InputError(
+            f"{source}: search.sizes: {worst.S} px with split {space.search.splits[1]:g} needs batches of {worst.B} "
+            f"distinct images, and there are {n_train} to train on; leave out {worst.S} px, lower base.B or split"
+        )
+    try:
+        Shard(world=space.resources.workers).check(space.shapes())
+    except ValueError as err:
+        raise InputError(f"{source}: resources.workers: {err}; raise base.B or lower resources.workers") from None
+    for name, params in examples(space, 0).items():
+        try:
+            for share in sorted({stage.share for stage in space.stages}):
+                Schedule.build(space.regime(params, name), in_pixels(space), n_train, space.seed, share=share)
+        except ValueError as err:
+            raise InputError(f"{source}: budget.epochs: regime {name}: {err}") from None
+
+
+def slots(space: Space, cpus: float, gpus: float, nodes: Sequence[tuple[float, float]] | None = None) -> Slots:
+    """What one trial takes and how many run at once on this many CPUs and GPUs. Raises InputError when none fits.
+
+    nodes: CPUs and GPUs of each machine, where there are several: a worker needs its share on one of them.
+    """
+    want = space.resources
+    if space.device == "cuda" and want.gpus == 0:
+        raise InputError("resources.gpus is 0 but device is cuda; give a trial a share of a GPU, or set device to cpu")
+    gpu = want.gpus if want.gpus is not None else float(gpus >= 1 and space.device != "cpu")
+    if gpu > gpus:
+        raise InputError(
+            f"resources.gpus: a trial asks for {gpu:g} GPUs and there are {gpus:g}; set resources.gpus=0 for CPUs"
+        )
+    by_gpu = int(gpus / gpu + 1e-9) if gpu else None
+    cpu = want.cpus or (max(1, int(cpus) // by_gpu) if by_gpu else 1)
+    if cpu > cpus:
+        raise InputError(f"resources.cpus: a trial asks for {cpu} CPU cores and there are {cpus:g}")
+    fit = sum(min(int(c) // cpu, int(g / gpu + 1e-9)) if gpu else int(c) // cpu for c, g in (nodes or [(cpus, gpus)]))
+    if fit < want.processes:
+        each = f"{cpu} CPU core{'s' * (cpu > 1)}" + (f" and {gpu:g} GPU" if gpu else "")
+        key, folds = "workers", ""
+        if fit >= want.workers:
+            key, folds = "folds_at_once", f"{want.folds_at_once} folds at once on "
+        raise InputError(
+            f"resources.{key}: a trial asks for {folds}{want.workers} worker{'s' * (want.workers > 1)} of {each} each, "
+            f"and there is room for {fit}"
+        )
+    at_once = min(want.at_once or fit, fit // want.processes)
+    return Slots(cpu, gpu, at_once, want.workers, folds=want.folds_at_once)
+
+
+def local_resources() -> tuple[int, int]:
+    """CPU cores and GPUs of this machine."""
+    from mixtune.training.task import available_cpus
+
+    return available_cpus(), torch.cuda.device_count()
+
+
+def examples(space: Space, sampled: int) -> dict[str, dict[str, object]]:
+    """Points of the space by name: the published regimes, the known ones, and as many drawn evenly as are asked for,
+    where there are trials left for a search.
+    """
+    stride = total_stride(space.task.network)
+    points = {name: space.published_params(name, stride) for name in space.published}
+    points |= {f"known {i}": point for i, point in enumerate(space.known_points(stride).values(), start=1)}
+    drawn = sampled if space.trials > len(points) else 0
+    return points | {f"sampled {i + 1}": space.suggest(Uniform(space.seed + i)) for i in range(drawn)}
+
+
+def plan(space: Space, n_train: int, sampled: int = 4) -> str:
+    """The published regimes and a few sampled ones: steps, epochs, cost against the base, dearest step."""
+    lines = [
+        f"{n_train:,} training images; base {space.base}, {space.budget}; equal {space.budget.spend}",
+        "",
+        f"{'regime':<11} {'steps':>9} {'epochs':>7} {'views':>8} {'compute':>8} {'peak':>14}  shapes SxBxD, % of steps",
+    ]
+    total = in_pixels(space).epochs * n_train * space.base.pixels / space.base.B
+    for name, params in examples(space, sampled).items():
+        regime: Regime = space.regime(params, name)
+        try:
+            s = Schedule.build(regime, in_pixels(space), n_train, space.seed)
+        except ValueError as err:
+            lines.append(f"{name:<11} would be refused: {err}")
+            continue
+        dear = max(s.shapes, key=lambda shape: shape.pixels)
+        peak = f"{dear} {dear.pixels / space.base.pixels:.2f}x"
+        views = s.views / n_train
+        lines.append(
+            f"{name:<11} {len(s):>9,} {s.samples / n_train:>7.1f} {views:>7.1f}n {s.pixels / total:>7.3f}x {peak:>14}  "
+            f"{regime}"
+        )
+    lines += ["", "epochs: passes over the training images; views: images through the network, n per training image;"]
+    lines += ["compute: pixels of the whole run against the base; peak: the dearest step against a base step"]
+    if space.final is not None:
+        lines.append(space.final.cost(len(space.published), space.folds, space.trials))
+    if space.budget.amount is not None:
+        lines.append(f"shown for one epoch of the base; the search spends {space.budget}")
+    if space.budget.cost != "pixels":
+        lines.append(
+            f"counted in pixels here; the search first measures the {space.budget.cost} of a step of every shape"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,234 @@
+"""Data sets by name, as two kinds of source: pixels held in memory (small images) and image files."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mixtune.errors import InputError
+from mixtune.training.images.decode import UnreadableError, decode
+from mixtune.training.images.prepared import read_state
+
+DATASETS = ("digits", "cifar10", "cifar100", "folder", "imagenet")
+IN_MEMORY = DATASETS[:3]  # the others are files, read as they are needed
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, eq=False)
+class Pixels:
+    """Images held in memory. images: uint8 [N, H, W, 3]; labels: int64 [N]."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def subset(self, indices: np.ndarray) -> Pixels:
+        """The images at these indices."""
+        chosen = torch.from_numpy(indices)
+        return Pixels(self.images[chosen], self.labels[chosen])
+
+
+@dataclass(frozen=True, eq=False)
+class Files:
+    """Images on disk. paths: N files; labels: int64 [N]."""
+
+    paths: tuple[str, ...]
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def subset(self, indices: np.ndarray) -> Files:
+        """The images at these indices."""
+        return Files(tuple(self.paths[i] for i in indices), self.labels[torch.from_numpy(indices)])
+
+
+Source = Pixels | Files
+
+
+@dataclass(frozen=True, eq=False)
+class DataSet:
+    """Training and test images of one data set; mean and std per channel are of pixel values from 0 to 1."""
+
+    train: Source
+    test: Source
+    classes: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    flips: bool = True  # whether a mirrored image still shows its class
+    prepared_for: int | None = None  # the largest size that its image files are meant for (mixtune.prepare)
+
+
+def stratified(labels: Tensor, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices split into (rest, share) with the same share of every class, at least one image of each on both sides.
+
+    The split depends on the labels, the share and the seed alone. Raises ValueError when a class has a single image.
+    """
+    y, rng = labels.numpy(), np.random.default_rng(seed)
+    chosen = []
+    for label in np.unique(y):
+        members = rng.permutation(np.flatnonzero(y == label))
+        if len(members) < 2:
+            raise ValueError(f"class {label} has a single image, which cannot be divided into two parts")
+        chosen.append(members[: min(max(1, round(share * len(members))), len(members) - 1)])
+    part = np.sort(np.concatenate(chosen))
+    return np.setdiff1d(np.arange(len(y)), part), part
+
+
+def fold(labels: Tensor, folds: int, number: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices split into (rest, fold ``number`` of ``folds``), every class spread evenly over the folds.
+
+    The folds of one (labels, folds, seed) are disjoint and cover everything. Raises ValueError when a class has fewer
+    images than there are folds.
+    """
+    y, rng = labels.numpy(), np.random.default_rng((seed, folds))
+    chosen = []
+    for i, label in enumerate(np.unique(y)):
+        members = rng.permutation(np.flatnonzero(y == label))
+        if len(members) < folds:
+            raise ValueError(f"class {label} has {len(members)} images, too few for {folds} folds")
+        chosen.append(members[(number + i) % folds :: folds])  # by turns, so that remainders do not all go to one fold
+    part = np.sort(np.concatenate(chosen))
+    return np.setdiff1d(np.arange(len(y)), part), part
+
+
+@lru_cache(maxsize=2)
+def split(
+    dataset: DataSet, samples: int | None, validation: float | tuple[int, int], judge: str, choosing: bool
+) -> tuple[Source, Source, Source | None]:
+    """(train, held out, images to choose on before the test set is judged). None of them depends on the seed, so that
+    all runs of a study are judged alike; the next trial gets the same ones, and what was made of them.
+
+    validation: the share that is held out, or (fold, folds).
+    """
+    train, held_out, choice = dataset.train, dataset.test, None
+    if samples is not None and samples < len(train):
+        _, kept = stratified(train.labels, samples / len(train), seed=1)
+        train = train.subset(kept)
+    if judge == "validation":
+        if isinstance(validation, tuple):
+            rest, part = fold(train.labels, validation[1], validation[0], seed=0)
+        else:
+            rest, part = stratified(train.labels, validation, seed=0)
+        train, held_out = train.subset(rest), train.subset(part)
+    elif choosing:
+        share = 1 / validation[1] if isinstance(validation, tuple) else validation
+        rest, part = stratified(train.labels, min(share, 2048 / len(train)), seed=0)
+        train, choice = train.subset(rest), train.subset(part)
+    return train, held_out, choice
+
+
+@lru_cache(maxsize=2)
+def load(name: str, root: str | None) -> DataSet:
+    """The data set of this name; ``root`` is the folder that holds it. Kept in memory for the next trial.
+
+    Raises InputError saying what is missing and where it is expected.
+    """
+    loaders: dict[str, Callable[[Path], DataSet]] = {
+        "digits": lambda root: _digits(),
+        "cifar10": lambda root: _cifar(root, "CIFAR10", 10),
+        "cifar100": lambda root: _cifar(root, "CIFAR100", 100),
+        "folder": lambda root: _folder(root, "folder"),
+        "imagenet": lambda root: _folder(root, "imagenet"),
+    }
+    return loaders[name](Path(root or os.environ.get("MIXTUNE_DATA", "data")).expanduser().absolute())
+
+
+def _digits() -> DataSet:
+    """1,797 handwritten digits, 8 x 8, from scikit-learn; a fifth of each class is the test set."""
+    from sklearn.datasets import load_digits
+
+    raw = load_digits()
+    grey = torch.from_numpy(np.round(raw.images * (255 / 16)).astype(np.uint8))
+    everything = Pixels(grey[..., None].expand(-1, -1, -1, 3).contiguous(), torch.from_numpy(raw.target).long())
+    train, test = stratified(everything.labels, 0.2, seed=0)
+    return DataSet(everything.subset(train), everything.subset(test), 10, (0.305,) * 3, (0.376,) * 3, flips=False)
+
+
+def _cifar(root: Path, kind: str, classes: int) -> DataSet:
+    import torchvision
+
+    make = getattr(torchvision.datasets, kind)
+
+    def both(download: bool) -> list[Pixels]:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            parts = [make(str(root), train=train, download=download) for train in (True, False)]
+        return [Pixels(torch.from_numpy(part.data), torch.tensor(part.targets)) for part in parts]
+
+    folder = f"{root}/{make.base_folder}"
+    try:
+        train, test = both(download=False)
+    except RuntimeError:  # torchvision's "not found or corrupted"
+        patience = socket.getdefaulttimeout()
+        socket.setdefaulttimeout(20)
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            train, test = both(download=True)
+        except Exception as err:
+            raise InputError(
+                f"task.data: no intact {kind} in {folder}, and it could not be downloaded ({type(err).__name__}); "
+                f"unpack {make.filename} there, or point to the folder above it with --set task.data=FOLDER"
+            ) from None
+        finally:
+            socket.setdefaulttimeout(patience)
+    if kind == "CIFAR10":
+        return DataSet(train, test, classes, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
+    return DataSet(train, test, classes, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))
+
+
+def _folder(root: Path, name: str) -> DataSet:
+    """``root/train/CLASS/*`` and ``root/val/CLASS/*``, the layout of torchvision's ImageFolder and ImageNet."""
+    from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
+
+    if (state := read_state(root)) and not state.get("complete"):
+        raise InputError(f"task.data: {root} is prepared only in part; run the same mixtune.prepare command again")
+    parts: list[Files] = []
+    names: list[Sequence[str]] = []
+    for part in ("train", "val"):
+        folder = root / part
+        if not folder.is_dir():
+            raise InputError(
+                f"task.data: no {name} images in {root}: the folder {part}/ with one folder per class is missing; "
+                "point to the folder that holds train/ and val/ with --set task.data=FOLDER"
+            )
+        try:
+            classes, index = find_classes(str(folder))
+            pairs = make_dataset(str(folder), index, extensions=IMG_EXTENSIONS)
+        except OSError as err:  # includes FileNotFoundError for a class without images
+            raise InputError(f"task.data: {folder} is not a readable image folder: {err}") from None
+        parts.append(Files(tuple(p for p, _ in pairs), torch.tensor([label for _, label in pairs])))
+        names.append(classes)
+    if names[0] != names[1]:
+        odd = sorted(set(names[0]) ^ set(names[1]))[0]
+        raise InputError(f"task.data: {root}/train and {root}/val must hold the same classes; {odd!r} is in only one")
+    for files in parts:
+        _check_some(files.paths[:16])
+    size = int(state["size"]) if state else None
+    return DataSet(parts[0], parts[1], len(names[0]), IMAGENET_MEAN, IMAGENET_STD, prepared_for=size)
+
+
+def _check_some(paths: Sequence[str]) -> None:
+    """Raise InputError when none of these is an image: the folder holds something else. A bad one among them is met
+    again, and left out, while training.
+    """
+    why = ""
+    for path in paths:
+        try:
+            decode(path)
+        except UnreadableError as err:
+            why = why or str(err)
+        else:
+            return
+    raise InputError(f"task.data: {paths[0]} is not a readable image ({why}), nor are the files after it")

@@ -1,0 +1,71 @@
+"""What a search does before its first trial; steps are stand-ins, and Ray is not started."""
+
+import pytest
+
+from mixtune import search
+from mixtune.config import parse
+from mixtune.errors import InputError
+from mixtune.study.folder import Places
+from mixtune.study.running import estimate, tuning
+from mixtune.study.running.preflight import Slots
+from mixtune.study.space import Space
+from tests.conftest import TINY
+from tests.training.test_footprint import MIB, Stand, device
+
+__all__ = ["device"]  # a fixture
+SLOTS = Slots(1, 0, 2)
+LONG = TINY | {"budget": {"epochs": 40}}  # whole steps are near enough to it for every candidate
+
+
+@pytest.fixture
+def alone(device, monkeypatch):
+    """This machine, with a stand-in for what is measured on it."""
+    monkeypatch.setattr(tuning, "connect", lambda *_: None)
+    monkeypatch.setattr(tuning, "disconnect", lambda: None)
+    monkeypatch.setattr(tuning, "nodes", lambda: [(2.0, 0.0)])
+    monkeypatch.setattr(Stand, "has", 4096 * MIB)
+
+
+def test_the_plan_is_told_and_kept_and_nothing_is_measured_twice(alone, tmp_path):
+    space, said = parse(LONG, Space, "f"), []
+    first = estimate.ready(space, SLOTS, Places(tmp_path), 300, space.trials, said.append)
+    assert [line.split()[0] for line in said] == ["measuring", "measured", "memory", "step", "plan", "hours", "disk"]
+    tried = len(Stand.tried)
+    assert tried > 3
+    said.clear()
+    assert estimate.ready(space, SLOTS, Places(tmp_path), 300, space.trials, said.append) == first
+    assert said[0].startswith("measured")
+    assert len(Stand.tried) == tried
+    assert (tmp_path / estimate.MEASURED).exists()
+    hours = space.trials  # of each trial, one
+    assert "% against the plan" in estimate.compared(tmp_path, hours)
+    assert estimate.compared(tmp_path, hours).startswith("the trials took 4 core-hours in 2 h 00 min, +")
+    assert estimate.compared(tmp_path / "nothing", hours) == ""
+
+
+def test_another_base_is_measured_too(alone, tmp_path):
+    for B in (32, 64):
+        space = parse(LONG | {"base": {"S": 8, "B": B}}, Space, "f")
+        Stand.tried = []
+        estimate.ready(space, SLOTS, Places(tmp_path), 300, 4, lambda _: None)
+        assert space.base in Stand.tried
+
+
+def test_a_study_that_does_not_fit_is_refused_before_it_is_begun(alone, tmp_path, space_file, monkeypatch):
+    monkeypatch.setattr(Stand, "has", 17 * MIB)  # a step of 8x32 takes 18
+    with pytest.raises(InputError, match=r"base: at 8 px a batch of 32 needs about .* MiB .*: base\.B \d+ would fit"):
+        search.main(["--space", str(space_file(TINY)), "--out", str(tmp_path / "out")])
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"lock", estimate.MEASURED}
+
+
+def test_a_dry_run_measures_when_asked_and_leaves_nothing(alone, tmp_path, space_file, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    file = str(space_file(TINY))
+    assert search.main(["--space", file, "--dry-run"]) == 0
+    assert "--measure does that here" in capsys.readouterr().out
+    assert Stand.tried == []
+    assert search.main(["--space", file, "--dry-run", "--measure"]) == 0
+    said = capsys.readouterr().out
+    assert "core-hours" in said
+    assert Stand.tried
+    assert [p.name for p in tmp_path.iterdir()] == ["space.yaml"]

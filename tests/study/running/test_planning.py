@@ -1,0 +1,212 @@
+import shutil
+from collections import namedtuple
+from dataclasses import replace
+
+import numpy as np
+import optuna
+import pytest
+
+from mixtune.cli import duration
+from mixtune.config import parse
+from mixtune.errors import InputError
+from mixtune.regime import BatchShape
+from mixtune.study.running import planning
+from mixtune.study.running.preflight import Slots
+from mixtune.study.space import Named, Space
+from mixtune.study.space.feasible import Room, infeasible
+from mixtune.study.space.named import kept, make_pruner
+from tests.conftest import TINY
+from tests.training.test_footprint import GIB, made
+
+ONE = Slots(cpus=1, gpus=0, at_once=2)
+GPU = Slots(cpus=12, gpus=1, at_once=8)
+
+
+def space(**changes):
+    return parse(TINY | changes, Space, "f")
+
+
+def linear(s, bytes_at_base=1.0 * GIB, **changes):
+    """A footprint in which memory and time are proportional to pixels: 1 ns each."""
+    half = replace(s.base, B=s.base.B // 2)
+    steps = [(x, 1e-9 * x.pixels, bytes_at_base * x.pixels / s.base.pixels) for x in (half, s.base)]
+    return made(steps, **{"setup": 0.0, "judging": {8: 0.0, 12: 0.0}} | changes)
+
+
+def planned(s, slots=ONE, **changes):
+    found = linear(s, **changes)
+    return planning.plan(s, s.training(1), Room(found, found.room), slots, 300)
+
+
+def test_the_probes_are_the_base_half_of_it_and_the_ends(tiny):
+    s = space()
+    probes, shapes = planning.probes(s), s.shapes()
+    parts = {s.base, BatchShape(8, 16), BatchShape(8, 8)}
+    assert parts <= set(probes) <= parts | set(shapes)
+    for key in ("S", "B", "D", "pixels"):
+        ends = [pick(getattr(x, key) for x in shapes) for pick in (min, max)]
+        assert {getattr(x, key) for x in probes} >= set(ends), key
+
+
+def test_a_base_that_does_not_fit_is_refused_with_the_one_that_would():
+    s = space(base={"S": 8, "B": 256})
+    found = linear(s, 91 * GIB)
+    said = r"at 8 px a batch of 256 needs about 91 GiB and a trial has 80 GiB of the GPU: base\.B (\d+) would fit"
+    with pytest.raises(InputError, match=said) as err:
+        planning.placed(s, GPU, found, 1)
+    fits = int(str(err.value).split("base.B ")[1].split()[0])
+    assert found.memory(BatchShape(8, fits)) <= found.room < found.memory(BatchShape(8, fits + 1))
+    with pytest.raises(InputError, match=r"has 40 GiB of the GPU: base\.B 112 would fit"):
+        planning.placed(s, replace(GPU, pack=2), found, 1)
+    assert planning.placed(s, GPU, linear(s, 79 * GIB), 1)[0] == GPU
+
+
+def test_on_cpus_as_many_trials_run_at_once_as_memory_holds():
+    s = space()
+    dearest = max(x.pixels for x in s.shapes()) / s.base.pixels
+    found = linear(s, 4 * GIB / dearest, device="cpu", room=9.0 * GIB)
+    slots, room, said = planning.placed(s, replace(ONE, at_once=8), found, 1)
+    assert (slots.at_once, room.bytes) == (2, 4.5 * GIB)
+    assert said == "memory holds 2 trials at once, of 4 GiB each"
+    slots, _, said = planning.placed(s, replace(ONE, at_once=4), found, 2)
+    assert (slots.at_once, said) == (4, "")
+    with pytest.raises(InputError, match=r"a trial has 9 GiB of the machine: base\.B"):
+        planning.placed(s, ONE, linear(s, 10 * GIB, device="cpu", room=9.0 * GIB), 1)
+
+
+def test_a_candidate_whose_shape_does_not_fit_is_infeasible_and_others_are_not():
+    s = space(base={"S": 8, "B": 33}, search={"sizes": [4, 8, 12], "split": [0, 1]})
+    found = linear(s, 80 * GIB)
+    room = Room(found, found.room)
+    over = [x for x in s.shapes() if x.pixels > s.base.pixels]
+    assert over, "the test needs a shape that rounding makes dearer than the base"
+    for x in s.shapes():
+        params = {f"w_{S}": float(S == x.S) for S in s.search.sizes} | {"split": 1, "growth": "none"}
+        regime = s.regime(params)
+        said = infeasible(s, regime, s.training(1), 300, room)
+        assert bool(said) == any(y in over for y in regime.shapes)
+        if said:
+            assert f"at {x.S} px a batch of" in said
+            assert "base.B 32 would fit" in said
+
+
+def test_hours_are_those_of_every_rung_of_every_trial():
+    s = space(fidelity={"kind": "compress", "rungs": 3, "factor": 3}, budget={"epochs": 90}, trials=32)
+    one = 1e-9 * 90 * 300 * 64 / 3600  # a whole budget
+    found = planned(s)
+    assert found.hours == pytest.approx(32 * one * (1 / 9 + 1 / 3 + 1), rel=0.01)
+    searched = 1 / 9 + (1 / 3) * (1 / 3) + 1 / 9
+    assert found.expected == pytest.approx(one * (2 * (1 / 9 + 1 / 3 + 1) + 30 * searched), rel=0.01)
+    assert found.stepping == pytest.approx(1)
+    folds = replace(s, folds=2)  # the second one trains on the whole budget once more
+    assert planned(folds).hours == pytest.approx(32 * one * (1 / 9 + 1 / 3 + 2), rel=0.01)
+
+
+def test_folds_at_once_take_the_time_of_one_and_the_cores_of_all():
+    s = space(folds=4, budget={"epochs": 90}, trials=10, pruner={"name": "none"}, fidelity={"kind": "compress"})
+    more = {"setup": 2.0, "judging": {8: 1.0, 12: 1.0}}
+    in_turn = planned(s, **more)
+    for count, waves in ((2, 2), (3, 2), (4, 1)):
+        at_once = replace(s, resources=replace(s.resources, folds_at_once=count))
+        found = planned(at_once, replace(ONE, folds=count), **more)
+        one = 1e-9 * 90 * 300 * 64
+        assert found.hours == pytest.approx(10 * (one * (1 / 9 + 1 / 3 + waves) + (2 + waves) * 4) / 3600, rel=1e-3)
+        assert 1 - found.stepping == pytest.approx(10 * (2 + waves) * 4 / 3600 / found.hours)
+        assert planning.occupied(found.slots, 1.0).startswith(f"{count} core-hours")
+    whole = 10 * (1e-9 * 90 * 300 * 64 * (1 / 9 + 1 / 3 + 4) + 6 * 4) / 3600
+    assert in_turn.hours == pytest.approx(whole, rel=1e-3)
+
+
+def test_memory_is_counted_for_every_fold_that_trains_at_once():
+    s = space()
+    dearest = max(x.pixels for x in s.shapes()) / s.base.pixels
+    found = linear(s, 4 * GIB / dearest, device="cpu", room=17.0 * GIB)
+    slots, room, said = planning.placed(s, replace(ONE, at_once=8, folds=2), found, 1)
+    assert (slots.at_once, room.bytes) == (2, 17 * GIB / 4)
+    assert said == "memory holds 2 trials at once, of 4 GiB each"
+
+
+def test_evaluations_and_starts_are_counted():
+    s = space(budget={"epochs": 90}, evaluate={"sizes": [8, 12], "reports": 5}, trials=10, pruner={"name": "none"})
+    plain = planned(s)
+    found = planned(s, setup=2.0, judging={8: 1.0, 12: 1.0})
+    assert found.hours == pytest.approx(plain.hours + 10 * (2 + 5 * 2) / 3600)
+    assert found.expected == pytest.approx(found.hours)
+    assert found.stepping == pytest.approx(plain.hours / found.hours)
+    assert planned(replace(s, pruner=Named("median"))).expected is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "steps"),
+    [
+        ({"fidelity": {"kind": "compress"}}, (1, 3, 9)),
+        ({"evaluate": {"sizes": [8], "reports": 6}}, range(1, 7)),
+        (
+            {
+                "evaluate": {"sizes": [8], "reports": 6},
+                "pruner": {"name": "halving", "options": {"min_resource": 2, "reduction_factor": 2}},
+            },
+            range(1, 7),
+        ),
+    ],
+)
+def test_the_share_that_goes_on_is_what_optunas_pruner_lets_through(changes, steps):
+    s, n, rng = space(**changes), 400, np.random.default_rng(0)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(direction="maximize", pruner=make_pruner(s))
+    through = dict.fromkeys(steps, 0)
+    for _ in range(n):
+        trial, score = study.ask(), rng.random()
+        for step in steps:
+            trial.report(score, step)
+            if trial.should_prune():
+                break
+            through[step] += 1
+        study.tell(trial, score)
+    for step in list(steps)[:-1]:
+        assert through[step] / n == pytest.approx(kept(s, step), abs=0.08), step
+
+
+def test_a_study_larger_than_the_disk_is_refused_with_the_trials_that_would_fit(tmp_path, monkeypatch):
+    usage = namedtuple("usage", "free")
+    found = planned(space(), weights=1.0 * GIB)
+    assert found.disk == pytest.approx((2 * 4 + 4 * 2) * GIB)  # twice each trial's; checkpoints of two that run
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(8 * GIB))
+    said = r"--out .*/not/there: .* of 4 trials take about 16 GiB and 8 GiB are free; trials=2 would fit"
+    with pytest.raises(InputError, match=said):
+        planning.check_disk(found, tmp_path / "not" / "there", 4)
+    assert planning.check_disk(found, tmp_path, 1) == 8 * GIB  # three of them are there already
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(20 * GIB))
+    assert planning.check_disk(found, tmp_path, 4) == 20 * GIB
+
+
+def test_the_plan_says_what_is_asked_for():
+    s = space(budget={"epochs": 9000}, trials=100, fidelity={"kind": "compress"})
+    found = linear(s, 20 * GIB, setup=1.0)
+    room = Room(found, found.room)
+    plan = planning.plan(s, s.training(1), room, GPU, 300)
+    told = "\n".join(planning.lines(s, plan, room, 1e12))
+    assert "measured  here" in told
+    assert "a trial has 80 GiB" in told
+    assert "within 0 % for every shape that was tried" in told
+    assert "100 trials, 8 at once, each on 12 CPU cores and 1 GPU" in told
+    assert f"{plan.expected:.3g} GPU-hours in {duration(plan.expected / 8 * 3600)} if halving keeps its share" in told
+    assert f"{plan.hours:.3g} GPU-hours in {duration(plan.hours / 8 * 3600)} if nothing is pruned" in told
+    uneven = replace(found, steps=(*found.steps, replace(found.steps[1], shape=BatchShape(12, 14), seconds=1e-5)))
+    assert "% more" in "\n".join(planning.lines(s, plan, Room(uneven, room.bytes), 1e12))
+    for slots, said in (
+        (Slots(12, 1, 1, workers=8), "16 GPU-hours in 2 h 00 min"),
+        (ONE, "4 core-hours in 2 h 00 min"),
+    ):
+        two = replace(plan, slots=slots, hours=2.0 * slots.at_once, expected=None)
+        assert said in "\n".join(planning.lines(s, two, room, 1e12))
+
+
+def test_trials_that_share_a_gpu_take_it_for_as_long_as_was_measured():
+    s = space(budget={"epochs": 90}, trials=16)
+    alone, shared = planned(s, GPU), planned(s, replace(GPU, pack=4, gain=2.5))
+    assert shared.hours == pytest.approx(alone.hours * 4 / 2.5)
+    assert shared.longest == pytest.approx(alone.longest * 4 / 2.5)
+    assert shared.stepping == pytest.approx(alone.stepping)
+    slots = shared.slots
+    assert planning.occupied(slots, 4.0) == "1 GPU-hours in 30 min 00 s"

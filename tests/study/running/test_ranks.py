@@ -1,0 +1,253 @@
+"""Trials on several ranks, in a real Ray on this machine; ranks that die in every way."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import ray
+from ray.util.placement_group import placement_group, remove_placement_group
+
+from mixtune.config import parse, plain
+from mixtune.errors import InputError, TrainingError
+from mixtune.regime import BatchShape, published
+from mixtune.regime.files import regime_to_dict
+from mixtune.study.events import Listeners
+from mixtune.study.running import preflight, ranks, tuning
+from mixtune.study.running.bridge import Bridge
+from mixtune.study.running.preflight import Slots
+from mixtune.study.running.trial import trial_results
+from mixtune.study.sampling import Trials
+from mixtune.study.space import Space
+from mixtune.training.footprint import measured
+from mixtune.training.ranks import PeerLostError
+from mixtune.training.run import Run
+from mixtune.training.timing import step_costs
+from tests.conftest import TINY
+
+SPACE = TINY | {
+    "resources": {"workers": 2, "cpus": 1},
+    "recipe": {"sync_bn": True},
+    "published": ["multiscale"],
+    "trials": 1,
+    "pruner": {"name": "none"},
+}
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    tuning.connect(None, 2, 0)
+    yield
+    tuning.disconnect()
+
+
+@pytest.fixture
+def group(cluster):
+    made = placement_group([ranks.bundle(1, 0)] * 2)
+    yield made
+    remove_placement_group(made)
+
+
+def configuration(folder):
+    space = parse(SPACE, Space, "f")
+    regime = published("multiscale", space.base, space.search.sizes, 4)
+    (folder / "trial").mkdir()
+    return {
+        "regime": regime_to_dict(regime),
+        "training": plain(space.training(1)),
+        "folder": str(folder / "trial"),
+        "checkpoint": str(folder / "c.pt"),
+        "judge": "validation",
+        "stages": [{"share": 1.0, "fold": 0, "step": 2}],
+        "reports": True,
+    }
+
+
+def dies_once(here, config, notes):
+    """A trial whose second rank is killed after the first report, the first time."""
+    for result in trial_results(here, config):
+        with Path(notes).open("a") as file:
+            file.write(f"{here.shard.rank} {result['number']} {result['seconds']!r}\n")
+        yield result
+        if here.shard.rank == 1 and len(Path(notes).read_text().split("\n")) <= 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def dies(here):
+    yield 1
+    if not here.first:
+        os.kill(os.getpid(), signal.SIGKILL)
+    here.agree(True)
+
+
+def refuses(here):
+    if not here.first:
+        raise InputError("task.data: nothing there")
+    here.agree(True)
+    yield 1
+
+
+def pids(here):
+    yield [int(pid) for pid in here.join(here.every(_pid())[here.shard.part(2)].flatten().double(), 2)]
+    time.sleep(600)
+
+
+def _pid():
+    import torch
+
+    return torch.tensor([os.getpid()])
+
+
+@pytest.fixture(scope="module")
+def study(cluster, tmp_path_factory):
+    """A finished study of a trial on two ranks: its space, outcomes and folder."""
+    folder, space = tmp_path_factory.mktemp("study"), parse(SPACE, Space, "f")
+    trials = Trials(f"sqlite:///{folder}/study.db", space, 4)
+    tuning.run(Bridge(trials, space.training(1), folder, Listeners([])), Slots(1, 0, 1, 2), folder)
+    return space, trials.outcomes(), folder
+
+
+@pytest.mark.slow
+def test_a_study_whose_trials_have_two_ranks_scores_what_one_device_scores(study):
+    space, outcomes, folder = study
+    assert [o.state for o in outcomes] == ["COMPLETE"]
+    for outcome in outcomes:
+        regime = space.regime(outcome.params, outcome.published)
+        *_, alone = Run.prepare(regime, space.training(1)).reports()
+        for p, q in zip(outcome.curve.points, alone.curve.points, strict=True):
+            assert p.loss == pytest.approx(q.loss, rel=1e-3)
+            assert p.top1 == pytest.approx(q.top1, abs=0.021)  # two of 100 images
+        assert (folder / "trials" / f"{outcome.number:04d}" / "weights.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_torchrun_gives_the_trials_score_to_the_last_bit(study):
+    _, outcomes, folder = study
+    start = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "mixtune.train"]
+    for outcome in outcomes:
+        regime = folder / "trials" / f"{outcome.number:04d}" / "regime.yaml"
+        done = subprocess.run([*start, "--regime", str(regime)], capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        assert f"score    {outcome.score!r} " in done.stdout
+        assert done.stdout.count("score ") == 1
+        assert "note " not in done.stdout
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_killed_starts_the_trial_again_from_its_checkpoint(study, group, tmp_path):
+    notes = tmp_path / "notes"
+    found = list(ranks.results(dies_once, group, configuration(tmp_path), str(notes)))
+    assert [r["number"] for r in found] == [1, 2]
+    (undisturbed,) = (o.curve for o in study[1])
+    assert found[-1]["curve"] == undisturbed.rows()
+    told = [line.split() for line in notes.read_text().splitlines()]
+    first = [seconds for rank, number, seconds in told if (rank, number) == ("0", "1")]
+    assert len(first) == 2
+    assert first[0] == first[1]  # the first report was not made again: it came out of the checkpoint
+
+
+def test_a_ranks_own_words_come_before_a_death_and_a_death_before_those_who_noticed():
+    lost, dead, bug = PeerLostError("gone"), ray.exceptions.RayActorError(error_msg="killed"), ValueError("a bug")
+    said = InputError("task.data: nothing there")
+    assert ranks._cause([lost, dead, bug, said]) is said
+    assert isinstance(ranks._cause([lost, bug, dead]), ranks.RankLostError)
+    assert ranks._cause([lost, bug]) is bug  # it would be the same again
+    assert isinstance(ranks._cause([lost]), ranks.RankLostError)
+
+
+@pytest.mark.slow
+def test_ranks_that_always_die_are_given_up(group, monkeypatch):
+    monkeypatch.setattr(ranks, "RESTARTS", 1)
+    given = []
+    with pytest.raises(TrainingError, match=r"ranks died 2 times; the last time: a rank died"):
+        given.extend(ranks.results(dies, group))
+    assert given == [1]
+
+
+@pytest.mark.slow
+def test_what_a_rank_says_is_what_is_told(group):
+    with pytest.raises(InputError, match=r"^task\.data: nothing there$"):
+        list(ranks.results(refuses, group))
+
+
+def test_a_trial_that_is_stopped_ends_its_ranks(group):
+    stream = ranks.results(pids, group)
+    alive = next(stream)
+    assert len(set(alive)) == 2
+    stream.close()
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{pid}").exists() for pid in alive):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_a_step_is_timed_on_the_ranks_that_share_it(cluster, tmp_path):
+    space = parse(SPACE, Space, "f")
+    training = parse(
+        plain(space.training(1)) | {"budget": {"epochs": 1, "cost": "seconds"}}, type(space.training()), "f"
+    )
+    found = tuning.call(step_costs, Slots(1, 0, 1, 2), training, [space.base], tmp_path / "costs.yaml")
+    assert found.keys() == {"8x32"}
+    assert found["8x32"] > 0
+    assert "2 ranks" in (tmp_path / "costs.yaml").read_text()
+
+
+@pytest.mark.slow
+def test_memory_and_time_are_measured_by_the_ranks_that_share_a_step(cluster, tmp_path):
+    space = parse(SPACE, Space, "f")
+    arguments = (space.training(1), [space.base, BatchShape(8, 16)], tmp_path / "preflight.yaml")
+    found = tuning.call(measured, Slots(1, 0, 1, 2), *arguments)
+    assert "2 ranks" in found.place
+    assert found.seconds(space.base) > 0
+    assert 0 < found.memory(space.base) < found.room
+    assert tuning.call(measured, Slots(1, 0, 1, 2), *arguments) == found
+
+
+def test_a_measurement_that_kills_its_process_is_told_and_not_repeated(cluster, tmp_path):
+    def dies_too(notes):
+        with notes.open("a") as file:
+            file.write("x")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(TrainingError, match=r"the process that was to measure steps died \(out of memory, or killed\)"):
+        tuning.call(dies_too, Slots(1, 0, 1), tmp_path / "notes")
+    assert (tmp_path / "notes").read_text() == "x"
+
+
+def test_a_cluster_without_room_is_said(cluster, monkeypatch):
+    monkeypatch.setattr(ranks, "ROOM", 1.0)
+    with pytest.raises(TrainingError, match="the cluster had no room for 3 ranks"):
+        ranks.call(dies, 3, 1, 0)
+    assert ray.is_initialized()
+
+
+def test_slots_count_ranks_node_by_node():
+    space = parse(SPACE | {"resources": {"workers": 3, "cpus": 2}}, Space, "f")
+    assert preflight.slots(space, 12, 0) == Slots(2, 0, 2, 3)
+    # Three cores hold one worker of two; four of the twelve cores are of no use.
+    assert preflight.slots(space, 12, 0, [(3, 0)] * 4) == Slots(2, 0, 1, 3)
+    with pytest.raises(InputError, match="asks for 3 workers of 2 CPU cores each, and there is room for 2"):
+        preflight.slots(space, 6, 0, [(3, 0)] * 2)
+    gpus = parse(SPACE | {"resources": {"workers": 8}}, Space, "f")
+    assert preflight.slots(gpus, 64, 16, [(32, 8)] * 2) == Slots(4, 1, 2, 8)
+    assert str(Slots(4, 1, 2, 8)) == "2 at once, each on 8 workers of 4 CPU cores and 1 GPU"
+    assert str(Slots(1, 0, 2)) == "2 at once, each on 1 CPU core"
+    with pytest.raises(InputError, match="gpus must be 0 or 1 where a trial has several workers"):
+        parse(SPACE | {"resources": {"workers": 2, "gpus": 0.5}}, Space, "f")
+
+
+def test_a_shape_with_fewer_images_than_workers_is_refused_before_the_study():
+    space = parse(SPACE | {"resources": {"workers": 15}}, Space, "f")
+    with pytest.raises(InputError, match=r"f: resources\.workers: a step of 12x14 has 14 images, too few for 15 ranks"):
+        preflight.check_batches(space, 300, "f")
+
+
+def test_ranks_change_the_meaning_of_a_score_unless_norms_are_synchronised():
+    own = [parse(SPACE | {"recipe": {}, "resources": {"workers": n}}, Space, "f").digest() for n in (1, 2)]
+    synced = [parse(SPACE | {"resources": {"workers": n}}, Space, "f").digest() for n in (1, 2)]
+    assert own[0] != own[1]
+    assert synced[0] == synced[1]

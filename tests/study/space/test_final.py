@@ -1,0 +1,76 @@
+import pytest
+
+from mixtune.config import parse
+from mixtune.errors import InputError
+from mixtune.study.outcome import Outcome
+from mixtune.study.proof.leaders import finalists, leaders
+from mixtune.study.space import Space
+from mixtune.study.space.final import Final, seeds_of
+
+
+def outcome(number, score, published="", state="COMPLETE"):
+    return Outcome(number, state, score, {}, published, "", None)
+
+
+SEARCH = [
+    outcome(0, 0.80, "fixed"),
+    outcome(1, 0.90, "gradual"),
+    outcome(2, 0.95),
+    outcome(3, 0.94),
+    outcome(4, 0.93),
+    outcome(5, 0.99, state="PRUNED"),
+    outcome(6, None, state="FAIL"),
+]
+
+
+def test_leaders_are_the_best_searched_and_all_published_regimes_of_what_was_completed():
+    assert [o.number for o in leaders(SEARCH, 2)] == [2, 3, 1, 0]
+
+
+def test_fresh_seeds_and_not_the_luckiest_run_choose_the_winner():
+    led = leaders(SEARCH, 3)
+    means = {2: 0.85, 3: 0.92, 4: 0.91, 1: 0.90, 0: 0.80}
+    replicated = {n: {1: m - 0.01, 2: m + 0.01} for n, m in means.items()}
+    assert [o.number for o in finalists(led, replicated)] == [3, 1, 0]
+    assert [o.number for o in finalists(led, {})] == [2, 1, 0]
+
+
+def test_a_published_regime_may_win_and_the_best_searched_one_is_tested_beside_it():
+    led = leaders(SEARCH, 1)
+    assert [o.number for o in finalists(led, {2: {1: 0.8}, 1: {1: 0.9}, 0: {1: 0.7}})] == [1, 2, 0]
+
+
+def test_a_regime_whose_fresh_runs_failed_does_not_win():
+    led = leaders(SEARCH, 2)
+    replicated = {3: {1: 0.85}, 1: {1: 0.84}, 0: {1: 0.7}}
+    assert finalists(led, replicated)[0].number == 3
+
+
+def test_leaders_get_seeds_that_chose_nothing_and_finalists_those_of_a_run_on_its_own():
+    final = Final(replicates=2, seeds=3)
+    assert list(seeds_of(final, "leaders", 7)) == [8, 9]
+    assert list(seeds_of(final, "final", 7)) == [7, 8, 9]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"seeds": 1}, "final: seeds must be at least 2"),
+        ({"leaders": 0}, "final: leaders must be at least 1"),
+        ({"replicates": -1}, "final: replicates must be at least 0"),
+        ({"seed": 3}, "final.seed"),
+    ],
+)
+def test_bad_settings_are_refused_in_one_sentence(tiny, given, said):
+    with pytest.raises(InputError, match=said):
+        parse(tiny | {"final": given}, Space, "f")
+
+
+def test_a_study_without_a_final_can_be_given_one(tiny):
+    assert parse(tiny, Space, "f").digest() == parse(tiny | {"final": {"seeds": 3}}, Space, "f").digest()
+
+
+def test_its_cost_is_counted_in_runs():
+    assert Final(3, 2, 5).cost(published=6, folds=1, trials=18).startswith("final: 18 runs of the leaders with fresh")
+    assert "and 35 for the test set" in Final(3, 2, 5).cost(published=6, folds=1, trials=18)
+    assert Final(3, 2, 5).cost(published=6, folds=5, trials=18).startswith("final: 90 runs")

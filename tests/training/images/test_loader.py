@@ -1,0 +1,151 @@
+"""The loader under faults: bad files, dead readers, early ends; its memory and its decodes."""
+
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mixtune.errors import InputError, TrainingError
+from mixtune.regime import BatchShape, Schedule, Shard
+from mixtune.training.images import pool, views
+from mixtune.training.images.data import Files
+from mixtune.training.images.loader import memory_ahead
+from mixtune.training.images.notes import Notes
+from mixtune.training.images.ring import Ring
+from mixtune.training.images.views import Augment
+
+SHAPES = (BatchShape(8, 6, 2), BatchShape(16, 4))
+
+
+@pytest.fixture
+def files(tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        Image.fromarray(rng.integers(0, 256, (20, 28, 3), dtype=np.uint8)).save(tmp_path / f"{i:02}.png")
+    return Files(tuple(str(p) for p in sorted(tmp_path.iterdir())), torch.arange(12))
+
+
+def schedule(steps=12, shapes=SHAPES):
+    return Schedule(shapes, np.arange(steps, dtype=np.int16) % len(shapes), np.ones(len(shapes)))
+
+
+def batches(source, workers=0, start=0, notes=None):
+    readers = pool.take(workers)
+    try:
+        made = views.file_batches(source, schedule(), Augment(), True, 3, start, readers, notes=notes)
+        return [(x.clone(), y) for x, y in made]  # their memory is used again
+    finally:
+        pool.release(readers)
+
+
+def spoil(source, *numbers):
+    for i in numbers:
+        Path(source.paths[i]).write_bytes(b"\x89PNG broken")
+
+
+def test_bad_files_are_replaced_alike_by_all_and_in_resumed_runs(files):
+    clean = batches(files)
+    spoil(files, 2, 3, 7)
+    notes = Notes()
+    here, there, resumed = batches(files, 0, notes=notes), batches(files, 2), batches(files, start=5)
+    assert sorted(notes.unreadable) == [files.paths[i] for i in (2, 3, 7)]
+    assert notes.lines()[0].startswith(
+        "3 images cannot be read: others stand in for training, accuracies are without; for example "
+    )
+    order = list(schedule().sample_batches(12, 3))
+    for t, ((x, y), (u, v), (plain, _)) in enumerate(zip(here, there, clean, strict=True)):
+        assert torch.equal(x, u)
+        assert torch.equal(y, v)
+        D, drawn = schedule().shapes[schedule().index[t]].D, order[t].tolist()
+        for place, sample in enumerate(drawn):
+            following = drawn[place:] + drawn[:place]
+            shown = next(i for i in following if i not in (2, 3, 7))
+            assert y[place * D : place * D + D].tolist() == [shown] * D
+            if shown == sample:
+                assert torch.equal(x[place * D : place * D + D], plain[place * D : place * D + D])
+    for (x, y), (u, v) in zip(here[5:], resumed, strict=True):
+        assert torch.equal(x, u)
+        assert torch.equal(y, v)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_step_without_a_single_good_image_is_said(files, workers):
+    spoil(files, *range(12))
+    with pytest.raises(InputError, match="none of the 6 images of a step can be read"):
+        batches(files, workers)
+
+
+def test_a_reader_that_dies_ends_the_run_with_a_sentence(files):
+    readers = pool.Processes(2)
+    made = views.file_batches(files, schedule(), Augment(), True, 3, 0, readers)
+    next(made)
+    (child, *_) = _children(readers._process.pid)
+    os.kill(child, signal.SIGKILL)
+    with pytest.raises(TrainingError, match="a process that reads images died"):
+        list(views.file_batches(files, schedule(400), Augment(), True, 3, 0, readers))
+
+
+def test_readers_end_with_their_process(files):
+    readers = pool.Processes(2)
+    next(views.file_batches(files, schedule(), Augment(), True, 3, 0, readers))
+    process = readers._process
+    readers.close()
+    assert process.wait(timeout=120) == 0
+
+
+def test_what_is_left_early_leaves_the_pool_as_it_was(files):
+    readers = pool.take(2)
+    first = batches(files)
+    for _ in range(3):
+        made = views.file_batches(files, schedule(), Augment(), True, 3, 0, readers)
+        next(made)
+        made.close()
+    assert len(readers._spare) == 1  # one region, used again
+    x = next(views.file_batches(files, schedule(), Augment(), True, 3, 0, readers))[0]
+    assert torch.equal(x, first[0][0])
+    pool.release(readers)
+
+
+def test_one_decode_serves_all_copies(files):
+    notes = Notes()
+    batches(files, notes=notes)
+    assert notes.decodes == schedule().samples < schedule().views
+
+
+def test_memory_is_bounded_and_holds_what_is_ahead():
+    shapes = (BatchShape(96, 1394), BatchShape(224, 256), BatchShape(256, 196))
+    rng = np.random.default_rng(0)
+    steps = Schedule(shapes, rng.integers(0, 3, 300).astype(np.int16), np.ones(3))
+    largest = 3 * 1394 * 96**2
+    images, size = memory_ahead(steps, 4)
+    assert images == 2 * 1394
+    assert 3 * largest <= size <= 2**30
+    assert memory_ahead(steps, 4, limit=1) == (images, 3 * largest)
+    assert memory_ahead(steps, 0) == (0, largest)
+    assert memory_ahead(steps, 4, Shard(0, 2))[0] == images // 2
+
+
+def test_blocks_of_a_ring_never_overlap():
+    rng, ring, held = np.random.default_rng(0), Ring(100), []
+    refused = 0
+    for _ in range(5000):
+        size = int(rng.integers(1, 60))
+        if rng.random() < 0.5 and held:
+            ring.give_back()
+            held.pop(0)
+        elif (begin := ring.take(size)) is not None:
+            assert 0 <= begin <= 100 - size
+            assert all(begin + size <= a or b <= begin for a, b in held)
+            held.append((begin, begin + size))
+        else:
+            refused += 1
+            assert held
+    assert refused
+
+
+def _children(pid):
+    return [int(x) for x in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
