@@ -120,6 +120,7 @@ def _close(
         summary = {"score": best.score, "trial": best.number, "family": best.published or "searched"}
         summary |= {"regime": str(regime_of(space, best)), "chosen": chosen}
         summary["verdict"] = proof.verdict.sentence() if proof else ""  # an earlier one does not stay
+        summary["failed"] = "; ".join(proof.missing) if proof else ""
         if pareto:
             summary["pareto"] = " ".join(map(str, pareto))
     outcomes = trials.outcomes()

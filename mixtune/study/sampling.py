@@ -25,6 +25,8 @@ from mixtune.training.curve import Curve
 from mixtune.training.score import DIRECTIONS
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+# What Optuna has no state for, and the one it gets. An infeasible point was pruned before it had any value.
+_NOTED = {"INFEASIBLE": "PRUNED", "DIVERGED": "FAIL"}
 KEPT = ("published", "known", "grid", "proxy", "point", "repeat")  # what a trial that starts again takes along
 
 
@@ -167,7 +169,9 @@ class Trials:
             return worse and "published" not in trial.user_attrs
 
     def finish(self, trial: Trial, state: str, score: float | None, reason: str, curve: Curve | None) -> None:
-        """Record how a trial ended: COMPLETE with its score, PRUNED (with its last score), FAIL or INFEASIBLE."""
+        """Record how a trial ended: COMPLETE with its score, PRUNED (with its last score), FAIL, DIVERGED (a FAIL that
+        another attempt would end in, too) or INFEASIBLE.
+        """
         rows = curve.rows() if curve is not None else None
         with reached(), at_once(self._storage):
             if reason:
@@ -177,10 +181,10 @@ class Trials:
             self._tell(trial, state, score, curve)
 
     def _tell(self, trial: Trial | int, state: str, score: float | None, curve: Curve | None) -> None:
-        if state == "INFEASIBLE":  # to the sampler a point that was pruned before it had any value
+        if state in _NOTED:
             number = trial if isinstance(trial, int) else trial.number
-            storage_.attribute_of(self._study, number, "infeasible", "yes")
-            state = "PRUNED"
+            storage_.attribute_of(self._study, number, state.lower(), "yes")
+            state = _NOTED[state]
         values = self.space.values(curve) if curve is not None and self.space.several else [score or 0.0]
         if state == "COMPLETE" and not all(map(math.isfinite, [math.nan if score is None else score, *values])):
             state = "FAIL"

@@ -136,7 +136,8 @@ def run_hosted(config: dict[str, Any], names: Sequence[str]) -> None:
             except RayActorError:
                 deaths += 1
                 if deaths > RETRIES:
-                    tune.report({"failed": f"the process that trained it and others died {deaths} times in a row"})
+                    said = f"the process that trained it and others died {deaths} times in a row"
+                    tune.report({"failed": said, "cause": "machine"})
                     return
     finally:
         if host is not None:

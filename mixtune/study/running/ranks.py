@@ -176,7 +176,7 @@ def together(
     """The same of several teams at once, ``workers`` ranks each, with their arguments: (team, what it yields).
 
     When a rank dies all start again, at most ``RESTARTS`` times; the work must then go on from what it kept, and yield
-    its earlier results first, which are passed over. What one rank raises ends all. Raises TrainingError when starting
+    its earlier results first, which are passed over. What one rank raises ends all. Raises PeerLostError when starting
     again does not help, and what a rank raises.
     """
     given = [0] * len(teams)
@@ -191,7 +191,7 @@ def together(
             return
         except RankLostError as err:
             if attempt == RESTARTS:
-                raise TrainingError(f"ranks died {RESTARTS + 1} times; the last time: {err}") from None
+                raise PeerLostError(f"ranks died {RESTARTS + 1} times; the last time: {err}") from None
             log.warning("%s; all ranks start again from the trial's checkpoints", err)
         finally:
             crew.dismiss()

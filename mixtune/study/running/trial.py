@@ -6,7 +6,9 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import torch
 
 from mixtune.config import parse
 from mixtune.regime import Regime
@@ -15,10 +17,23 @@ from mixtune.secrets import masked
 from mixtune.study.space.fidelity import Stage
 from mixtune.study.space.limits import Position, position
 from mixtune.training.curve import Curve, mean_curve
-from mixtune.training.loop import Report
-from mixtune.training.ranks import Ranks
+from mixtune.training.loop import Report, TrainingDivergedError
+from mixtune.training.ranks import PeerLostError, Ranks
 from mixtune.training.run import Run, TrainingConfig
+from mixtune.training.shortage import lacking
 from mixtune.training.trained import save_result
+
+# The machine's: memory, a device, a file or a rank was lost, and another attempt may well succeed. The regime's: it
+# diverges with this seed, and would again.
+Cause = Literal["machine", "regime", "unknown"]
+
+
+def cause_of(err: Exception) -> Cause:
+    """Whose fault an error is that ended a run."""
+    if isinstance(err, TrainingDivergedError):
+        return "regime"
+    lost = isinstance(err, OSError | MemoryError | PeerLostError | torch.AcceleratorError) or lacking(err)
+    return "machine" if lost else "unknown"
 
 
 def failure(err: Exception, folder: Path) -> str:

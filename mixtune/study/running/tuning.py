@@ -37,7 +37,7 @@ from mixtune.study.running import folds, ranks
 from mixtune.study.running.bridge import Bridge
 from mixtune.study.running.janitor import Janitor
 from mixtune.study.running.preflight import Slots
-from mixtune.study.running.trial import failure
+from mixtune.study.running.trial import cause_of, failure
 from mixtune.study.running.watch import Watch, memory_kills_are_deaths
 from mixtune.training.ranks import Ranks
 
@@ -141,14 +141,14 @@ def carry_out(
     except NoRoomError as err:
         report({"no_room": str(err)})
     except (InputError, TrainingError) as err:
-        report({"failed": str(err)})
+        report({"failed": str(err), "cause": cause_of(err)})
     except Exception as err:
         if isinstance(err, OSError) and err.errno in NO_ROOM:
             report({"no_room": str(no_room(err.filename or folder))})
             return
         with contextlib.suppress(OSError):
             (folder / "error.txt").write_text(masked(traceback.format_exc()), encoding="utf-8")
-        report({"failed": failure(err, folder)})
+        report({"failed": failure(err, folder), "cause": cause_of(err)})
 
 
 class _Searcher(Searcher):  # type: ignore[misc]

@@ -145,6 +145,7 @@ def test_a_fold_that_fails_ends_the_others_and_is_the_trials_failure(group, tmp_
     assert_no_process(mark)
 
 
+@pytest.mark.slow
 def test_a_trial_that_is_stopped_ends_its_folds(group, tmp_path, mark):
     config = configuration(tmp_path, AT_ONCE | {"budget": {"epochs": 60}, "evaluate": {"sizes": [8], "reports": 20}})
     stream = folds.trained(config)
