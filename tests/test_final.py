@@ -93,7 +93,7 @@ def test_a_run_of_the_final_whose_worker_was_killed_is_told_and_made_by_the_next
             os.kill(pid, signal.SIGKILL)
     said = "".join(said)
     (failed,) = re.findall(r"^failed: (.*), seed (\d), for the test set: its worker died \(.*", said, re.MULTILINE)
-    assert re.search(r"Welch's t-test, \d and \d seeds|was not tested|no run was completed", said)
+    assert "not tested" in said  # there is one run of it
     assert killed
     assert again.returncode == 0, again.stderr
     assert re.search(
