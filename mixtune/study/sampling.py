@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import optuna
+from optuna.samplers.nsgaii._elite_population_selection_strategy import _crowding_distance_sort
 from optuna.trial import Trial, TrialState
 
 from mixtune.errors import InputError
@@ -226,6 +227,13 @@ class Trials:
         """The numbers of the complete trials that no other beats in every objective."""
         with reached():
             return sorted(t.number for t in self._study.best_trials)
+
+    def spread(self) -> list[int]:
+        """The same, those first that stand apart: the ends of the front, then the least crowded ones (NSGA-II)."""
+        with reached():
+            front = sorted(self._study.best_trials, key=lambda t: t.number)
+        _crowding_distance_sort(front)
+        return [t.number for t in front]
 
     def hours(self) -> float:
         """How long the trials that ended by themselves took, together."""

@@ -10,11 +10,24 @@ from mixtune.study.outcome import Outcome
 Scores = Mapping[int, Mapping[int, float]]  # by number of the trial, then by seed
 
 
-def leaders(outcomes: Sequence[Outcome], count: int) -> list[Outcome]:
-    """The published regimes, and the ``count`` best searched ones, of what was trained to the end; the best first."""
+def leaders(outcomes: Sequence[Outcome], count: int, front: Sequence[int] = ()) -> tuple[list[Outcome], str]:
+    """The published regimes, and ``count`` searched ones, of what was trained to the end; and how those were chosen.
+
+    The best by score. With several objectives no more than are on the Pareto ``front`` (numbers, those first that stand
+    apart): the best score there, which the winner is chosen by, then in the order of the front. The best comes first.
+    """
     complete = sorted((o for o in outcomes if o.state == "COMPLETE"), key=lambda o: (-(o.score or 0.0), o.number))
-    searched = [o for o in complete if not o.published][:count]
-    return [o for o in complete if o.published or o in searched]
+    searched = [o for o in complete if not o.published]
+    how = ""
+    if on_front := [o for o in searched if o.number in front]:
+        best, *others = on_front
+        searched = [best, *sorted(others, key=lambda o: front.index(o.number))]
+        how = f"{min(count, len(searched))} of {len(searched)} searched regimes on the Pareto front"
+        if count < len(searched):
+            how += ", the best score and then those that stand apart (NSGA-II's crowding distance)"
+    elif front:
+        how = "no searched regime is on the Pareto front, so those with the best scores"
+    return [o for o in complete if o.published or o in searched[:count]], how
 
 
 def worth(outcome: Outcome, replicated: Scores) -> float:

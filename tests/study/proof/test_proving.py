@@ -157,7 +157,7 @@ def test_what_the_machine_did_to_a_run_is_tried_again_at_once_and_not_for_ever(s
     )
     assert said[1] == "final: 3 regimes with 4 seeds each; 11 of 12 runs are done"
     assert machine.trained.count(("fixed", "test", 2)) == 2 + space.limits.retries
-    assert "failed" not in again.table()
+    assert "failed: " not in again.table()
     assert "paired t-test over 4 seeds" in again.table()
 
 
@@ -166,7 +166,7 @@ def test_what_fails_for_no_known_reason_is_tried_again_by_the_next_command_only(
     for attempts in (1, 2):
         proof = conclude(space, places, machine)
         assert machine.trained.count(RUN) == attempts
-        assert proof.missing == ["failed: searched #2, seed 1, for the test set: ValueError: a bug"]
+        assert proof.missing == ["searched #2, seed 1, for the test set: ValueError: a bug"]
     assert conclude(space, places, machine).missing == []
 
 
@@ -202,6 +202,15 @@ def test_a_search_does_not_try_again_what_fell_over(space, places):
     machine = Planted({}, faults={(SEARCHED, "validation", 0): [LOST, LOST]})
     conclude(space, places, machine)
     assert machine.trained.count((SEARCHED, "validation", 0)) == 1
+
+
+def test_with_several_objectives_the_front_is_proven_and_the_output_says_so(tiny, places):
+    several = {"objectives": ["score", "ece"], "final": {"leaders": 1, "replicates": 2, "seeds": 2}, "trials": 4}
+    space, said = parse(tiny | several, Space, "f"), []
+    proof = conclude(space, places, Planted({SEARCHED: 0.95}), said)
+    assert said[0] == "leaders: 1 of 1 searched regimes on the Pareto front; and the published regimes"
+    assert "the best mean score over 2 fresh seeds on held-out images among 3 (" in proof.chosen
+    assert "; 1 of 1 searched regimes on the Pareto front)" in proof.table()
 
 
 def test_a_study_that_has_ended_can_be_proven_later_and_with_more_seeds(tiny, space, places):
