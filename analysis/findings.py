@@ -101,6 +101,8 @@ def noise(study: StudyRuns) -> list[str]:
             f"The searched regime is the best of {searched} that were tried, chosen by its score on the hold-out, "
             "which flatters it: a fresh run on the test set is the fair number."
         )
+    if ranks := study.tags.get("mixtune.rank_correlation"):
+        said.append(f"Pruning trusts early scores: {ranks}.")
     if failed := study.tags.get("mixtune.best.failed"):
         said.append(f"Runs of the final that were not completed, so that n is smaller by them: {failed}.")
     states = [f"{n} {state.lower()}" for state, n in sorted(study.states.items())]

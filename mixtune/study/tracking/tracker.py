@@ -191,9 +191,18 @@ class Tracker:
         self.outbox.close()
         self._sender.close()
 
-    def summarise(self, best: Mapping[str, Any], more: Mapping[str, str] | None = None) -> None:
-        """The study's winner: its score as a metric of the parent run, all else and ``more`` as tags."""
+    def summarise(
+        self,
+        best: Mapping[str, Any],
+        more: Mapping[str, str] | None = None,
+        measured: Sequence[tuple[str, float, int]] = (),
+    ) -> None:
+        """The study's winner: its score as a metric of the parent run, all else and ``more`` as tags.
+
+        measured: other metrics, each with its step.
+        """
         metrics = [["score", round(float(best["score"]), 5), 100]] if best else []
+        metrics += [[name, round(value, 5), step] for name, value, step in measured]
         tags = {f"mixtune.best.{k}": str(v)[:5000] for k, v in best.items() if k != "score"} | dict(more or {})
         self._put("summary", -1, tags=tags, metrics=metrics)
 
