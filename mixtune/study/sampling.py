@@ -157,8 +157,9 @@ class Trials:
     def report(self, trial: Trial, number: int, score: float, last: bool) -> bool:
         """Record the score of report ``number`` (1, 2, ...); True when the trial should be pruned.
 
-        Published regimes run to the end, because they are what the others are compared with, and the last report is
-        never pruned: the whole budget is spent by then. Optuna takes no reports where there are several objectives.
+        Published regimes are what the others are compared with, so they run to the end where no final trains them
+        again. The last report is never pruned: the whole budget is spent by then. Optuna takes no reports where there
+        are several objectives.
         """
         if self.space.several:
             return False
@@ -167,7 +168,7 @@ class Trials:
             trial.report(score, number)
             # Asked of every trial: halving pruners note a trial among the competitors when they are asked about it.
             worse = not last and trial.should_prune()
-            return worse and "published" not in trial.user_attrs
+            return worse and trial.user_attrs.get("published") not in self.space.to_the_end
 
     def finish(self, trial: Trial, state: str, score: float | None, reason: str, curve: Curve | None) -> None:
         """Record how a trial ended: COMPLETE with its score, PRUNED (with its last score), FAIL, DIVERGED (a FAIL that

@@ -146,9 +146,9 @@ def test_published_regimes_are_tried_first(space):
 def test_ratios_are_of_medians_and_the_page_says_what_was_measured():
     names = [bench.RANDOM, *bench.SEARCHES]
     found = {name: [[10.0 * (i + 1)] * 3 for _ in bench.TOP] for i, name in enumerate(names)}
-    rows = bench.rows_of(found, (bench.MIXTUNE, bench.ALONE))
-    assert [row["ratio"] for row in rows[:2]] == [pytest.approx(1 / 2), pytest.approx(1 / 3)]
-    assert all(row["at_least"] == 1 for row in rows[2:])
+    rows = bench.rows_of(found, (bench.MIXTUNE, bench.TO_THE_END, bench.ALONE))
+    assert [row["ratio"] for row in rows[:3]] == [pytest.approx(1 / n) for n in (2, 3, 4)]
+    assert all(row["at_least"] == 1 for row in rows[3:])
     assert bench.costs([[math.inf, 1.0, math.inf]] * 3)["1 %"]["median"] is None
     made = json.loads((RESULTS / "search_efficiency.json").read_text())
     assert written("search_efficiency") == bench.block(made)

@@ -39,6 +39,20 @@ def test_published_regimes_come_first_and_are_never_pruned(opened):
     assert [o.state for o in trials.outcomes()] == ["COMPLETE", "COMPLETE"]
 
 
+def test_published_regimes_that_a_final_trains_again_may_be_pruned(opened):
+    trials = opened(final={"leaders": 1, "replicates": 1, "seeds": 2})
+    for scores in ([0.8, 0.9], [0.1, 0.2]):
+        run_one(trials, scores)
+    assert [(o.published, o.state) for o in trials.outcomes()] == [("fixed", "COMPLETE"), ("multiscale", "PRUNED")]
+
+
+def test_without_fresh_seeds_a_final_prunes_no_published_regime(opened):
+    trials = opened(final={"leaders": 1, "replicates": 0, "seeds": 2})
+    for scores in ([0.8, 0.9], [0.1, 0.2]):
+        run_one(trials, scores)
+    assert [o.state for o in trials.outcomes()] == ["COMPLETE", "COMPLETE"]
+
+
 def test_a_searched_trial_below_the_others_is_pruned_and_recorded_as_such(opened):
     trials = opened()
     run_one(trials, [0.8, 0.9])

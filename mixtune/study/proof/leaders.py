@@ -11,10 +11,11 @@ Scores = Mapping[int, Mapping[int, float]]  # by number of the trial, then by se
 
 
 def leaders(outcomes: Sequence[Outcome], count: int, front: Sequence[int] = ()) -> tuple[list[Outcome], str]:
-    """The published regimes, and ``count`` searched ones, of what was trained to the end; and how those were chosen.
+    """``count`` searched regimes of what was trained to the end, and the published ones; and how those were chosen.
 
     The best by score. With several objectives no more than are on the Pareto ``front`` (numbers, those first that stand
-    apart): the best score there, which the winner is chosen by, then in the order of the front. The best comes first.
+    apart): the best score there, which the winner is chosen by, then in the order of the front. The best comes first; a
+    published regime that was pruned is at the end: fresh seeds will tell what it is worth.
     """
     complete = sorted((o for o in outcomes if o.state == "COMPLETE"), key=lambda o: (-(o.score or 0.0), o.number))
     searched = [o for o in complete if not o.published]
@@ -27,7 +28,8 @@ def leaders(outcomes: Sequence[Outcome], count: int, front: Sequence[int] = ()) 
             how += ", the best score and then those that stand apart (NSGA-II's crowding distance)"
     elif front:
         how = "no searched regime is on the Pareto front, so those with the best scores"
-    return [o for o in complete if o.published or o in searched[:count]], how
+    pruned = [o for o in outcomes if o.state == "PRUNED" and o.published]
+    return [o for o in complete if o.published or o in searched[:count]] + pruned, how
 
 
 def worth(outcome: Outcome, replicated: Scores) -> float:

@@ -116,8 +116,8 @@ def plan(space: Space, training: TrainingConfig, room: Room, slots: Slots, n_tra
             refused.append(str(err))
     if not ways:
         raise InputError(f"search: none of {len(refused)} candidates can be trained (the last: {refused[-1]})")
-    first = [way for name, way in ways.items() if name in space.published][: space.trials]
-    drawn = [way for name, way in ways.items() if name not in space.published] or first
+    first = [way for name, way in ways.items() if name in space.to_the_end][: space.trials]
+    drawn = [way for name, way in ways.items() if name not in space.to_the_end] or first
     whole = [sum(seconds for _, seconds in way) for way in (*first, *drawn)]
     searched = (space.trials - len(first)) / len(drawn)
     certain = sum(whole[: len(first)])

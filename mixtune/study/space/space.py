@@ -105,6 +105,11 @@ class Space:
         if len(set(self.published)) < len(self.published):
             raise ValueError(f"published must list different regimes, not {list(self.published)}")
 
+    @property
+    def to_the_end(self) -> tuple[str, ...]:
+        """The published regimes that may not be pruned: none where ``final`` trains them with fresh seeds anyway."""
+        return () if self.final is not None and self.final.replicates else self.published
+
     def training(self, threads: int | None = None, costs: dict[str, float] | None = None) -> TrainingConfig:
         """What every trial shares, beside its regime and what is searched of the recipe."""
         task = replace(self.task, folds=self.folds) if self.folds > 1 else self.task

@@ -45,6 +45,12 @@ def test_with_several_objectives_leaders_are_spread_over_the_front_and_its_best_
     assert leaders(SEARCH, 2)[1] == ""
 
 
+def test_a_published_regime_that_the_search_pruned_gets_fresh_seeds_too_and_is_judged_by_them():
+    led, _ = leaders([outcome(7, 0.99, "stepwise", "PRUNED"), *SEARCH], 1)
+    assert [o.number for o in led] == [2, 1, 0, 7]
+    assert [o.number for o in finalists(led, {2: {1: 0.8}, 1: {1: 0.7}, 0: {1: 0.6}, 7: {1: 0.9}})] == [7, 2, 1, 0]
+
+
 def test_fresh_seeds_and_not_the_luckiest_run_choose_the_winner():
     led, _ = leaders(SEARCH, 3)
     means = {2: 0.85, 3: 0.92, 4: 0.91, 1: 0.90, 0: 0.80}
