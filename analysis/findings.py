@@ -101,6 +101,10 @@ def noise(study: StudyRuns) -> list[str]:
             f"The searched regime is the best of {searched} that were tried, chosen by its score on the hold-out, "
             "which flatters it: a fresh run on the test set is the fair number."
         )
+    if ranks := study.tags.get("mixtune.rank_correlation"):
+        said.append(f"Pruning trusts early scores: {ranks}.")
+    if failed := study.tags.get("mixtune.best.failed"):
+        said.append(f"Runs of the final that were not completed, so that n is smaller by them: {failed}.")
     states = [f"{n} {state.lower()}" for state, n in sorted(study.states.items())]
     pruned = " (pruned ones are not compared: they were not trained to the end)" * ("PRUNED" in study.states)
     said.append(f"Of {tried} trial{'s' * (tried != 1)}: {', '.join(states)}{pruned}.")

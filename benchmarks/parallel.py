@@ -31,7 +31,7 @@ from mixtune.study.folder import Places, locked
 from mixtune.study.outcome import Outcome
 from mixtune.study.running import tuning
 from mixtune.study.running.bridge import Bridge
-from mixtune.study.running.preflight import Slots
+from mixtune.study.running.slots import Slots
 from mixtune.study.space import Space
 from mixtune.training.run import Run
 

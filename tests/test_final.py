@@ -1,7 +1,9 @@
 """The proof after a search, as a user runs it: killed in the middle, gone on with, added to a study that has ended."""
 
 import os
+import re
 import signal
+import time
 import uuid
 
 import optuna
@@ -12,6 +14,7 @@ from mixtune.cli import python
 from mixtune.study.durable.storage import open_storage
 from mixtune.study.folder import Places
 from tests.accounts import assert_exact, assert_gone, marked, start
+from tests.test_kills import victims
 from tests.test_search import command
 
 FINAL = {"leaders": 1, "replicates": 1, "seeds": 2}
@@ -67,6 +70,39 @@ def test_a_search_killed_in_the_middle_of_a_round_goes_on_and_repeats_nothing(tm
     )
     assert len(runs) == 9
     assert "final: whole training set, test set" in again.stdout
+
+
+@pytest.mark.slow
+def test_a_run_of_the_final_whose_worker_was_killed_is_told_and_made_by_the_next_command(tmp_path, space_file, tiny):
+    settings = {"final": FINAL, "pruner": {"name": "none"}, "trials": 3, "budget": {"epochs": 4}}
+    space = space_file(tiny | settings | {"limits": {"retries": 0}})
+    folder, mark, said, killed = tmp_path / "study", uuid.uuid4().hex, [], 0
+    process = start(folder, space, mark=mark)
+    try:
+        for line in process.stdout:
+            said.append(line)
+            if "(test set)" in line and not any("FAILED" in before for before in said):
+                time.sleep(0.5)  # the next one has begun
+                os.kill(victims("worker", process, mark)[0], signal.SIGKILL)
+                killed += 1
+        assert process.wait(timeout=60) == 0, "".join(said)
+        assert_gone(mark)
+        again = command("mixtune.search", "--space", space, "--out", folder)
+    finally:
+        for pid in marked(mark):
+            os.kill(pid, signal.SIGKILL)
+    said = "".join(said)
+    (failed,) = re.findall(r"^failed: (.*), seed (\d), for the test set: its worker died \(.*", said, re.MULTILINE)
+    assert "not tested" in said  # there is one run of it
+    assert killed
+    assert again.returncode == 0, again.stderr
+    assert re.search(
+        rf"^final: #\d with seed {failed[1]} failed \(its worker died.*\) and starts again", again.stdout, re.M
+    )
+    assert "final: 3 regimes with 2 seeds each; 5 of 6 runs are done" in again.stdout
+    assert "\nfailed: " not in again.stdout
+    found, _ = rounds(folder)
+    assert len(found["final"]) == 6
 
 
 @pytest.mark.slow

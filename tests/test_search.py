@@ -157,6 +157,10 @@ def test_the_printed_command_adds_trials(study):
         (["--space", "{space}", "--set", "resources.gpus=8"], "resources.gpus: a trial asks for 8 GPUs and there are"),
         (["--space", "{space}", "--set", "resources.cpus=999"], "resources.cpus: a trial asks for 999 CPU cores"),
         (["--space", "{space}", "--set", "budget.epochs=0.01"], "less than one step"),
+        (
+            ["--space", "{space}", "--set", "resources.folds_at_once=2"],
+            "resources.folds_at_once is 2, more than folds, 1",
+        ),
         (["--space", "{space}", "--set", "pruner.name=hlaving"], "unknown pruner 'hlaving'; did you mean 'halving'?"),
         (["--space", "{space}", "--out", "{file}/x"], "cannot be written to"),
         (["--space", "{space}", "--tracking-uri", "http://127.0.0.1:9"], "no MLflow tracking server answers there"),

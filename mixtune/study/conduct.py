@@ -19,7 +19,7 @@ from mixtune.study.console import Console, pareto_table, results_table
 from mixtune.study.events import Listeners
 from mixtune.study.folder import Places, locked, save
 from mixtune.study.outcome import Outcome
-from mixtune.study.proof.agreement import agreements, sentence
+from mixtune.study.proof import agreement
 from mixtune.study.proof.proving import Proof, prove
 from mixtune.study.running import estimate, preflight, tuning
 from mixtune.study.running.machine import Machine
@@ -122,11 +122,14 @@ def _close(
         summary = {"score": best.score, "trial": best.number, "family": best.published or "searched"}
         summary |= {"regime": str(regime_of(space, best)), "chosen": chosen}
         summary["verdict"] = proof.verdict.sentence() if proof else ""  # an earlier one does not stay
+        summary["failed"] = "; ".join(proof.missing) if proof else ""
         if pareto:
             summary["pareto"] = " ".join(map(str, pareto))
     outcomes = trials.outcomes()
     agreed = carry.agreement(outcomes)
-    tracker.summarise(summary, agreed.tags if agreed else {})
+    ranks = agreement.agreements(space, outcomes)
+    told = {"mixtune.rank_correlation": agreement.sentence(ranks)} if ranks else {}
+    tracker.summarise(summary, told | (agreed.tags if agreed else {}), agreement.metrics(ranks))
     if best is not None and tracker.flush():  # figures are drawn from what MLflow holds
         artifacts += draw(places.tracking_uri, space.study, places.folder / "figures")
     try:
@@ -160,7 +163,7 @@ def table(space: Space, result: Result) -> str:
     if result.infeasible:
         first = next(iter(result.infeasible.values()))
         lines += f"\n{len(result.infeasible)} candidates could not be trained ({first})"
-    if early := sentence(agreements(space, result.outcomes)):
+    if early := agreement.sentence(agreement.agreements(space, result.outcomes)):
         lines += f"\n{early}"
     if agreed := carry.agreement(result.outcomes):
         lines += f"\n{agreed}"

@@ -42,4 +42,4 @@ class Outcome:
     @property
     def name(self) -> str:
         """What it is called in sentences: the published regime's name, or "searched" with its number."""
-        return self.published or f"searched #{self.number}"
+        return self.published or f"searched #{self.repeat.of if self.repeat else self.number}"

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import optuna
+from optuna.samplers.nsgaii._elite_population_selection_strategy import _crowding_distance_sort
 from optuna.trial import Trial, TrialState
 
 from mixtune.errors import InputError
@@ -25,6 +26,8 @@ from mixtune.training.curve import Curve
 from mixtune.training.score import DIRECTIONS
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+# What Optuna has no state for, and the one it gets. An infeasible point was pruned before it had any value.
+_NOTED = {"INFEASIBLE": "PRUNED", "DIVERGED": "FAIL"}
 KEPT = ("published", "known", "grid", "proxy", "point", "repeat")  # what a trial that starts again takes along
 
 
@@ -168,7 +171,9 @@ class Trials:
             return worse and trial.user_attrs.get("published") not in self.space.to_the_end
 
     def finish(self, trial: Trial, state: str, score: float | None, reason: str, curve: Curve | None) -> None:
-        """Record how a trial ended: COMPLETE with its score, PRUNED (with its last score), FAIL or INFEASIBLE."""
+        """Record how a trial ended: COMPLETE with its score, PRUNED (with its last score), FAIL, DIVERGED (a FAIL that
+        another attempt would end in, too) or INFEASIBLE.
+        """
         rows = curve.rows() if curve is not None else None
         with reached(), at_once(self._storage):
             if reason:
@@ -178,10 +183,10 @@ class Trials:
             self._tell(trial, state, score, curve)
 
     def _tell(self, trial: Trial | int, state: str, score: float | None, curve: Curve | None) -> None:
-        if state == "INFEASIBLE":  # to the sampler a point that was pruned before it had any value
+        if state in _NOTED:
             number = trial if isinstance(trial, int) else trial.number
-            storage_.attribute_of(self._study, number, "infeasible", "yes")
-            state = "PRUNED"
+            storage_.attribute_of(self._study, number, state.lower(), "yes")
+            state = _NOTED[state]
         values = self.space.values(curve) if curve is not None and self.space.several else [score or 0.0]
         if state == "COMPLETE" and not all(map(math.isfinite, [math.nan if score is None else score, *values])):
             state = "FAIL"
@@ -223,6 +228,13 @@ class Trials:
         """The numbers of the complete trials that no other beats in every objective."""
         with reached():
             return sorted(t.number for t in self._study.best_trials)
+
+    def spread(self) -> list[int]:
+        """The same, those first that stand apart: the ends of the front, then the least crowded ones (NSGA-II)."""
+        with reached():
+            front = sorted(self._study.best_trials, key=lambda t: t.number)
+        _crowding_distance_sort(front)
+        return [t.number for t in front]
 
     def hours(self) -> float:
         """How long the trials that ended by themselves took, together."""

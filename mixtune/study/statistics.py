@@ -102,7 +102,10 @@ def difference(a: Mapping[int, float], b: Mapping[int, float], images: int | Non
         error = math.sqrt(2) * image_error(pooled, images)
         p = 1.0 if error == 0 else float(2 * stats.norm.sf(abs(mean_b - mean_a) / error))
     else:
-        return Difference(mean_a, mean_b, math.nan, math.nan, None, "one run each: seeds decide whether that is noise")
+        said = "one run each: seeds decide whether that is noise"
+        if max(len(a), len(b)) > 1:
+            said = f"{len(a)} and {len(b)} runs, where a test needs two of each"
+        return Difference(mean_a, mean_b, math.nan, math.nan, None, said)
     return Difference(mean_a, mean_b, mean_b - mean_a - half, mean_b - mean_a + half, p, test)
 
 

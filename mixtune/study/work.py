@@ -32,6 +32,7 @@ def training_of(space: Space, training: TrainingConfig, candidate: Candidate) ->
 def handed_over(space: Space, candidate: Candidate, training: TrainingConfig, checkpoint: Path) -> dict[str, Any]:
     """The configuration that a worker gets (``trial.trial_results`` reads it). Makes the folder and its regime file."""
     candidate.folder.mkdir(parents=True, exist_ok=True)
+    (candidate.folder / "error.txt").unlink(missing_ok=True)  # of an attempt that failed
     said = plain(training)
     save_regime(candidate.folder / "regime.yaml", candidate.regime, said)
     return {
@@ -42,4 +43,5 @@ def handed_over(space: Space, candidate: Candidate, training: TrainingConfig, ch
         "judge": candidate.repeat.judge if candidate.repeat else "validation",
         "stages": plain(space.stages),
         "reports": space.reports_on_the_way,
+        "folds_at_once": space.resources.folds_at_once,
     }

@@ -19,7 +19,7 @@ from mixtune.training.curve import Curve
 from mixtune.training.device import available_cpus as available_cpus
 from mixtune.training.device import pick_device
 from mixtune.training.evaluation import Predictions, evaluate, predict
-from mixtune.training.images import data, pixels, pool, views
+from mixtune.training.images import data, pixels, pool, splits, views
 from mixtune.training.images.normalise import Normalise
 from mixtune.training.images.notes import Notes
 from mixtune.training.learning import mixing
@@ -58,7 +58,7 @@ class Classification:
         self._flip = dataset.flips if config.augment.flip is None else config.augment.flip
         self._normalise = Normalise(dataset.mean, dataset.std, self.device)
         try:
-            self.train_source, self._held_out, self._choice = data.split(
+            self.train_source, self._held_out, self._choice = splits.split(
                 dataset, config.samples, config.held_out, judge, recalibration is not None
             )
         except ValueError as err:

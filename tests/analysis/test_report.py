@@ -128,6 +128,17 @@ def test_a_final_names_the_winner_that_was_chosen_before_it_and_what_the_test_se
     assert "searched #2 wins" in written(made.uri, tmp_path)
 
 
+def test_the_page_tells_what_is_missing_of_a_final_and_how_early_scores_ranked(made, tmp_path):
+    proven(made, {0: (0.72, 0.74), 2: (0.73, 0.72)}, winner=2)
+    assert "Pruning trusts early scores" not in written(made.uri, tmp_path)
+    told = {"failed": "fixed, seed 2, for the test set: its worker died"}
+    made.tracker.summarise(told | {"score": 0.7, "trial": 2}, {"mixtune.rank_correlation": "0.50 at 11 % (n = 14)"})
+    assert made.tracker.flush()
+    text = written(made.uri, tmp_path)
+    assert "Pruning trusts early scores: 0.50 at 11 % (n = 14)." in text
+    assert "fixed, seed 2, for the test set: its worker died" in text
+
+
 def test_a_final_that_shows_nothing_says_that(made):
     study = proven(made, {0: (0.72, 0.74, 0.73), 2: (0.73, 0.72, 0.74), 3: (0.74, 0.73, 0.72)}, winner=2)
     assert "; no regime is distinguishable from searched #2 at this noise (paired" in findings.answer(study)

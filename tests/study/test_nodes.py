@@ -11,8 +11,9 @@ from ray.cluster_utils import Cluster
 
 from mixtune.config import parse
 from mixtune.study.events import Listeners
-from mixtune.study.running import preflight, tuning
+from mixtune.study.running import tuning
 from mixtune.study.running.bridge import Bridge
+from mixtune.study.running.slots import fitting
 from mixtune.study.sampling import Trials
 from mixtune.study.space import Space
 from mixtune.training.run import Run
@@ -59,7 +60,7 @@ def study(folder, monkeypatch, **settings):
     monkeypatch.setattr(tuning, "run_trial", noted_trial)
     space = parse(TINY | SYNCED | settings, Space, "f")
     trials = Trials(f"sqlite:///{folder}/study.db", space, 4)
-    slots = preflight.slots(space, *tuning.cluster(), tuning.nodes())
+    slots = fitting(space, *tuning.cluster(), tuning.nodes())
     tuning.run(Bridge(trials, space.training(1), folder, Listeners([])), slots, folder)
     found = [set(path.read_text().split()) for path in sorted(folder.glob("trials/*/nodes"))]
     return space, trials.outcomes(), found

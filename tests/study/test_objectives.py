@@ -1,5 +1,6 @@
 """Studies with several objectives: Optuna's directions, no pruning, the Pareto set, and going on with one."""
 
+import numpy as np
 import optuna
 import pytest
 
@@ -55,6 +56,30 @@ def test_it_runs_goes_on_and_gives_the_pareto_set(tmp_path, tiny, sampler):
         "GMACs); several run without pruning)"
     )
     assert [line.split()[0] for line in lines[2:]] == ["#6", "#0", "#2", "#1"]
+
+
+def crowding(points):
+    """NSGA-II's distance of every point, written out: the gaps around it in each objective, in units of its range."""
+    found = dict.fromkeys(points, 0.0)
+    for i in range(2):
+        order = sorted(points, key=lambda p: p[i])
+        found[order[0]] = found[order[-1]] = float("inf")
+        for before, here, after in zip(order, order[1:], order[2:], strict=False):
+            found[here] += (after[i] - before[i]) / (order[-1][i] - order[0][i])
+    return found
+
+
+def test_the_front_is_ordered_by_how_far_its_trials_stand_apart(tmp_path, tiny):
+    space = parse(tiny | TWO | {"published": [], "trials": 12, "sampler": {"name": "random"}}, Space, "f")
+    rng = np.random.default_rng(0)
+    front = [(float(s), float(s**3)) for s in rng.uniform(0.2, 0.9, 8)]
+    beaten = [(s - 0.1, e + 0.05) for s, e in front[:4]]
+    trials = Trials(f"sqlite:///{tmp_path}/study.db", space, 4)
+    run_all(trials, [curve(*p) for p in front + beaten], tmp_path)
+    distances = crowding(front)
+    assert trials.pareto() == list(range(8))
+    assert [distances[front[n]] for n in trials.spread()] == sorted(distances.values(), reverse=True)
+    assert len(set(distances.values())) > 6  # the order is one
 
 
 def test_what_came_late_counts_too(tmp_path, tiny):

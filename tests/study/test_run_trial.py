@@ -96,6 +96,28 @@ def test_out_of_device_memory_names_the_shape_and_what_would_fit(trial, monkeypa
     assert "lower base.B" in told["failed"]
 
 
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), "machine"),
+        (torch.AcceleratorError("CUDA error: an illegal memory access"), "machine"),
+        (OSError(errno.EIO, "Input/output error"), "machine"),
+        (ValueError("a bug"), "unknown"),
+    ],
+)
+def test_whose_fault_it_was_is_told(trial, monkeypatch, error, cause):
+    fail_at(monkeypatch, 2, error)
+    (told,) = trial()
+    assert told["cause"] == cause
+
+
+def test_a_loss_that_is_not_finite_is_the_regimes_fault(trial):
+    trial.config["training"]["recipe"]["lr"] = 1e30
+    *_, told = trial()
+    assert "not finite" in told["failed"] or "became" in told["failed"]
+    assert told["cause"] == "regime"
+
+
 @pytest.mark.parametrize("error", [MemoryError("no memory for a batch"), RuntimeError("a kernel failed")])
 def test_any_other_fault_is_told_with_the_step_it_was_at(trial, monkeypatch, error):
     fail_at(monkeypatch, 4, error)

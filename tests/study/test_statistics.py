@@ -45,6 +45,12 @@ def test_single_runs_are_judged_by_the_images_alone_and_it_says_so():
     assert image_error(0.5, 100) == pytest.approx(0.05)
 
 
+def test_a_single_run_beside_several_is_no_test_and_both_numbers_are_said():
+    found = difference({0: 0.9}, {0: 0.8, 1: 0.7})
+    assert found.p is None
+    assert found.test == "1 and 2 runs, where a test needs two of each"
+
+
 def test_nothing_is_claimed_without_spread_or_images():
     assert difference({0: 0.5}, {0: 0.9}).p is None
     same = difference({0: 0.5, 1: 0.6}, {0: 0.6, 1: 0.7})

@@ -9,7 +9,7 @@ from PIL import Image
 from mixtune.errors import InputError
 from mixtune.regime import BatchShape, Budget, published
 from mixtune.study.running.trial import metrics_of
-from mixtune.training.images import data
+from mixtune.training.images import data, splits
 from mixtune.training.run import Evaluation, Run, TrainingConfig
 from mixtune.training.task import TaskConfig
 from mixtune.training.trained import save_result
@@ -73,7 +73,7 @@ def test_an_accuracy_is_that_of_the_images_that_can_be_read(folder):
     for name in bad:
         (folder / name).rename(folder / name.replace("/", "_"))
     data.load.cache_clear()
-    data.split.cache_clear()
+    splits.split.cache_clear()
     rest = prepared(folder)
     rest.network.eval()
     oracle = rest.task.evaluate(rest.network, (32, 40))

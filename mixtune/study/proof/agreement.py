@@ -37,6 +37,16 @@ def agreements(space: Space, outcomes: Sequence[Outcome]) -> dict[float, tuple[f
     return found
 
 
+def metrics(found: dict[float, tuple[float, int]]) -> list[tuple[str, float, int]]:
+    """The agreements as metrics of the study: (name, value, share of the budget in per cent)."""
+    steps = {round(100 * share): pair for share, pair in sorted(found.items())}
+    return [
+        (f"fidelity/{name}", float(pair[i]), step)
+        for step, pair in steps.items()
+        for i, name in enumerate(("rank_correlation", "rank_correlation_n"))
+    ]
+
+
 def sentence(found: dict[float, tuple[float, int]]) -> str:
     """The agreements in one line for people; empty when there are none."""
     if not found:

@@ -10,15 +10,26 @@ from mixtune.study.outcome import Outcome
 Scores = Mapping[int, Mapping[int, float]]  # by number of the trial, then by seed
 
 
-def leaders(outcomes: Sequence[Outcome], count: int) -> list[Outcome]:
-    """The ``count`` best searched regimes of what was trained to the end, and the published ones; the best first.
+def leaders(outcomes: Sequence[Outcome], count: int, front: Sequence[int] = ()) -> tuple[list[Outcome], str]:
+    """``count`` searched regimes of what was trained to the end, and the published ones; and how those were chosen.
 
-    A published regime that was pruned is among them, at the end: fresh seeds will tell what it is worth.
+    The best by score. With several objectives no more than are on the Pareto ``front`` (numbers, those first that stand
+    apart): the best score there, which the winner is chosen by, then in the order of the front. The best comes first; a
+    published regime that was pruned is at the end: fresh seeds will tell what it is worth.
     """
     complete = sorted((o for o in outcomes if o.state == "COMPLETE"), key=lambda o: (-(o.score or 0.0), o.number))
-    searched = [o for o in complete if not o.published][:count]
+    searched = [o for o in complete if not o.published]
+    how = ""
+    if on_front := [o for o in searched if o.number in front]:
+        best, *others = on_front
+        searched = [best, *sorted(others, key=lambda o: front.index(o.number))]
+        how = f"{min(count, len(searched))} of {len(searched)} searched regimes on the Pareto front"
+        if count < len(searched):
+            how += ", the best score and then those that stand apart (NSGA-II's crowding distance)"
+    elif front:
+        how = "no searched regime is on the Pareto front, so those with the best scores"
     pruned = [o for o in outcomes if o.state == "PRUNED" and o.published]
-    return [o for o in complete if o.published or o in searched] + pruned
+    return [o for o in complete if o.published or o in searched[:count]] + pruned, how
 
 
 def worth(outcome: Outcome, replicated: Scores) -> float:

@@ -24,11 +24,15 @@ Runs = Mapping[int, Mapping[int, Outcome]]  # finished repeats by the number of 
 
 @dataclass(frozen=True)
 class Proof:
-    """What fresh runs say. ``tested``: the winner first; ``replicated`` and ``final`` hold their finished runs."""
+    """What fresh runs say. ``tested``: the winner first; ``replicated`` and ``final`` hold their finished runs, and
+    ``failed`` those that did not come to an end.
+    """
 
     tested: tuple[Outcome, ...]
     replicated: Runs
     final: Runs
+    failed: tuple[Outcome, ...] = ()
+    led: str = ""  # how the searched ones were chosen, where that was not by the best scores
 
     @property
     def winner(self) -> Outcome:
@@ -41,8 +45,9 @@ class Proof:
         fresh = _scores(self.replicated).get(self.winner.number)
         if not fresh:
             return "the best single run of the search"
-        mean = spread(list(fresh.values()))
-        return f"the best mean over {len(fresh)} fresh seeds on held-out images among {len(self.replicated)} ({mean})"
+        mean, led = spread(list(fresh.values())), f"; {self.led}" if self.led else ""
+        among = f"{len(self.replicated)} ({mean}{led})"
+        return f"the best mean{' score' * bool(led)} over {len(fresh)} fresh seeds on held-out images among {among}"
 
     @property
     def verdict(self) -> Verdict:
@@ -50,12 +55,22 @@ class Proof:
         scores = _scores(self.final)
         return verdict(self.winner.name, {o.name: scores.get(o.number, {}) for o in self.tested})
 
+    @property
+    def missing(self) -> list[str]:
+        """The runs that failed, each with its reason."""
+        where = {"test": "the test set", "validation": "the held-out images"}
+        runs = [(o, o.repeat) for o in self.failed if o.repeat]
+        return [f"{o.name}, seed {r.seed}, for {where[r.judge]}: {o.reason}" for o, r in runs]
+
     def table(self) -> str:
-        """Every finalist's mean and deviation of the score and of top-1 at every size on the test set, in per cent."""
+        """Every finalist's mean and deviation of the score and of top-1 at every size on the test set, in per cent,
+        over the seeds that were completed; then the runs that were not.
+        """
+        failed = [f"failed: {one}" for one in self.missing]
         rows = [(o, list(self.final.get(o.number, {}).values())) for o in self.tested]
         rows = sorted((r for r in rows if r[1]), key=lambda r: -statistics.fmean(x.score or 0.0 for x in r[1]))
         if not rows:
-            return "no run of the final was completed"
+            return "\n".join(["no run of the final was completed", *failed])
         curves = {o.number: [x.curve for x in runs if x.curve] for o, runs in rows}
         sizes = curves[rows[0][0].number][0].sizes
         columns = "".join(f"{f'{S} px':>15}" for S in sizes)
@@ -69,7 +84,7 @@ class Proof:
                 f"{f'#{o.number}':>5}  {o.published or 'searched':<11} {len(runs):>5}  {score:>13}{top1}{mark}"
             )
         said = f"{self.winner.name} wins by {self.chosen}.\nOn the test set, {self.verdict.sentence()}."
-        return "\n".join([*lines, said])
+        return "\n".join([*lines, *failed, said])
 
 
 def prove(space: Space, places: Places, books: Books, machine: Machine, write: Callable[[str], None]) -> Proof | None:
@@ -78,14 +93,21 @@ def prove(space: Space, places: Places, books: Books, machine: Machine, write: C
     None when it asks for nothing, the search completed no trial, or runs are left that could not be made. Raises what
     ``Machine.run`` raises.
     """
-    if space.final is None or not (led := leaders(books.trials.outcomes(), space.final.leaders)):
+    if space.final is None:
         return None
-    replicated = _round("leaders", led, space, places, books, machine, write)
-    if replicated is None:
+    front = books.trials.spread() if space.several else ()
+    led, how = leaders(books.trials.outcomes(), space.final.leaders, front)
+    if not led:
         return None
+    if how:
+        write(f"leaders: {how}; and the published regimes")
+    again = _round("leaders", led, space, places, books, machine, write)
+    if again is None:
+        return None
+    replicated, lost = again
     tested = finalists(led, _scores(replicated))
-    final = _round("final", tested, space, places, books, machine, write)
-    return Proof(tuple(tested), replicated, final) if final is not None else None
+    last = _round("final", tested, space, places, books, machine, write)
+    return Proof(tuple(tested), replicated, last[0], (*lost, *last[1]), how) if last is not None else None
 
 
 def _round(
@@ -96,18 +118,21 @@ def _round(
     books: Books,
     machine: Machine,
     write: Callable[[str], None],
-) -> Runs | None:
+) -> tuple[Runs, list[Outcome]] | None:
+    """The finished runs of a round, and those that failed; None where some are still to be made."""
     assert space.final is not None
     folder, seeds = places.folder / round_, seeds_of(space.final, round_, space.seed)
     wanted = [(o, Repeat(o.number, seed, round_)) for seed in seeds for o in regimes]
     if not wanted:
-        return {}
+        return {}, []
     with opened_round(books, folder, lambda: Repeats(places.storage_url, space, round_, wanted)) as mine:
         assert isinstance(mine.trials, Repeats)
         for o in mine.trials.results().values():  # what a kill kept from MLflow
             if o.state == "COMPLETE" and o.score is not None and o.curve is not None:
                 noted = {"published": o.published, "repeat": vars(o.repeat)}
                 books.tracker.repeated(candidate_of(space, o.number, o.params, noted, folder), o.score, o.curve)
+        for repeat, reason in mine.trials.failed_before.items():
+            write(f"{round_}: #{repeat.of} with seed {repeat.seed} failed ({reason}) and starts again")
         if left := mine.trials.remaining():
             done = len(wanted) - left
             write(
@@ -120,10 +145,13 @@ def _round(
         if mine.trials.remaining():
             return None
         found: dict[int, dict[int, Outcome]] = {}
+        failed = []
         for repeat, o in mine.trials.results().items():
             if o.state == "COMPLETE":
                 found.setdefault(repeat.of, {})[repeat.seed] = o
-        return found
+            else:
+                failed.append(o)
+        return found, failed
 
 
 def _scores(runs: Runs) -> dict[int, dict[int, float]]:

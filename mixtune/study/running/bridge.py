@@ -17,8 +17,9 @@ from typing import Any
 from mixtune.errors import NO_ROOM, NoRoomError, no_room
 from mixtune.study.durable.ledger import Book, StorageAwayError
 from mixtune.study.events import Candidate, Listeners, State
+from mixtune.study.running.trial import Cause
 from mixtune.study.space.feasible import Refuse, nothing
-from mixtune.study.space.limits import POSITION, Clock, memory_kills, position
+from mixtune.study.space.limits import Clock, forget_position, memory_kills, position
 from mixtune.study.work import candidate_of, handed_over, training_of
 from mixtune.training.curve import Curve, write_csv
 from mixtune.training.run import TrainingConfig
@@ -37,6 +38,7 @@ class _Live:
     configuration: dict[str, Any]
     state: State | None = None  # None: not decided yet
     reason: str = ""
+    cause: Cause = "unknown"  # of its failure
     score: float | None = None
     curve: Curve | None = None
     reports: int = 0  # the number of the last one that was taken
@@ -71,6 +73,7 @@ class Bridge:
             return None
         if self._again:
             live = self._live[run_id] = self._again.popleft()
+            forget_position(live.candidate.folder)
             live.clock = Clock(self._limits, live.candidate.folder)
             return live.configuration
         begun = None
@@ -104,6 +107,7 @@ class Bridge:
     def _begin(self, trial: Any, candidate: Candidate, training: TrainingConfig) -> _Live:
         lineage = int(trial.user_attrs.get("lineage", trial.number))
         checkpoint = self._folder / "checkpoints" / f"{lineage:04d}.pt"
+        forget_position(candidate.folder)  # of an attempt that was cut off
         configuration = handed_over(self.trials.space, candidate, training, checkpoint)
         return _Live(candidate, trial, checkpoint, Clock(self._limits, candidate.folder), configuration)
 
@@ -132,12 +136,13 @@ class Bridge:
         if live.state is not None:  # overdue: its worker is being killed
             return True
         if "failed" in result:
-            live.state, live.reason = "FAIL", str(result["failed"])
+            live.state, live.reason, live.cause = "FAIL", str(result["failed"]), result.get("cause", "unknown")
             return True
         if "score" not in result:
             return False
         if not math.isfinite(float(result["score"])):
             live.state, live.reason = "FAIL", f"the score is not finite ({result['score']})"
+            live.cause = "regime"
             return True
         live.score, live.curve = float(result["score"]), Curve.from_rows(result["curve"])
         if result["last"]:
@@ -162,10 +167,13 @@ class Bridge:
         live = self._live.pop(run_id, None)
         if live is None:
             return
-        if live.state is None and error and not self.halted:
+        # A repeat's regime was trained before, so that what the machine did to it is no property of the regime.
+        lost = live.state == "FAIL" and live.cause == "machine" and live.candidate.repeat is not None
+        if (lost or (live.state is None and error)) and not self.halted:
             live.deaths += 1
-            why = self._death(live)
+            why = live.reason if lost else self._death(live)
             if live.deaths <= self._limits.retries:
+                live.state = None
                 log.warning("#%d: %s; it goes on from its checkpoint", live.candidate.number, why)
                 self._again.append(live)
                 return
@@ -183,12 +191,13 @@ class Bridge:
         self._tell("ended", live.candidate, live.state, live.score, live.reason, live.curve)
 
     def _close(self, live: _Live) -> None:
-        (live.candidate.folder / POSITION).unlink(missing_ok=True)
+        forget_position(live.candidate.folder)
         if live.curve is not None:
             write_csv(live.candidate.folder / "curve.csv", live.curve.rows())
         assert live.state is not None
         # The study is the record, so it is written before the listeners are told and the checkpoint is given up.
-        self.trials.finish(live.trial, live.state, live.score, live.reason, live.curve)
+        state = "DIVERGED" if live.cause == "regime" else live.state
+        self.trials.finish(live.trial, state, live.score, live.reason, live.curve)
         for stage in live.checkpoint.parent.glob(f"{live.checkpoint.stem}-*"):
             stage.unlink()
 

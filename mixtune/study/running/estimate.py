@@ -15,7 +15,7 @@ from mixtune.errors import InputError
 from mixtune.study.folder import Places, save
 from mixtune.study.running import hosting, planning, preflight, tuning, visible
 from mixtune.study.running.planning import Plan
-from mixtune.study.running.preflight import Slots
+from mixtune.study.running.slots import Slots, fitting, local_resources
 from mixtune.study.space import Space
 from mixtune.study.space.feasible import Room
 from mixtune.training import footprint, timing
@@ -79,10 +79,10 @@ def ready(
 def slots_of(space: Space, places: Places) -> Slots:
     """What a trial takes of this machine, or of the cluster, which is joined. Raises InputError when none fits."""
     if places.address is None:
-        return preflight.slots(space, *preflight.local_resources())
+        return fitting(space, *local_resources())
     tuning.connect(places.address, 0, 0)
     visible.admitted(places.address)
-    return preflight.slots(space, *tuning.cluster(), tuning.nodes())
+    return fitting(space, *tuning.cluster(), tuning.nodes())
 
 
 def dry(space: Space, source: str, places: Places, write: Callable[[str], None]) -> None:
@@ -93,7 +93,7 @@ def dry(space: Space, source: str, places: Places, write: Callable[[str], None])
     slots = slots_of(space, places)
     try:
         if places.address is None:
-            tuning.connect(None, *preflight.local_resources())
+            tuning.connect(None, *local_resources())
         with tempfile.TemporaryDirectory() as kept:
             ready(space, slots, places, n_train, space.trials, write, Path(kept), again=True)
     finally:

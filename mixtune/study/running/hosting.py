@@ -22,7 +22,7 @@ from ray.exceptions import RayActorError
 from mixtune.regime import published
 from mixtune.study.running import tuning
 from mixtune.study.running.bridge import Bridge
-from mixtune.study.running.preflight import Slots
+from mixtune.study.running.slots import Slots
 from mixtune.study.space import Space
 from mixtune.training import sharing
 from mixtune.training.networks import total_stride
@@ -86,7 +86,7 @@ def packed(space: Space, training: TrainingConfig, slots: Slots, gpus: int) -> t
     """
     want = space.resources
     at_most = want.pack or (16 if want.gpus is None and gpus else 1)
-    if training.ranks > 1:
+    if slots.processes > 1:
         at_most = 1
     if want.at_once:
         at_most = min(at_most, -(-want.at_once // max(1, gpus)))
@@ -137,7 +137,8 @@ def run_hosted(config: dict[str, Any], names: Sequence[str]) -> None:
             except RayActorError:
                 deaths += 1
                 if deaths > RETRIES:
-                    tune.report({"failed": f"the process that trained it and others died {deaths} times in a row"})
+                    said = f"the process that trained it and others died {deaths} times in a row"
+                    tune.report({"failed": said, "cause": "machine"})
                     return
     finally:
         if host is not None:

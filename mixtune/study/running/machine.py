@@ -14,9 +14,10 @@ from mixtune.errors import InputError
 from mixtune.study.books import Books
 from mixtune.study.events import Listeners
 from mixtune.study.folder import Places
-from mixtune.study.running import estimate, hosting, preflight, tuning, visible
+from mixtune.study.running import estimate, hosting, tuning, visible
 from mixtune.study.running.bridge import Bridge
 from mixtune.study.running.estimate import Ready
+from mixtune.study.running.slots import Slots, local_resources
 from mixtune.study.space import Space
 from mixtune.study.space.feasible import Refuse, infeasible, nothing
 
@@ -30,7 +31,7 @@ class Machine:
     def __init__(
         self,
         space: Space,
-        slots: preflight.Slots,
+        slots: Slots,
         places: Places,
         n_train: int,
         write: Callable[[str], None],
@@ -48,7 +49,7 @@ class Machine:
         """
         if self._ready is None:
             if self._places.address is None:
-                tuning.connect(None, *preflight.local_resources())
+                tuning.connect(None, *local_resources())
             else:
                 visible.check(self._places.folder, visible.named(self._space))
             with _terminable():
@@ -71,13 +72,14 @@ class Machine:
         # As this machine trains, with the folds of the book's own space.
         task = replace(ready.training.task, folds=trials.space.training().task.folds)
         training = replace(ready.training, task=task)
+        slots = ready.slots.with_folds(trials.space.resources.folds_at_once)
         attempt = 0
         with _terminable():
             while (left := trials.remaining()) and attempt < RESTARTS:
                 bridge = Bridge(books.ledger, training, folder, listeners, refuse)
                 fault: Exception | None = None
                 try:
-                    hosting.run(bridge, ready.slots, self._places.folder, training.device, ready.gpus)
+                    hosting.run(bridge, slots, self._places.folder, training.device, ready.gpus)
                 except KeyboardInterrupt:
                     bridge.interrupt()
                     raise
@@ -93,7 +95,7 @@ class Machine:
                         raise fault
                     log.warning("Ray ended the experiment (%s); starting it again", str(fault).split("\n")[0])
                     tuning.disconnect()
-                    tuning.connect(self._places.address, *preflight.local_resources())
+                    tuning.connect(self._places.address, *local_resources())
                     signal.signal(signal.SIGTERM, _interrupt)
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from mixtune.cli import duration
 from mixtune.errors import InputError
 from mixtune.regime import BatchShape, Regime
-from mixtune.study.running.preflight import Slots, examples, legs
+from mixtune.study.running.preflight import examples, legs
+from mixtune.study.running.slots import Slots
 from mixtune.study.space import Space
 from mixtune.study.space.feasible import Room, gib, number
 from mixtune.study.space.named import kept
@@ -48,10 +49,10 @@ def placed(space: Space, slots: Slots, found: Footprint, machines: int) -> tuple
     else:
         memory = [m for m in map(found.memory, space.shapes()) if m <= found.room]  # others are not trained
         dearest = max(memory, default=found.memory(space.base))
-        fit = max(1, machines * int(found.room / dearest) // slots.workers)
+        fit = max(1, machines * int(found.room / dearest) // slots.processes)
         said = "" if fit >= slots.at_once else f"memory holds {fit} trials at once, of {gib(dearest)} each"
         slots = replace(slots, at_once=min(fit, slots.at_once))
-        room = Room(found, found.room / -(-slots.at_once * slots.workers // machines))
+        room = Room(found, found.room / -(-slots.at_once * slots.processes // machines))
     if lacking := room.lacking(space.base, space.base):
         raise InputError(f"base: {lacking}")
     return slots, room, said
@@ -60,18 +61,20 @@ def placed(space: Space, slots: Slots, found: Footprint, machines: int) -> tuple
 def segments(
     space: Space, training: TrainingConfig, found: Footprint, regime: Regime, n_train: int
 ) -> list[tuple[int, float]]:
-    """The way of a trial by itself as (step of the pruner, seconds since the one before).
+    """The way of a trial by itself as (step of the pruner, seconds since the one before): none of a fold that trains
+    beside the one before.
 
     Raises ValueError for an infeasible one.
     """
     once, ways = found.evaluation(space.evaluate.sizes), []
     runs: dict[float, float] = {}  # seconds of all steps of a run, by its share of the budget
+    beside = {stage.step for stage in space.stages if stage.fold % space.resources.folds_at_once}  # another fold
     for step, share, parts, k in legs(space):
         if share not in runs:
             schedule = replace(training, share=share).schedule(regime, n_train)
             counted = zip(schedule.shapes, schedule.counts, strict=True)
             runs[share] = sum(found.seconds(s) * int(n) for s, n in counted)
-        ways.append((step, runs[share] / parts + once + found.setup * (k == 0)))
+        ways.append((step, 0.0 if step in beside else runs[share] / parts + once + found.setup * (k == 0)))
     return ways
 
 
@@ -125,7 +128,8 @@ def plan(space: Space, training: TrainingConfig, room: Room, slots: Slots, n_tra
         goes_on = [1.0, *(s for s in shares if s is not None)]
         parts = [s * seconds for way in drawn for s, (_, seconds) in zip(goes_on, way, strict=True)]
         expected = (certain + searched * sum(parts)) / 3600
-    beside = found.evaluation(space.evaluate.sizes) * len(drawn[0]) + found.setup * len(space.stages)
+    runs = sum(stage.fold % space.resources.folds_at_once == 0 for stage in space.stages)  # one after the other
+    beside = found.evaluation(space.evaluate.sizes) * sum(s > 0 for _, s in drawn[0]) + found.setup * runs
     beside *= space.trials * slots.pack / slots.gain
     disk = found.weights * (copies * space.trials + COPIES * len(space.stages) * slots.at_once)
     tried, longest = len(ways) + len(refused), max(whole) / 3600
@@ -197,4 +201,4 @@ def occupied(slots: Slots, hours: float, longest: float = 0.0) -> str:
     """Hours of trials as hours of what they occupy, and how long they take by the clock."""
     taken, what = (slots.gpus / slots.pack, "GPU-hours") if slots.gpus else (slots.cpus, "core-hours")
     clock = max(longest, hours / slots.at_once)
-    return f"{number(hours * slots.workers * taken)} {what} in {duration(3600 * clock)}"
+    return f"{number(hours * slots.processes * taken)} {what} in {duration(3600 * clock)}"

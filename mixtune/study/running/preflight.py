@@ -1,11 +1,8 @@
-"""What can be checked and told before the first trial: sizes, data, resources, and the plan of a dry run."""
+"""What can be checked and told before the first trial: sizes, data, and the plan of a dry run."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-
-import torch
+from dataclasses import replace
 
 from mixtune.errors import InputError
 from mixtune.regime import Budget, Regime, Schedule, Shard
@@ -19,24 +16,6 @@ from mixtune.training.task import Classification, check_shapes
 # Training images of the data sets that a dry run may meet before they are there.
 TRAINING_IMAGES = {"digits": 1438, "cifar10": 50_000, "cifar100": 50_000, "imagenet": 1_281_167}
 CLASSES = {"digits": 10, "cifar10": 10, "cifar100": 100, "imagenet": 1000}
-
-
-@dataclass(frozen=True)
-class Slots:
-    """What one trial takes of the machine, each of its ``workers`` by itself, and how many trials run at once, ``pack``
-    of them in one process of a GPU, together ``gain`` times as fast as one.
-    """
-
-    cpus: int
-    gpus: float
-    at_once: int
-    workers: int = 1
-    pack: int = 1
-    gain: float = 1.0
-
-    def __str__(self) -> str:
-        each = f"{self.cpus} CPU core{'s' * (self.cpus > 1)}" + (f" and {self.gpus:g} GPU" if self.gpus else "")
-        return f"{self.at_once} at once, each on " + (f"{self.workers} workers of " * (self.workers > 1)) + each
 
 
 def check_sizes(space: Space, source: str) -> int:
@@ -135,39 +114,6 @@ def check_batches(space: Space, n_train: int, source: str) -> None:
                 Schedule.build(space.regime(params, name), in_pixels(space), n_train, space.seed, share=share)
         except ValueError as err:
             raise InputError(f"{source}: budget.epochs: regime {name}: {err}") from None
-
-
-def slots(space: Space, cpus: float, gpus: float, nodes: Sequence[tuple[float, float]] | None = None) -> Slots:
-    """What one trial takes and how many run at once on this many CPUs and GPUs. Raises InputError when none fits.
-
-    nodes: CPUs and GPUs of each machine, where there are several: a worker needs its share on one of them.
-    """
-    want = space.resources
-    if space.device == "cuda" and want.gpus == 0:
-        raise InputError("resources.gpus is 0 but device is cuda; give a trial a share of a GPU, or set device to cpu")
-    gpu = want.gpus if want.gpus is not None else float(gpus >= 1 and space.device != "cpu")
-    if gpu > gpus:
-        raise InputError(
-            f"resources.gpus: a trial asks for {gpu:g} GPUs and there are {gpus:g}; set resources.gpus=0 for CPUs"
-        )
-    by_gpu = int(gpus / gpu + 1e-9) if gpu else None
-    cpu = want.cpus or (max(1, int(cpus) // by_gpu) if by_gpu else 1)
-    if cpu > cpus:
-        raise InputError(f"resources.cpus: a trial asks for {cpu} CPU cores and there are {cpus:g}")
-    fit = sum(min(int(c) // cpu, int(g / gpu + 1e-9)) if gpu else int(c) // cpu for c, g in (nodes or [(cpus, gpus)]))
-    if fit < want.workers:
-        each = f"{cpu} CPU core{'s' * (cpu > 1)}" + (f" and {gpu:g} GPU" if gpu else "")
-        raise InputError(
-            f"resources.workers: a trial asks for {want.workers} workers of {each} each, and there is room for {fit}"
-        )
-    return Slots(cpu, gpu, min(want.at_once or fit, fit // want.workers), want.workers)
-
-
-def local_resources() -> tuple[int, int]:
-    """CPU cores and GPUs of this machine."""
-    from mixtune.training.task import available_cpus
-
-    return available_cpus(), torch.cuda.device_count()
 
 
 def examples(space: Space, sampled: int) -> dict[str, dict[str, object]]:

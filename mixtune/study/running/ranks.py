@@ -1,7 +1,8 @@
 """A trial on several ranks: Ray actors, one per bundle of the trial's placement group, that train as one device would.
 
-The trial's own worker takes no resources: it starts the ranks, passes on what the first one reports and, when one dies,
-starts all of them again from the trial's checkpoint. (Ray Train would do this too, with a second controller per trial,
+Several runs of a trial may train at the same time, each by a team of ranks. The trial's own worker takes no resources:
+it starts the ranks, passes on what the first of each team reports and, when one dies, starts all of them again from the
+trial's checkpoints. (Ray Train would do this too, with a second controller per trial,
 a checkpoint format and a report path of its own, and 27 s for a trial of 2 s.)
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, TypeVar
 
 import ray
@@ -20,7 +21,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from mixtune.errors import InputError, TrainingError
 from mixtune.regime import Shard
 from mixtune.training.meeting import listen, meet
-from mixtune.training.ranks import PeerLostError
+from mixtune.training.ranks import ALONE, PeerLostError
 
 T = TypeVar("T")
 Work = Callable[..., Iterator[T]]  # (ranks, *arguments); what it yields on the first rank is what comes out
@@ -57,7 +58,7 @@ class _Rank:
         local: list[int],
     ) -> Iterator[T]:
         """Join the others and do the work; the first rank yields."""
-        ranks = meet(host, port, shard, address, len(local), shard.rank == local[0])
+        ranks = meet(host, port, shard, address, len(local), shard.rank == local[0]) if shard.world > 1 else ALONE
         for result in work(ranks, *arguments):
             if ranks.first:
                 yield result
@@ -66,37 +67,35 @@ class _Rank:
 class _Crew:
     """The ranks of a trial, alive at once."""
 
-    def __init__(self, group: PlacementGroup) -> None:
+    def __init__(self, group: PlacementGroup, count: int) -> None:
         kind = ray.remote(_Rank)
         self.actors = []
-        for i, bundle in enumerate(group.bundle_specs):
+        for i, bundle in enumerate(group.bundle_specs[:count]):
             place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=i)
             cpus, gpus = bundle.get("CPU", 0), bundle.get("GPU", 0)
             self.actors.append(kind.options(num_cpus=cpus, num_gpus=gpus, scheduling_strategy=place).remote())
 
-    def results(self, work: Work[T], arguments: tuple[Any, ...]) -> Iterator[T]:
-        """What the first rank yields. Raises RankLostError, or what a rank raised."""
+    def results(self, work: Work[T], teams: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, T]]:
+        """Do the work by teams of equal size, each with its arguments: (team, what its first rank yields), as it comes.
+
+        Raises RankLostError, or what a rank raised.
+        """
         places = _answers([a.where.remote() for a in self.actors])
-        nodes = [node for node, _ in places]
-        # Ranks of one machine talk over loopback, whatever its address to others.
-        host = places[0][1] if len(set(nodes)) > 1 else "127.0.0.1"
-        (port,) = _answers([self.actors[0].open.remote(host)])
-        world, streams = len(self.actors), {}
-        for rank, actor in enumerate(self.actors):
-            local = [r for r, node in enumerate(nodes) if node == nodes[rank]]
-            address = places[rank][1] if len(set(nodes)) > 1 else host
-            call = actor.work.options(num_returns="streaming")
-            streams[call.remote(work, arguments, Shard(rank, world), host, port, address, local)] = rank
-        running = list(streams)
-        while running:
-            (stream,), _ = ray.wait(running, num_returns=1)
+        world, streams = len(self.actors) // len(teams), {}
+        for team, arguments in enumerate(teams):
+            part = slice(team * world, (team + 1) * world)
+            for stream in _started(self.actors[part], places[part], work, arguments):
+                streams[stream] = team
+        while streams:
+            (stream,), _ = ray.wait(list(streams), num_returns=1)
             try:
-                yield ray.get(next(stream))
+                yield streams[stream], ray.get(next(stream))
             except StopIteration:
-                running.remove(stream)
+                del streams[stream]
             except Exception as err:
-                running.remove(stream)
-                others = _errors(running) if isinstance(_own(err), PeerLostError) else ()
+                team = streams.pop(stream)
+                mates = [s for s in streams if streams[s] == team]
+                others = _errors(mates) if isinstance(_own(err), PeerLostError) else ()
                 raise _cause([err, *others]) from None
 
     def dismiss(self) -> None:
@@ -104,6 +103,21 @@ class _Crew:
         for actor in self.actors:
             with contextlib.suppress(Exception):
                 ray.kill(actor)
+
+
+def _started(
+    actors: Sequence[Any], places: Sequence[tuple[str, str]], work: Work[T], arguments: tuple[Any, ...]
+) -> Iterator[Any]:
+    """Have a team begin; the stream of each of its ranks."""
+    nodes = [node for node, _ in places]
+    # Ranks of one machine talk over loopback, whatever its address to others.
+    host = places[0][1] if len(set(nodes)) > 1 else "127.0.0.1"
+    (port,) = _answers([actors[0].open.remote(host)]) if len(actors) > 1 else (0,)
+    for rank, actor in enumerate(actors):
+        local = [r for r, node in enumerate(nodes) if node == nodes[rank]]
+        address = places[rank][1] if len(set(nodes)) > 1 else host
+        call = actor.work.options(num_returns="streaming")
+        yield call.remote(work, arguments, Shard(rank, len(actors)), host, port, address, local)
 
 
 def _answers(calls: list[Any]) -> list[Any]:
@@ -149,25 +163,43 @@ def _cause(errors: list[Exception]) -> Exception:
 def results(work: Work[T], group: PlacementGroup, *arguments: Any) -> Iterator[T]:
     """What ``work(ranks, *arguments)`` yields on the first of the ranks in ``group``, one per bundle.
 
-    When a rank dies all start again, at most ``RESTARTS`` times; the work must then go on from what it kept, and yield
-    its earlier results first, which are passed over. Raises TrainingError when that does not help, and what a rank
-    raises.
+    Raises what ``together`` raises.
     """
-    given = 0
+    with contextlib.closing(together(work, group, [arguments], len(group.bundle_specs))) as found:
+        for _, result in found:
+            yield result
+
+
+def together(
+    work: Work[T], group: PlacementGroup, teams: Sequence[tuple[Any, ...]], workers: int
+) -> Generator[tuple[int, T], None, None]:
+    """The same of several teams at once, ``workers`` ranks each, with their arguments: (team, what it yields).
+
+    When a rank dies all start again, at most ``RESTARTS`` times; the work must then go on from what it kept, and yield
+    its earlier results first, which are passed over. What one rank raises ends all. Raises PeerLostError when starting
+    again does not help, and what a rank raises.
+    """
+    given = [0] * len(teams)
     for attempt in itertools.count():
-        crew = _Crew(group)
+        crew, told = _Crew(group, workers * len(teams)), [0] * len(teams)
         try:
-            for i, result in enumerate(crew.results(work, arguments)):
-                if i >= given:
-                    given += 1
-                    yield result
+            for team, result in crew.results(work, teams):
+                told[team] += 1
+                if told[team] > given[team]:
+                    given[team] += 1
+                    yield team, result
             return
         except RankLostError as err:
             if attempt == RESTARTS:
-                raise TrainingError(f"ranks died {RESTARTS + 1} times; the last time: {err}") from None
-            log.warning("%s; all ranks start again from the checkpoint", err)
+                raise PeerLostError(f"ranks died {RESTARTS + 1} times; the last time: {err}") from None
+            log.warning("%s; all ranks start again from the trial's checkpoints", err)
         finally:
             crew.dismiss()
+
+
+def own_group() -> PlacementGroup:
+    """The placement group of the trial whose worker calls this."""
+    return ray.util.get_current_placement_group()
 
 
 def call(work: Work[T], workers: int, cpus: int, gpus: float, *arguments: Any) -> T:

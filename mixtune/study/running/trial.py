@@ -1,12 +1,14 @@
-"""A trial as its worker, or each of its ranks, runs it: train one regime and say how it goes. No Ray here."""
+"""A trial as the processes that train it run it: train one regime and say how it goes. No Ray here."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import torch
 
 from mixtune.config import parse
 from mixtune.regime import Regime
@@ -15,10 +17,23 @@ from mixtune.secrets import masked
 from mixtune.study.space.fidelity import Stage
 from mixtune.study.space.limits import Position, position
 from mixtune.training.curve import Curve, mean_curve
-from mixtune.training.loop import Report
-from mixtune.training.ranks import Ranks
+from mixtune.training.loop import Report, TrainingDivergedError
+from mixtune.training.ranks import PeerLostError, Ranks
 from mixtune.training.run import Run, TrainingConfig
+from mixtune.training.shortage import lacking
 from mixtune.training.trained import save_result
+
+# The machine's: memory, a device, a file or a rank was lost, and another attempt may well succeed. The regime's: it
+# diverges with this seed, and would again.
+Cause = Literal["machine", "regime", "unknown"]
+
+
+def cause_of(err: Exception) -> Cause:
+    """Whose fault an error is that ended a run."""
+    if isinstance(err, TrainingDivergedError):
+        return "regime"
+    lost = isinstance(err, OSError | MemoryError | PeerLostError | torch.AcceleratorError) or lacking(err)
+    return "machine" if lost else "unknown"
 
 
 def failure(err: Exception, folder: Path) -> str:
@@ -43,6 +58,21 @@ def metrics_of(report: Report, score: float, last: bool) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True)
+class Told:
+    """A report of one of a trial's runs; last: of this run; said: what the run has said since the one before."""
+
+    stage: Stage
+    report: Report
+    last: bool
+    said: tuple[str, ...]
+
+
+def path_of(config: dict[str, Any]) -> list[Stage]:
+    """The runs that a trial goes through, in the order in which the pruner sees them."""
+    return [Stage(**s) for s in config["stages"]]
+
+
 def trial_results(
     here: Ranks, config: dict[str, Any], turn: Callable[[], None] = lambda: None
 ) -> Iterator[dict[str, Any]]:
@@ -50,25 +80,42 @@ def trial_results(
 
     turn: called after every step and between batches of an evaluation, where trials share a process.
     """
+    return results(config, told(here, config, path_of(config), turn))
+
+
+def results(config: dict[str, Any], found: Iterable[Told]) -> Iterator[dict[str, Any]]:
+    """What is reported of a trial, from what its runs tell in the order of its path, wherever they train."""
+    training, path = parse(config["training"], TrainingConfig, "training"), path_of(config)
+    folds: list[Curve] = []  # of the whole budget
+    for one in found:
+        report, stage = one.report, one.stage
+        folds += [report.curve] * (one.last and stage.share == 1)
+        curve = mean_curve(folds) if folds else report.curve
+        score = training.score.of(curve)
+        result = metrics_of(report, score, one.last and stage == path[-1]) | {"curve": curve.rows()}
+        # Pruners that compare folds want this fold's own score, all others the best estimate there is.
+        own = training.score.of(report.curve)
+        step = report.number if _on_the_way(config, stage) else stage.step
+        result |= {"number": step, "own": own, "progress": stage.share * report.progress, "fold": stage.fold}
+        yield result | {"said": list(one.said)}
+
+
+def told(
+    here: Ranks, config: dict[str, Any], path: Sequence[Stage], turn: Callable[[], None] = lambda: None
+) -> Iterator[Told]:
+    """Train these of a trial's runs, one after the other."""
     regime, _ = regime_from_dict(config["regime"], "regime")
     training = parse(config["training"], TrainingConfig, "training")
-    path, whole = [Stage(**s) for s in config["stages"]], bool(config["reports"])
-    folds: list[Curve] = []  # of the whole budget
-    for i, stage in enumerate(path):
-        # A truncated run reports on the way, on its first fold; all others once, at their end.
-        judged = None if whole and i == 0 else (training.evaluate.reports,)
+    for stage in path:
         said: list[str] = []
-        for report, last in _stage(here, regime, training, config, stage, judged, turn, said.append):
-            folds += [report.curve] * (last and stage.share == 1)
-            curve = mean_curve(folds) if folds else report.curve
-            score = training.score.of(curve)
-            result = metrics_of(report, score, last and i + 1 == len(path)) | {"curve": curve.rows()}
-            # Pruners that compare folds want this fold's own score, all others the best estimate there is.
-            own = training.score.of(report.curve)
-            step = report.number if judged is None else stage.step
-            result |= {"number": step, "own": own, "progress": stage.share * report.progress, "fold": stage.fold}
-            yield result | {"said": [*said]}
+        for report, last in _stage(here, regime, training, config, stage, turn, said.append):
+            yield Told(stage, report, last, tuple(said))
             said.clear()
+
+
+def _on_the_way(config: dict[str, Any], stage: Stage) -> bool:
+    """A truncated trial reports on the way, on its first fold; all other runs once, at their end."""
+    return bool(config["reports"]) and stage == path_of(config)[0]
 
 
 def _stage(
@@ -77,7 +124,6 @@ def _stage(
     training: TrainingConfig,
     config: dict[str, Any],
     stage: Stage,
-    judged: Sequence[int] | None,
     turn: Callable[[], None],
     say: Callable[[str], None],
 ) -> Iterator[tuple[Report, bool]]:
@@ -86,7 +132,9 @@ def _stage(
     job = Run.prepare(regime, replace(training, task=task, share=stage.share), config["judge"], here)
     folder, checkpoint = Path(config["folder"]), Path(config["checkpoint"])
     folder.mkdir(parents=True, exist_ok=True)  # it is not there yet on another machine of a cluster
-    with Position(folder, job.schedule) if here.first else contextlib.nullcontext() as at:
+    fold = stage.fold if config.get("folds_at_once", 1) > 1 else None
+    judged = None if _on_the_way(config, stage) else (training.evaluate.reports,)
+    with Position(folder, job.schedule, fold) if here.first else contextlib.nullcontext() as at:
 
         def on_step(step: int, views: int) -> None:
             if at is not None:

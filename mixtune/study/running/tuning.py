@@ -34,12 +34,12 @@ from ray.tune.search import Searcher
 from mixtune.errors import NO_ROOM, InputError, NoRoomError, TrainingError, no_room
 from mixtune.secrets import masked
 from mixtune.study.janitor import Janitor
-from mixtune.study.running import ranks
+from mixtune.study.running import folds, ranks
 from mixtune.study.running.bridge import Bridge
-from mixtune.study.running.preflight import Slots
-from mixtune.study.running.trial import failure, trial_results
+from mixtune.study.running.slots import Slots
+from mixtune.study.running.trial import cause_of, failure
 from mixtune.study.running.watch import Watch, memory_kills_are_deaths
-from mixtune.training.ranks import ALONE, Ranks
+from mixtune.training.ranks import Ranks
 
 T = TypeVar("T")
 log = logging.getLogger("mixtune")
@@ -135,24 +135,20 @@ def carry_out(
     """Train one regime and ``report``; bad luck is reported as ``failed``, not raised. turn: see ``trial_results``."""
     folder = Path(config["folder"])
     try:
-        if config["training"].get("ranks", 1) == 1:
-            results = trial_results(ALONE, config, turn)
-        else:
-            results = ranks.results(trial_results, ray.util.get_current_placement_group(), config)
-        with contextlib.closing(results):  # type: ignore[type-var]
+        with contextlib.closing(folds.trained(config, turn)) as results:
             for result in results:
                 report(result)
     except NoRoomError as err:
         report({"no_room": str(err)})
     except (InputError, TrainingError) as err:
-        report({"failed": str(err)})
+        report({"failed": str(err), "cause": cause_of(err)})
     except Exception as err:
         if isinstance(err, OSError) and err.errno in NO_ROOM:
             report({"no_room": str(no_room(err.filename or folder))})
             return
         with contextlib.suppress(OSError):
             (folder / "error.txt").write_text(masked(traceback.format_exc()), encoding="utf-8")
-        report({"failed": failure(err, folder)})
+        report({"failed": failure(err, folder), "cause": cause_of(err)})
 
 
 class _Searcher(Searcher):  # type: ignore[misc]
@@ -212,14 +208,14 @@ class _Scheduler(FIFOScheduler):  # type: ignore[misc]
 
 
 def _resources(slots: Slots) -> dict[str, float] | tune.PlacementGroupFactory:
-    """What Ray reserves for a trial; one on several ranks is a worker without resources, and a bundle for each rank,
-    and one that is computed by a host next to nothing.
+    """What Ray reserves for a trial; one in several processes is a worker without resources, and a bundle for each of
+    them, and one that is computed by a host next to nothing.
     """
     if slots.pack > 1:
         return {"cpu": 0.01}
-    if slots.workers == 1:
+    if slots.processes == 1:
         return {"cpu": slots.cpus, "gpu": slots.gpus}
-    return tune.PlacementGroupFactory([{}, *[ranks.bundle(slots.cpus, slots.gpus)] * slots.workers])
+    return tune.PlacementGroupFactory([{}, *[ranks.bundle(slots.cpus, slots.gpus)] * slots.processes])
 
 
 def run(bridge: Bridge, slots: Slots, folder: Path, trial: Callable[[dict[str, Any]], None] | None = None) -> None:

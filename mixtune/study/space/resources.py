@@ -12,7 +12,8 @@ class Resources:
     workers: processes that share every step of a trial (ranks), on one node or several; cpus and gpus are then of each
     of them, and gpus 0 or 1. gpus defaults to 1 where there are GPUs, else 0; cpus to an equal part of the cores, one
     trial per GPU or per core. pack: trials that share a GPU inside one process; by default as many as a short
-    measurement finds useful, and 1 where gpus is given.
+    measurement finds useful, and 1 where gpus is given. folds_at_once: folds of a trial that train at the same time,
+    each on workers of its own; 1 trains them in turn.
     """
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
@@ -22,6 +23,7 @@ class Resources:
     at_once: int | None = None
     pack: int | None = None
     workers: int = 1
+    folds_at_once: int = 1
 
     def __post_init__(self) -> None:
         if self.workers < 1:
@@ -38,3 +40,14 @@ class Resources:
             raise ValueError(f"at_once must be at least 1, not {self.at_once}")
         if self.pack is not None and self.pack < 1:
             raise ValueError(f"pack must be at least 1, not {self.pack}")
+        if self.folds_at_once < 1:
+            raise ValueError(f"folds_at_once must be at least 1, not {self.folds_at_once}")
+        if self.folds_at_once > 1 and (self.pack or 1) > 1:
+            raise ValueError(
+                "pack has trials share a process and folds_at_once gives every fold its own: leave one of them out"
+            )
+
+    @property
+    def processes(self) -> int:
+        """How many a trial has, each with these cpus and gpus."""
+        return self.workers * self.folds_at_once

@@ -79,6 +79,11 @@ class Space:
             raise ValueError(f"trials must be at least 1, not {self.trials}")
         if self.folds < 1:
             raise ValueError(f"folds must be at least 1, not {self.folds}")
+        if self.resources.folds_at_once > self.folds:
+            raise ValueError(
+                f"resources.folds_at_once is {self.resources.folds_at_once}, more than folds, {self.folds}: "
+                "raise folds, or leave it out to train folds in turn"
+            )
         if not self.objectives or len(set(self.objectives)) < len(self.objectives) or "score" not in self.objectives:
             raise ValueError(f"objectives must be different ones, score among them, not {list(self.objectives)}")
         if self.several and self.pruning.name != "none":

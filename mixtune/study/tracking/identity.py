@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from mixtune.training.images import data
+from mixtune.training.images import data, splits
 from mixtune.training.task import TaskConfig
 
 
@@ -32,12 +32,12 @@ def identity(task: TaskConfig) -> Identity:
     n = len(found.train)
     labels = found.train.labels
     if task.samples is not None and task.samples < n:
-        _, kept = data.stratified(labels, task.samples / n, seed=1)
+        _, kept = splits.stratified(labels, task.samples / n, seed=1)
         labels = labels[kept]
     if task.folds > 1:
-        train, judged = len(data.fold(labels, task.folds, 0, seed=0)[0]), len(labels)
+        train, judged = len(splits.fold(labels, task.folds, 0, seed=0)[0]), len(labels)
     else:
-        train, judged = map(len, data.stratified(labels, task.validation, seed=0))
+        train, judged = map(len, splits.stratified(labels, task.validation, seed=0))
     digest = _digest(task.dataset, task.data, task.classes)
     return Identity(task.dataset, digest, found.classes, train, judged, len(found.test))
 

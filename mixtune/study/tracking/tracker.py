@@ -29,7 +29,6 @@ from mixtune.training.environment import environment
 
 log = logging.getLogger("mixtune")
 _STATUS: dict[State, str] = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED", "INTERRUPTED": "KILLED"}
-_NOT_LOGGED = ("regime.yaml", POSITION)  # logged at the start; of no use once the trial has ended
 
 
 class Tracker:
@@ -140,7 +139,7 @@ class Tracker:
             return
         tags = {"mixtune.state": state} | ({"mixtune.reason": masked(reason[:5000])} if reason else {})
         metrics = curve_metrics(curve) if curve is not None else []
-        files = [str(p) for p in sorted(trial.folder.glob("*")) if p.name not in _NOT_LOGGED]
+        files = [path for path in _files(trial.folder) if Path(path).name != "regime.yaml"]  # logged at the start
         self._put("end", trial.number, tags=tags, metrics=metrics, files=files, status=_STATUS[state])
 
     def repeated(self, trial: Candidate, score: float, curve: Curve) -> None:
@@ -152,7 +151,7 @@ class Tracker:
         if how.judge == "test":
             tags["fold"] = "whole training set"
         name = f"{how.of:03d} {trial.label} {how.judge} seed {how.seed}"
-        files = [str(p) for p in sorted(trial.folder.glob("*")) if p.name != POSITION]
+        files = _files(trial.folder)
         record = repeat(self.parent, name, tags, trial.params, curve, score, {}, files)
         self.courier.put({**record, "params": {**record["params"], **_regime(trial)}})
 
@@ -191,9 +190,18 @@ class Tracker:
         self.courier.close()
         self._opening.close()
 
-    def summarise(self, best: Mapping[str, Any], more: Mapping[str, str] | None = None) -> None:
-        """The study's winner: its score as a metric of the parent run, all else and ``more`` as tags."""
+    def summarise(
+        self,
+        best: Mapping[str, Any],
+        more: Mapping[str, str] | None = None,
+        measured: Sequence[tuple[str, float, int]] = (),
+    ) -> None:
+        """The study's winner: its score as a metric of the parent run, all else and ``more`` as tags.
+
+        measured: other metrics, each with its step.
+        """
         metrics = [["score", round(float(best["score"]), 5), 100]] if best else []
+        metrics += [[name, round(value, 5), step] for name, value, step in measured]
         tags = {f"mixtune.best.{k}": str(v)[:5000] for k, v in best.items() if k != "score"} | dict(more or {})
         self._put("summary", -1, tags=tags, metrics=metrics)
 
@@ -215,6 +223,11 @@ class Tracker:
     def _put(self, do: str, trial: int, **more: Any) -> None:
         now = int(1000 * time.time())
         self.courier.put({"do": do, "trial": trial, "parent": self.parent, "time": now, **more})
+
+
+def _files(folder: Path) -> list[str]:
+    """What a trial leaves; where its worker was is of no use once it has ended."""
+    return [str(p) for p in sorted(folder.glob("*")) if not p.name.startswith(POSITION)]
 
 
 def _regime(trial: Candidate) -> dict[str, str]:

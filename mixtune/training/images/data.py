@@ -75,65 +75,6 @@ class DataSet:
     names: tuple[str, ...] = ()  # of the classes, in the order of their labels
 
 
-def stratified(labels: Tensor, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices split into (rest, share) with the same share of every class, at least one image of each on both sides.
-
-    The split depends on the labels, the share and the seed alone. Raises ValueError when a class has a single image.
-    """
-    y, rng = labels.numpy(), np.random.default_rng(seed)
-    chosen = []
-    for label in np.unique(y):
-        members = rng.permutation(np.flatnonzero(y == label))
-        if len(members) < 2:
-            raise ValueError(f"class {label} has a single image, which cannot be divided into two parts")
-        chosen.append(members[: min(max(1, round(share * len(members))), len(members) - 1)])
-    part = np.sort(np.concatenate(chosen))
-    return np.setdiff1d(np.arange(len(y)), part), part
-
-
-def fold(labels: Tensor, folds: int, number: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices split into (rest, fold ``number`` of ``folds``), every class spread evenly over the folds.
-
-    The folds of one (labels, folds, seed) are disjoint and cover everything. Raises ValueError when a class has fewer
-    images than there are folds.
-    """
-    y, rng = labels.numpy(), np.random.default_rng((seed, folds))
-    chosen = []
-    for i, label in enumerate(np.unique(y)):
-        members = rng.permutation(np.flatnonzero(y == label))
-        if len(members) < folds:
-            raise ValueError(f"class {label} has {len(members)} images, too few for {folds} folds")
-        chosen.append(members[(number + i) % folds :: folds])  # by turns, so that remainders do not all go to one fold
-    part = np.sort(np.concatenate(chosen))
-    return np.setdiff1d(np.arange(len(y)), part), part
-
-
-@lru_cache(maxsize=2)
-def split(
-    dataset: DataSet, samples: int | None, validation: float | tuple[int, int], judge: str, choosing: bool
-) -> tuple[Source, Source, Source | None]:
-    """(train, held out, images to choose on before the test set is judged). None of them depends on the seed, so that
-    all runs of a study are judged alike; the next trial gets the same ones, and what was made of them.
-
-    validation: the share that is held out, or (fold, folds).
-    """
-    train, held_out, choice = dataset.train, dataset.test, None
-    if samples is not None and samples < len(train):
-        _, kept = stratified(train.labels, samples / len(train), seed=1)
-        train = train.subset(kept)
-    if judge == "validation":
-        if isinstance(validation, tuple):
-            rest, part = fold(train.labels, validation[1], validation[0], seed=0)
-        else:
-            rest, part = stratified(train.labels, validation, seed=0)
-        train, held_out = train.subset(rest), train.subset(part)
-    elif choosing:
-        share = 1 / validation[1] if isinstance(validation, tuple) else validation
-        rest, part = stratified(train.labels, min(share, 2048 / len(train)), seed=0)
-        train, choice = train.subset(rest), train.subset(part)
-    return train, held_out, choice
-
-
 @lru_cache(maxsize=2)
 def load(name: str, root: str | None, classes: int | None = None) -> DataSet:
     """The data set of this name; ``root`` is the folder that holds it. Kept in memory for the next trial.
@@ -205,7 +146,7 @@ def _folder(root: Path, name: str) -> DataSet:
     if (state := read_state(root)) and not state.get("complete"):
         raise InputError(f"task.data: {root} is prepared only in part; run the same mixtune.prepare command again")
     parts: list[Files] = []
-    names: list[Sequence[str]] = []
+    names: list[tuple[str, ...]] = []
     for part in ("train", "val"):
         folder = root / part
         if not folder.is_dir():
@@ -225,15 +166,15 @@ def _folder(root: Path, name: str) -> DataSet:
         except OSError as err:  # includes FileNotFoundError for a class without images
             raise InputError(f"task.data: {folder} is not a readable image folder: {err}") from None
         parts.append(Files(tuple(p for p, _ in pairs), torch.tensor([label for _, label in pairs])))
-        names.append(classes)
+        names.append(tuple(classes))
     if names[0] != names[1]:
         odd = sorted(set(names[0]) ^ set(names[1]))[0]
         raise InputError(f"task.data: {root}/train and {root}/val must hold the same classes; {odd!r} is in only one")
     for files in parts:
         _check_some(files.paths[:16])
     size = int(state["size"]) if state else None
-    classes = tuple(names[0])
-    return DataSet(parts[0], parts[1], len(classes), IMAGENET_MEAN, IMAGENET_STD, prepared_for=size, names=classes)
+    mean, std = IMAGENET_MEAN, IMAGENET_STD
+    return DataSet(parts[0], parts[1], len(names[0]), mean, std, prepared_for=size, names=names[0])
 
 
 def _check_some(paths: Sequence[str]) -> None:

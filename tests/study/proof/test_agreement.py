@@ -1,12 +1,17 @@
 from dataclasses import replace
 
 import pytest
+from mlflow import MlflowClient
 
 from mixtune.config import parse
+from mixtune.study import conduct
+from mixtune.study.books import opened
 from mixtune.study.conduct import Result, table
+from mixtune.study.folder import Places
 from mixtune.study.outcome import Outcome
-from mixtune.study.proof.agreement import ENOUGH, agreements, early_steps, sentence
+from mixtune.study.proof.agreement import ENOUGH, agreements, early_steps, metrics, sentence
 from mixtune.study.space import Named, Space
+from tests.study.test_sampling import CURVE
 
 RUNGS = {"kind": "compress", "rungs": 3, "factor": 3}
 
@@ -47,6 +52,35 @@ def test_few_trials_or_equal_scores_say_nothing(space):
     assert agreements(space, few) == {}
     assert agreements(space, outcomes([0.5] * 10, range(10))) == {}
     assert sentence({}) == ""
+
+
+def test_they_are_metrics_by_share_of_the_budget():
+    assert metrics({1 / 3: (0.75, 12), 1 / 9: (0.5, 14)}) == [
+        ("fidelity/rank_correlation", 0.5, 11),
+        ("fidelity/rank_correlation_n", 14.0, 11),
+        ("fidelity/rank_correlation", 0.75, 33),
+        ("fidelity/rank_correlation_n", 12.0, 33),
+    ]
+    assert metrics({}) == []
+
+
+def test_a_study_keeps_its_own_in_mlflow(space, tmp_path, empty_store):
+    empty_store(tmp_path)
+    space, places = replace(space, pruner=Named("none"), trials=9), Places(tmp_path)
+    with opened(space, places, 4, False) as books:
+        for n in range(9):
+            trial, _ = books.trials.ask()
+            for step, score in ((1, n / 10), (3, -n / 10), (9, n / 10)):
+                books.trials.report(trial, step, score, step == 9)
+            books.trials.finish(trial, "COMPLETE", n / 10, "", CURVE)
+        conduct._close(books, places, space, lambda *_: [], False, None)
+        parent = books.tracker.parent
+    client = MlflowClient(places.tracking_uri)
+    for name, values in (("rank_correlation", {11: 1.0, 33: -1.0}), ("rank_correlation_n", {11: 9.0, 33: 9.0})):
+        history = client.get_metric_history(parent, f"fidelity/{name}")
+        assert {m.step: m.value for m in history} == values
+    said = client.get_run(parent).data.tags["mixtune.rank_correlation"]
+    assert said.endswith("not pruned): 1.00 at 11 % (n = 9), -1.00 at 33 % (n = 9)")
 
 
 def test_a_study_prints_its_own(space, monkeypatch):

@@ -12,6 +12,7 @@ from mixtune.study.books import opened
 from mixtune.study.events import Listeners
 from mixtune.study.folder import Places
 from mixtune.study.proof.proving import prove
+from mixtune.study.proof.repeats import Repeats
 from mixtune.study.running.bridge import Bridge
 from mixtune.study.space import Space
 from mixtune.study.space.feasible import nothing
@@ -23,8 +24,9 @@ SEARCHED = "searched 2"
 class Planted:
     """Stands in for the machine: a run's accuracy is its regime's, the noise of its seed, and luck in the search."""
 
-    def __init__(self, means, luck=None, stop_after=None):
-        self.means, self.luck, self.stop_after = means, luck or {}, stop_after
+    def __init__(self, means, luck=None, stop_after=None, faults=None):
+        """faults: {(regime, judge, seed): what the worker reports instead, one for each attempt}"""
+        self.means, self.luck, self.stop_after, self.faults = means, luck or {}, stop_after, faults or {}
         self.trained = []
 
     def run(self, books, folder, listeners, refuse=nothing):
@@ -39,6 +41,8 @@ class Planted:
     def report(self, told, searching):
         name, seed = told["regime"]["name"], told["training"]["seed"]
         self.trained.append((name, told["judge"], seed))
+        if faults := self.faults.get((name, told["judge"], seed)):
+            return faults.pop(0)
         noise = np.random.default_rng((seed, crc32(name.encode()), told["judge"] == "test")).normal(0, 0.003)
         top1 = self.means.get(name, 0.5) + float(noise) + (self.luck.get(name, 0.0) if searching else 0.0)
         curve = Curve(tuple(Point(S, g, top1, 1.0, 0.1, 0.01) for S, g in ((8, 0.1), (12, 0.2))))
@@ -127,6 +131,86 @@ def test_what_was_interrupted_goes_on_and_repeats_nothing(space, places, stop_af
     assert conclude(space, places, machine, said).table() == proof.table()
     assert not said
     assert len(machine.trained) == 26
+
+
+LOST = {"failed": "the device's memory does not hold a step", "cause": "machine"}
+BUG = {"failed": "ValueError: a bug", "cause": "unknown"}
+DIVERGED = {"failed": "the loss is not finite", "cause": "regime"}
+RUN = (SEARCHED, "test", 1)
+
+
+def test_what_the_machine_did_to_a_run_is_tried_again_at_once_and_not_for_ever(space, places):
+    machine = Planted({SEARCHED: 0.95}, faults={RUN: [LOST], ("fixed", "test", 2): [LOST, LOST, LOST]})
+    proof = conclude(space, places, machine)
+    assert machine.trained.count(RUN) == 2
+    assert machine.trained.count(("fixed", "test", 2)) == 1 + space.limits.retries
+    assert {n: len(each) for n, each in proof.final.items()} == {2: 4, 1: 4, 0: 3}
+    table = proof.table()
+    assert "failed: fixed, seed 2, for the test set: the device's memory does not hold a step (2 times)" in table
+    assert "is better than" in table
+    assert "Welch's t-test, 3 and 4 seeds" in table  # n is said
+    machine.faults.clear()
+    said = []
+    again = conclude(space, places, machine, said)
+    assert said[0] == (
+        "final: #0 with seed 2 failed (the device's memory does not hold a step (2 times)) and starts again"
+    )
+    assert said[1] == "final: 3 regimes with 4 seeds each; 11 of 12 runs are done"
+    assert machine.trained.count(("fixed", "test", 2)) == 2 + space.limits.retries
+    assert "failed: " not in again.table()
+    assert "paired t-test over 4 seeds" in again.table()
+
+
+def test_what_fails_for_no_known_reason_is_tried_again_by_the_next_command_only(space, places):
+    machine = Planted({SEARCHED: 0.95}, faults={RUN: [BUG, BUG]})
+    for attempts in (1, 2):
+        proof = conclude(space, places, machine)
+        assert machine.trained.count(RUN) == attempts
+        assert proof.missing == ["searched #2, seed 1, for the test set: ValueError: a bug"]
+    assert conclude(space, places, machine).missing == []
+
+
+def test_what_diverges_would_again_and_is_shown_beside_what_there_is(space, places):
+    faults = {RUN: [DIVERGED] * 9} | {("fixed", "test", s): [{**DIVERGED}] * 9 for s in range(4)}
+    machine, said = Planted({SEARCHED: 0.95}, faults=faults), []
+    proof = conclude(space, places, machine)
+    assert len(machine.trained) == len(set(machine.trained)) == 6 + 8 + 12
+    assert len(proof.missing) == 5
+    assert "failed: searched #2, seed 1, for the test set: the loss is not finite" in proof.table()
+    assert proof.verdict.sentence().endswith("; no run was completed of fixed")
+    assert conclude(space, places, machine, said).table() == proof.table()
+    assert said == []
+    assert len(machine.trained) == 26
+
+
+def test_a_kill_while_failed_runs_are_begun_again_loses_none(space, places, monkeypatch):
+    machine = Planted({SEARCHED: 0.95}, faults={RUN: [BUG], (SEARCHED, "test", 2): [BUG]})
+    conclude(space, places, machine)
+
+    def killed(self, *_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:  # after they were noted as to be repeated
+        patch.setattr(Repeats, "_enqueue", killed)
+        with pytest.raises(KeyboardInterrupt):
+            conclude(space, places, machine)
+    assert conclude(space, places, machine).missing == []
+    assert machine.trained.count(RUN) == 2
+
+
+def test_a_search_does_not_try_again_what_fell_over(space, places):
+    machine = Planted({}, faults={(SEARCHED, "validation", 0): [LOST, LOST]})
+    conclude(space, places, machine)
+    assert machine.trained.count((SEARCHED, "validation", 0)) == 1
+
+
+def test_with_several_objectives_the_front_is_proven_and_the_output_says_so(tiny, places):
+    several = {"objectives": ["score", "ece"], "final": {"leaders": 1, "replicates": 2, "seeds": 2}, "trials": 4}
+    space, said = parse(tiny | several, Space, "f"), []
+    proof = conclude(space, places, Planted({SEARCHED: 0.95}), said)
+    assert said[0] == "leaders: 1 of 1 searched regimes on the Pareto front; and the published regimes"
+    assert "the best mean score over 2 fresh seeds on held-out images among 3 (" in proof.chosen
+    assert "; 1 of 1 searched regimes on the Pareto front)" in proof.table()
 
 
 def test_a_study_that_has_ended_can_be_proven_later_and_with_more_seeds(tiny, space, places):

@@ -50,8 +50,14 @@ def test_nothing_is_called_indistinguishable_that_was_not_tested():
 
 def test_a_regime_whose_runs_all_failed_is_not_compared():
     scores = planted({"fixed": 0.8, "w": 0.9}) | {"gradual": {}}
-    assert [a.name for a in verdict("w", scores).against] == ["fixed"]
+    found = verdict("w", scores)
+    assert [a.name for a in found.against] == ["fixed"]
+    assert found.sentence().startswith("w is better than fixed (")
+    assert found.sentence().endswith("; no run was completed of gradual")
+    alike = planted({"fixed": 0.9, "w": 0.9}) | {"gradual": {}}
+    assert verdict("w", alike).sentence().startswith("no regime that was tested is distinguishable from w")
     assert verdict("gradual", scores).against == ()
+    assert verdict("gradual", scores).sentence().endswith("was not tested: no run of it was completed")
 
 
 def test_p_values_are_adjusted_over_all_comparisons():

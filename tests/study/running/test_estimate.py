@@ -9,7 +9,7 @@ from mixtune.config import parse
 from mixtune.errors import InputError
 from mixtune.study.folder import Places
 from mixtune.study.running import estimate, tuning
-from mixtune.study.running.preflight import Slots
+from mixtune.study.running.slots import Slots
 from mixtune.study.space import Space
 from tests.conftest import TINY
 from tests.training.test_footprint import MIB, Stand, device

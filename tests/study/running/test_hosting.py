@@ -9,7 +9,7 @@ from mixtune.config import parse
 from mixtune.study.events import Listeners
 from mixtune.study.running import hosting, tuning
 from mixtune.study.running.bridge import Bridge
-from mixtune.study.running.preflight import Slots
+from mixtune.study.running.slots import Slots
 from mixtune.study.sampling import Trials
 from mixtune.study.space import Space
 from tests.conftest import TINY

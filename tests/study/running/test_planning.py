@@ -11,7 +11,7 @@ from mixtune.config import load, parse
 from mixtune.errors import InputError
 from mixtune.regime import BatchShape
 from mixtune.study.running import planning, preflight
-from mixtune.study.running.preflight import Slots
+from mixtune.study.running.slots import Slots
 from mixtune.study.space import Named, Space
 from mixtune.study.space.feasible import Room, infeasible
 from mixtune.study.space.fidelity import Fidelity
@@ -120,6 +120,30 @@ def test_a_dry_run_tells_the_whole_search_in_training_runs():
     whole = replace(s, fidelity=Fidelity("compress", rungs=1), pruner=Named("none"))
     assert preflight.plan(whole, 1_255_544, sampled=0).endswith("in all the compute of 64 runs of the whole budget")
     assert preflight.whole_runs(replace(s, pruner=Named("median"))) == (pytest.approx(64 * rungs), None)
+
+
+def test_folds_at_once_take_the_time_of_one_and_the_cores_of_all():
+    s = space(folds=4, budget={"epochs": 90}, trials=10, pruner={"name": "none"}, fidelity={"kind": "compress"})
+    more = {"setup": 2.0, "judging": {8: 1.0, 12: 1.0}}
+    in_turn = planned(s, **more)
+    for count, waves in ((2, 2), (3, 2), (4, 1)):
+        at_once = replace(s, resources=replace(s.resources, folds_at_once=count))
+        found = planned(at_once, replace(ONE, folds=count), **more)
+        one = 1e-9 * 90 * 300 * 64
+        assert found.hours == pytest.approx(10 * (one * (1 / 9 + 1 / 3 + waves) + (2 + waves) * 4) / 3600, rel=1e-3)
+        assert 1 - found.stepping == pytest.approx(10 * (2 + waves) * 4 / 3600 / found.hours)
+        assert planning.occupied(found.slots, 1.0).startswith(f"{count} core-hours")
+    whole = 10 * (1e-9 * 90 * 300 * 64 * (1 / 9 + 1 / 3 + 4) + 6 * 4) / 3600
+    assert in_turn.hours == pytest.approx(whole, rel=1e-3)
+
+
+def test_memory_is_counted_for_every_fold_that_trains_at_once():
+    s = space()
+    dearest = max(x.pixels for x in s.shapes()) / s.base.pixels
+    found = linear(s, 4 * GIB / dearest, device="cpu", room=17.0 * GIB)
+    slots, room, said = planning.placed(s, replace(ONE, at_once=8, folds=2), found, 1)
+    assert (slots.at_once, room.bytes) == (2, 17 * GIB / 4)
+    assert said == "memory holds 2 trials at once, of 4 GiB each"
 
 
 def test_evaluations_and_starts_are_counted():

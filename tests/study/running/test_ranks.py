@@ -18,7 +18,8 @@ from mixtune.regime.files import regime_to_dict
 from mixtune.study.events import Listeners
 from mixtune.study.running import preflight, ranks, tuning
 from mixtune.study.running.bridge import Bridge
-from mixtune.study.running.preflight import Slots
+from mixtune.study.running.slots import Slots, fitting
+from mixtune.study.running.trial import trial_results
 from mixtune.study.sampling import Trials
 from mixtune.study.space import Space
 from mixtune.training.footprint import measured
@@ -67,7 +68,7 @@ def configuration(folder):
 
 def dies_once(here, config, notes):
     """A trial whose second rank is killed after the first report, the first time."""
-    for result in tuning.trial_results(here, config):
+    for result in trial_results(here, config):
         with Path(notes).open("a") as file:
             file.write(f"{here.shard.rank} {result['number']} {result['seconds']!r}\n")
         yield result
@@ -228,13 +229,13 @@ def test_a_cluster_without_room_is_said(cluster, monkeypatch):
 
 def test_slots_count_ranks_node_by_node():
     space = parse(SPACE | {"resources": {"workers": 3, "cpus": 2}}, Space, "f")
-    assert preflight.slots(space, 12, 0) == Slots(2, 0, 2, 3)
+    assert fitting(space, 12, 0) == Slots(2, 0, 2, 3)
     # Three cores hold one worker of two; four of the twelve cores are of no use.
-    assert preflight.slots(space, 12, 0, [(3, 0)] * 4) == Slots(2, 0, 1, 3)
+    assert fitting(space, 12, 0, [(3, 0)] * 4) == Slots(2, 0, 1, 3)
     with pytest.raises(InputError, match="asks for 3 workers of 2 CPU cores each, and there is room for 2"):
-        preflight.slots(space, 6, 0, [(3, 0)] * 2)
+        fitting(space, 6, 0, [(3, 0)] * 2)
     gpus = parse(SPACE | {"resources": {"workers": 8}}, Space, "f")
-    assert preflight.slots(gpus, 64, 16, [(32, 8)] * 2) == Slots(4, 1, 2, 8)
+    assert fitting(gpus, 64, 16, [(32, 8)] * 2) == Slots(4, 1, 2, 8)
     assert str(Slots(4, 1, 2, 8)) == "2 at once, each on 8 workers of 4 CPU cores and 1 GPU"
     assert str(Slots(1, 0, 2)) == "2 at once, each on 1 CPU core"
     with pytest.raises(InputError, match="gpus must be 0 or 1 where a trial has several workers"):

@@ -6,7 +6,7 @@ from mixtune.config import parse
 from mixtune.errors import InputError
 from mixtune.regime import Budget, Schedule, published
 from mixtune.study.space import Space
-from mixtune.study.space.limits import Clock, Limits, Position, memory_kills, position
+from mixtune.study.space.limits import Clock, Limits, Position, forget_position, memory_kills, position
 
 
 @pytest.fixture
@@ -83,6 +83,34 @@ def test_only_silence_is_silence(tmp_path, schedule):
             assert clock.exceeded(300.0 + 50 * report) is None
         assert clock.exceeded(550.0) is None
         assert clock.exceeded(561.0).startswith("nothing moved for 1 min (limits.silent_minutes), at step 6 of ")
+
+
+def test_of_folds_that_train_at_once_each_must_move_until_it_is_done(tmp_path, schedule):
+    clock = Clock(Limits(silent_minutes=1), tmp_path)
+    clock.start(0.0)
+    with Position(tmp_path, schedule, 0) as hangs:
+        hangs(3, 32)
+        with Position(tmp_path, schedule, 1) as moves:
+            for step in range(2):
+                moves(step + 1, 32)
+                assert clock.exceeded(30.0 + 30 * step) is None
+            said = clock.exceeded(91.0)
+            assert said.startswith("nothing moved for 1 min (limits.silent_minutes), at step 4 of ")
+            assert " of fold 0, shape " in said
+            assert " of fold 1, shape " in said
+        assert " of fold 1, " not in position(tmp_path)  # it is done
+    assert position(tmp_path) is None
+
+
+def test_what_an_attempt_that_was_cut_off_left_is_no_silence(tmp_path, schedule):
+    child = os.fork()
+    if child == 0:
+        Position(tmp_path, schedule, 1)(3, 32)
+        os.kill(os.getpid(), 9)
+    os.waitpid(child, 0)
+    assert " of fold 1, " in position(tmp_path)
+    forget_position(tmp_path)
+    assert position(tmp_path) is None
 
 
 def test_without_limits_a_trial_may_hang_as_long_as_it_likes(tmp_path):
