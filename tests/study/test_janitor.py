@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from mixtune.study.running import janitor
+from mixtune.study import janitor
 
 # A search: it starts the janitor, then a child in a session of its own that starts another one and forgets it.
 SEARCH = """

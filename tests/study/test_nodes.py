@@ -11,7 +11,7 @@ from ray.cluster_utils import Cluster
 
 from mixtune.config import parse
 from mixtune.study.events import Listeners
-from mixtune.study.running import tuning
+from mixtune.study.running import folds, tuning
 from mixtune.study.running.bridge import Bridge
 from mixtune.study.running.slots import fitting
 from mixtune.study.sampling import Trials
@@ -46,12 +46,12 @@ def noted(here, config, *more):
         yield result
 
 
-ORIGINAL = tuning.trial_results
+ORIGINAL = folds.trial_results
 
 
 def noted_trial(config):
     """What a worker runs instead, in its own process."""
-    tuning.trial_results = noted
+    folds.trial_results = noted
     tuning.run_trial(config)
 
 

@@ -21,6 +21,7 @@ from mixtune.training.images import shards
 from mixtune.training.images.classes import fewer
 from mixtune.training.images.decode import UnreadableError, decode
 from mixtune.training.images.prepared import read_state
+from mixtune.training.images.splits import stratified
 
 DATASETS = ("digits", "cifar10", "cifar100", "folder", "imagenet")
 IN_MEMORY = DATASETS[:3]  # the others are files, read as they are needed

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
 
-from mixtune.training.images.data import DataSet, Source
+if TYPE_CHECKING:
+    from mixtune.training.images.data import DataSet, Source
 
 
 def stratified(labels: Tensor, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 
 from mixtune.config import parse
 from mixtune.errors import NoRoomError
-from mixtune.study.running import janitor
+from mixtune.study import janitor
 from mixtune.study.space import Space
 from mixtune.study.tracking import courier as courier_
 from mixtune.study.tracking import deliverer
