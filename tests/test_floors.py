@@ -27,7 +27,7 @@ FORBIDDEN = {
     "mixtune/deploy": {"ray", "optuna", "analysis"},
 }
 ONLY = {
-    "ray": {f"mixtune/study/running/{name}.py" for name in ("tuning", "hosting", "ranks", "watch")},
+    "ray": {f"mixtune/study/running/{name}.py" for name in ("tuning", "hosting", "ranks", "visible", "watch")},
     "optuna": {
         f"mixtune/study/{name}.py" for name in ("sampling", "space/named", "durable/storage", "durable/journal")
     },

@@ -55,13 +55,14 @@ def conduct(
     write: Callable[[str], None],
     resume: bool = False,
     proxy: Mapping[str, float] | None = None,
+    again: bool = False,
 ) -> Result:
     """Run a study to its end, or as far as it gets.
 
     ``draw(tracking uri, study, folder)`` makes the figures. Raises InputError before anything is written when the
     space, its data, the resources or the stores are not usable. The same call on a folder that holds the study
     continues it; with ``resume`` nothing else is done: a folder without the study is an InputError. proxy: scores of
-    the regimes to be tried on the task that they were found on, see ``carry``.
+    the regimes to be tried on the task that they were found on, see ``carry``; again: measure steps anew.
     """
     check_named(space)
     stride = preflight.check_sizes(space, source)
@@ -72,7 +73,7 @@ def conduct(
 
     with locked(places.folder), contextlib.ExitStack() as at_the_end:
         at_the_end.callback(tuning.disconnect)
-        machine = Machine(space, slots, places, n_train, write)
+        machine = Machine(space, slots, places, n_train, write, again)
         # What does not fit is refused before the study is begun, so that it may be begun with another base.
         if not (resume or begun(space, places)):
             machine.ready(space.trials)
