@@ -1,5 +1,6 @@
 """Captured steps against steps issued one by one: the same numbers, to the bit."""
 
+import contextlib
 import dataclasses
 import gc
 import weakref
@@ -216,6 +217,97 @@ def test_steps_that_read_back_are_issued_one_by_one_and_that_is_said(reading):
     assert two.graphs is None
     assert torch.equal(losses, others)
     assert same(state_of(one), state_of(two))
+
+
+class Cuda:
+    """Stands for torch.cuda: notes what is asked of it, in order."""
+
+    def __init__(self):
+        self.log, self.mode, self.default_generators = [], 0, (self.Generator("default"),)
+        self.here, self.side = self.Stream(self, "here"), self.Stream(self, "side")
+
+    class Stream:
+        def __init__(self, cuda, name):
+            self.cuda, self.name = cuda, name
+
+        def wait_stream(self, other):
+            self.cuda.log.append(f"{self.name} waits for {other.name}")
+
+    class Generator:
+        def __init__(self, state):
+            self.state = state
+
+        def graphsafe_get_state(self):
+            return Cuda.Generator(self.state)
+
+        def graphsafe_set_state(self, other):
+            self.state = other.state
+
+    @contextlib.contextmanager
+    def stream(self, stream):
+        self.log.append(f"on {stream.name}")
+        yield
+        self.log.append(f"off {stream.name}")
+
+    @contextlib.contextmanager
+    def graph(self, graph, pool, stream, capture_error_mode):
+        self.log.append(f"capture on {stream.name} into {pool}, {capture_error_mode}")
+        yield
+
+    def set_sync_debug_mode(self, mode):
+        self.mode = {"error": 2}.get(mode, mode)
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    made = Cuda()
+    for name in ("default_generators", "stream", "graph", "set_sync_debug_mode"):
+        monkeypatch.setattr(torch.cuda, name, getattr(made, name))
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: made.mode)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: made.here)
+    monkeypatch.setattr(torch.cuda, "default_stream", lambda _: made.here)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda _: made.side)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "pool")
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: type("Graph", (), {"replay": lambda self: "again"})())
+    monkeypatch.setattr(torch, "Generator", lambda _: Cuda.Generator("trial"))
+    return made
+
+
+def recorder_of():
+    recorder = CudaRecorder(torch.device("cuda"))
+    recorder.begin()
+    return recorder
+
+
+def test_work_is_warmed_up_and_captured_on_one_stream_with_the_trials_random_numbers(cuda):
+    recorder, seen = recorder_of(), []
+
+    def work():
+        seen.append((cuda.default_generators[0].state, cuda.mode, gc.isenabled()))
+
+    recorder.warm_up(work)
+    assert seen == [("trial", 0, True), ("trial", 0, True), ("trial", 2, True)]  # 2: waiting is an error
+    assert cuda.log == ["side waits for here", "on side", "off side", "here waits for side"]
+    cuda.log.clear()
+    again = recorder.record(work)
+    assert seen[3:] == [("trial", 0, False)]
+    assert cuda.log == ["on side", "capture on side into pool, thread_local", "off side"]
+    assert (cuda.default_generators[0].state, cuda.mode, gc.isenabled(), again()) == ("default", 0, True, "again")
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"), [("called a synchronizing CUDA operation", WaitsError), ("illegal memory access", RuntimeError)]
+)
+def test_a_warm_up_that_fails_leaves_the_process_as_it_was(said, kind, cuda):
+    def work():
+        if cuda.mode:
+            raise RuntimeError(said)
+
+    with pytest.raises(kind, match=said) as found:
+        recorder_of().warm_up(work)
+    assert type(found.value) is kind
+    assert cuda.log[-1] == "here waits for side"  # what is put back must not overtake what was done
+    assert (cuda.default_generators[0].state, cuda.mode) == ("default", 0)
 
 
 def test_why_steps_are_not_captured_is_said():
