@@ -12,7 +12,7 @@ from pathlib import Path
 from mixtune.cli import duration
 from mixtune.errors import InputError
 from mixtune.regime import BatchShape, Regime
-from mixtune.study.running.preflight import Slots, examples
+from mixtune.study.running.preflight import Slots, examples, legs
 from mixtune.study.space import Space
 from mixtune.study.space.feasible import Room, gib, number
 from mixtune.study.space.named import kept
@@ -65,12 +65,13 @@ def segments(
     Raises ValueError for an infeasible one.
     """
     once, ways = found.evaluation(space.evaluate.sizes), []
-    for i, stage in enumerate(space.stages):
-        schedule = replace(training, share=stage.share).schedule(regime, n_train)
-        steps = sum(found.seconds(s) * int(n) for s, n in zip(schedule.shapes, schedule.counts, strict=True))
-        parts = space.evaluate.reports if i == 0 and space.reports_on_the_way else 1
-        first = stage.step - parts + 1
-        ways += [(first + k, steps / parts + once + found.setup * (k == 0)) for k in range(parts)]
+    runs: dict[float, float] = {}  # seconds of all steps of a run, by its share of the budget
+    for step, share, parts, k in legs(space):
+        if share not in runs:
+            schedule = replace(training, share=share).schedule(regime, n_train)
+            counted = zip(schedule.shapes, schedule.counts, strict=True)
+            runs[share] = sum(found.seconds(s) * int(n) for s, n in counted)
+        ways.append((step, runs[share] / parts + once + found.setup * (k == 0)))
     return ways
 
 
@@ -155,7 +156,7 @@ def lines(space: Space, wanted: Plan, room: Room, free: float) -> list[str]:
     found, slots = room.footprint, wanted.slots
     dearest = max((s for s in space.shapes() if found.memory(s) <= room.bytes), key=found.memory)
     told = [
-        f"measured  {found.place}",
+        f"measured  {found.place}" + (f", on {found.day}" if found.day else ""),
         f"memory    {gib(found.memory(dearest))} at the dearest step, {dearest}; a trial has {gib(room.bytes)}",
         f"step      {_steps_said(space, found)}",
         f"plan      {wanted.trials} trials, {slots}",

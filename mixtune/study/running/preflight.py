@@ -11,12 +11,14 @@ from mixtune.errors import InputError
 from mixtune.regime import Budget, Regime, Schedule, Shard
 from mixtune.study.space import Space
 from mixtune.study.space.knobs import Uniform
+from mixtune.study.space.named import kept
 from mixtune.training.images import prepared
 from mixtune.training.networks import gmacs, total_stride
 from mixtune.training.task import Classification, check_shapes
 
 # Training images of the data sets that a dry run may meet before they are there.
 TRAINING_IMAGES = {"digits": 1438, "cifar10": 50_000, "cifar100": 50_000, "imagenet": 1_281_167}
+CLASSES = {"digits": 10, "cifar10": 10, "cifar100": 100, "imagenet": 1000}
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,11 @@ def expected_images(space: Space, source: str) -> int:
     known = TRAINING_IMAGES.get(space.task.dataset)
     if known is None:
         return check_data(space, source)
+    if (classes := space.task.classes) is not None:
+        there = CLASSES[space.task.dataset]
+        if classes > there:
+            raise InputError(f"{source}: task.classes: {space.task.dataset} has {there} classes, not {classes}")
+        known = known * classes // there
     kept = 1 - 1 / space.folds if space.folds > 1 else 1 - space.task.validation
     return round(min(known, space.task.samples or known) * kept)
 
@@ -174,6 +181,32 @@ def examples(space: Space, sampled: int) -> dict[str, dict[str, object]]:
     return points | {f"sampled {i + 1}": space.suggest(Uniform(space.seed + i)) for i in range(drawn)}
 
 
+def legs(space: Space) -> list[tuple[int, float, int, int]]:
+    """The way of a trial between two judgements: the pruner's step at its end, the share of the budget of the training
+    run that it belongs to, of how many equal parts of that run, and which of them (from 0).
+    """
+    found = []
+    for i, stage in enumerate(space.stages):
+        parts = space.evaluate.reports if i == 0 and space.reports_on_the_way else 1
+        found += [(stage.step - parts + 1 + k, stage.share, parts, k) for k in range(parts)]
+    return found
+
+
+def whole_runs(space: Space) -> tuple[float, float | None]:
+    """The search in training runs of the whole budget: if nothing is pruned, and if the pruner keeps the share that it
+    is set to keep (None where it is set to keep none). What goes to the end is not pruned.
+    """
+    way = legs(space)
+    parts = [share / n for _, share, n, _ in way]
+    first = min(space.trials, len(space.to_the_end))
+    goes_on = [1.0, *(kept(space, step) for step, *_ in way[:-1])]
+    shares = [share for share in goes_on if share is not None]
+    if len(shares) < len(goes_on):
+        return space.trials * sum(parts), None
+    searched = sum(share * part for share, part in zip(shares, parts, strict=True))
+    return space.trials * sum(parts), first * sum(parts) + (space.trials - first) * searched
+
+
 def plan(space: Space, n_train: int, sampled: int = 4) -> str:
     """The published regimes and a few sampled ones: steps, epochs, cost against the base, dearest step."""
     lines = [
@@ -198,6 +231,11 @@ def plan(space: Space, n_train: int, sampled: int = 4) -> str:
         )
     lines += ["", "epochs: passes over the training images; views: images through the network, n per training image;"]
     lines += ["compute: pixels of the whole run against the base; peak: the dearest step against a base step"]
+    most, expected = whole_runs(space)
+    said = f"{most:.3g} runs of the whole budget" + (" if nothing is pruned" if space.pruning.name != "none" else "")
+    if expected is not None and expected < most:
+        said = f"{expected:.3g} runs of the whole budget if {space.pruning.name} keeps its share, {said}"
+    lines.append(f"search: {space.trials} trials, in all the compute of {said}")
     if space.final is not None:
         lines.append(space.final.cost(len(space.published), space.folds, space.trials))
     if space.budget.amount is not None:
