@@ -229,8 +229,8 @@ def _folder(root: Path, name: str) -> DataSet:
     for files in parts:
         _check_some(files.paths[:16])
     size = int(state["size"]) if state else None
-    classes = tuple(names[0])
-    return DataSet(parts[0], parts[1], len(classes), IMAGENET_MEAN, IMAGENET_STD, prepared_for=size, names=classes)
+    named = tuple(names[0])
+    return DataSet(parts[0], parts[1], len(named), IMAGENET_MEAN, IMAGENET_STD, prepared_for=size, names=named)
 
 
 def _check_some(paths: Sequence[str]) -> None:
