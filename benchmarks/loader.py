@@ -167,7 +167,10 @@ def measured(
     found = side_by_side(sides, args.repeats if S == 128 else max(1, args.repeats // 2 + 1))
     about = {"images": name, "S": S}
     return [
-        about | {"form": form} | stored[form] | row(f"{name} ({form}), at {S} px", found, form, "torchvision", goal)
+        about
+        | {"form": form}
+        | stored[form]
+        | row(f"{name} ({form}), at {S} px", found, form, "torchvision", goal if S == 128 else (1.0, 1.0))
         for form, goal in FORMS.items()
         if form in found
     ]

@@ -157,13 +157,10 @@ def _folder(root: Path, name: str) -> DataSet:
             )
         try:
             if shards.archives(folder):
-                found = shards.images(folder, IMG_EXTENSIONS)
-                classes = sorted({kind for _, kind in found})
-                number = {kind: label for label, kind in enumerate(classes)}
-                pairs = [(path, number[kind]) for path, kind in found]
+                classes, pairs = shards.images(folder, IMG_EXTENSIONS)
             else:
-                classes, number = find_classes(str(folder))
-                pairs = make_dataset(str(folder), number, extensions=IMG_EXTENSIONS)
+                classes, index = find_classes(str(folder))
+                pairs = make_dataset(str(folder), index, extensions=IMG_EXTENSIONS)
         except OSError as err:  # includes FileNotFoundError for a class without images
             raise InputError(f"task.data: {folder} is not a readable image folder: {err}") from None
         parts.append(Files(tuple(p for p, _ in pairs), torch.tensor([label for _, label in pairs])))

@@ -50,9 +50,9 @@ def archives(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.tar"))
 
 
-def images(folder: Path, extensions: tuple[str, ...]) -> list[tuple[str, str]]:
-    """(address, class) of every image in the archives of a folder, by class and name, as in a folder of loose files, so
-    that samples keep their numbers however they were packed. Raises InputError.
+def images(folder: Path, extensions: tuple[str, ...]) -> tuple[list[str], list[tuple[str, int]]]:
+    """The classes, and (address, number of its class) of every image in the archives of a folder, by class and name as
+    in a folder of loose files: samples keep their numbers however they were packed. Raises InputError.
     """
     there = archives(folder)
     stamps = {a.name: f"{a.stat().st_size}-{a.stat().st_mtime_ns}" for a in there}
@@ -61,7 +61,11 @@ def images(folder: Path, extensions: tuple[str, ...]) -> list[tuple[str, str]]:
         found = [[a.name, *member] for a in there for member in _members(a, extensions)]
         found.sort(key=lambda entry: entry[3:])
         _keep(folder, stamps, found)
-    return [(f"{folder / name}@{offset}+{size}/{member}", kind) for name, offset, size, kind, member in found]
+    if not found:
+        raise InputError(f"task.data: the archives in {folder} hold no images ({', '.join(extensions)})")
+    classes = sorted({entry[3] for entry in found})
+    number = {name: i for i, name in enumerate(classes)}
+    return classes, [(f"{folder / name}@{at}+{size}/{member}", number[kind]) for name, at, size, kind, member in found]
 
 
 def _members(archive: Path, extensions: tuple[str, ...]) -> Iterator[tuple[int, int, str, str]]:

@@ -122,6 +122,15 @@ def test_an_image_without_a_class_is_one_sentence(tmp_path):
         shards.images(tmp_path, (".png",))
 
 
+def test_archives_without_images_are_one_sentence(tmp_path):
+    (tmp_path / "x.txt").write_text("no image")
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        tar.add(tmp_path / "x.txt", "ant/x.txt")
+    for _ in range(2):  # the second time by the index
+        with pytest.raises(InputError, match=r"the archives in .* hold no images \(\.png\)"):
+            shards.images(tmp_path, (".png",))
+
+
 def test_a_bad_image_inside_is_named_and_replaced(loose, tmp_path):
     (loose / "train/bee/1.png").write_bytes(b"\x89PNG broken")
     source, notes = data.load("folder", str(packed(loose, tmp_path / "a"))).train, Notes()
