@@ -23,7 +23,7 @@ from mixtune.config import load
 from mixtune.errors import InputError
 from mixtune.study.proof.verdict import Verdict, verdict
 from mixtune.study.space import Space
-from mixtune.study.tracking import default_uri
+from mixtune.study.tracking.store import default_uri
 from mixtune.training.environment import environment
 
 

@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise InputError(f"{source}: {err}") from None
     if args.mirror and not task.flips:
         raise InputError(f"--mirror: a mirrored image of {config.task.dataset} is of another class")
-    load_weights(network, path, config.task.network)
+    load_weights(network, path, config.task.network, task.names)
     judged = Mirrored(network) if args.mirror else network
     curve = task.evaluate(judged, sizes)
     if args.latency is not None:

@@ -52,7 +52,9 @@ def parser() -> Parser:
     )
     p.add_argument("--top", type=int, default=3, metavar="N", help="how many regimes those are (default: 3)")
     p.add_argument("--dry-run", action="store_true", help="print the regimes that would be tried, and stop")
-    p.add_argument("--measure", action="store_true", help="with --dry-run: measure here what the search would cost")
+    p.add_argument(
+        "--measure", action="store_true", help="measure steps anew; with --dry-run to say what it would cost"
+    )
     p.add_set()
     return p
 
@@ -84,7 +86,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.proxy:
             cheaper = on_proxy(space, args.space)
             if args.dry_run:
-                return _dry_run(args, cheaper)
+                code, n = _dry_run(args, cheaper), len(space.published) + args.top
+                what = f"{space.task.network}, {space.budget} at {space.base}"
+                say(f"then {n} runs on the whole task ({what}): published regimes, and the {args.top} best found here")
+                return code
             if code := _search(args, cheaper, places, {}):
                 return code
         space, scores = carried(space, places.folder, args.top, args.storage)
@@ -112,7 +117,7 @@ def _dry_run(args: argparse.Namespace, space: Space) -> int:
 def _search(args: argparse.Namespace, space: Space, places: Places, scores: Mapping[str, float]) -> int:
     from mixtune.study.conduct import conduct, table
 
-    result = conduct(space, args.space, places, _draw, say, args.resume, scores)
+    result = conduct(space, args.space, places, _draw, say, args.resume, scores, args.measure)
     say(f"\n{table(space, result)}\n")
     for title, command in _next_commands(places, space, result):
         say(f"{title}\n  {command}")

@@ -17,12 +17,20 @@ TINY = {
 }
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    """A cache folder of each test's own, so that none takes over what another measured."""
+    made = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(made))
+    return made
+
+
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory):
     """Puts an empty MLflow database into a folder: a copy, because making one takes seconds."""
     import shutil
 
-    from mixtune.study.tracking import default_uri
+    from mixtune.study.tracking.store import default_uri
 
     made = tmp_path_factory.mktemp("store")
     from mlflow import MlflowClient

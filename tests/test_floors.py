@@ -27,13 +27,14 @@ FORBIDDEN = {
     "mixtune/deploy": {"ray", "optuna", "analysis"},
 }
 ONLY = {
-    "ray": {f"mixtune/study/running/{name}.py" for name in ("tuning", "hosting", "ranks", "watch")},
+    "ray": {f"mixtune/study/running/{name}.py" for name in ("tuning", "hosting", "ranks", "visible", "watch")},
     "optuna": {
         f"mixtune/study/{name}.py" for name in ("sampling", "space/named", "durable/storage", "durable/journal")
     },
     "mlflow": {
         "mixtune/study/tracking/store.py",
         "mixtune/study/tracking/delivery.py",
+        "mixtune/study/tracking/opening.py",
         "mixtune/study/tracking/recorded.py",
         "mixtune/deploy/serving.py",
         "mixtune/deploy/served_model.py",
@@ -97,7 +98,11 @@ def test_few_modules_know_each_library_of_the_study(library):
 
 @pytest.mark.parametrize(
     ("module", "absent"),
-    [("mixtune.regime.files", ["torch", "ray", "optuna", "mlflow"]), ("mixtune.train", ["ray", "optuna", "mlflow"])],
+    [
+        ("mixtune.regime.files", ["torch", "ray", "optuna", "mlflow"]),
+        ("mixtune.train", ["ray", "optuna", "mlflow"]),
+        ("mixtune.study.tracking.deliverer", ["torch", "ray", "optuna"]),  # beside every search: small
+    ],
 )
 def test_lower_floors_run_where_upper_libraries_are_not_installed(module, absent):
     block = "".join(f"sys.modules[{name!r}] = None; " for name in absent)

@@ -57,9 +57,9 @@ def restore(run: Trained, S: int) -> tuple[Deployed, dict[int, str]]:
     InputError for missing or foreign weights.
     """
     task = Classification(run.config.task, "validation", "cpu", run.config.evaluate.recalibrate)
-    dataset = data.load(run.config.task.dataset, run.config.task.data)
+    dataset = _dataset(run)
     network = networks.create(run.config.task.network, dataset.classes)
-    load_weights(network, run.weights, run.config.task.network)
+    load_weights(network, run.weights, run.config.task.network, dataset.names)
     network.eval()
     own = calibration.statistics(network)
     found: dict[int, tuple[str, Statistics]] = dict.fromkeys({S, *run.curve.sizes}, (calibration.RUNNING, own))
@@ -76,7 +76,7 @@ def restore(run: Trained, S: int) -> tuple[Deployed, dict[int, str]]:
 
 def description(run: Trained, point: Point, chosen: Mapping[int, str], needs: Sequence[Need]) -> dict[str, Any]:
     """What whoever deploys the network must know, as plain values."""
-    dataset = data.load(run.config.task.dataset, run.config.task.data)
+    dataset = _dataset(run)
     classes, files = dataset.classes, isinstance(dataset.train, data.Files)
     accuracy = {k: v for k, v in Curve((point,)).rows()[0].items() if k != "S"}
     return {
@@ -92,5 +92,11 @@ def description(run: Trained, point: Point, chosen: Mapping[int, str], needs: Se
         "input": "RGB pixels from 0 to 1, [N, 3, H, W], resized to size x size; normalisation is inside",
         "output": "logits, [N, classes]",
         "classes": classes,
+        "class_names": list(dataset.names),
         "crop": CROP_RATIO if files else 1.0,
     }
+
+
+def _dataset(run: Trained) -> data.DataSet:
+    task = run.config.task
+    return data.load(task.dataset, task.data, task.classes)

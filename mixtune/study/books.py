@@ -10,13 +10,13 @@ from pathlib import Path
 from mixtune.config import to_yaml
 from mixtune.errors import InputError, NoRoomError
 from mixtune.secrets import masked
-from mixtune.study import tracking
 from mixtune.study.durable import sqlite
 from mixtune.study.durable.ledger import Ledger, StorageAwayError
 from mixtune.study.durable.storage import PATIENCE_SECONDS, holds, patiently
 from mixtune.study.folder import Places, save
 from mixtune.study.sampling import Trials
 from mixtune.study.space import Space
+from mixtune.study.tracking.tracker import Tracker
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Books:
 
     trials: Trials
     ledger: Ledger
-    tracker: tracking.Tracker
+    tracker: Tracker
     stale: int
 
     def settle(self) -> None:
@@ -59,7 +59,7 @@ def opened(
             sqlite.with_log(places.storage_url)
             _deliver(ledger)
             key = f"mlflow_parent {masked(places.tracking_uri)}"
-            tracker = tracking.Tracker(places.tracking_uri, space, places.folder, trials.noted(key))
+            tracker = Tracker(places.tracking_uri, space, places.folder, trials.noted(key))
             sqlite.with_log(places.tracking_uri)
             trials.note(key, tracker.parent)
             save(places.folder / "space.yaml", to_yaml(space))

@@ -13,7 +13,7 @@ from typing import Any
 from mixtune.config import plain
 from mixtune.regime import Regime
 from mixtune.regime.files import save_regime
-from mixtune.study import carry, tracking
+from mixtune.study import carry
 from mixtune.study.books import Books, begun, opened
 from mixtune.study.console import Console, pareto_table, results_table
 from mixtune.study.events import Listeners
@@ -26,6 +26,7 @@ from mixtune.study.running.machine import Machine
 from mixtune.study.sampling import Trials
 from mixtune.study.space import Space
 from mixtune.study.space.named import check_named
+from mixtune.study.tracking import store
 
 log = logging.getLogger("mixtune")
 
@@ -54,24 +55,25 @@ def conduct(
     write: Callable[[str], None],
     resume: bool = False,
     proxy: Mapping[str, float] | None = None,
+    again: bool = False,
 ) -> Result:
     """Run a study to its end, or as far as it gets.
 
     ``draw(tracking uri, study, folder)`` makes the figures. Raises InputError before anything is written when the
     space, its data, the resources or the stores are not usable. The same call on a folder that holds the study
     continues it; with ``resume`` nothing else is done: a folder without the study is an InputError. proxy: scores of
-    the regimes to be tried on the task that they were found on, see ``carry``.
+    the regimes to be tried on the task that they were found on, see ``carry``; again: measure steps anew.
     """
     check_named(space)
     stride = preflight.check_sizes(space, source)
     space = _absolute(space)
     n_train = preflight.check_data(space, source)
     slots = estimate.slots_of(space, places)
-    tracking.check(places.tracking_uri)
+    store.check(places.tracking_uri)
 
     with locked(places.folder), contextlib.ExitStack() as at_the_end:
         at_the_end.callback(tuning.disconnect)
-        machine = Machine(space, slots, places, n_train, write)
+        machine = Machine(space, slots, places, n_train, write, again)
         # What does not fit is refused before the study is begun, so that it may be begun with another base.
         if not (resume or begun(space, places)):
             machine.ready(space.trials)

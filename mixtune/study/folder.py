@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mixtune.errors import InputError
-from mixtune.study import tracking
 from mixtune.study.durable import journal
+from mixtune.study.tracking import store
 from mixtune.training.checkpoint import replace_file
 
 
@@ -32,7 +32,7 @@ class Places:
     @property
     def tracking_uri(self) -> str:
         """MLflow's store."""
-        return self.tracking or tracking.default_uri(self.folder)
+        return self.tracking or store.default_uri(self.folder)
 
 
 @contextlib.contextmanager

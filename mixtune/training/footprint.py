@@ -6,7 +6,6 @@ S, B, D as in ``regime.shapes``.
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,8 +17,9 @@ import torch
 from mixtune.config import parse, read_yaml, to_yaml
 from mixtune.errors import InputError
 from mixtune.regime import BatchShape
-from mixtune.training import timing
+from mixtune.training import kept, timing
 from mixtune.training.checkpoint import digest, essence, replace_file
+from mixtune.training.device import pick_device
 from mixtune.training.memory import Peak, room
 from mixtune.training.ranks import ALONE, Ranks
 from mixtune.training.run import TrainingConfig
@@ -41,7 +41,8 @@ class Footprint:
 
     place: on what; key: equal where it holds. device: "cpu" or "cuda". room: bytes that one process could have. setup:
     seconds before the first step. weights: bytes of the network. judging: seconds of one evaluation by size;
-    judging_memory: bytes at its peak. too_large: the smallest shape that did not fit, where one did not.
+    judging_memory: bytes at its peak. too_large: the smallest shape that did not fit, where one did not. day: of the
+    measurement.
     """
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
@@ -56,6 +57,7 @@ class Footprint:
     judging_memory: float
     steps: tuple[Step, ...]
     too_large: BatchShape | None = None
+    day: str = ""
 
     def memory(self, shape: BatchShape) -> float:
         """Bytes at the peak of a run with this shape: measured, else from the line through what was.
@@ -65,10 +67,17 @@ class Footprint:
         measured = {s.shape: s.memory for s in self.steps}
         if shape in measured:
             return max(self.judging_memory, measured[shape])
-        likely = _line([(s.shape.pixels, s.memory) for s in self.steps], shape.pixels)
+        likely = self._likely(shape)
         if self.too_large and shape.pixels >= self.too_large.pixels and likely <= self.room:
             return float("inf")
         return max(self.judging_memory, likely)
+
+    def _likely(self, shape: BatchShape) -> float:
+        return _line([(s.shape.pixels, s.memory) for s in self.steps], shape.pixels)
+
+    def holds(self, room: float) -> bool:
+        """Whether it is still known which shapes fit where there are ``room`` bytes now."""
+        return self.too_large is None or room <= self.room or self._likely(self.too_large) > room
 
     def seconds(self, shape: BatchShape) -> float:
         """Seconds of a step: measured, else at the speed per pixel between those of the nearest sizes."""
@@ -93,29 +102,51 @@ def _line(points: Sequence[tuple[int, float]], x: float) -> float:
     return float(ys.mean() + slope * (x - xs.mean()))
 
 
-def measured(config: TrainingConfig, shapes: Iterable[BatchShape], path: Path, ranks: Ranks = ALONE) -> Footprint:
-    """The footprint with these shapes; what the file at ``path`` holds of the same kind is not measured again.
+def measured(
+    config: TrainingConfig, shapes: Iterable[BatchShape], path: Path, ranks: Ranks = ALONE, again: bool = False
+) -> Footprint:
+    """The footprint with these shapes, which the file at ``path`` holds from then on.
 
-    Where a step is shared by several ranks, each calls this, and the first one's counts. Raises InputError for missing
-    data, and where not even the smallest shape fits.
+    What that file holds of the same kind already is not measured again, nor what another study measured on this machine
+    (``kept``), unless ``again`` is asked for. Where a step is shared by several ranks, each calls this, and the first
+    one's counts. Raises InputError for missing data, and where not even the smallest shape fits.
     """
     key = identity(config)
     wanted = sorted(set(shapes), key=lambda s: (s.pixels, s))
-    known = None
-    if path.exists():
-        with contextlib.suppress(InputError):  # of another version: measured again
-            known = parse(read_yaml(path), Footprint, path)
-    if known is not None and (known.key != key or not _covers(known, wanted)):
-        known = None
+    shared = kept.place("footprints", key, [str(shape) for shape in wanted])
+    own = None if again else _read(path, key, wanted)
+    known = own if own or again else _of_another(shared, key, wanted, config.device)
     if not ranks.agree(known is not None):
         known = _measure(config, wanted, key, ranks)
         if ranks.first:
-            replace_file(path, to_yaml(known).encode())
+            kept.keep(shared, to_yaml(known))
+    if ranks.first and known is not own:
+        replace_file(path, to_yaml(known).encode())
     return known  # type: ignore[return-value]  # on other ranks it is not used
 
 
-def _covers(known: Footprint, shapes: Iterable[BatchShape]) -> bool:
-    return known.too_large is not None or {s.shape for s in known.steps} >= set(shapes)
+def measured_anew(config: TrainingConfig, shapes: Iterable[BatchShape], path: Path, ranks: Ranks = ALONE) -> Footprint:
+    """As ``measured``, whatever was measured before."""
+    return measured(config, shapes, path, ranks, again=True)
+
+
+def _read(path: Path, key: str, shapes: Iterable[BatchShape]) -> Footprint | None:
+    """What a file holds of the same kind; None for a file that is absent, damaged or of another version."""
+    try:
+        known = parse(read_yaml(path), Footprint, path)
+    except InputError:
+        return None
+    covers = known.too_large is not None or {s.shape for s in known.steps} >= set(shapes)
+    return known if known.key == key and covers else None
+
+
+def _of_another(path: Path | None, key: str, shapes: Iterable[BatchShape], device: str) -> Footprint | None:
+    """What another study measured, with the memory that there is now."""
+    known = _read(path, key, shapes) if path else None
+    if known is None:
+        return None
+    there = room(pick_device(device))
+    return replace(known, room=there) if known.holds(there) else None
 
 
 def identity(config: TrainingConfig) -> str:
@@ -135,7 +166,8 @@ def _measure(config: TrainingConfig, shapes: Sequence[BatchShape], key: str, ran
     judging = {S: stand.judging(S) for S in sorted(sizes)}
     bits = "bf16" if config.recipe.bf16(device.type) else "float32"
     place = f"{timing.place(config)}, {bits}, torch {torch.__version__}"
-    found = Footprint(place, key, device.type, there, setup, weights, judging, watch.bytes(), ())
+    today = time.strftime("%Y-%m-%d")
+    found = Footprint(place, key, device.type, there, setup, weights, judging, watch.bytes(), (), day=today)
     for shape in shapes:
         # On a CPU, who takes all memory takes others with it: what cannot fit is not tried.
         if ranks.agree(len(found.steps) > 1 and found.memory(shape) > there):

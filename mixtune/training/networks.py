@@ -8,7 +8,7 @@ efficientnet_b0; resnet18, 34, 50 and 101 are the same as torchvision's.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import pairwise
 from typing import Any
@@ -128,13 +128,14 @@ def create(
     dropout: float = 0.0,
     drop_path: float = 0.0,
     weights: str | None = None,
+    names: Sequence[str] = (),
 ) -> nn.Module:
     """A freshly initialised network; the same seed gives the same weights.
 
     dropout: before the classifier (in a wide ResNet inside the blocks); drop_path: of the last residual branch, growing
     linearly from the first. weights: "pretrained" for timm's, which are downloaded, or a file; a classifier for other
-    classes stays fresh. Raises ValueError for an unknown name and for a network that has no such option, InputError
-    for weights that cannot be had.
+    classes stays fresh (names: of this network's). Raises ValueError for an unknown name and for a network that has no
+    such option, InputError for weights that cannot be had.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -144,7 +145,7 @@ def create(
         elif weights == "pretrained":
             raise ValueError(f"there are no pretrained weights of {name}; name a file")
     if weights not in (None, "pretrained"):
-        load_weights(net, str(weights), name, new_head=True)
+        load_weights(net, str(weights), name, names, new_head=True)
     return net
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from mixtune.errors import InputError
 from mixtune.regime import BatchShape, Budget, Regime, Schedule
-from mixtune.training import networks
+from mixtune.training import networks, weights
 from mixtune.training.calibration import Recalibration
 from mixtune.training.checkpoint import Checkpoint, digest, essence, replace_file
 from mixtune.training.images.prepared import check_sizes
@@ -140,7 +140,7 @@ class Run:
                 networks.check_size(config.task.network, task.classes, S)
         except ValueError as err:
             raise InputError(f"{config.task.network}: {err}") from None
-        teacher = recipe.distill.teacher(task.classes, task.device) if recipe.distill else None
+        teacher = recipe.distill.teacher(task.classes, task.device, task.names) if recipe.distill else None
         return cls(task, network, schedule, config, recipe, teacher, judge)
 
     def reports(
@@ -197,4 +197,4 @@ class Run:
 
         state = {k: v.contiguous() for k, v in self.network.state_dict().items()}
         named = {"network": self.config.task.network, "classes": str(self.task.classes)}
-        replace_file(path, save(state, metadata=named))
+        replace_file(path, save(state, metadata=named | weights.naming(self.task.names)))

@@ -53,8 +53,8 @@ class Classification:
     ) -> None:
         self.config, self.ranks = config, ranks
         self.device = pick_device(device)
-        dataset = data.load(config.dataset, config.data)
-        self.classes, self.prepared_for = dataset.classes, dataset.prepared_for
+        dataset = data.load(config.dataset, config.data, config.classes)
+        self.classes, self.names, self.prepared_for = dataset.classes, dataset.names, dataset.prepared_for
         self._flip = dataset.flips if config.augment.flip is None else config.augment.flip
         self._normalise = Normalise(dataset.mean, dataset.std, self.device)
         try:
@@ -89,7 +89,8 @@ class Classification:
 
     def network(self, seed: int, dropout: float = 0.0, drop_path: float = 0.0) -> nn.Module:
         """A fresh network on the task's device, channels last."""
-        net = networks.create(self.config.network, self.classes, seed, dropout, drop_path, self.config.weights)
+        weights = self.config.weights
+        net = networks.create(self.config.network, self.classes, seed, dropout, drop_path, weights, self.names)
         return net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
     def batches(self, schedule: Schedule, seed: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:

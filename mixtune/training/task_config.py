@@ -15,7 +15,8 @@ class TaskConfig:
     data: folder of the data set (default $MIXTUNE_DATA, else ./data; digits need none). samples: use only this
     many of the training images, evenly from all classes (for short searches). validation: share of them held out to
     judge trials; folds: cross-validation instead, judged on ``fold`` (from 0) of that many. workers: processes that
-    read image files (default: one less than the trial's CPU threads).
+    read image files (default: one less than the trial's CPU threads). classes: so many of the data set's classes
+    (``classes.chosen`` says which).
     """
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
@@ -30,6 +31,7 @@ class TaskConfig:
     weights: str | None = None
     folds: int = 1
     fold: int = 0
+    classes: int | None = None
 
     def __post_init__(self) -> None:
         if self.folds < 1 or not 0 <= self.fold < self.folds:
@@ -40,6 +42,8 @@ class TaskConfig:
             )
         if self.samples is not None and self.samples < 1:
             raise ValueError(f"samples must be at least 1, not {self.samples}")
+        if self.classes is not None and self.classes < 2:
+            raise ValueError(f"classes must be at least 2, not {self.classes}")
         if self.workers is not None and self.workers < 0:
             raise ValueError(f"workers must be at least 0, not {self.workers}")
 

@@ -40,7 +40,8 @@ class Stand:
         torch.set_num_threads(config.threads or ranks.cpus)
         self.task = Classification(config.task, "validation", config.device, config.evaluate.recalibrate, ranks)
         network = self.task.network(config.seed, config.recipe.dropout, config.recipe.drop_path)
-        teacher = config.recipe.distill.teacher(self.task.classes, self.task.device) if config.recipe.distill else None
+        distill = config.recipe.distill
+        teacher = distill.teacher(self.task.classes, self.task.device, self.task.names) if distill else None
         self.engine = Engine(self.task, network, config.recipe, config.seed, teacher)
         self.engine.network.train()
         self._seed = config.seed
@@ -86,7 +87,7 @@ def gmacs_table(config: TrainingConfig, shapes: Iterable[BatchShape]) -> CostTab
     from mixtune.training import networks
     from mixtune.training.images import data
 
-    classes = data.load(config.task.dataset, config.task.data).classes
+    classes = data.load(config.task.dataset, config.task.data, config.task.classes).classes
     shapes = list(shapes)
     per_image = {S: networks.gmacs(config.task.network, classes, S) for S in {s.S for s in shapes}}
     return CostTable.from_gmacs(per_image, shapes, config.task.network)

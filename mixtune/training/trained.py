@@ -87,6 +87,7 @@ def save_result(folder: Path, job: Run, report: Report) -> None:
     said = {
         "judge": job.judge,
         "images": {"trained": job.task.n_train, "judged": job.task.n_judged, **report.findings},
+        **({"classes": list(job.task.names)} if job.config.task.classes else {}),
         "seed": job.config.seed,
         "score": job.config.score.of(report.curve),
         "measure": str(job.config.score),

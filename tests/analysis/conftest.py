@@ -9,7 +9,7 @@ from mixtune.regime import published
 from mixtune.regime.files import save_regime
 from mixtune.study.events import Candidate
 from mixtune.study.space import Space
-from mixtune.study.tracking import Tracker
+from mixtune.study.tracking.tracker import Tracker
 from mixtune.training.curve import Curve, Point
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -113,9 +114,10 @@ def test_a_regime_whose_sizes_the_full_space_lacks_is_named(proxy):
 
 
 def test_the_proxy_section_changes_what_it_names_and_nothing_else():
-    space = full(proxy={"task": {"samples": 100}, "budget": {"epochs": 0.5}, "trials": 9})
+    space = full(proxy={"task": {"samples": 100, "classes": 5}, "budget": {"epochs": 0.5}, "trials": 9})
     cheaper = on_proxy(space, "full.yaml")
     assert (cheaper.study, cheaper.task.samples, cheaper.task.network) == ("full-proxy", 100, space.task.network)
+    assert (cheaper.task.classes, space.task.classes) == (5, None)
     assert (cheaper.budget.epochs, cheaper.trials, cheaper.proxy) == (0.5, 9, {})
     assert (cheaper.search, cheaper.base) == (space.search, space.base)
     assert space.digest() == full().digest()  # a search on the full task alone stays the same study
@@ -134,7 +136,23 @@ def test_the_shipped_proxy_is_a_space_that_can_be_searched():
     stride = check_sizes(cheaper, file)
     for name in cheaper.published:
         cheaper.published_params(name, stride)
-    check_batches(cheaper, expected_images(cheaper, file), file)
+    whole = expected_images(cheaper, file)
+    check_batches(cheaper, whole, file)
+    every = replace(cheaper, task=replace(cheaper.task, classes=100, samples=None))
+    assert expected_images(every, file) == pytest.approx(0.98 * 1_281_167 / 10, abs=1)
+    many = replace(cheaper, task=replace(cheaper.task, classes=1001))
+    with pytest.raises(InputError, match=r"imagenet\.yaml: task\.classes: imagenet has 1000 classes, not 1001"):
+        expected_images(many, file)
+
+
+def test_a_dry_run_of_a_proxy_tells_what_comes_after_it(capsys):
+    file = Path(__file__).parents[2] / "search_spaces/imagenet.yaml"
+    assert search.main(["--space", str(file), "--proxy", "--top", "2", "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "250,880 training images; base 224x256, 16 epochs" in said
+    assert said.endswith(
+        "then 8 runs on the whole task (resnet50, 30 epochs at 224x256): published regimes, and the 2 best found here\n"
+    )
 
 
 def test_a_search_on_a_proxy_and_a_study_that_was_exclude_each_other(space_file, tiny):
@@ -147,8 +165,8 @@ def test_one_command_carries_a_study_and_another_goes_on_with_it(tmp_path, space
     """From a smaller base and budget on fewer samples to the full task, as a user types it."""
     from mlflow import MlflowClient
 
-    cheaper = {"task": {"samples": 400}, "base": {"S": 8, "B": 32}, "budget": {"epochs": 1}, "trials": 5}
-    cheaper |= {"search": {"sizes": [4, 8, 12]}}
+    cheaper = {"task": {"samples": 400, "classes": 5}, "base": {"S": 8, "B": 32}, "budget": {"epochs": 1}, "trials": 5}
+    cheaper |= {"search": {"sizes": [4, 8, 12]}, "pruner": {"name": "none"}}  # so that all can be carried
     words = ["mixtune.search", "--space", space_file(TINY | FULL | {"proxy": cheaper})]
     first = command(*words, "--proxy", "--top", "1", cwd=tmp_path)
     assert first.returncode == 0, first.stdout + first.stderr

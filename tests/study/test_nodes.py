@@ -24,8 +24,9 @@ SYNCED = {"recipe": {"sync_bn": True}, "pruner": {"name": "none"}}
 
 
 @pytest.fixture
-def nodes():
+def nodes(monkeypatch):
     """A cluster of two nodes with two CPUs each, joined as any other cluster; what a test adds is stopped as well."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # whatever token lies in the home folder
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
     cluster.add_node(num_cpus=2)
     cluster.wait_for_nodes()
@@ -102,6 +103,19 @@ def test_a_node_that_is_lost_takes_nothing_with_it(nodes, tmp_path, monkeypatch)
     check(space, outcomes)
     assert sum(node["Alive"] for node in ray.nodes()) == 1
     assert sorted(map(len, where)) == [1, 1, 2]  # one began there and ended here
+
+
+def test_a_token_that_the_cluster_does_not_take_is_one_sentence(nodes, tmp_path, space_file, monkeypatch):
+    """Ray keeps the token of an earlier cluster in the home folder; with it, every trial's worker would die."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("RAY_AUTH_MODE")
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray/auth_token").write_text(64 * "a")
+    done = command("mixtune.search", "--space", space_file(TINY), "--out", tmp_path / "out", "--address", nodes.address)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert f"error: --address {nodes.address}: the cluster ends what is started there (" in done.stderr
+    assert "where it takes no token, set RAY_AUTH_MODE=disabled" in done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_command_joins_a_cluster_measures_there_and_goes_on(nodes, tmp_path, space_file):

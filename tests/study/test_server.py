@@ -15,7 +15,8 @@ from mlflow import MlflowClient
 from analysis.runs import read_study
 from mixtune.config import parse
 from mixtune.study.space import Space
-from mixtune.study.tracking import Tracker, check
+from mixtune.study.tracking.store import check
+from mixtune.study.tracking.tracker import Tracker
 from tests.study.test_sampling import CURVE
 from tests.study.tracking.test_tracker import REPORT, candidate
 
@@ -75,7 +76,7 @@ def test_a_server_that_dies_in_the_middle_loses_nothing(tmp_path, tiny, empty_st
     tracker.started(third)
     tracker.summarise({"score": 0.6})
     assert not tracker.finish("KILLED", [])
-    assert tracker.outbox.waiting == 8
+    assert tracker.courier.waiting == 8
     # The search's process ends, with everything on disk.
 
     with server(tmp_path, port) as uri:

@@ -188,7 +188,8 @@ def test_weights_are_safetensors_that_name_their_network(tmp_path):
     run = Run.prepare(regime(), config())
     run.save_weights(tmp_path / "w.safetensors")
     with safe_open(tmp_path / "w.safetensors", "pt") as file:
-        assert file.metadata() == {"network": "cifar_resnet8", "classes": "10"}
+        names = '["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"]'
+        assert file.metadata() == {"network": "cifar_resnet8", "classes": "10", "class_names": names}
         assert all(torch.equal(file.get_tensor(k), v) for k, v in run.network.state_dict().items())
 
 

@@ -13,7 +13,7 @@ import torch
 from mixtune.config import parse, read_yaml, to_yaml
 from mixtune.errors import InputError
 from mixtune.study.folder import Places, save
-from mixtune.study.running import hosting, planning, preflight, tuning
+from mixtune.study.running import hosting, planning, preflight, tuning, visible
 from mixtune.study.running.planning import Plan
 from mixtune.study.running.preflight import Slots
 from mixtune.study.space import Space
@@ -43,11 +43,12 @@ def ready(
     left: int,
     write: Callable[[str], None],
     kept: Path | None = None,
+    again: bool = False,
 ) -> Ready:
     """Measure once what the study needs to know, tell its plan, and keep both in its folder. Ray must be connected.
 
-    left: trials to be run; kept: another folder for the files. The slots become fewer where memory holds fewer trials.
-    Raises InputError when the study fits into neither memory nor disk.
+    left: trials to be run; kept: another folder for the files; again: whatever was measured before. The slots become
+    fewer where memory holds fewer trials. Raises InputError when the study fits into neither memory nor disk.
     """
     kept = kept or places.folder
     device: Literal["auto", "cpu", "cuda"] = "cpu" if slots.gpus == 0 else space.device
@@ -61,9 +62,9 @@ def ready(
     if said:
         write(said)
     path = kept / MEASURED
-    if not path.exists():
-        write(f"measuring the time and memory of a few steps, once (kept in {MEASURED})")
-    found = _measured(space, training, slots, places, path)
+    if again or not path.exists():
+        write(f"measuring the time and memory of a few steps, once on each machine (kept in {MEASURED})")
+    found = _measured(space, training, slots, places, path, again)
     slots, room, said = planning.placed(space, slots, found, sum(cpus > 0 for cpus, _ in tuning.nodes()))
     if said:
         write(said)
@@ -80,18 +81,21 @@ def slots_of(space: Space, places: Places) -> Slots:
     if places.address is None:
         return preflight.slots(space, *preflight.local_resources())
     tuning.connect(places.address, 0, 0)
+    visible.admitted(places.address)
     return preflight.slots(space, *tuning.cluster(), tuning.nodes())
 
 
 def dry(space: Space, source: str, places: Places, write: Callable[[str], None]) -> None:
-    """Measure and tell what the study would take, and leave nothing behind. Raises InputError as a search would."""
+    """Measure anew and tell what the study would take; of the study nothing is left behind. Raises InputError as a
+    search would.
+    """
     n_train = preflight.check_data(space, source)
     slots = slots_of(space, places)
     try:
         if places.address is None:
             tuning.connect(None, *preflight.local_resources())
         with tempfile.TemporaryDirectory() as kept:
-            ready(space, slots, places, n_train, space.trials, write, Path(kept))
+            ready(space, slots, places, n_train, space.trials, write, Path(kept), again=True)
     finally:
         tuning.disconnect()
 
@@ -107,14 +111,17 @@ def compared(folder: Path, hours: float) -> str:
     return f"the trials took {took}, {100 * (hours / planned - 1):+.0f} % against the plan"
 
 
-def _measured(space: Space, training: TrainingConfig, slots: Slots, places: Places, path: Path) -> footprint.Footprint:
+def _measured(
+    space: Space, training: TrainingConfig, slots: Slots, places: Places, path: Path, again: bool
+) -> footprint.Footprint:
     """In a worker as a trial's; in this process where that is the same and spares the start of one."""
+    measured = footprint.measured_anew if again else footprint.measured
     arguments = (training, planning.probes(space), path)
     alone = places.address is None and slots.gpus == 0 and slots.workers == 1
     if not alone or training.task.dataset not in IN_MEMORY:
-        return tuning.call(footprint.measured, slots, *arguments)
+        return tuning.call(measured, slots, *arguments)
     threads = torch.get_num_threads()
     try:
-        return footprint.measured(*arguments)
+        return measured(*arguments)
     finally:
         torch.set_num_threads(threads)

@@ -14,7 +14,7 @@ from mixtune.errors import InputError
 from mixtune.study.books import Books
 from mixtune.study.events import Listeners
 from mixtune.study.folder import Places
-from mixtune.study.running import estimate, hosting, preflight, tuning
+from mixtune.study.running import estimate, hosting, preflight, tuning, visible
 from mixtune.study.running.bridge import Bridge
 from mixtune.study.running.estimate import Ready
 from mixtune.study.space import Space
@@ -28,9 +28,17 @@ class Machine:
     """The cluster with what all trials share, for as many books as there are."""
 
     def __init__(
-        self, space: Space, slots: preflight.Slots, places: Places, n_train: int, write: Callable[[str], None]
+        self,
+        space: Space,
+        slots: preflight.Slots,
+        places: Places,
+        n_train: int,
+        write: Callable[[str], None],
+        again: bool = False,
     ) -> None:
+        """``again``: measure what was measured before."""
         self._space, self._slots, self._places, self._n_train, self._write = space, slots, places, n_train, write
+        self._again = again
         self._ready: Ready | None = None
 
     def ready(self, left: int = 0) -> Ready:
@@ -41,8 +49,12 @@ class Machine:
         if self._ready is None:
             if self._places.address is None:
                 tuning.connect(None, *preflight.local_resources())
+            else:
+                visible.check(self._places.folder, visible.named(self._space))
             with _terminable():
-                self._ready = estimate.ready(self._space, self._slots, self._places, self._n_train, left, self._write)
+                self._ready = estimate.ready(
+                    self._space, self._slots, self._places, self._n_train, left, self._write, again=self._again
+                )
         return self._ready
 
     @property

@@ -13,6 +13,7 @@ from mixtune.cli import duration
 from mixtune.errors import InputError
 from mixtune.regime import BatchShape, Regime
 from mixtune.study.running.preflight import Slots, examples
+from mixtune.study.running.way import beside, legs
 from mixtune.study.space import Space
 from mixtune.study.space.feasible import Room, gib, number
 from mixtune.study.space.named import kept
@@ -66,15 +67,16 @@ def segments(
     Raises ValueError for an infeasible one.
     """
     once, ways = found.evaluation(space.evaluate.sizes), []
-    for i, stage in enumerate(space.stages):
-        if stage.fold % space.resources.folds_at_once:
-            ways.append((stage.step, 0.0))
+    runs: dict[float, float] = {}  # seconds of all steps of a run, by its share of the budget
+    for step, share, parts, k in legs(space):
+        if step in beside(space):
+            ways.append((step, 0.0))
             continue
-        schedule = replace(training, share=stage.share).schedule(regime, n_train)
-        steps = sum(found.seconds(s) * int(n) for s, n in zip(schedule.shapes, schedule.counts, strict=True))
-        parts = space.evaluate.reports if i == 0 and space.reports_on_the_way else 1
-        first = stage.step - parts + 1
-        ways += [(first + k, steps / parts + once + found.setup * (k == 0)) for k in range(parts)]
+        if share not in runs:
+            schedule = replace(training, share=share).schedule(regime, n_train)
+            counted = zip(schedule.shapes, schedule.counts, strict=True)
+            runs[share] = sum(found.seconds(s) * int(n) for s, n in counted)
+        ways.append((step, runs[share] / parts + once + found.setup * (k == 0)))
     return ways
 
 
@@ -128,12 +130,12 @@ def plan(space: Space, training: TrainingConfig, room: Room, slots: Slots, n_tra
         goes_on = [1.0, *(s for s in shares if s is not None)]
         parts = [s * seconds for way in drawn for s, (_, seconds) in zip(goes_on, way, strict=True)]
         expected = (certain + searched * sum(parts)) / 3600
-    runs = sum(stage.fold % space.resources.folds_at_once == 0 for stage in space.stages)  # one after the other
-    beside = found.evaluation(space.evaluate.sizes) * sum(s > 0 for _, s in drawn[0]) + found.setup * runs
-    beside *= space.trials * slots.pack / slots.gain
+    runs = len(space.stages) - len(beside(space))  # one after the other
+    other = found.evaluation(space.evaluate.sizes) * sum(s > 0 for _, s in drawn[0]) + found.setup * runs
+    other *= space.trials * slots.pack / slots.gain
     disk = found.weights * (copies * space.trials + COPIES * len(space.stages) * slots.at_once)
     tried, longest = len(ways) + len(refused), max(whole) / 3600
-    return Plan(space.trials, slots, most / 3600, expected, longest, 1 - beside / most, disk, tried, tuple(refused))
+    return Plan(space.trials, slots, most / 3600, expected, longest, 1 - other / most, disk, tried, tuple(refused))
 
 
 def check_disk(wanted: Plan, folder: Path, left: int) -> float:
@@ -160,7 +162,7 @@ def lines(space: Space, wanted: Plan, room: Room, free: float) -> list[str]:
     found, slots = room.footprint, wanted.slots
     dearest = max((s for s in space.shapes() if found.memory(s) <= room.bytes), key=found.memory)
     told = [
-        f"measured  {found.place}",
+        f"measured  {found.place}" + (f", on {found.day}" if found.day else ""),
         f"memory    {gib(found.memory(dearest))} at the dearest step, {dearest}; a trial has {gib(room.bytes)}",
         f"step      {_steps_said(space, found)}",
         f"plan      {wanted.trials} trials, {slots}",

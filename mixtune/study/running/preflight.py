@@ -9,6 +9,7 @@ import torch
 
 from mixtune.errors import InputError
 from mixtune.regime import Budget, Regime, Schedule, Shard
+from mixtune.study.running.way import whole_runs
 from mixtune.study.space import Space
 from mixtune.study.space.knobs import Uniform
 from mixtune.training.images import prepared
@@ -17,6 +18,7 @@ from mixtune.training.task import Classification, check_shapes
 
 # Training images of the data sets that a dry run may meet before they are there.
 TRAINING_IMAGES = {"digits": 1438, "cifar10": 50_000, "cifar100": 50_000, "imagenet": 1_281_167}
+CLASSES = {"digits": 10, "cifar10": 10, "cifar100": 100, "imagenet": 1000}
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,9 @@ class Slots:
     def __str__(self) -> str:
         each = f"{self.cpus} CPU core{'s' * (self.cpus > 1)}" + (f" and {self.gpus:g} GPU" if self.gpus else "")
         each = f"{self.workers} workers of {each}" if self.workers > 1 else each
-        return f"{self.at_once} at once, each on " + (f"{self.folds} folds at once of {each}" * (self.folds > 1) or each)
+        return f"{self.at_once} at once, each on " + (
+            f"{self.folds} folds at once of {each}" * (self.folds > 1) or each
+        )
 
 
 def check_sizes(space: Space, source: str) -> int:
@@ -105,6 +109,11 @@ def expected_images(space: Space, source: str) -> int:
     known = TRAINING_IMAGES.get(space.task.dataset)
     if known is None:
         return check_data(space, source)
+    if (classes := space.task.classes) is not None:
+        there = CLASSES[space.task.dataset]
+        if classes > there:
+            raise InputError(f"{source}: task.classes: {space.task.dataset} has {there} classes, not {classes}")
+        known = known * classes // there
     kept = 1 - 1 / space.folds if space.folds > 1 else 1 - space.task.validation
     return round(min(known, space.task.samples or known) * kept)
 
@@ -215,6 +224,11 @@ def plan(space: Space, n_train: int, sampled: int = 4) -> str:
         )
     lines += ["", "epochs: passes over the training images; views: images through the network, n per training image;"]
     lines += ["compute: pixels of the whole run against the base; peak: the dearest step against a base step"]
+    most, expected = whole_runs(space)
+    said = f"{most:.3g} runs of the whole budget" + (" if nothing is pruned" if space.pruning.name != "none" else "")
+    if expected is not None and expected < most:
+        said = f"{expected:.3g} runs of the whole budget if {space.pruning.name} keeps its share, {said}"
+    lines.append(f"search: {space.trials} trials, in all the compute of {said}")
     if space.final is not None:
         lines.append(space.final.cost(len(space.published), space.folds, space.trials))
     if space.budget.amount is not None:

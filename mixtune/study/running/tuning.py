@@ -33,9 +33,9 @@ from ray.tune.search import Searcher
 
 from mixtune.errors import NO_ROOM, InputError, NoRoomError, TrainingError, no_room
 from mixtune.secrets import masked
+from mixtune.study.janitor import Janitor
 from mixtune.study.running import folds, ranks
 from mixtune.study.running.bridge import Bridge
-from mixtune.study.running.janitor import Janitor
 from mixtune.study.running.preflight import Slots
 from mixtune.study.running.trial import cause_of, failure
 from mixtune.study.running.watch import Watch, memory_kills_are_deaths

@@ -1,30 +1,24 @@
 """Delivery of a study's records to MLflow, each in a way that may be repeated. Writes; ``store`` reads.
 
-These two are the only modules that know MLflow.
+Imported by the process that delivers (``deliverer``), so nothing here imports torch, Ray or Optuna.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunInfo, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunInfo, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-from mixtune.errors import InputError, no_room
-from mixtune.secrets import masked
 from mixtune.study.durable import sqlite
-from mixtune.study.durable.outbox import PermanentError, Record
-from mixtune.study.tracking.identity import Identity
-from mixtune.study.tracking.recorded import deliver_repeat
-from mixtune.study.tracking.store import EXPERIMENT, cause, make
+from mixtune.study.durable.kept import PermanentError, Record
+from mixtune.study.tracking.store import cause, states
 
 # What the store will never take, however often it is asked.
 _PERMANENT = {
@@ -70,89 +64,48 @@ def _one(parts: Sequence[Record]) -> Record:
     return whole
 
 
-class Sender:
-    """Sends records of a study to one tracking store."""
+def client_of(uri: str) -> MlflowClient:
+    """A client that writes fast to a file: what a power cut takes then, ``Tracker.repair`` writes."""
+    client = MlflowClient(uri)
+    with contextlib.suppress(AttributeError):  # a server
+        sqlite.hastened(client._tracking_client.store.engine)
+    return client
 
-    def __init__(self, uri: str, folder: Path, data: Identity) -> None:
-        """Open or make the store and the experiment in it. Raises InputError when it cannot be reached."""
-        self._uri, self._data = uri, data
-        self._runs: dict[int, RunInfo] = {}
-        self._asked = False  # whether ``_runs`` holds all that the store has
-        try:
-            make(uri)
-            self._client = MlflowClient(uri)
-            with contextlib.suppress(AttributeError):  # a server. What a power cut takes, ``Tracker.repair`` writes.
-                sqlite.hastened(self._client._tracking_client.store.engine)
-            self.experiment = self._experiment(uri, folder)
-        except Exception as err:
-            raise self._refused(err) from None
+
+def released(client: MlflowClient) -> None:
+    """Give the connections to a database back; there are none to a server."""
+    with contextlib.suppress(AttributeError):
+        client._tracking_client.store.engine.dispose()
+
+
+def data_input(data: Mapping[str, Any]) -> DatasetInput:
+    """The data that a run sees; data: the fields of an ``Identity``."""
+    counts = {k: data[k] for k in ("train", "validation", "test", "classes")}
+    source, profile = json.dumps({"uri": data["name"]}), json.dumps(counts)
+    found = Dataset(data["name"], data["digest"], "local", source, profile=profile)
+    return DatasetInput(found, [InputTag("mlflow.data.context", "training")])
+
+
+class Sender:
+    """Sends records of a study to one tracking store, which ``Opening`` has opened."""
+
+    def __init__(self, uri: str, experiment: str, data: Mapping[str, Any]) -> None:
+        """data: the fields of an ``Identity``. Raises MlflowException when the store does not answer."""
+        self._uri, self._experiment, self._input = uri, experiment, data_input(data)
+        self._runs: dict[tuple[str, int], RunInfo] = {}  # by the parent's id and the trial's number
+        self._asked: set[str] = set()  # parents of which ``_runs`` holds all that the store has
+        self._client = client_of(uri)
 
     def close(self) -> None:
-        """Give the connections to a database back; there are none to a server."""
-        with contextlib.suppress(AttributeError):
-            self._client._tracking_client.store.engine.dispose()
-
-    def _refused(self, err: Exception) -> InputError:
-        if "disk is full" in str(err):
-            return no_room(masked(self._uri))
-        return InputError(f"--tracking-uri {masked(self._uri)}: MLflow cannot write there ({cause(err)})")
-
-    def _experiment(self, uri: str, folder: Path) -> str:
-        found = self._client.get_experiment_by_name(EXPERIMENT)
-        if found is not None:
-            return str(found.experiment_id)
-        # A server decides itself where artifacts lie; a file store would put them into the working folder.
-        local = uri.startswith("sqlite")
-        where = f"file://{quote(str(folder.absolute()))}/artifacts" if local else None
-        return str(self._client.create_experiment(EXPERIMENT, artifact_location=where))
-
-    def view(self, name: str, value: str) -> None:
-        """Keep how the study is shown as a tag of the experiment. Raises InputError."""
-        try:
-            self._client.set_experiment_tag(self.experiment, name, value)
-        except Exception as err:
-            raise self._refused(err) from None
-
-    def parent(
-        self,
-        run_id: str | None,
-        name: str,
-        tags: Mapping[str, str],
-        params: Mapping[str, str],
-        texts: Mapping[str, str],
-    ) -> str:
-        """The study's parent run: ``run_id`` where it is there still, else a new one, with ``texts`` as artifacts.
-
-        Raises InputError.
-        """
-        if run_id is not None:
-            with contextlib.suppress(MlflowException):  # another store than last time: begin a new parent there
-                self._client.update_run(run_id, status="RUNNING")
-                return run_id
-        counts = {f"images.{k}": str(getattr(self._data, k)) for k in ("train", "validation", "test")}
-        every = {**params, **counts, "data.digest": self._data.digest}
-        try:
-            made = str(self._client.create_run(self.experiment, run_name=name, tags=dict(tags)).info.run_id)
-            self._client.log_batch(made, params=[Param(k, v) for k, v in every.items()])
-            self._client.log_inputs(made, [self._input()])
-            for file, text in texts.items():
-                self._client.log_text(made, text, file)
-        except Exception as err:
-            raise self._refused(err) from None
-        return made
-
-    def _input(self) -> DatasetInput:
-        d = self._data
-        counts = {k: getattr(d, k) for k in ("train", "validation", "test", "classes")}
-        found = Dataset(d.name, d.digest, "local", json.dumps({"uri": d.name}), profile=json.dumps(counts))
-        return DatasetInput(found, [InputTag("mlflow.data.context", "training")])
+        """Give the connections to a database back."""
+        released(self._client)
 
     def deliver(self, r: Record) -> None:
         """Send one record. Sending it twice changes nothing: runs are looked up, metrics carry their own time."""
         try:
             self._send(r)
         except Exception as err:
-            self._asked = False  # a run may have been made although no answer came
+            self._asked.clear()  # a run may have been made although no answer came
             if isinstance(err, MlflowException) and err.error_code in _PERMANENT:
                 raise PermanentError(f"{r['do']} of trial {r['trial']}: {cause(err)}") from None
             raise
@@ -160,11 +113,11 @@ class Sender:
     def _send(self, r: Record) -> None:
         if r["do"] == "discard unfinished":
             where = f"tags.`mlflow.parentRunId` = '{r['parent']}' and tags.`mixtune.state` = 'RUNNING'"
-            for run in self._client.search_runs([self.experiment], where, max_results=1000):
+            for run in self._client.search_runs([self._experiment], where, max_results=1000):
                 self._discard(str(run.info.run_id))
             return
         if r["do"] == "repeat":
-            deliver_repeat(self._client, self.experiment, r, [self._input()])
+            deliver_repeat(self._client, self._experiment, r, [self._input])
             return
         run = self._client.get_run(r["parent"]).info if r["do"] in ("summary", "finish") else self._run_of(r)
         run_id = str(run.run_id)
@@ -186,38 +139,20 @@ class Sender:
         if "status" in r:
             self._client.set_terminated(run_id, status=r["status"], end_time=r.get("ended", r["time"]))
 
-    def states(self, parent: str) -> dict[int, tuple[str, float | None]]:
-        """State and last score of every trial under a parent run, as the store has them."""
-        where = f"tags.`mlflow.parentRunId` = '{parent}' and tags.`mixtune.kind` = 'trial'"
-        found: dict[int, tuple[str, float | None]] = {}
-        token, self._asked = None, False
-        while True:
-            page = self._client.search_runs([self.experiment], where, max_results=1000, page_token=token)
-            for run in page:
-                tags = run.data.tags
-                state = tags["mixtune.state"] if run.info.status != "RUNNING" else "RUNNING"
-                found[int(tags["mixtune.trial"])] = (state, run.data.metrics.get("score"))
-                self._runs[int(tags["mixtune.trial"])] = run.info
-            if not (token := page.token):
-                self._asked = True
-                return found
-
     def _run_of(self, r: Record) -> RunInfo:
         """The trial's child run, made where it is not there yet. Raises PermanentError when it should be there."""
-        if r["trial"] not in self._runs:
-            run = None if self._asked and r["do"] == "start" else self._found(r)
-            if run is None:
-                if r["do"] != "start":
-                    raise PermanentError(f"{r['do']} of trial {r['trial']}: its run is gone")
-                run = self._client.create_run(self.experiment, r["time"], r["tags"], r["name"])
-                self._client.log_inputs(str(run.info.run_id), [self._input()])
-            self._runs[r["trial"]] = run.info
-        return self._runs[r["trial"]]
-
-    def _found(self, r: Record) -> Run | None:
-        where = f"tags.`mlflow.parentRunId` = '{r['parent']}' and tags.`mixtune.trial` = '{r['trial']}'"
-        where += " and tags.`mixtune.kind` = 'trial'"
-        return next(iter(self._client.search_runs([self.experiment], where, max_results=1)), None)
+        parent, key = r["parent"], (r["parent"], r["trial"])
+        if key not in self._runs and parent not in self._asked:
+            there = states(self._client, self._experiment, parent)
+            self._runs |= {(parent, trial): info for trial, (info, _, _) in there.items()}
+            self._asked.add(parent)
+        if key not in self._runs:
+            if r["do"] != "start":
+                raise PermanentError(f"{r['do']} of trial {r['trial']}: its run is gone")
+            self._runs[key] = self._client.create_run(self._experiment, r["time"], r["tags"], r["name"]).info
+        if r["do"] == "start":  # also of a run that is there: who made it may have been killed before this
+            self._client.log_inputs(str(self._runs[key].run_id), [self._input])
+        return self._runs[key]
 
     def _discard(self, run_id: str) -> None:
         """Move a child run that does not count to MLflow's bin."""
@@ -225,23 +160,18 @@ class Sender:
         self._client.delete_run(run_id)
 
 
-def system_metrics(uri: str, run_id: str) -> Any:
-    """MLflow's own watch of this machine (CPU, memory, disk, network, GPU), begun for a run; None unless asked for.
-
-    It is asked for as everywhere in MLflow, by MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING=true. ``finish()`` ends it. Raises
-    InputError without the library that it reads the machine with.
-    """
-    from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING as ASKED
-
-    if not ASKED.get():
-        return None
-    try:
-        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-    except ImportError as err:
-        raise InputError(
-            f"{ASKED.name}: needs psutil, and nvidia-ml-py to see GPUs ({err}); pip install them"
-        ) from None
-    logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)
-    watch = SystemMetricsMonitor(run_id, tracking_uri=uri, resume_logging=True)
-    watch.start()
-    return watch
+def deliver_repeat(client: MlflowClient, experiment: str, r: Record, inputs: Sequence[DatasetInput] = ()) -> None:
+    """Send such a record. A run that is there already is left alone, and one that was cut off is completed."""
+    keys = [f"mixtune.{k}" for k in ("study", "trial", "judge", "seed", "kind")]
+    where = " and ".join(f"tags.`{k}` = '{r['tags'][k]}'" for k in keys)
+    found = client.search_runs([experiment], where, max_results=1)
+    if found and found[0].info.status == "FINISHED":
+        return
+    run = found[0] if found else client.create_run(experiment, r["time"], r["tags"], r["name"])
+    metrics = [Metric(k, v, r["time"], step) for k, v, step in r["metrics"]]
+    client.log_batch(run.info.run_id, metrics=metrics, params=[Param(k, v) for k, v in r["params"].items()])
+    if inputs:
+        client.log_inputs(run.info.run_id, list(inputs))
+    for path in filter(lambda path: Path(path).exists(), r["files"]):
+        client.log_artifact(run.info.run_id, path)
+    client.set_terminated(run.info.run_id)

@@ -28,7 +28,7 @@ class Identity:
 
 def identity(task: TaskConfig) -> Identity:
     """The identity of the data that a trial of this task sees. Raises InputError for missing data."""
-    found = data.load(task.dataset, task.data)
+    found = data.load(task.dataset, task.data, task.classes)
     n = len(found.train)
     labels = found.train.labels
     if task.samples is not None and task.samples < n:
@@ -38,13 +38,13 @@ def identity(task: TaskConfig) -> Identity:
         train, judged = len(data.fold(labels, task.folds, 0, seed=0)[0]), len(labels)
     else:
         train, judged = map(len, data.stratified(labels, task.validation, seed=0))
-    digest = _digest(task.dataset, task.data)
+    digest = _digest(task.dataset, task.data, task.classes)
     return Identity(task.dataset, digest, found.classes, train, judged, len(found.test))
 
 
 @lru_cache(maxsize=2)
-def _digest(name: str, root: str | None) -> str:
-    found, said = data.load(name, root), hashlib.sha256()
+def _digest(name: str, root: str | None, classes: int | None = None) -> str:
+    found, said = data.load(name, root, classes), hashlib.sha256()
     for part in (found.train, found.test):
         if isinstance(part, data.Files):
             said.update("\n".join("/".join(Path(p).parts[-3:]) for p in part.paths).encode())

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import DatasetInput, Metric, Param, RunTag
+from mlflow.entities import Metric, RunTag
 from mlflow.exceptions import MlflowException
 
 from mixtune.errors import InputError
 from mixtune.secrets import masked
-from mixtune.study.durable.outbox import Record
+from mixtune.study.durable.kept import Record
 from mixtune.study.space.knobs import Value
 from mixtune.study.tracking import parameters
 from mixtune.study.tracking.browsing import top1_at, width
+from mixtune.study.tracking.delivery import deliver_repeat
 from mixtune.study.tracking.store import CURVE, cause, opened
 from mixtune.training.curve import Curve
 
@@ -57,23 +57,6 @@ def repeat(
         "metrics": every,
         "files": list(files),
     }
-
-
-def deliver_repeat(client: MlflowClient, experiment: str, r: Record, inputs: Sequence[DatasetInput] = ()) -> None:
-    """Send such a record. A run that is there already is left alone, and one that was cut off is completed."""
-    keys = [f"mixtune.{k}" for k in ("study", "trial", "judge", "seed", "kind")]
-    where = " and ".join(f"tags.`{k}` = '{r['tags'][k]}'" for k in keys)
-    found = client.search_runs([experiment], where, max_results=1)
-    if found and found[0].info.status == "FINISHED":
-        return
-    run = found[0] if found else client.create_run(experiment, r["time"], r["tags"], r["name"])
-    metrics = [Metric(k, v, r["time"], step) for k, v, step in r["metrics"]]
-    client.log_batch(run.info.run_id, metrics=metrics, params=[Param(k, v) for k, v in r["params"].items()])
-    if inputs:
-        client.log_inputs(run.info.run_id, list(inputs))
-    for path in filter(lambda path: Path(path).exists(), r["files"]):
-        client.log_artifact(run.info.run_id, path)
-    client.set_terminated(run.info.run_id)
 
 
 def record_repeat(uri: str, record: Record) -> None:

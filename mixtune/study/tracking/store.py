@@ -1,7 +1,4 @@
-"""MLflow's store: where a study is tracked, whether that answers, and what it holds. Reads; ``delivery`` writes.
-
-These two are the only modules that know MLflow.
-"""
+"""MLflow's store: where a study is tracked, whether that answers, and what it holds. Reads; ``delivery`` writes."""
 
 from __future__ import annotations
 
@@ -14,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlflow import MlflowClient
+from mlflow.entities import RunInfo
 
 from mixtune.errors import InputError
 from mixtune.secrets import masked
@@ -118,6 +116,21 @@ def children(uri: str, study: str) -> Iterator[tuple[dict[str, str], dict[int, d
     for run in stored(uri, study):
         if run.tags.get("mixtune.kind") == "trial":
             yield dict(run.tags), {S: dict(values) for S, values in run.curve.items()}
+
+
+def states(client: MlflowClient, experiment: str, parent: str) -> dict[int, tuple[RunInfo, str, float | None]]:
+    """The run of every trial under a parent run, with its state and last score."""
+    where = f"tags.`mlflow.parentRunId` = '{parent}' and tags.`mixtune.kind` = 'trial'"
+    found: dict[int, tuple[RunInfo, str, float | None]] = {}
+    token = None
+    while True:
+        page = client.search_runs([experiment], where, max_results=1000, page_token=token)
+        for run in page:
+            tags = run.data.tags
+            state = tags["mixtune.state"] if run.info.status != "RUNNING" else "RUNNING"
+            found[int(tags["mixtune.trial"])] = (run.info, state, run.data.metrics.get("score"))
+        if not (token := page.token):
+            return found
 
 
 def parent_of(uri: str, study: str) -> tuple[str, dict[str, str], dict[str, str]]:

@@ -1,4 +1,4 @@
-"""MLflow: one parent run per study, one child run per trial, written by the driver (``delivery`` knows how).
+"""MLflow: one parent run per study, one child run per trial; ``Courier`` has what the driver says of them written.
 
 MLflow has no state for a pruned run: it is KILLED there, and the tag ``mixtune.state`` (COMPLETE, PRUNED, FAIL) tells.
 """
@@ -15,26 +15,24 @@ from typing import Any, cast
 from mixtune import __version__
 from mixtune.config import plain, to_yaml
 from mixtune.secrets import masked
-from mixtune.study.durable.outbox import Outbox
 from mixtune.study.events import Candidate, State
 from mixtune.study.outcome import Outcome
 from mixtune.study.space import Space
 from mixtune.study.space.limits import POSITION
 from mixtune.study.tracking import browsing, parameters
-from mixtune.study.tracking.delivery import Sender, merged, system_metrics
+from mixtune.study.tracking.courier import Courier
 from mixtune.study.tracking.identity import identity
+from mixtune.study.tracking.opening import Opening, system_metrics
 from mixtune.study.tracking.recorded import curve_metrics, repeat
-from mixtune.study.tracking.store import check, children, default_uri
 from mixtune.training.curve import Curve
 from mixtune.training.environment import environment
 
 log = logging.getLogger("mixtune")
-LINGER_SECONDS = 1.0  # MLflow is so far behind at most; the records of a short trial are one by then
 _STATUS: dict[State, str] = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED", "INTERRUPTED": "KILLED"}
 
 
 class Tracker:
-    """Writes a study to MLflow as it happens (a ``Listener``), through an outbox: no event waits for the store."""
+    """Writes a study to MLflow as it happens (a ``Listener``), through a courier: no event waits for the store."""
 
     def __init__(self, uri: str, space: Space, folder: Path, parent: str | None = None) -> None:
         """Open the tracking store and the study's parent run (``parent``: its id when the study is resumed).
@@ -43,14 +41,15 @@ class Tracker:
         """
         self.uri, self._space, self._folder = uri, space, folder
         self._width = browsing.width([*space.search.sizes, *space.evaluate.sizes])
-        self._sender = Sender(uri, folder, identity(space.training().task))
-        self.experiment = self._sender.experiment
+        data = vars(identity(space.training().task))
+        self._opening = Opening(uri, folder, data)
+        self.experiment = self._opening.experiment
         texts = {"space.yaml": to_yaml(space), "environment.yaml": to_yaml(environment())}
-        self.parent = self._sender.parent(parent, f"study {space.study}", *self._described(), texts)
-        self._sender.view(*browsing.view(space))
+        self.parent = self._opening.parent(parent, f"study {space.study}", *self._described(), texts)
+        self._opening.view(*browsing.view(space))
         self._system = system_metrics(uri, self.parent)
         kept = folder / f"unsent-{hashlib.sha256(uri.encode()).hexdigest()[:8]}.jsonl"
-        self.outbox = Outbox(kept, self._sender.deliver, "MLflow", merge=merged, linger=LINGER_SECONDS)
+        self.courier = Courier(kept, uri, self.experiment, data)
 
     def _described(self) -> tuple[dict[str, str], dict[str, str]]:
         """The parent run's tags and parameters."""
@@ -154,20 +153,20 @@ class Tracker:
         name = f"{how.of:03d} {trial.label} {how.judge} seed {how.seed}"
         files = _files(trial.folder)
         record = repeat(self.parent, name, tags, trial.params, curve, score, {}, files)
-        self.outbox.put({**record, "params": {**record["params"], **_regime(trial)}})
+        self.courier.put({**record, "params": {**record["params"], **_regime(trial)}})
 
     def discard_unfinished(self) -> None:
         """Bin the child runs that a killed search left open; their trials are run again."""
         self._put("discard unfinished", -1)
 
     def repair(self, outcomes: Sequence[Outcome]) -> int:
-        """Record what a search that was killed had put into the study, but not into the outbox; how many trials.
+        """Record what a search that was killed had put into the study, but not into its records for MLflow; how many.
 
         To be called before ``discard_unfinished``. Left to the next search when the store does not answer.
         """
         if not self.flush():
             return 0
-        there, repaired = self._sender.states(self.parent), 0
+        there, repaired = self._opening.states(self.parent), 0
         for o in outcomes:
             state, score = there.get(o.number, ("", None))
             if state == o.state:
@@ -183,13 +182,13 @@ class Tracker:
         return repaired
 
     def flush(self, seconds: float = 10.0) -> bool:
-        """Wait until MLflow has everything; False when it does not answer. What it lacks is sent by the next search."""
-        return self.outbox.flush(seconds)
+        """Wait until MLflow has everything; False when it took nothing for so long. The next search sends the rest."""
+        return self.courier.flush(seconds)
 
     def close(self) -> None:
         """Stop sending (what waits is on disk) and let go of the store."""
-        self.outbox.close()
-        self._sender.close()
+        self.courier.close()
+        self._opening.close()
 
     def summarise(
         self,
@@ -215,15 +214,15 @@ class Tracker:
             self._system.finish()
         self._put("finish", -1, files=[str(p) for p in artifacts], status=status)
         everything = self.flush()
-        self.outbox.close()  # a thread that writes while the interpreter ends could abort it
+        self.courier.close()
         if not everything:
-            n, where = self.outbox.waiting, self.outbox.path
+            n, where = self.courier.waiting, self.courier.path
             log.warning("MLflow lacks %d records, kept in %s; running the study again sends them", n, where)
         return everything
 
     def _put(self, do: str, trial: int, **more: Any) -> None:
         now = int(1000 * time.time())
-        self.outbox.put({"do": do, "trial": trial, "parent": self.parent, "time": now, **more})
+        self.courier.put({"do": do, "trial": trial, "parent": self.parent, "time": now, **more})
 
 
 def _files(folder: Path) -> list[str]:
@@ -235,6 +234,3 @@ def _regime(trial: Candidate) -> dict[str, str]:
     """What a trial's regime is, as parameters of its run."""
     found = {"regime": str(trial.regime), "family": trial.label, "phases": str(len(trial.regime.phases))}
     return {**found, "sizes": " ".join(map(str, trial.regime.sizes))}
-
-
-__all__ = ["Tracker", "check", "children", "default_uri"]

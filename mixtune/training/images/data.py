@@ -10,12 +10,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mixtune.errors import InputError
+from mixtune.training.images.classes import fewer
 from mixtune.training.images.decode import UnreadableError, decode
 from mixtune.training.images.prepared import read_state
 
@@ -69,6 +71,7 @@ class DataSet:
     std: tuple[float, float, float]
     flips: bool = True  # whether a mirrored image still shows its class
     prepared_for: int | None = None  # the largest size that its image files are meant for (mixtune.prepare)
+    names: tuple[str, ...] = ()  # of the classes, in the order of their labels
 
 
 def stratified(labels: Tensor, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -131,10 +134,11 @@ def split(
 
 
 @lru_cache(maxsize=2)
-def load(name: str, root: str | None) -> DataSet:
+def load(name: str, root: str | None, classes: int | None = None) -> DataSet:
     """The data set of this name; ``root`` is the folder that holds it. Kept in memory for the next trial.
 
-    Raises InputError saying what is missing and where it is expected.
+    classes: so many of its classes (``classes.fewer``), else all. Raises InputError saying what is missing and where it
+    is expected.
     """
     loaders: dict[str, Callable[[Path], DataSet]] = {
         "digits": lambda root: _digits(),
@@ -143,7 +147,8 @@ def load(name: str, root: str | None) -> DataSet:
         "folder": lambda root: _folder(root, "folder"),
         "imagenet": lambda root: _folder(root, "imagenet"),
     }
-    return loaders[name](Path(root or os.environ.get("MIXTUNE_DATA", "data")).expanduser().absolute())
+    found = loaders[name](Path(root or os.environ.get("MIXTUNE_DATA", "data")).expanduser().absolute())
+    return found if classes is None else fewer(found, classes, name)
 
 
 def _digits() -> DataSet:
@@ -154,7 +159,8 @@ def _digits() -> DataSet:
     grey = torch.from_numpy(np.round(raw.images * (255 / 16)).astype(np.uint8))
     everything = Pixels(grey[..., None].expand(-1, -1, -1, 3).contiguous(), torch.from_numpy(raw.target).long())
     train, test = stratified(everything.labels, 0.2, seed=0)
-    return DataSet(everything.subset(train), everything.subset(test), 10, (0.305,) * 3, (0.376,) * 3, flips=False)
+    parts, names = (everything.subset(train), everything.subset(test)), tuple("0123456789")
+    return DataSet(*parts, 10, (0.305,) * 3, (0.376,) * 3, flips=False, names=names)
 
 
 def _cifar(root: Path, kind: str, classes: int) -> DataSet:
@@ -162,20 +168,19 @@ def _cifar(root: Path, kind: str, classes: int) -> DataSet:
 
     make = getattr(torchvision.datasets, kind)
 
-    def both(download: bool) -> list[Pixels]:
+    def both(download: bool) -> list[Any]:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            parts = [make(str(root), train=train, download=download) for train in (True, False)]
-        return [Pixels(torch.from_numpy(part.data), torch.tensor(part.targets)) for part in parts]
+            return [make(str(root), train=train, download=download) for train in (True, False)]
 
     folder = f"{root}/{make.base_folder}"
     try:
-        train, test = both(download=False)
+        found = both(download=False)
     except RuntimeError:  # torchvision's "not found or corrupted"
         patience = socket.getdefaulttimeout()
         socket.setdefaulttimeout(20)
         try:
             root.mkdir(parents=True, exist_ok=True)
-            train, test = both(download=True)
+            found = both(download=True)
         except Exception as err:
             raise InputError(
                 f"task.data: no intact {kind} in {folder}, and it could not be downloaded ({type(err).__name__}); "
@@ -183,9 +188,11 @@ def _cifar(root: Path, kind: str, classes: int) -> DataSet:
             ) from None
         finally:
             socket.setdefaulttimeout(patience)
+    train, test = (Pixels(torch.from_numpy(part.data), torch.tensor(part.targets)) for part in found)
+    mean, std = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
     if kind == "CIFAR10":
-        return DataSet(train, test, classes, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
-    return DataSet(train, test, classes, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))
+        mean, std = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+    return DataSet(train, test, classes, mean, std, names=tuple(found[0].classes))
 
 
 def _folder(root: Path, name: str) -> DataSet:
@@ -216,7 +223,8 @@ def _folder(root: Path, name: str) -> DataSet:
     for files in parts:
         _check_some(files.paths[:16])
     size = int(state["size"]) if state else None
-    return DataSet(parts[0], parts[1], len(names[0]), IMAGENET_MEAN, IMAGENET_STD, prepared_for=size)
+    classes = tuple(names[0])
+    return DataSet(parts[0], parts[1], len(classes), IMAGENET_MEAN, IMAGENET_STD, prepared_for=size, names=classes)
 
 
 def _check_some(paths: Sequence[str]) -> None:

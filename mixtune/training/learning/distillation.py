@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,13 +32,16 @@ class Distillation:
         if not math.isfinite(self.weight) or self.weight <= 0:
             raise ValueError(f"weight must be positive, not {self.weight!r}")
 
-    def teacher(self, classes: int, device: torch.device) -> nn.Module:
-        """The teacher, in evaluation mode for good. Raises InputError for an unknown network or a file of another."""
+    def teacher(self, classes: int, device: torch.device, names: Sequence[str] = ()) -> nn.Module:
+        """The teacher, in evaluation mode for good. names: of the classes.
+
+        Raises InputError for an unknown network, and a file of another or of other classes.
+        """
         try:
             net = networks.create(self.network, classes)
         except ValueError as err:
             raise InputError(f"recipe.distill.network: {err}") from None
-        load_weights(net, self.weights, self.network)
+        load_weights(net, self.weights, self.network, names)
         net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         return net.requires_grad_(False).eval()
 

@@ -1,10 +1,10 @@
 import json
 import threading
-import time
 
 import pytest
 
-from mixtune.study.durable.outbox import MOST, Outbox, PermanentError
+from mixtune.study.durable.kept import PermanentError
+from mixtune.study.durable.outbox import Outbox
 
 
 class Receiver:
@@ -121,74 +121,3 @@ def test_a_record_that_is_never_accepted_does_not_hold_up_the_others(box, receiv
     assert out.flush(30)
     assert receiver.got == [{"i": 0}, {"i": 2}]
     assert "does not take a record (not this one), which is left out" in caplog.text
-
-
-def pairs(records):
-    """Merges what has the same key."""
-    for key in dict.fromkeys(r["key"] for r in records):
-        parts = [r for r in records if r["key"] == key]
-        yield {"key": key, "i": [i for r in parts for i in r["i"]]}, parts
-
-
-@pytest.fixture
-def merging(tmp_path):
-    """Makes an outbox that merges what waits in it already: records 0 to 9, in turn of two keys."""
-    lines = [json.dumps({"key": "ab"[i % 2], "i": [i]}) + "\n" for i in range(10)]
-    (tmp_path / "kept.jsonl").write_text("".join(lines))
-    return lambda deliver: Outbox(tmp_path / "kept.jsonl", deliver, "MLflow", pause=0.01, merge=pairs)
-
-
-def test_what_waits_is_merged(merging, receiver, tmp_path):
-    out = merging(receiver)
-    assert out.flush(30)
-    out.close()
-    assert receiver.got == [{"key": "a", "i": [0, 2, 4, 6, 8]}, {"key": "b", "i": [1, 3, 5, 7, 9]}]
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_merged_record_that_is_refused_is_sent_in_its_parts(merging, caplog):
-    got = []
-
-    def deliver(record):
-        if 3 in record["i"]:
-            raise PermanentError("three")
-        got.append(record["i"])
-
-    out = merging(deliver)
-    assert out.flush(30)
-    out.close()
-    assert got == [[0, 2, 4, 6, 8], [1], [5], [7], [9]]
-    assert caplog.text.count("does not take a record (three)") == 1
-
-
-def test_a_receiver_that_goes_away_between_two_merged_records_gets_all(merging):
-    calls = []
-
-    def deliver(record):
-        calls.append(record["key"])
-        if len(calls) == 2:
-            raise ConnectionError("gone")
-
-    out = merging(deliver)
-    assert out.flush(30)
-    out.close()
-    assert calls == ["a", "b", "a", "b"]
-
-
-def test_records_linger_to_be_merged_but_not_when_someone_waits(tmp_path):
-    got = []
-    out = Outbox(tmp_path / "kept.jsonl", got.append, "MLflow", merge=lambda rs: [({"n": len(rs)}, rs)], linger=600)
-    for i in range(3):
-        out.put({"i": i})
-    assert got == []
-    assert out.flush(30)
-    for i in range(MOST):
-        out.put({"i": i})
-    end = time.monotonic() + 30
-    while len(got) < 2:
-        assert time.monotonic() < end
-        time.sleep(0.01)
-    out.put({"i": 0})
-    out.close()  # at once
-    assert got == [{"n": 3}, {"n": MOST}]
-    assert len((tmp_path / "kept.jsonl").read_text().splitlines()) == 1

@@ -242,7 +242,7 @@ def test_mlflow_holds_every_run_once_as_a_repeat(space, places):
 
 
 def test_a_run_that_mlflow_lacked_at_a_kill_is_told_again(space, places, monkeypatch):
-    from mixtune.study.tracking import Tracker
+    from mixtune.study.tracking.tracker import Tracker
 
     machine = Planted({SEARCHED: 0.95})
     with monkeypatch.context() as broken:

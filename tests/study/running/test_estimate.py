@@ -1,5 +1,7 @@
 """What a search does before its first trial; steps are stand-ins, and Ray is not started."""
 
+import time
+
 import pytest
 
 from mixtune import search
@@ -67,5 +69,22 @@ def test_a_dry_run_measures_when_asked_and_leaves_nothing(alone, tmp_path, space
     assert search.main(["--space", file, "--dry-run", "--measure"]) == 0
     said = capsys.readouterr().out
     assert "core-hours" in said
-    assert Stand.tried
+    tried = len(Stand.tried)
+    assert tried
     assert [p.name for p in tmp_path.iterdir()] == ["space.yaml"]
+    assert search.main(["--space", file, "--dry-run", "--measure"]) == 0  # as asked, anew
+    assert len(Stand.tried) == 2 * tried
+
+
+def test_the_next_study_on_this_machine_is_spared_the_measurement(alone, tmp_path, cache):
+    space, said = parse(LONG, Space, "f"), []
+    first = estimate.ready(space, SLOTS, Places(tmp_path / "a"), 300, 4, said.append)
+    tried = len(Stand.tried)
+    second = estimate.ready(space, SLOTS, Places(tmp_path / "b"), 300, 4, said.append)
+    assert second == first
+    assert len(Stand.tried) == tried
+    assert sum(line.endswith(time.strftime(", on %Y-%m-%d")) for line in said) == 2
+    estimate.ready(space, SLOTS, Places(tmp_path / "b"), 300, 4, said.append, again=True)
+    assert len(Stand.tried) == 2 * tried
+    (file,) = (cache / "mixtune/footprints").iterdir()
+    assert file.read_text() == (tmp_path / "b" / estimate.MEASURED).read_text()

@@ -205,6 +205,8 @@ def test_memory_and_time_are_measured_by_the_ranks_that_share_a_step(cluster, tm
     assert found.seconds(space.base) > 0
     assert 0 < found.memory(space.base) < found.room
     assert tuning.call(measured, Slots(1, 0, 1, 2), *arguments) == found
+    another = tuning.call(measured, Slots(1, 0, 1, 2), *arguments[:2], tmp_path / "another.yaml")
+    assert (another.steps, another.judging, another.setup) == (found.steps, found.judging, found.setup)
 
 
 def test_a_measurement_that_kills_its_process_is_told_and_not_repeated(cluster, tmp_path):

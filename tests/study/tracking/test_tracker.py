@@ -21,14 +21,23 @@ from mixtune.study.events import Candidate
 from mixtune.study.outcome import Outcome
 from mixtune.study.sampling import Trials
 from mixtune.study.space import Space
-from mixtune.study.tracking import Tracker, check, children
 from mixtune.study.tracking.browsing import address
+from mixtune.study.tracking.courier import Courier
 from mixtune.study.tracking.delivery import merged
 from mixtune.study.tracking.identity import _digest, identity
+from mixtune.study.tracking.store import check, children
+from mixtune.study.tracking.tracker import Tracker
 from mixtune.training.curve import Curve, Point
 from mixtune.training.images.data import DataSet, Files, Pixels, load
 from mixtune.training.task import Classification
 from tests.study.test_sampling import CURVE
+from tests.study.tracking.direct import Direct
+
+
+@pytest.fixture(autouse=True)
+def direct(monkeypatch):
+    """No process per test: ``test_courier`` has those."""
+    monkeypatch.setattr("mixtune.study.tracking.tracker.Courier", Direct)
 
 
 @pytest.fixture
@@ -80,8 +89,9 @@ def test_a_trial_is_a_child_run_whose_end_is_told_apart(tracker, state, status):
 
 
 def test_a_run_that_was_made_although_no_answer_came_is_not_made_again(tracker, monkeypatch):
-    tracker.repair([])  # from here on, runs that are not known are not asked for
-    client, asked = tracker._sender._client, []
+    tracker.started(candidate(tracker, 1))
+    assert tracker.flush()  # from here on, runs that are not known are not asked for
+    client, asked = tracker.courier.sender._client, []
     create, search = client.create_run, client.search_runs
 
     def lost(*arguments):
@@ -92,19 +102,23 @@ def test_a_run_that_was_made_although_no_answer_came_is_not_made_again(tracker, 
     monkeypatch.setattr(client, "create_run", lost)
     monkeypatch.setattr(client, "search_runs", lambda *a, **k: (asked.append(a), search(*a, **k))[1])
     tracker.started(candidate(tracker))
-    (run,) = runs(tracker, "trial")
+    run, _ = runs(tracker, "trial")
     assert run.data.params["family"] == "fixed"
     assert len(asked) == 1
 
 
 def test_runs_are_not_asked_for_when_the_store_was_read(tracker, monkeypatch):
-    tracker.repair([])
-    monkeypatch.setattr(tracker._sender, "_found", None)
-    trial = candidate(tracker)
-    tracker.started(trial)
-    tracker.ended(trial, "COMPLETE", 0.5, "", CURVE)
-    assert tracker.flush()
-    assert tracker.outbox._dropped == 0
+    client, asked = tracker.courier.sender._client, []
+    search = client.search_runs
+    monkeypatch.setattr(client, "search_runs", lambda *a, **k: (asked.append(a), search(*a, **k))[1])
+    for number in range(3):
+        trial = candidate(tracker, number)
+        tracker.started(trial)
+        assert tracker.flush()
+        tracker.ended(trial, "COMPLETE", 0.5, "", CURVE)
+        assert tracker.flush()
+    assert len(asked) == 1
+    assert tracker.courier.receiver._dropped == 0
 
 
 def test_every_fold_is_a_step_of_its_own(tmp_path, tiny, empty_store):
@@ -316,21 +330,38 @@ def test_a_study_with_folds_says_so_and_counts_every_image_it_judges(tmp_path, t
 
 def test_sending_a_record_twice_changes_nothing(tracker):
     trial = candidate(tracker)
-    sent = []
-    deliver = tracker._sender.deliver
-    tracker.outbox._deliver = lambda record: (sent.append(record), deliver(record))
     tracker.started(trial)
     tracker.reported(trial, REPORT, 0.5)
     tracker.ended(trial, "COMPLETE", 0.5, "", CURVE)
+    sent = [*tracker.courier.records]
     assert tracker.flush()
-    tracker._sender._runs.clear()  # as a new process would
+    fresh = Tracker(tracker.uri, tracker._space, tracker._folder, tracker.parent)  # as a new process would
     for record in sent:
-        deliver(record)
+        fresh.courier.sender.deliver(record)
     (child,) = runs(tracker, "trial")
     client = MlflowClient(tracker.uri)
     assert len(client.get_metric_history(child.info.run_id, "score")) == 1
     assert len(client.get_metric_history(child.info.run_id, "curve/top1")) == len(CURVE.points)
     assert child.data.tags["mixtune.state"] == "COMPLETE"
+    assert len(child.inputs.dataset_inputs) == 1
+
+
+def stopped(*_):
+    raise KeyboardInterrupt
+
+
+def test_a_run_whose_maker_was_killed_at_once_gets_its_data_all_the_same(tracker, monkeypatch):
+    sender = tracker.courier.sender
+    with monkeypatch.context() as patch:
+        patch.setattr(sender._client, "log_inputs", stopped)
+        tracker.started(candidate(tracker))
+        with pytest.raises(KeyboardInterrupt):
+            tracker.flush()
+    again = Tracker(tracker.uri, tracker._space, tracker._folder, tracker.parent)
+    for record in tracker.courier.records:
+        again.courier.put(record)
+    (run,) = runs(again, "trial")
+    assert run.inputs.dataset_inputs[0].dataset.name == "digits"
 
 
 def test_the_digest_changes_with_pixels_labels_and_names(monkeypatch):
@@ -355,7 +386,7 @@ def test_the_digest_changes_with_pixels_labels_and_names(monkeypatch):
 
 
 def test_what_a_kill_kept_from_mlflow_is_recorded_by_the_next_search(tracker):
-    """Killed after the study knew of an end and before the outbox did: the trial is whole in MLflow, once."""
+    """Killed after the study knew of an end and before it was kept for MLflow: the trial is whole in MLflow, once."""
     space = tracker._space
     for number in (0, 1, 2):
         tracker.started(candidate(tracker, number))
@@ -387,8 +418,9 @@ def test_what_a_kill_kept_from_mlflow_is_recorded_by_the_next_search(tracker):
     assert again.repair(known) == 0
 
 
-def test_no_password_reaches_the_store(tmp_path, tiny, empty_store):
-    """Of anything that is written: tags, parameters, the space file, names, the outbox."""
+def test_no_password_reaches_the_store(tmp_path, tiny, empty_store, monkeypatch):
+    """Of anything that is written: tags, parameters, the space file, names, what waits for delivery."""
+    monkeypatch.setattr("mixtune.study.tracking.tracker.Courier", Courier)
     folder = tmp_path / "study"
     folder.mkdir()
     space = parse(tiny, Space, "f")
@@ -400,7 +432,11 @@ def test_no_password_reaches_the_store(tmp_path, tiny, empty_store):
     first = candidate(tracker)
     tracker.started(first)
     tracker.ended(first, "FAIL", None, reason, None)
+    (waiting,) = folder.glob("unsent*")
+    assert b"me:***@host" in waiting.read_bytes()
+    assert b"hunter2" not in waiting.read_bytes()
     assert tracker.flush()
+    tracker.close()
     for path in folder.rglob("*"):
         assert path.is_dir() or b"hunter2" not in path.read_bytes(), path
     assert "me:***@host" in trials.outcomes()[0].reason
@@ -458,12 +494,12 @@ def test_merged_records_leave_what_the_records_leave(tmp_path, tiny, empty_store
         tracker.started(third)
         if way == "plain":
             for record in records:
-                tracker._sender.deliver(record)
+                tracker.courier.sender.deliver(record)
         else:
             wholes = [whole for whole, _ in merged(records)]
             assert [w["do"] for w in wholes] == ["start", "start", "discard", "start"]
             for whole in wholes:
-                tracker._sender.deliver(whole)
+                tracker.courier.sender.deliver(whole)
         client = MlflowClient(tracker.uri)
         made[way] = {
             r.data.tags["mixtune.trial"]: (

@@ -8,12 +8,12 @@ import time
 
 import pytest
 
-from mixtune.study.running import janitor
+from mixtune.study import janitor
 
 # A search: it starts the janitor, then a child in a session of its own that starts another one and forgets it.
 SEARCH = """
 import subprocess, sys, time
-from mixtune.study.running.janitor import Janitor
+from mixtune.study.janitor import Janitor
 watch = Janitor()
 inner = "import time; time.sleep(600)"
 outer = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {inner!r}]); time.sleep(600)"
