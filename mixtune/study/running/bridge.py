@@ -173,7 +173,7 @@ class Bridge:
             live.deaths += 1
             why = live.reason if lost else self._death(live)
             if live.deaths <= self._limits.retries:
-                live.state = None
+                live.state, live.cause = None, "unknown"
                 log.warning("#%d: %s; it goes on from its checkpoint", live.candidate.number, why)
                 self._again.append(live)
                 return

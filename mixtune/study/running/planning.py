@@ -12,8 +12,9 @@ from pathlib import Path
 from mixtune.cli import duration
 from mixtune.errors import InputError
 from mixtune.regime import BatchShape, Regime
-from mixtune.study.running.preflight import examples, legs
+from mixtune.study.running.preflight import examples
 from mixtune.study.running.slots import Slots
+from mixtune.study.running.way import beside, legs
 from mixtune.study.space import Space
 from mixtune.study.space.feasible import Room, gib, number
 from mixtune.study.space.named import kept
@@ -68,13 +69,15 @@ def segments(
     """
     once, ways = found.evaluation(space.evaluate.sizes), []
     runs: dict[float, float] = {}  # seconds of all steps of a run, by its share of the budget
-    beside = {stage.step for stage in space.stages if stage.fold % space.resources.folds_at_once}  # another fold
     for step, share, parts, k in legs(space):
+        if step in beside(space):
+            ways.append((step, 0.0))
+            continue
         if share not in runs:
             schedule = replace(training, share=share).schedule(regime, n_train)
             counted = zip(schedule.shapes, schedule.counts, strict=True)
             runs[share] = sum(found.seconds(s) * int(n) for s, n in counted)
-        ways.append((step, 0.0 if step in beside else runs[share] / parts + once + found.setup * (k == 0)))
+        ways.append((step, runs[share] / parts + once + found.setup * (k == 0)))
     return ways
 
 
@@ -128,12 +131,12 @@ def plan(space: Space, training: TrainingConfig, room: Room, slots: Slots, n_tra
         goes_on = [1.0, *(s for s in shares if s is not None)]
         parts = [s * seconds for way in drawn for s, (_, seconds) in zip(goes_on, way, strict=True)]
         expected = (certain + searched * sum(parts)) / 3600
-    runs = sum(stage.fold % space.resources.folds_at_once == 0 for stage in space.stages)  # one after the other
-    beside = found.evaluation(space.evaluate.sizes) * sum(s > 0 for _, s in drawn[0]) + found.setup * runs
-    beside *= space.trials * slots.pack / slots.gain
+    runs = len(space.stages) - len(beside(space))  # one after the other
+    other = found.evaluation(space.evaluate.sizes) * sum(s > 0 for _, s in drawn[0]) + found.setup * runs
+    other *= space.trials * slots.pack / slots.gain
     disk = found.weights * (copies * space.trials + COPIES * len(space.stages) * slots.at_once)
     tried, longest = len(ways) + len(refused), max(whole) / 3600
-    return Plan(space.trials, slots, most / 3600, expected, longest, 1 - beside / most, disk, tried, tuple(refused))
+    return Plan(space.trials, slots, most / 3600, expected, longest, 1 - other / most, disk, tried, tuple(refused))
 
 
 def check_disk(wanted: Plan, folder: Path, left: int) -> float:

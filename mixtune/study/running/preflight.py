@@ -6,9 +6,9 @@ from dataclasses import replace
 
 from mixtune.errors import InputError
 from mixtune.regime import Budget, Regime, Schedule, Shard
+from mixtune.study.running.way import whole_runs
 from mixtune.study.space import Space
 from mixtune.study.space.knobs import Uniform
-from mixtune.study.space.named import kept
 from mixtune.training.images import prepared
 from mixtune.training.networks import gmacs, total_stride
 from mixtune.training.task import Classification, check_shapes
@@ -125,32 +125,6 @@ def examples(space: Space, sampled: int) -> dict[str, dict[str, object]]:
     points |= {f"known {i}": point for i, point in enumerate(space.known_points(stride).values(), start=1)}
     drawn = sampled if space.trials > len(points) else 0
     return points | {f"sampled {i + 1}": space.suggest(Uniform(space.seed + i)) for i in range(drawn)}
-
-
-def legs(space: Space) -> list[tuple[int, float, int, int]]:
-    """The way of a trial between two judgements: the pruner's step at its end, the share of the budget of the training
-    run that it belongs to, of how many equal parts of that run, and which of them (from 0).
-    """
-    found = []
-    for i, stage in enumerate(space.stages):
-        parts = space.evaluate.reports if i == 0 and space.reports_on_the_way else 1
-        found += [(stage.step - parts + 1 + k, stage.share, parts, k) for k in range(parts)]
-    return found
-
-
-def whole_runs(space: Space) -> tuple[float, float | None]:
-    """The search in training runs of the whole budget: if nothing is pruned, and if the pruner keeps the share that it
-    is set to keep (None where it is set to keep none). What goes to the end is not pruned.
-    """
-    way = legs(space)
-    parts = [share / n for _, share, n, _ in way]
-    first = min(space.trials, len(space.to_the_end))
-    goes_on = [1.0, *(kept(space, step) for step, *_ in way[:-1])]
-    shares = [share for share in goes_on if share is not None]
-    if len(shares) < len(goes_on):
-        return space.trials * sum(parts), None
-    searched = sum(share * part for share, part in zip(shares, parts, strict=True))
-    return space.trials * sum(parts), first * sum(parts) + (space.trials - first) * searched
 
 
 def plan(space: Space, n_train: int, sampled: int = 4) -> str:

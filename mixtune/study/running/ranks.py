@@ -2,8 +2,8 @@
 
 Several runs of a trial may train at the same time, each by a team of ranks. The trial's own worker takes no resources:
 it starts the ranks, passes on what the first of each team reports and, when one dies, starts all of them again from the
-trial's checkpoints. (Ray Train would do this too, with a second controller per trial,
-a checkpoint format and a report path of its own, and 27 s for a trial of 2 s.)
+trial's checkpoints. (Ray Train would do this too, with a second controller per trial, a checkpoint format and a report
+path of its own, and 27 s for a trial of 2 s.)
 """
 
 from __future__ import annotations

@@ -37,10 +37,10 @@ class Slots:
 
     def __str__(self) -> str:
         each = f"{self.cpus} CPU core{'s' * (self.cpus > 1)}" + (f" and {self.gpus:g} GPU" if self.gpus else "")
-        parts = f"{self.folds} folds at once of " * (self.folds > 1) + f"{self.workers} workers of " * (
-            self.workers > 1
+        each = f"{self.workers} workers of {each}" if self.workers > 1 else each
+        return f"{self.at_once} at once, each on " + (
+            f"{self.folds} folds at once of {each}" * (self.folds > 1) or each
         )
-        return f"{self.at_once} at once, each on {parts}{each}"
 
 
 def fitting(space: Space, cpus: float, gpus: float, nodes: Sequence[tuple[float, float]] | None = None) -> Slots:

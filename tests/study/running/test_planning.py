@@ -12,6 +12,7 @@ from mixtune.errors import InputError
 from mixtune.regime import BatchShape
 from mixtune.study.running import planning, preflight
 from mixtune.study.running.slots import Slots
+from mixtune.study.running.way import whole_runs
 from mixtune.study.space import Named, Space
 from mixtune.study.space.feasible import Room, infeasible
 from mixtune.study.space.fidelity import Fidelity
@@ -101,13 +102,13 @@ def test_hours_are_those_of_every_rung_of_every_trial():
     searched = 1 / 9 + (1 / 3) * (1 / 3) + 1 / 9
     assert found.expected == pytest.approx(one * (2 * (1 / 9 + 1 / 3 + 1) + 30 * searched), rel=0.01)
     assert found.stepping == pytest.approx(1)
-    assert preflight.whole_runs(s) == pytest.approx((found.hours / one, found.expected / one), rel=0.01)
+    assert whole_runs(s) == pytest.approx((found.hours / one, found.expected / one), rel=0.01)
     proven = replace(s, final=Final())  # published regimes may be pruned
-    assert preflight.whole_runs(proven) == pytest.approx((found.hours / one, planned(proven).expected / one), rel=0.01)
-    assert preflight.whole_runs(proven)[1] < preflight.whole_runs(s)[1]
+    assert whole_runs(proven) == pytest.approx((found.hours / one, planned(proven).expected / one), rel=0.01)
+    assert whole_runs(proven)[1] < whole_runs(s)[1]
     folds = replace(s, folds=2)  # the second one trains on the whole budget once more
     assert planned(folds).hours == pytest.approx(32 * one * (1 / 9 + 1 / 3 + 2), rel=0.01)
-    assert preflight.whole_runs(folds)[0] == pytest.approx(32 * (1 / 9 + 1 / 3 + 2))
+    assert whole_runs(folds)[0] == pytest.approx(32 * (1 / 9 + 1 / 3 + 2))
 
 
 def test_a_dry_run_tells_the_whole_search_in_training_runs():
@@ -119,7 +120,7 @@ def test_a_dry_run_tells_the_whole_search_in_training_runs():
     assert said.endswith(f"{64 * rungs:.3g} runs of the whole budget if nothing is pruned")
     whole = replace(s, fidelity=Fidelity("compress", rungs=1), pruner=Named("none"))
     assert preflight.plan(whole, 1_255_544, sampled=0).endswith("in all the compute of 64 runs of the whole budget")
-    assert preflight.whole_runs(replace(s, pruner=Named("median"))) == (pytest.approx(64 * rungs), None)
+    assert whole_runs(replace(s, pruner=Named("median"))) == (pytest.approx(64 * rungs), None)
 
 
 def test_folds_at_once_take_the_time_of_one_and_the_cores_of_all():
@@ -135,6 +136,14 @@ def test_folds_at_once_take_the_time_of_one_and_the_cores_of_all():
         assert planning.occupied(found.slots, 1.0).startswith(f"{count} core-hours")
     whole = 10 * (1e-9 * 90 * 300 * 64 * (1 / 9 + 1 / 3 + 4) + 6 * 4) / 3600
     assert in_turn.hours == pytest.approx(whole, rel=1e-3)
+
+
+def test_a_fold_that_trains_beside_a_pruned_one_is_paid_for():
+    s = space(folds=3, trials=32, fidelity={"kind": "compress", "rungs": 1})
+    both = replace(s, resources=replace(s.resources, folds_at_once=3))
+    (most, spared), (same, paid) = whole_runs(s), whole_runs(both)
+    assert most == same == 32 * 3
+    assert spared < paid == most
 
 
 def test_memory_is_counted_for_every_fold_that_trains_at_once():
