@@ -1,6 +1,7 @@
 """A study in MLflow with made-up curves: what the analysis reads, without training anything."""
 
 import shutil
+from unittest import mock
 
 import pytest
 
@@ -11,6 +12,7 @@ from mixtune.study.events import Candidate
 from mixtune.study.space import Space
 from mixtune.study.tracking.tracker import Tracker
 from mixtune.training.curve import Curve, Point
+from tests.study.tracking.direct import Direct
 
 
 def curve(*top1, ece=0.1):
@@ -27,7 +29,8 @@ class Made:
     def __init__(self, folder, settings, empty_store):
         self.folder, self.space = folder, parse(settings, Space, "f")
         self.uri = empty_store(folder)
-        self.tracker = Tracker(self.uri, self.space, folder)
+        with mock.patch("mixtune.study.tracking.tracker.Courier", Direct):  # no process per study
+            self.tracker = Tracker(self.uri, self.space, folder)
 
     def trial(self, number, family, found, state="COMPLETE", weights=None, **params):
         folder = self.folder / "trials" / f"{number:04d}"

@@ -13,6 +13,8 @@ from mixtune.training import footprint, kept
 from mixtune.training.footprint import Footprint, measured
 from tests.training.test_footprint import MIB, Stand, device
 
+pytestmark = pytest.mark.usefixtures("cache")
+
 __all__ = ["device"]  # a fixture
 SHAPES = [BatchShape(8, B) for B in (16, 32, 64)]
 

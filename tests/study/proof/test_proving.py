@@ -18,6 +18,7 @@ from mixtune.study.space import Space
 from mixtune.study.space.feasible import nothing
 from mixtune.training.curve import Curve, Point
 
+pytestmark = pytest.mark.usefixtures("direct")
 SEARCHED = "searched 2"
 
 

@@ -14,6 +14,8 @@ from mixtune.study.space import Space
 from tests.conftest import TINY
 from tests.training.test_footprint import MIB, Stand, device
 
+pytestmark = pytest.mark.usefixtures("cache")
+
 __all__ = ["device"]  # a fixture
 SLOTS = Slots(1, 0, 2)
 LONG = TINY | {"budget": {"epochs": 40}}  # whole steps are near enough to it for every candidate

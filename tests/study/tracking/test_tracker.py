@@ -31,13 +31,8 @@ from mixtune.training.curve import Curve, Point
 from mixtune.training.images.data import DataSet, Files, Pixels, load
 from mixtune.training.task import Classification, TaskConfig
 from tests.study.test_sampling import CURVE
-from tests.study.tracking.direct import Direct
 
-
-@pytest.fixture(autouse=True)
-def direct(monkeypatch):
-    """No process per test: ``test_courier`` has those."""
-    monkeypatch.setattr("mixtune.study.tracking.tracker.Courier", Direct)
+pytestmark = pytest.mark.usefixtures("direct")  # test_courier has the process
 
 
 @pytest.fixture
