@@ -184,7 +184,7 @@ def test_a_pruned_trial_and_one_that_takes_too_long_leave_no_process(cluster, tm
     assert (outcome.state, list(outcome.reports)) == ("PRUNED", [1])
     assert_no_process(mark)
     (tmp_path / "long").mkdir()
-    slow = {"budget": {"epochs": 5000}, "limits": {"minutes": 0.2}}
+    slow = {"budget": {"epochs": 50000}, "limits": {"minutes": 0.6}}
     (outcome,) = study(tmp_path / "long", AT_ONCE | slow)
     assert outcome.state == "FAIL"
     assert "limits.minutes" in outcome.reason
