@@ -133,6 +133,7 @@ def test_a_fold_that_is_killed_starts_the_trial_again_from_what_is_kept(group, t
     assert_no_process(mark)
 
 
+@pytest.mark.slow
 def test_a_fold_that_fails_ends_the_others_and_is_the_trials_failure(group, tmp_path, mark):
     config = configuration(tmp_path, AT_ONCE | {"budget": {"epochs": 2000}})
     last = folds.path_of(config)[-2]
