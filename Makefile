@@ -23,7 +23,7 @@ search: setup
 
 # Two processes with one thread of arithmetic each are faster than one process with two.
 test: setup
-	@OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n 3 --dist worksteal $(ARGS)
+	@OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n 2 --dist worksteal $(ARGS)
 
 test-slow: setup
 	@$(RUN) -m pytest -q -m slow $(ARGS)

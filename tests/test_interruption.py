@@ -28,10 +28,8 @@ def cut_off(process, how):
         assert "Traceback" not in rest
 
 
-SLOW = [pytest.param(["SIGKILL", "SIGINT"], marks=pytest.mark.slow), pytest.param(["SIGTERM"], marks=pytest.mark.slow)]
-
-
-@pytest.mark.parametrize("signals", [["SIGINT"], *SLOW])
+@pytest.mark.slow
+@pytest.mark.parametrize("signals", [["SIGINT"], ["SIGKILL", "SIGINT"], ["SIGTERM"]])
 def test_a_search_that_is_cut_off_goes_on_where_it_was(tmp_path, space_file, tiny, empty_store, signals):
     space, folder = space_file(tiny), tmp_path / "a study"
     folder.mkdir()
