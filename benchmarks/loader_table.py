@@ -31,7 +31,7 @@ def table(results: Path = RESULTS) -> str:
             others.append(f"{row['what'][0].upper()}{row['what'][1:]}: {verdict}")
             continue
         place = row["images"], row["S"]
-        cells.setdefault(place, {})[row["form"]] = f"{row['ratio']:.1f}"
+        cells.setdefault(place, {})[row["form"]] = f"{row['ratio']:.2f}"
         base[place] = row["images_per_second"]["torchvision"]["median"]
         if row["S"] == 128:
             goals[row["form"]] = f"{row['at_least']:g} / {row['aim']:g}"

@@ -213,7 +213,7 @@ def parser() -> Parser:
     p.add_argument("plan", choices=sorted(PLANS))
     p.add_argument("--data", required=True, metavar="FOLDER", help="holds cifar-10-batches-py")
     p.add_argument("--minutes", type=float, default=math.inf, help="stop after this long; the same command goes on")
-    p.add_argument("--work", metavar="FOLDER", help="checkpoints (default: benchmarks/work/PLAN, not for committing)")
+    p.add_argument("--work", metavar="FOLDER", help="checkpoints (default: PLAN in benchmarks/work, which git ignores)")
     p.add_argument("--out", metavar="FILE", help="results (default: benchmarks/results/PLAN.json)")
     return p
 

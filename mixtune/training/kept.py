@@ -12,8 +12,8 @@ from mixtune.training.checkpoint import digest, replace_file
 from mixtune.training.environment import environment
 
 log = logging.getLogger(__name__)
-# Of what a step runs through; those of pillow and simplejpeg decode the images.
-PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "simplejpeg")
+# Of what a step runs through; the last three decode and crop the images.
+PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "simplejpeg", "opencv-python-headless")
 
 
 def folder() -> Path | None:
