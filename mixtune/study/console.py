@@ -39,7 +39,9 @@ class Console:
 
     def reported(self, trial: Candidate, report: Mapping[str, Any], score: float) -> None:
         """A trial goes on; the last report is left to ``ended``. What it says is written when it is new."""
-        self._findings |= Counter(report.get("findings", {}))  # trials read the same files: the most that one has met
+        self._findings |= Counter(
+            dict(report.get("findings", ()))
+        )  # trials read the same files: the most that one has met
         for text in report.get("said", ()):
             if text not in self._said:
                 self._said.add(text)

@@ -85,7 +85,7 @@ def test_what_a_trial_says_comes_with_its_reports(trial, monkeypatch):
     first, last = trial()
     assert first["said"] == ["steps are issued one by one: on a CPU there is nothing to gain by capturing them"]
     assert last["said"] == found.lines()
-    assert last["findings"] == {"unreadable": 1}
+    assert last["findings"] == [("unreadable", 1)]
 
 
 def test_out_of_device_memory_names_the_shape_and_what_would_fit(trial, monkeypatch):

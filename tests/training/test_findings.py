@@ -53,7 +53,7 @@ def test_what_was_odd_reaches_the_report_and_the_result(folder):
     report = list(job.reports(folder / "kept.pt"))[-1]
     expected = {"unreadable": 2, "CMYK": 1, "greyscale": 1, "not judged": 1}
     assert report.findings == expected
-    assert metrics_of(report, 0.5, last=True)["findings"] == expected
+    assert dict(metrics_of(report, 0.5, last=True)["findings"]) == expected
     save_result(folder / "out", job, report)
     said = yaml.safe_load((folder / "out/result.yaml").read_text())["images"]
     assert said == {"trained": 24, "judged": 10} | expected

@@ -43,7 +43,7 @@ def failure(err: Exception, folder: Path) -> str:
 
 
 def metrics_of(report: Report, score: float, last: bool) -> dict[str, Any]:
-    """A report as the plain values that Ray carries to the driver."""
+    """A report as the plain values that Ray carries to the driver: none is a dictionary, which Ray would flatten."""
     return {
         "number": report.number,
         "last": last,
@@ -54,7 +54,7 @@ def metrics_of(report: Report, score: float, last: bool) -> dict[str, Any]:
         "views_per_second": report.views_per_second,
         "seconds": report.seconds,
         "curve": report.curve.rows(),
-        "findings": report.findings,
+        "findings": list(report.findings.items()),
     }
 
 

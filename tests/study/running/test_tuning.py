@@ -8,22 +8,34 @@ import signal
 import socket
 from pathlib import Path
 
+import numpy as np
 import pytest
+from mlflow import MlflowClient
+from PIL import Image
 
 from mixtune.config import parse
+from mixtune.study.console import Console
 from mixtune.study.events import Listeners
 from mixtune.study.running import tuning
 from mixtune.study.running.bridge import Bridge
 from mixtune.study.running.slots import Slots
 from mixtune.study.sampling import Trials
 from mixtune.study.space import Space
+from mixtune.study.tracking.tracker import Tracker
 from tests.conftest import TINY
 from tests.study.running.test_bridge import Recorder
 from tests.study.test_sampling import CURVE
 
 
 @pytest.fixture(scope="module")
-def faulty_ray(tmp_path_factory):
+def cluster():
+    tuning.connect(None, 2, 0)
+    yield
+    tuning.disconnect()
+
+
+@pytest.fixture(scope="module")
+def faulty_ray(cluster, tmp_path_factory):
     """One real Ray Tune run whose workers fail in every way that a worker can."""
     folder = tmp_path_factory.mktemp("a folder")
     settings = {"trials": 8, "published": ["fixed"], "pruner": {"name": "none"}, "limits": {"minutes": 0.1}}
@@ -34,13 +46,11 @@ def faulty_ray(tmp_path_factory):
     before = tuning.run_trial
     tuning.run_trial = _faulty_trial
     try:
-        tuning.connect(None, 2, 0)
         listening.update(_listening())
         reached.update({host: [p for _, p in listening if _connects(host, p)] for host in ("127.0.0.1", _outside())})
         tuning.run(bridge, Slots(1, 0, 2), folder)
     finally:
         tuning.run_trial = before
-        tuning.disconnect()
     return trials, recorder, folder
 
 
@@ -142,6 +152,54 @@ def test_a_worker_that_died_once_goes_on_and_its_trial_counts_once(faulty_ray):
     ]
     assert len(pids(folder, 1)) == 2
     assert trials.outcomes()[1].reason == "its worker died (out of memory, or killed) (2 times)"
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    """An image folder: two classes, 12 training images of each and 2 to test on."""
+    rng, folder = np.random.default_rng(0), tmp_path / "photographs"
+    for part, n in (("train", 12), ("val", 2)):
+        for label in range(2):
+            (folder / part / f"c{label}").mkdir(parents=True)
+            for i in range(n):
+                image = rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)
+                Image.fromarray(image).save(folder / part / f"c{label}" / f"{i:02}.jpg")
+    return folder
+
+
+def search(folder, data, *listeners, **changes):
+    """A search of one trial over image files, with real Ray between worker and driver; its trials."""
+    task = TINY["task"] | {"dataset": "folder", "data": str(data), "samples": None, "workers": 2}
+    settings = {
+        "task": task,
+        "trials": 1,
+        "published": ["fixed"],
+        "base": {"S": 8, "B": 6},
+        "search": {"sizes": [4, 8]},
+    }
+    space = parse(TINY | settings | changes, Space, "f")
+    trials = Trials(f"sqlite:///{folder}/study.db", space, 4)
+    tuning.run(Bridge(trials, space.training(1), folder, Listeners(listeners)), Slots(1, 0, 1), folder)
+    return trials
+
+
+def test_what_is_odd_about_images_is_counted_on_the_console_and_in_mlflow(
+    cluster, photographs, tmp_path, tiny, empty_store, direct
+):
+    for name in ("c0/01", "c1/05"):
+        (photographs / f"train/{name}.jpg").write_bytes(b"broken")
+    Image.new("CMYK", (30, 30), (9, 9, 9, 9)).save(photographs / "train/c0/04.jpg")
+    console = Console(1, None, lambda line: None)
+    tracker = Tracker(empty_store(tmp_path), parse(tiny, Space, "f"), tmp_path)
+    search(tmp_path, photographs, console, tracker, budget={"epochs": 2})
+    assert tracker.flush()
+    (run,) = MlflowClient(tracker.uri).search_runs([tracker.experiment], "tags.`mixtune.kind` = 'trial'")
+    assert {k: n for k, n in run.data.metrics.items() if k.startswith("images/")} == {
+        "images/unreadable": 2,
+        "images/CMYK": 1,
+        "images/not judged": 1,
+    }
+    assert "1 CMYK, 1 not judged, 2 unreadable" in console.findings()
 
 
 def test_ray_listens_on_loopback_only(faulty_ray):
