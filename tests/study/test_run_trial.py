@@ -99,8 +99,11 @@ def test_out_of_device_memory_names_the_shape_and_what_would_fit(trial, monkeypa
 @pytest.mark.parametrize(
     ("error", "cause"),
     [
-        (torch.OutOfMemoryError("CUDA out of memory"), "machine"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "memory"),
+        (torch.AcceleratorError("CUDA error: out of memory"), "memory"),
+        (MemoryError("no memory for a batch"), "memory"),
         (torch.AcceleratorError("CUDA error: an illegal memory access"), "machine"),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), "machine"),
         (OSError(errno.EIO, "Input/output error"), "machine"),
         (ValueError("a bug"), "unknown"),
     ],

@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from mixtune.config import parse
+from mixtune.errors import NO_ROOM
 from mixtune.regime import Regime
 from mixtune.regime.files import regime_from_dict
 from mixtune.secrets import masked
 from mixtune.study.space.fidelity import Stage
 from mixtune.study.space.limits import Position, position
+from mixtune.training import device
 from mixtune.training.curve import Curve, mean_curve
 from mixtune.training.loop import Report, TrainingDivergedError
 from mixtune.training.ranks import PeerLostError, Ranks
@@ -23,17 +23,20 @@ from mixtune.training.run import Run, TrainingConfig
 from mixtune.training.shortage import lacking
 from mixtune.training.trained import save_result
 
-# The machine's: memory, a device, a file or a rank was lost, and another attempt may well succeed. The regime's: it
-# diverges with this seed, and would again.
-Cause = Literal["machine", "regime", "unknown"]
+# The machine's: a device, a file, a reader or a rank was lost, and another attempt may well succeed. Memory that was
+# lacking: it would be again, unless the regime was trained before. The regime's: it diverges with this seed.
+Cause = Literal["machine", "memory", "regime", "unknown"]
 
 
 def cause_of(err: Exception) -> Cause:
     """Whose fault an error is that ended a run."""
     if isinstance(err, TrainingDivergedError):
         return "regime"
-    lost = isinstance(err, OSError | MemoryError | PeerLostError | torch.AcceleratorError) or lacking(err)
-    return "machine" if lost else "unknown"
+    if isinstance(err, MemoryError) or lacking(err):
+        return "memory"
+    if isinstance(err, OSError) and err.errno in NO_ROOM:
+        return "unknown"
+    return "machine" if isinstance(err, OSError | PeerLostError) or device.lost(err) else "unknown"
 
 
 def failure(err: Exception, folder: Path) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from mlflow import MlflowClient
 from PIL import Image
 
@@ -22,6 +23,8 @@ from mixtune.study.running.slots import Slots
 from mixtune.study.sampling import Trials
 from mixtune.study.space import Space
 from mixtune.study.tracking.tracker import Tracker
+from mixtune.training.engine import Engine
+from mixtune.training.run import Run
 from tests.conftest import TINY
 from tests.study.running.test_bridge import Recorder
 from tests.study.test_sampling import CURVE
@@ -29,7 +32,7 @@ from tests.study.test_sampling import CURVE
 
 @pytest.fixture(scope="module")
 def cluster():
-    tuning.connect(None, 2, 0)
+    tuning.connect(None, 2, 1)
     yield
     tuning.disconnect()
 
@@ -152,6 +155,35 @@ def test_a_worker_that_died_once_goes_on_and_its_trial_counts_once(faulty_ray):
     ]
     assert len(pids(folder, 1)) == 2
     assert trials.outcomes()[1].reason == "its worker died (out of memory, or killed) (2 times)"
+
+
+def _loses_its_gpu(config):
+    """The first attempt's process has a GPU that fails at every step after the first report."""
+    attempts = Path(config["folder"]) / "pids"
+    attempts.open("a").write(f"{os.getpid()}\n")
+    before, reported = Engine.step, []
+
+    def step(self, *arguments):
+        if reported:
+            raise torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered")
+        return before(self, *arguments)
+
+    if len(attempts.read_text().split()) == 1:
+        Engine.step = step
+    tuning.carry_out(config, lambda result: (reported.append(result), tuning.tune.report(result)))
+
+
+def test_a_trial_that_lost_its_gpu_goes_on_from_its_checkpoint_in_a_new_process(cluster, tmp_path, monkeypatch):
+    monkeypatch.setattr(tuning, "run_trial", _loses_its_gpu)
+    space = parse(TINY | {"trials": 1, "published": ["fixed"], "pruner": {"name": "none"}}, Space, "f")
+    trials, recorder = Trials(f"sqlite:///{tmp_path}/study.db", space, 4), Recorder()
+    # What Ray counts as a GPU: where there is one, a trial's process ends with it.
+    tuning.run(Bridge(trials, space.training(1), tmp_path, Listeners([recorder])), Slots(1, 1, 1), tmp_path)
+    (outcome,) = trials.outcomes()
+    *_, undisturbed = Run.prepare(space.regime(outcome.params, "fixed"), space.training(1)).reports()
+    assert (outcome.state, outcome.curve) == ("COMPLETE", undisturbed.curve)
+    assert len(set(pids(tmp_path, 0))) == 2
+    assert [e[0] for e in recorder.events] == ["started", "reported", "reported", "ended"]
 
 
 @pytest.fixture
