@@ -13,6 +13,7 @@ from mixtune.study.space import Space
 from mixtune.study.space.limits import POSITION
 from mixtune.training.engine import Engine
 from mixtune.training.images.notes import Notes
+from mixtune.training.images.pool import ReaderLostError
 from mixtune.training.run import Run
 
 
@@ -105,6 +106,7 @@ def test_out_of_device_memory_names_the_shape_and_what_would_fit(trial, monkeypa
         (torch.AcceleratorError("CUDA error: an illegal memory access"), "machine"),
         (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), "machine"),
         (OSError(errno.EIO, "Input/output error"), "machine"),
+        (ReaderLostError("processes that read images die"), "machine"),
         (ValueError("a bug"), "unknown"),
     ],
 )

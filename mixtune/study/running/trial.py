@@ -17,6 +17,7 @@ from mixtune.study.space.fidelity import Stage
 from mixtune.study.space.limits import Position, position
 from mixtune.training import device
 from mixtune.training.curve import Curve, mean_curve
+from mixtune.training.images.pool import ReaderLostError
 from mixtune.training.loop import Report, TrainingDivergedError
 from mixtune.training.ranks import PeerLostError, Ranks
 from mixtune.training.run import Run, TrainingConfig
@@ -36,7 +37,7 @@ def cause_of(err: Exception) -> Cause:
         return "memory"
     if isinstance(err, OSError) and err.errno in NO_ROOM:
         return "unknown"
-    return "machine" if isinstance(err, OSError | PeerLostError) or device.lost(err) else "unknown"
+    return "machine" if isinstance(err, OSError | PeerLostError | ReaderLostError) or device.lost(err) else "unknown"
 
 
 def failure(err: Exception, folder: Path) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, field
 
-from mixtune.training.images.pool import Job
+from mixtune.training.images.pieces import Job
 
 LEFT_OUT = -1  # the label of an image that could not be read
 NAMED = 10  # unreadable files that are named when they are met; all are counted
