@@ -152,6 +152,6 @@ def _stage(
             if last and job.task.notes.unreadable:
                 say(job.task.notes.lines()[-1])
             # Of the fold that regime.yaml names: judged on another's images, weights would be judged on what they saw.
-            if last and here.first and stage.fold == training.task.fold:
-                save_result(folder, job, report)
+            if here.first and stage.fold == training.task.fold:
+                save_result(folder, job, report) if last else job.task.notes.save(folder)
             yield report, last

@@ -204,7 +204,8 @@ class Processes(Inline):
                     "files that their decoder does not survive"
                 )
                 return
-        at = f" at one of {len(held[0].work.paths)} images from {held[0].work.paths[0]} on" if held and born else ""
+        paths = held[0].work.paths if held and born else ()
+        at = f", at {paths[0]}" + (f" or the {len(paths) - 1} after it" if paths[1:] else "") if paths else ""
         log.warning("a process that reads images died%s; another takes its place", at)
         self._launch(1)
 

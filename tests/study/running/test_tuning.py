@@ -231,7 +231,9 @@ def test_what_is_odd_about_images_is_counted_on_the_console_and_in_mlflow(
         "images/CMYK": 1,
         "images/not judged": 1,
     }
-    assert "1 CMYK, 1 not judged, 2 unreadable" in console.findings()
+    listed = tmp_path / "trials/0000/images.tsv"
+    assert console.findings().endswith(f": 1 CMYK, 1 not judged, 2 unreadable; named in {listed}")
+    assert [line.split("\t")[1] for line in listed.read_text().splitlines()[1:]] == ["unreadable"] * 2 + ["CMYK"]
 
 
 def test_ray_listens_on_loopback_only(faulty_ray):

@@ -95,9 +95,7 @@ def test_readers_that_die_are_replaced_and_their_work_is_done_again(files, caplo
     assert notes.decodes == schedule().samples
     assert readers._deaths == 2
     assert len(readers._held) == 2
-    assert re.search(
-        r"a process that reads images died at one of \d images from .*\.png on; another takes", caplog.text
-    )
+    assert re.search(r"that reads images died, at .*\.png or the \d after it; another takes its place", caplog.text)
     readers.close()
 
 
@@ -125,7 +123,7 @@ decode.begin = dies
     readers, notes = pool.Processes(workers), Notes()
     found = [x.clone() for x, _ in views.file_batches(files, schedule(), Augment(), True, 3, 0, readers, notes=notes)]
     assert notes.unreadable == {files.paths[7]: "the process that decoded it died, 2 times"}
-    assert readers._deaths == 3  # of the piece, and twice of the file alone
+    assert 3 <= readers._deaths <= 3 * workers  # of the piece, and twice of the file alone; others may be at it too
     readers.close()
     spoil(files, 7)
     assert all(torch.equal(x, y) for x, (y, _) in zip(found, batches(files), strict=True))
