@@ -128,7 +128,7 @@ def test_a_trial_that_is_stopped_ends_its_folds(group, tmp_path, mark):
 
 def study(folder, settings):
     space = parse(TINY | settings, Space, "f")
-    trials = Trials(f"sqlite:///{folder}/study.db", space, 4)
+    trials = Trials(f"journal:///{folder}/study.journal", space, 4)
     slots = fitting(space, 2, 0)
     tuning.run(Bridge(trials, space.training(1), folder, Listeners([])), slots, folder)
     return trials.outcomes()

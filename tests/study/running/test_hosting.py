@@ -20,7 +20,7 @@ SETTINGS = TINY | {"trials": 4, "published": ["fixed", "multiscale"], "pruner": 
 
 def study(folder, recorder, run, **settings):
     space = parse(SETTINGS | settings, Space, "f")
-    trials = Trials(f"sqlite:///{folder}/study.db", space, 4)
+    trials = Trials(f"journal:///{folder}/study.journal", space, 4)
     bridge = Bridge(trials, space.training(1), folder, Listeners([recorder]))
     run(bridge)
     return trials.outcomes()

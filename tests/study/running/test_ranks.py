@@ -39,7 +39,7 @@ SPACE = TINY | {
 def study(cluster, tmp_path_factory):
     """A finished study of a trial on two ranks: its space, outcomes and folder."""
     folder, space = tmp_path_factory.mktemp("study"), parse(SPACE, Space, "f")
-    trials = Trials(f"sqlite:///{folder}/study.db", space, 4)
+    trials = Trials(f"journal:///{folder}/study.journal", space, 4)
     tuning.run(Bridge(trials, space.training(1), folder, Listeners([])), Slots(1, 0, 1, 2), folder)
     return space, trials.outcomes(), folder
 

@@ -27,7 +27,7 @@ def faulty_ray(cluster, tmp_path_factory):
     folder = tmp_path_factory.mktemp("a folder")
     settings = {"trials": 8, "published": ["fixed"], "pruner": {"name": "none"}, "limits": {"minutes": 0.1}}
     space = parse(TINY | settings, Space, "f")
-    trials = Trials(f"sqlite:///{folder}/study.db", space, 4)
+    trials = Trials(f"journal:///{folder}/study.journal", space, 4)
     recorder = Recorder()
     bridge = Bridge(trials, space.training(1), folder, Listeners([recorder]))
     tuning.run(bridge, Slots(1, 0, 2), folder, faulty.trial)

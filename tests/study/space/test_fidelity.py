@@ -116,7 +116,7 @@ def test_folds_are_disjoint_stratified_and_cover_everything():
 def test_what_cannot_meet_the_budget_is_recorded_in_no_time_and_is_no_trial(tmp_path):
     # Batches of 300 images at a budget of 300 images at 8 px: larger sizes overshoot it.
     s = space(base={"S": 8, "B": 100}, budget={"epochs": 0.7}, search={"sizes": [8, 12]}, trials=8)
-    url = f"sqlite:///{tmp_path}/study.db"
+    url = f"journal:///{tmp_path}/study.journal"
     trials = Trials(url, s, 4)
     bridge = Bridge(trials, s.training(1), tmp_path, Listeners([]), partial(infeasible, s, n_train=300))
     drawn = [s.suggest(Uniform(i)) for i in range(40)]
@@ -137,7 +137,7 @@ def test_what_cannot_meet_the_budget_is_recorded_in_no_time_and_is_no_trial(tmp_
 def test_a_space_without_a_feasible_candidate_ends_with_a_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr("mixtune.study.running.bridge.INFEASIBLE_IN_A_ROW", 5)
     s = space(published=[], base={"S": 8, "B": 300}, budget={"epochs": 0.4}, search={"sizes": [8], "split": 1})
-    trials = Trials(f"sqlite:///{tmp_path}/study.db", s, 4)
+    trials = Trials(f"journal:///{tmp_path}/study.journal", s, 4)
     bridge = Bridge(trials, s.training(1), tmp_path, Listeners([]), partial(infeasible, s, n_train=300))
     assert bridge.suggest("a") is None
     assert "candidates in a row cannot be trained" in bridge.halted
@@ -172,7 +172,7 @@ def test_mistakes_are_one_sentence(change, message):
 @pytest.mark.parametrize("sampler", ["tpe", "random", "gp", "qmc", "cmaes", "nsga2"])
 def test_every_sampler_gives_candidates_of_the_space(sampler, tmp_path):
     s = space(sampler={"name": sampler}, published=[], trials=30)
-    trials = Trials(f"sqlite:///{tmp_path}/study.db", s, 4)
+    trials = Trials(f"journal:///{tmp_path}/study.journal", s, 4)
     for i in range(14):
         trial, params = trials.ask()
         s.regime(params)
@@ -191,7 +191,7 @@ def test_every_sampler_gives_candidates_of_the_space(sampler, tmp_path):
 )
 def test_pruners_stop_what_is_worse(pruner, tmp_path):
     s = space(pruner=pruner, published=[], folds=6)
-    trials = Trials(f"sqlite:///{tmp_path}/study.db", s, 4)
+    trials = Trials(f"journal:///{tmp_path}/study.journal", s, 4)
     for _ in range(6):
         trial, _ = trials.ask()
         for step in range(1, 7):
