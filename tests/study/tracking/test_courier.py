@@ -26,6 +26,7 @@ from tests.study.tracking.test_tracker import REPORT, candidate
 from tests.test_full_disk import room_for
 
 ROOT = Path(__file__).parents[3]
+LOOK = 0.1  # seconds between looks into the store: each takes as much of a core as the process that writes there
 
 
 @pytest.fixture
@@ -37,11 +38,11 @@ def tracker(tmp_path, tiny, empty_store):
     made.close()
 
 
-def until(what, seconds=60):
+def until(what, seconds=60, pause=0.01):
     end = time.monotonic() + seconds
     while not (found := what()):
         assert time.monotonic() < end
-        time.sleep(0.01)
+        time.sleep(pause)
     return found
 
 
@@ -103,7 +104,7 @@ def test_killed_in_the_middle_it_is_started_again_and_nothing_is_lost_or_doubled
     for number in range(n):
         run_trial(tracker, number)
     for there in kills:
-        until(lambda there=there: len(runs(tracker)) >= there or None)
+        until(lambda there=there: len(runs(tracker)) >= there or None, pause=LOOK)
         process = until(lambda: p if (p := tracker.courier._process).poll() is None else None)
         assert tracker.courier.waiting
         os.kill(process.pid, signal.SIGKILL)
@@ -148,7 +149,7 @@ def test_it_ends_with_a_search_that_is_killed_and_the_next_delivers_the_rest(tmp
     assert search.stdout.readline() == "put\n"
     client = MlflowClient(uri)
     (experiment,) = (e.experiment_id for e in client.search_experiments() if e.name == "mixtune")
-    until(lambda: len(client.search_runs([experiment])) > 4)
+    until(lambda: len(client.search_runs([experiment])) > 4, pause=LOOK)
     search.kill()
     search.wait()
     # The next one begins at once; it waits for the process of the first.
