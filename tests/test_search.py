@@ -28,7 +28,8 @@ def study(tmp_path_factory, empty_store):
     from tests.conftest import TINY
 
     folder = tmp_path_factory.mktemp("my studies")
-    (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    one = {"resources": {"at_once": 1}}  # every worker that is started loads torch anew
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY | one))
     # Even the interpreter lies in a folder with a space, as in an environment built inside such a checkout.
     interpreter = tmp_path_factory.mktemp("my environment") / "python"
     interpreter.symlink_to(Path(sys.executable).resolve())
