@@ -67,7 +67,6 @@ def test_replayed_steps_are_those_issued_one_by_one_to_the_bit(recipe):
     assert same(state_of(one), state_of(two))
 
 
-@pytest.mark.slow
 def test_two_hundred_replayed_steps_with_everything_on_are_the_same_to_the_bit():
     one, losses, _ = trained(EVERYTHING, "off", epochs=45)
     two, replayed, _ = trained(EVERYTHING, TapeRecorder(), epochs=45)
