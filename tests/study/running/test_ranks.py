@@ -190,7 +190,7 @@ def test_a_step_is_timed_on_the_ranks_that_share_it(cluster, tmp_path):
     training = parse(
         plain(space.training(1)) | {"budget": {"epochs": 1, "cost": "seconds"}}, type(space.training()), "f"
     )
-    found = tuning.call(step_costs, Slots(1, 0, 1, 2), training, [space.base], tmp_path / "costs.yaml")
+    found = tuning.call(step_costs, Slots(1, 0, 1, 2), training, [space.base], tmp_path / "costs.yaml", False)
     assert found.keys() == {"8x32"}
     assert found["8x32"] > 0
     assert "2 ranks" in (tmp_path / "costs.yaml").read_text()
