@@ -18,7 +18,7 @@ from mixtune.training.images import shards
 LIST = "prepared.tsv"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # there are millions
 class Entry:
     """A source that is done. written: a file, or an address inside an archive, relative to the prepared folder.
     checksum: SHA-256 of what was written, empty with ``why`` for an unreadable source; stamp: of the source
@@ -48,9 +48,12 @@ class Entry:
 
 
 def stamp(path: str | Path) -> str:
-    """Size and time of a file, or of the archive that an address lies in. Raises OSError."""
+    """Size and time of a file, or of the archive that an address lies in; "" where it is gone."""
     inside = shards.place(str(path))
-    stat = os.stat(inside.archive if inside else path)  # noqa: PTH116 (an address is no path)
+    try:
+        stat = os.stat(inside.archive if inside else path)  # noqa: PTH116 (an address is no path)
+    except OSError:
+        return ""
     return f"{stat.st_size}-{stat.st_mtime_ns}"
 
 

@@ -298,7 +298,7 @@ def test_an_archive_that_is_replaced_meanwhile_is_not_called_complete(archive, t
 
     with monkeypatch.context() as patched:
         patched.setattr(entries, "record", replaced)
-        with pytest.raises(InputError, match=r"train/all\.tar@.*: its archive changed meanwhile; run the same command"):
+        with pytest.raises(InputError, match=r"train/all\.tar changed while it was read; run the same command"):
             run(source, out)
     with pytest.raises(InputError, match="prepared only in part"):
         data.load("folder", str(out))
@@ -329,4 +329,8 @@ def test_bad_input_is_one_sentence(loose, tmp_path):
     (tmp_path / "broken/val").mkdir()
     (tmp_path / "broken/train/a.tar").write_bytes(b"no archive" * 100)
     with pytest.raises(InputError, match=r"--data: .*a\.tar is not a whole, uncompressed tar archive"):
+        run(tmp_path / "broken", tmp_path / "third")
+    (tmp_path / "broken/train/a.tar").unlink()
+    (tmp_path / "broken/train/a.tar").symlink_to("nowhere.tar")
+    with pytest.raises(InputError, match=r"--data: .*No such file or directory: .*a\.tar"):
         run(tmp_path / "broken", tmp_path / "third")
