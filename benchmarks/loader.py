@@ -129,10 +129,8 @@ def size(source: Files) -> float:
 
 def likeness(originals: Files, others: Files, S: int) -> float:
     """Decibels (PSNR) of what is evaluated at S against the same of the originals; the median over fifty."""
-    found = []
-    for pair in list(zip(originals.paths, others.paths, strict=True))[:: max(1, len(others) // 50)]:
-        made = [crops.central(decode(path), S).astype(float) for path in pair]
-        found.append(10 * math.log10(255**2 / max(float(np.square(made[0] - made[1]).mean()), 1e-3)))
+    pairs = list(zip(originals.paths, others.paths, strict=True))[:: max(1, len(others) // 50)]
+    found = [augmentation.decibels(*(crops.central(decode(path), S) for path in pair)) for pair in pairs]
     return statistics.median(found)
 
 
@@ -201,6 +199,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             place = Path(made, f"mosaics{width}")
             mosaics(original, place, (width, height), count)
             folders.append((f"{width} x {height} mosaics", place, (128, 224)))
+        large = data.load("folder", str(place)).train
+        assert isinstance(large, Files)
         for name, folder, sizes in folders:
             for S in (128, *(S for S in sizes if S != 128)):
                 rows += measured(name, folder, S, readers, args, Path(made))
@@ -217,7 +217,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ideal = notes.decodes / schedule.views * shape.D
         what = f"decodes per view at D = {shape.D}, over 1/D"
         rows.append({"what": what, "ratio": ideal, "at_least": 1.01, "aim": 1.0})
-        rows.append(augmentation.row())
+        rows += [augmentation.row(), augmentation.reduced_row(large.paths)]
     pool.release(readers)
     settings = {"batch": BATCH, "workers": CORES, "decoder": decoder(), "images": args.images}
     conclude("loader", "How fast do image files become batches?", settings, rows)

@@ -115,7 +115,7 @@ COLLECT = ["-q", "-p", "no:cacheprovider", "-m", "gpu", "--collect-only", "tests
 @pytest.mark.parametrize(
     "work",
     [
-        "import benchmarks.gpu_step, benchmarks.packing, benchmarks.warm_start, benchmarks.regimes",
+        "import benchmarks.gpu, benchmarks.gpu_step, benchmarks.packing, benchmarks.warm_start, benchmarks.regimes",
         pytest.param(f"import pytest; sys.exit(pytest.main({COLLECT}))", marks=pytest.mark.slow),
     ],
 )

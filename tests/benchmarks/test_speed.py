@@ -1,12 +1,13 @@
 """The GPU benchmarks' commands run from start to end where there is no GPU, in small; nothing is written."""
 
+import importlib
 import json
 import sys
 
 import pytest
 import torch
 
-from benchmarks import common, gpu_step, packing, readme, regimes, speed, warm_start
+from benchmarks import common, gpu, gpu_step, packing, readme, regimes, speed, warm_start
 from benchmarks.common import conclude, random_images, spread
 from benchmarks.trial import description, images, steps
 from mixtune.errors import InputError, TrainingError
@@ -57,11 +58,42 @@ def test_the_timed_steps_are_those_that_are_asked_for_and_train():
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
 @pytest.mark.parametrize(
     ("command", "flags"),
-    [(gpu_step, []), (packing, []), (warm_start, ["--device", "cuda"]), (regimes, ["gpu", "--data", "-"])],
+    [(gpu, []), (gpu_step, []), (packing, []), (warm_start, ["--device", "cuda"]), (regimes, ["gpu", "--data", "-"])],
 )
 def test_where_there_is_no_gpu_its_benchmarks_say_so_at_once(command, flags):
     with pytest.raises(InputError, match="torch sees no CUDA device here"):
         command.main(flags)
+
+
+def test_one_command_does_every_part_though_some_fail(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(gpu, "pick_device", lambda _: None)
+    monkeypatch.setattr(gpu, "RESULTS", tmp_path / "results")
+    parts = {
+        "breaks": (["no_such_module"], 1.0),
+        "hangs": (["timeit", "-n1", "-r1", "import time; time.sleep(600)"], 0.01),
+        "tests": (["platform"], 1.0),
+        "regimes": (["platform"], 1.0),
+    }
+    monkeypatch.setattr(gpu, "PARTS", parts)
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "gpu_step.json").write_text("{}")
+    assert gpu.main(["--out", str(tmp_path / "out")]) == 1
+    assert capfd.readouterr().out.splitlines()[-3:] == [
+        "breaks: FAILED with exit code 1",
+        "hangs: given up after 0.01 minutes",
+        "tests: done",
+    ]
+    assert (tmp_path / "out" / "gpu_step.json").exists()
+    assert gpu.main(["--parts", "tests"]) == 0
+    with pytest.raises(InputError, match="--data FOLDER"):
+        gpu.main(["--parts", "regimes"])
+
+
+def test_the_one_command_names_commands_that_there_are():
+    for words, _ in gpu.PARTS.values():
+        if words[0] != "pytest":
+            assert callable(importlib.import_module(words[0]).main)
+            importlib.import_module(words[0]).parser().parse_args([*words[1:], *(["--data", "x"] * ("gpu60" in words))])
 
 
 def test_the_rows_of_a_benchmark_that_broke_off_are_in_the_table(tmp_path):

@@ -1,9 +1,9 @@
 """Decode: one image file to upright RGB rows, at the smallest scale and in the fewest rows that its views need.
 
 JPEGs are decoded by libjpeg-turbo, through simplejpeg where that is installed and through Pillow otherwise: the same
-pixels, at 1/1, 1/2, 1/4 and 1/8 of the size. A JPEG cannot be cropped before it is decoded by any of the libraries;
-a binary PPM, which is pixels and nothing else, is read from the first row needed to the last. Everything else, and
-whatever is odd, goes through Pillow. This module needs no torch.
+pixels, at 1/1, 1/2, 1/4 and 1/8 of the size, and with simplejpeg no further down than is needed. A binary PPM, which is
+pixels and nothing else, is read from the first row needed to the last. Everything else, and whatever is odd, goes
+through Pillow. This module needs no torch.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import io
 import os
 import re
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -21,18 +22,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageFile, ImageOps
 
-from mixtune.training.images import shards
-
-try:
-    import simplejpeg
-except ImportError:  # an optional extra
-    simplejpeg = None
+from mixtune.training.images import jpeg, shards
 
 FACTORS = (8, 4, 2, 1)  # by which libjpeg-turbo divides the sides while it decodes
 TINY = 8  # a shorter side of fewer pixels shows no object; it is counted
 _PPM = re.compile(rb"P6\s+(\d{1,6})\s+(\d{1,6})\s+255\s")
-_ORIENTATION = 0x0112  # the EXIF tag
 _RETRIES = (0.1, 1.0)  # seconds to wait before a read that failed is tried again (network storage)
+
+
+# Pillow warns of half of what ``_bounded`` allows, once in every process that reads.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 class UnreadableError(ValueError):
@@ -80,10 +79,10 @@ def everything(H: int, W: int) -> Needed:
 
 def decoder() -> str:
     """What decodes JPEGs and enlarges crops here, for people."""
-    jpegs = f"simplejpeg {simplejpeg.__version__}" if simplejpeg else "Pillow"
+    jpegs = jpeg.library()
     crops = "OpenCV" if find_spec("cv2") else "torch"
-    hint = "" if simplejpeg and crops == "OpenCV" else " (about half as fast as with the extra mixtune[jpeg])"
-    return f"{jpegs} and {crops}{hint}"
+    hint = "" if jpegs and crops == "OpenCV" else " (about half as fast as with the extra mixtune[jpeg])"
+    return f"{jpegs or 'Pillow'} and {crops}{hint}"
 
 
 def decode(path: str, need: Need = everything) -> Decoded:
@@ -116,8 +115,7 @@ def _begin(path: str, need: Need) -> Finish:
             data += more
     if not data:
         raise UnreadableError("the file is empty")
-    fast = _jpeg(data, need) if simplejpeg is not None and data[:2] == b"\xff\xd8" else None
-    return fast or (lambda: _pillow(data, need))
+    return _jpeg(data, need) or (lambda: _pillow(data, need))
 
 
 @contextlib.contextmanager
@@ -146,21 +144,16 @@ def _ppm(file: int, begin: int, size: int, header: int, H: int, W: int, need: Ne
 
 def _jpeg(data: bytes, need: Need) -> Finish | None:
     """What decodes a plain upright JPEG; None for one that Pillow must look at."""
-    try:
-        H, W, colours, _ = simplejpeg.decode_jpeg_header(data)
-    except ValueError:
+    if (about := jpeg.header(data)) is None:
         return None
+    H, W, colours = about
     _bounded(H, W)
-    if colours not in ("YCbCr", "Gray") or data.find(b"Exif\0", 0, 4096) >= 0:
-        return None
-    k = need(H, W).factor
-    smaller = {"min_height": -(-H // k), "min_width": -(-W // k)} if k > 1 else {}
+    k, _, bottom = need(H, W)
 
     def finish() -> Decoded:
-        try:
-            return Decoded(simplejpeg.decode_jpeg(data, **smaller), H, W, k, 0, _notes(H, W, colours == "Gray"))
-        except ValueError:  # damaged, or odd: Pillow decides, as it does where simplejpeg is not installed
+        if (made := jpeg.pixels(data, about, k, bottom)) is None:
             return _pillow(data, need)
+        return Decoded(made, H, W, k, 0, _notes(H, W, colours == "Gray"))
 
     return finish
 
@@ -168,7 +161,7 @@ def _jpeg(data: bytes, need: Need) -> Finish | None:
 def _pillow(data: bytes, need: Need) -> Decoded:
     try:
         with Image.open(io.BytesIO(data)) as image:
-            turn = image.getexif().get(_ORIENTATION, 1) if "exif" in image.info or image.format != "JPEG" else 1
+            turn = image.getexif().get(jpeg.ORIENTATION, 1) if "exif" in image.info or image.format != "JPEG" else 1
             W, H = image.size
             if turn in (5, 6, 7, 8):
                 W, H = H, W

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from mixtune.training.images import decode as module
+from mixtune.training.images import jpeg
 from mixtune.training.images.decode import Needed, UnreadableError, decode
 
 
@@ -17,7 +18,7 @@ def photograph(H=150, W=200):
 @pytest.fixture(params=["simplejpeg", "Pillow"])
 def library(request, monkeypatch):
     if request.param == "Pillow":
-        monkeypatch.setattr(module, "simplejpeg", None)
+        monkeypatch.setattr(jpeg, "simplejpeg", None)
     else:
         pytest.importorskip("simplejpeg")
     return request.param
