@@ -72,6 +72,7 @@ def listed(out: Path) -> dict[str, Entry]:
 def intact(known: Mapping[str, Entry], out: Path, stamps: Iterable[tuple[str, str]], verify: bool) -> dict[str, Entry]:
     """Those of the ``known`` that hold, by source: files and archives are there with the right size or, with
     ``verify``, checksum; and the source, given with its stamp as it is now, "" if it is gone, has the one that it had.
+    With ``verify``, what could not be read is looked at again: storage may have failed, or refused.
 
     An archive of which a single member does not hold does not hold: nothing is ever changed inside one.
     """
@@ -83,7 +84,7 @@ def intact(known: Mapping[str, Entry], out: Path, stamps: Iterable[tuple[str, st
             continue
         if entry.file != entry.written:
             members.setdefault(entry.file, []).append(entry)
-        elif not entry.written or _whole(entry, out, verify):
+        elif _whole(entry, out, verify) if entry.written else not verify:
             found[source] = entry
     for name, inside in members.items():
         archive = known.get(name)

@@ -131,13 +131,15 @@ def sizes(entry: Entry) -> tuple[int, int]:
 
 
 def encoded(data: str, source: Source, target: Target) -> Encoded:
-    """One image encoded, or why it is not. A file that is gone has no stamp, and is looked for again next time."""
+    """One image encoded, or why it is not; without a stamp where it is gone, and will be looked for again."""
     path = f"{data}/{source.name}"
     when = source.stamp or stamp(path)
     try:
         return Encoded(when, encode(path, target))
-    except (UnreadableError, OSError) as err:
+    except UnreadableError as err:
         return Encoded(when, why=str(err))
+    except OSError as err:
+        return Encoded("", why=str(err))
 
 
 def prepare_one(data: str, out: str, source: str, target: Target) -> Entry:
