@@ -289,6 +289,17 @@ def test_what_is_read_of_an_archive_has_the_stamp_of_its_listing(archive, tmp_pa
     shards.opened.cache_clear()
 
 
+def test_storage_that_fails_meanwhile_leaves_no_stamp(tmp_path, monkeypatch):
+    source = write(tmp_path / "small", n=1, size=(20, 20))
+
+    def fails(_):
+        raise OSError(116, "Stale file handle")
+
+    monkeypatch.setattr(shards, "content", fails)  # as a small JPEG is copied
+    made = prepared.encoded(str(source), prepared.found(source)[0], prepared.Target(32))
+    assert (made.stamp, made.content, made.why) == ("", b"", "[Errno 116] Stale file handle")
+
+
 def test_an_archive_that_is_replaced_meanwhile_is_not_called_complete(archive, tmp_path, monkeypatch):
     source, out, real = archive((200, 0, 0)), tmp_path / "out", entries.record
 
