@@ -105,7 +105,7 @@ def inject(folder, monkeypatch, code):
     monkeypatch.syspath_prepend(folder)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_file_that_readers_die_of_counts_as_unreadable_and_nothing_else_changes(
     files, workers, tmp_path_factory, monkeypatch
 ):
