@@ -36,6 +36,11 @@ def compiled(network: nn.Module) -> Forward:
     return forward
 
 
+def should_pay(seconds: float) -> bool:
+    """Whether compiling should, where nothing was measured, for steps that take these seconds issued one by one."""
+    return seconds * (1 - 1 / EXPECTED_GAIN) > EXPECTED_SECONDS
+
+
 def by_kind(schedule: Schedule, progress: np.ndarray, start: int, frozen: float) -> Counter[Kind]:
     """The steps from ``start`` on, by kind. progress: share of the budget spent before each step. [n_steps]"""
     still = (progress < frozen).tolist()
