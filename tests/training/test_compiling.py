@@ -1,11 +1,17 @@
+import dataclasses
 from collections import Counter, deque
 
 import pytest
 import torch
 
 from mixtune.regime import BatchShape, Budget, Schedule, published
-from mixtune.training.compiling import TIMED, Compiler, by_kind
+from mixtune.training import compiling
+from mixtune.training.compiling import TIMED, Compiler, by_kind, compiled
+from mixtune.training.device import Events
+from mixtune.training.engine import Engine
 from mixtune.training.networks import create
+from mixtune.training.run import Run
+from tests.training.test_loop import config, regime
 
 A, B, C = BatchShape(8, 32), BatchShape(16, 8), BatchShape(32, 2)
 
@@ -129,8 +135,8 @@ def test_each_phase_is_decided_when_it_is_met():
 @pytest.mark.parametrize("name", ["gradual", "stepwise", "mixsize_b", "multiscale"])
 def test_a_long_run_of_a_published_regime_compiles_nearly_all_of_its_steps(name):
     """10 epochs of ImageNet on ResNet-50, at about what its steps take."""
-    regime = published(name, BatchShape(224, 256), (96, 128, 160, 192, 224, 256, 288), 32)
-    schedule = Schedule.build(regime, Budget(10), 1_255_544, 0)
+    grown = published(name, BatchShape(224, 256), (96, 128, 160, 192, 224, 256, 288), 32)
+    schedule = Schedule.build(grown, Budget(10), 1_255_544, 0)
     left = Counter(schedule)
     world = World(0.22, 0.15, 45, left)
     fast = world.run(schedule)
@@ -142,8 +148,8 @@ def test_a_long_run_of_a_published_regime_compiles_nearly_all_of_its_steps(name)
 
 
 def test_a_resumed_run_knows_only_what_is_left():
-    regime = published("stepwise", BatchShape(16, 16), (8, 16), 4)
-    schedule = Schedule.build(regime, Budget(10), 1000, 0)
+    grown = published("stepwise", BatchShape(16, 16), (8, 16), 4)
+    schedule = Schedule.build(grown, Budget(10), 1000, 0)
     progress, start = schedule.progress, len(schedule) // 4
     left = by_kind(schedule, progress, start, 0.5)
     assert left.total() == len(schedule) - start
@@ -214,6 +220,49 @@ def test_every_rank_does_as_the_first_one_does_at_the_same_step():
     assert second.said == []
 
 
+def test_events_wait_only_where_their_seconds_are_asked_for(monkeypatch):
+    """With stand-ins for CUDA's events, which tell milliseconds and only of events that have come."""
+    device, now, waited = torch.device("cuda", 0), iter((1000.0, 1250.0)), []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self, stream):
+            self.at = next(now)
+            assert stream == f"stream of {device}"
+
+        def synchronize(self):
+            waited.append(self)
+
+        def elapsed_time(self, other):
+            assert other in waited
+            return other.at - self.at
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda of: f"stream of {of}")
+    events = Events(device)
+    marks = events.mark(), events.mark()
+    assert not waited
+    assert events.seconds(*marks) == 0.25
+
+
+@pytest.mark.gpu
+def test_a_gpu_times_its_steps_and_what_compiling_them_gives(monkeypatch):
+    monkeypatch.setattr(compiling, "EXPECTED_SECONDS", 0.0)  # one is tried, however short the run
+    run = Run.prepare(regime(), config(device="cuda", budget=Budget(45)))
+    run.network.train()
+    engine, said = Engine(run.task, run.network, run.recipe, 0, recorder="off"), []
+    engine.prepare(run.schedule, run.schedule.progress, 0, said.append)
+    for step, (shape, batch) in enumerate(zip(run.schedule, engine.batches(run.schedule, 0, 0), strict=True)):
+        loss = engine.train_on(batch, 0.05, step, 1.0, shape)
+    assert torch.isfinite(loss)
+    assert "s to compile" in said[1]
+    compiler = engine._compiler
+    assert all(seconds > 0 for seconds in compiler._eager.values())
+    assert all(cost > 1 for cost in compiler._cost.values())
+
+
 def test_what_is_compiled_shares_weights_and_statistics_and_gives_the_same():
     """Traced as for compiling, with torch's reference backend: no generated code, the same numbers."""
     one, two = (create("cifar_resnet8", 10).train() for _ in range(2))
@@ -231,17 +280,10 @@ def test_compiled_training_stays_within_bf16_noise_of_the_eager_one():
     """Several shapes, 200 steps: at first the losses are as near to the eager ones as those are to float32's, in the
     end they have learnt as much.
     """
-    import dataclasses
-
-    from mixtune.training.compiling import compiled
-    from mixtune.training.engine import Engine
-    from mixtune.training.run import Run
-    from tests.training.test_loop import config, regime
-
     losses = []
     for make, precision in ((lambda n: n, "float32"), (lambda n: n, "bf16"), (compiled, "bf16")):
         recipe = dataclasses.replace(config().recipe, precision=precision)
-        run = Run.prepare(regime(), config(device="cuda", recipe=recipe, budget=type(config().budget)(45)))
+        run = Run.prepare(regime(), config(device="cuda", recipe=recipe, budget=Budget(45)))
         run.network.train()
         engine = Engine(run.task, run.network, run.recipe, 0, recorder="off")
         engine.forward = make(run.network)
