@@ -108,7 +108,8 @@ class Compiler:
         except Exception as err:
             if state == State.TIMED or kind in self._failed or lacking(err) or isinstance(err, TrainingError):
                 raise
-            self._failed[kind] = f"{type(err).__name__}: {str(err).splitlines()[0][:200]}"
+            first_line = str(err).partition("\n")[0]
+            self._failed[kind] = f"{type(err).__name__}: {first_line[:200]}"
             loss = work()
         marks = self._marks[kind]
         marks.append((began, self._watch.mark()))

@@ -1,4 +1,5 @@
 import math
+from pathlib import Path
 
 import pytest
 
@@ -40,7 +41,7 @@ class Broken:
 def bridge(tmp_path, tiny):
     space = parse(tiny, Space, "f")
     recorder = Recorder()
-    trials = Trials(f"sqlite:///{tmp_path}/study.db", space, 4)
+    trials = Trials(f"journal:///{tmp_path}/study.journal", space, 4)
     bridge = Bridge(trials, space.training(1), tmp_path, Listeners([Broken(), recorder]))
     bridge.recorder = recorder
     return bridge
@@ -127,8 +128,6 @@ def test_a_trial_that_was_cut_off_goes_on_from_its_first_attempts_checkpoint(bri
 
 
 def test_the_checkpoints_of_a_finished_trial_are_removed(bridge):
-    from pathlib import Path
-
     path = Path(bridge.suggest("a")["checkpoint"])
     path.parent.mkdir()
     for stage in (1, 3, 9):
@@ -161,10 +160,42 @@ def test_a_trial_whose_worker_died_goes_on_once_and_is_counted_once(bridge):
 
 def test_without_retries_a_death_is_the_end(tmp_path, tiny):
     space = parse(tiny | {"limits": {"retries": 0}}, Space, "f")
-    bridge = Bridge(Trials(f"sqlite:///{tmp_path}/s.db", space, 4), space.training(1), tmp_path, Listeners([]))
+    bridge = Bridge(
+        Trials(f"journal:///{tmp_path}/study.journal", space, 4), space.training(1), tmp_path, Listeners([])
+    )
     bridge.suggest("a")
     bridge.end("a", error=True)
     assert [o.reason for o in bridge.trials.outcomes()] == ["its worker died (out of memory, or killed)"]
+
+
+def test_a_trial_that_lost_its_gpu_goes_on_within_its_retries_and_leaves_no_error_behind(bridge):
+    lost = {"failed": "AcceleratorError: CUDA error: an ECC error", "cause": "machine"}
+    first = bridge.suggest("a")
+    error = Path(first["folder"]) / "error.txt"
+    bridge.report("a", report(1, 0.4))
+    error.write_text("Traceback")
+    assert bridge.report("a", lost)
+    bridge.end("a", error=False)
+    assert bridge.suggest("b") == first  # the same trial, folder and checkpoint
+    assert not error.exists()
+    assert not bridge.report("b", report(2, 0.6, last=True))
+    bridge.end("b", error=False)
+    for attempt in "cd":
+        bridge.suggest(attempt)
+        bridge.report(attempt, lost)
+        bridge.end(attempt, error=False)
+    done, failed = bridge.trials.outcomes()
+    assert (done.state, done.score) == ("COMPLETE", 0.6)
+    assert (failed.state, failed.reason) == ("FAIL", lost["failed"] + " (2 times)")
+    assert [e[2] for e in bridge.recorder.events if e[0] == "ended"] == ["COMPLETE", "FAIL"]
+
+
+@pytest.mark.parametrize("cause", ["memory", "regime", "unknown"])
+def test_what_would_happen_again_is_not_tried_again(bridge, cause):
+    bridge.suggest("a")
+    bridge.report("a", {"failed": "said", "cause": cause})
+    bridge.end("a", error=False)
+    assert [o.state for o in bridge.trials.outcomes()] in (["FAIL"], ["DIVERGED"])
 
 
 def test_what_a_worker_died_of_is_told_where_it_is_known(bridge, tmp_path, monkeypatch):
@@ -189,7 +220,9 @@ def test_a_worker_that_died_after_its_last_report_lost_nothing(bridge):
 
 def test_a_trial_over_its_limit_is_a_failure_and_not_tried_again(tmp_path, tiny):
     space = parse(tiny | {"limits": {"minutes": 1, "silent_minutes": 0.5, "retries": 3}}, Space, "f")
-    bridge = Bridge(Trials(f"sqlite:///{tmp_path}/s.db", space, 4), space.training(1), tmp_path, Listeners([]))
+    bridge = Bridge(
+        Trials(f"journal:///{tmp_path}/study.journal", space, 4), space.training(1), tmp_path, Listeners([])
+    )
     for name in "ab":
         bridge.suggest(name)
     bridge.running("a", 0.0)
