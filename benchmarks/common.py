@@ -37,8 +37,8 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def random_images(n: int) -> Iterator[None]:
-    """ "cifar10" is n random images in the block: speed does not depend on what they show, and none need be there."""
+def random_images(n: int, S: int = 32) -> Iterator[None]:
+    """ "cifar10" is n random images of S px in the block: speed does not depend on what they show."""
     import torch
 
     from mixtune.training.images import data
@@ -46,7 +46,7 @@ def random_images(n: int) -> Iterator[None]:
     g = torch.Generator().manual_seed(0)
     parts = [
         data.Pixels(
-            torch.randint(0, 256, (count, 32, 32, 3), generator=g, dtype=torch.uint8),
+            torch.randint(0, 256, (count, S, S, 3), generator=g, dtype=torch.uint8),
             torch.randint(0, 10, (count,), generator=g),
         )
         for count in (n, n // 5)

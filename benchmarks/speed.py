@@ -36,7 +36,7 @@ STEPS: Goals = {
             ("GPU: ResNet-44, 32x64 mixture, eager bf16 step / engine's captured step", 5, 8),
             ("GPU: random-order mixture / the same steps sorted by shape", 1.03, 1.01),
             ("GPU: slowest / fastest shape of a constant-budget regime", 1.05, 1.02),
-            ("GPU: ResNet-50 at 224, images/s / (copy bandwidth / 346 MB)", 0.45, 0.60),
+            ("GPU: ResNet-50 at 224, the engine's images/s / (copy bandwidth / 346 MB)", 0.45, 0.60),
         ),
     ),
     "packing": (

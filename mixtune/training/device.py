@@ -1,8 +1,9 @@
-"""Where a run is computed: the device and the CPU cores at hand."""
+"""Device: where a run is computed, the CPU cores at hand, and how long the device takes."""
 
 from __future__ import annotations
 
 import os
+from typing import Any, Protocol
 
 import torch
 
@@ -43,3 +44,32 @@ def default_generator(device: torch.device) -> torch.Generator:
 def available_cpus() -> int:
     """CPU cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Watch(Protocol):
+    """Tells how long the device takes."""
+
+    def mark(self) -> Any:
+        """The moment when the device has done what it was given so far; nobody waits for it."""
+
+    def seconds(self, began: Any, ended: Any) -> float:
+        """Between two marks. Waits for the second."""
+
+
+class Events:
+    """Marks in the current stream of a GPU."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def mark(self) -> torch.cuda.Event:
+        """An event after the work issued so far."""
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self._device))
+        return event
+
+    def seconds(self, began: torch.cuda.Event, ended: torch.cuda.Event) -> float:
+        """Between two events, also where the device had to wait for the host."""
+        ended.synchronize()
+        seconds: float = began.elapsed_time(ended) / 1000
+        return seconds

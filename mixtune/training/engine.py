@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from mixtune.regime import BatchShape, Schedule
-from mixtune.training.compiling import Compiler, Forward
-from mixtune.training.device import default_generator
+from mixtune.training.compiling import Compiler, Forward, by_kind
+from mixtune.training.device import Events, default_generator
 from mixtune.training.graphs import CudaRecorder, Numbers, Recorder, StepGraphs, WaitsError, put
 from mixtune.training.images.pixels import Drawn
 from mixtune.training.learning import mixing
@@ -82,9 +80,8 @@ class Engine:
         if not isinstance(self._norms, nullcontext):
             say("steps are not compiled: their batch norms talk to the other ranks")
         elif self.device.type == "cuda":  # on a CPU compiled steps were no faster, or slower (ResNet-8 and -20)
-            shapes = [BatchShape(s.S, self.ranks.shard.of(s).views) for s in schedule.shapes]
-            left = Counter(shapes[i] for i in schedule.index[start:].tolist())
-            self._compiler = Compiler(self.network, left, say, partial(torch.cuda.synchronize, self.device))
+            left = by_kind(schedule, progress, start, self.recipe.frozen)
+            self._compiler = Compiler(self.network, left, say, Events(self.device), self.ranks.share_state)
 
     def _capture(self, schedule: Schedule, progress: np.ndarray, start: int, say: Callable[[str], None]) -> str:
         """Capture every step to come. Gives the reason where they turn out not to be fit for it, else nothing."""
@@ -123,13 +120,13 @@ class Engine:
         if not isinstance(batch, Drawn):
             if self._compiler is None:
                 return self.step(*batch, lr, number, progress, shape)
-            compiler, mine = self._compiler, BatchShape(batch[0].shape[-1], len(batch[0]))
+            compiler, kind = self._compiler, (shape, progress < self.recipe.frozen)
 
             def work() -> Tensor:
-                self.forward = compiler.forward(mine)
+                self.forward = compiler.forward(kind)
                 return self.step(*batch, lr, number, progress, shape)
 
-            return compiler.step(mine, work)
+            return compiler.step(kind, work)
         assert self.graphs is not None
         numbers = self._begin(lr, number, progress, batch.shape.views, batch.shape.S)
         return self.graphs.replay(batch.shape, progress < self.recipe.frozen, batch.choices, numbers)

@@ -20,6 +20,7 @@ from mixtune.training.run import TrainingConfig
 from mixtune.training.task import Classification, available_cpus
 
 WARM_UP, TIMED = 3, 7  # steps of each shape; the median of the timed ones counts
+PROGRESS = 1.0  # they are as late ones: no layers are frozen
 
 
 def place(config: TrainingConfig) -> str:
@@ -62,10 +63,10 @@ class Stand:
         """
         engine = self.engine
         steps = Schedule((shape,), np.zeros(WARM_UP + TIMED, np.int16), np.ones(1))
-        engine.prepare(steps, np.zeros(len(steps)), 0, lambda _: None)
+        engine.prepare(steps, np.full(len(steps), PROGRESS), 0, lambda _: None)
         marks = [time.perf_counter()]
         for number, batch in enumerate(engine.batches(steps, self._seed, 0)):
-            engine.train_on(batch, 0.0, number, 1.0, shape)  # a learning rate of 0: the weights stay as they are
+            engine.train_on(batch, 0.0, number, PROGRESS, shape)  # a learning rate of 0: the weights stay as they are
             if engine.device.type == "cuda":
                 torch.cuda.synchronize()
             marks.append(time.perf_counter())

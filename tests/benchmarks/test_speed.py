@@ -11,6 +11,8 @@ from benchmarks import common, gpu, gpu_step, packing, readme, regimes, speed, w
 from benchmarks.common import conclude, random_images, spread
 from benchmarks.trial import description, images, steps
 from mixtune.errors import InputError, TrainingError
+from mixtune.regime import BatchShape
+from mixtune.training.engine import Engine
 from mixtune.training.run import Run
 
 
@@ -146,3 +148,17 @@ def test_the_gpu_step_benchmark_rehearses_on_a_cpu(tmp_path, monkeypatch, capsys
     assert gpu_step.main(["--device", "cpu", "--repeats", "1", "--steps", "2"]) == 0
     assert float(capsys.readouterr().out.split()[-1]) > 0
     assert not list(tmp_path.iterdir())
+
+
+def test_the_row_of_the_large_network_is_of_the_engines_own_steps(monkeypatch):
+    seen, train_on = [], Engine.train_on
+
+    def watched(engine, batch, lr, number, progress, shape):
+        seen.append((number, shape, engine.smooth is not None, type(engine.network).__name__))
+        return train_on(engine, batch, lr, number, progress, shape)
+
+    monkeypatch.setattr(Engine, "train_on", watched)
+    (row,) = gpu_step.large_network("cpu", 1)
+    assert seen == [(0, BatchShape(32, 2), True, "ResNet")]  # one is under way: it gives each number before its step
+    assert row["ratio"] == row["per_second"]["engine"]["median"] / row["per_second"]["roofline"]["median"]
+    assert row["said"] == ["steps are issued one by one: capturing is switched off"]

@@ -5,7 +5,6 @@
 
 import dataclasses
 import os
-from collections import Counter
 from functools import partial
 
 import numpy as np
@@ -14,7 +13,7 @@ import torch
 from mixtune.regime import BatchShape, Budget, Mixture, Regime
 from mixtune.training import compiling
 from mixtune.training.calibration import Recalibration
-from mixtune.training.compiling import Compiler
+from mixtune.training.compiling import Compiler, by_kind
 from mixtune.training.engine import Engine
 from mixtune.training.finetune import find_rate
 from mixtune.training.learning import mixing
@@ -128,8 +127,21 @@ def rate(ranks):
     return found.rates, found.losses, found.suggestion
 
 
-def compiled(ranks, which):
-    """Weights and losses where the ranks named in ``which`` compile every shape, and what was said."""
+class Told:
+    """A watch that finds compiled steps fast and the others slow, or the other way round."""
+
+    def __init__(self, engine, pays):
+        self._engine, self._pays = engine, pays
+
+    def mark(self):
+        return self._engine.forward is not self._engine.network
+
+    def seconds(self, began, compiled):
+        return 1.0 if compiled == self._pays else 1e6
+
+
+def compiled(ranks, pays):
+    """Weights and losses where the watch of the rank named in ``pays`` finds that compiling pays, and what was said."""
     from torch._dynamo.testing import CompileCounterWithBackend
 
     run, said = in_double(prepare(ranks, budget=Budget(6))), []
@@ -138,15 +150,13 @@ def compiled(ranks, which):
 
     def watched(engine, schedule, progress, start, say):
         prepare_engine(engine, schedule, progress, start, said.append)
-        if ranks.shard.rank in which:
-            shapes = [BatchShape(s.S, ranks.shard.of(s).views) for s in schedule.shapes]
-            left = Counter(shapes[i] for i in schedule.index.tolist())
-            make = partial(torch.compile, backend=backend, dynamic=False, fullgraph=True)
-            engine._compiler = Compiler(engine.network, left, said.append, lambda: None, make)
+        make = partial(torch.compile, backend=backend, dynamic=False, fullgraph=True)
+        watch = Told(engine, ranks.shard.rank in pays)
+        left = by_kind(schedule, progress, start, 0.0)
+        engine._compiler = Compiler(engine.network, left, said.append, watch, ranks.share_state, make)
 
     Engine.prepare = watched
-    compiling.EXPECTED_SECONDS, compiling.TIMED = 0.0, 1  # it is tried at once
-    compiling.Compiler._seconds = lambda self, shape: 1e9  # and found to pay
+    compiling.EXPECTED_SECONDS, compiling.TIMED = 1.0, 1
     reports = list(run.reports())
     return plain(run.network), [r.loss for r in reports], said, backend.frame_count
 

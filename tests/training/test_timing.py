@@ -7,7 +7,9 @@ from mixtune.errors import InputError
 from mixtune.regime import BatchShape, CostTable, published
 from mixtune.study.space import Space
 from mixtune.training import networks, timing
+from mixtune.training.engine import Engine
 from mixtune.training.run import Run
+from tests.training.tape import TapeRecorder
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -24,6 +26,14 @@ def test_a_step_of_nine_times_the_pixels_takes_longer(config):
     table = timing.step_seconds(config, SHAPES)
     assert table.unit == "seconds"
     assert table(BatchShape(24, 32)) > 1.5 * table(BatchShape(8, 32)) > 0
+
+
+def test_captured_steps_of_a_recipe_that_freezes_layers_are_timed_with_all_of_them_free(config):
+    recipe = dataclasses.replace(config.recipe, groups=2, frozen=0.5)
+    stand = timing.Stand(dataclasses.replace(config, recipe=recipe))
+    stand.engine = Engine(stand.task, stand.engine.network, recipe, 0, recorder=TapeRecorder())
+    assert stand.seconds(SHAPES[0]) > 0
+    assert all(p.requires_grad for p in stand.engine.network.parameters())
 
 
 def test_shapes_are_timed_once_and_kept_beside_the_study(config, tmp_path):

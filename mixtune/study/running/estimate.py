@@ -19,6 +19,7 @@ from mixtune.study.running.slots import Slots, fitting, local_resources
 from mixtune.study.space import Space
 from mixtune.study.space.feasible import Room
 from mixtune.training import footprint, timing
+from mixtune.training.compiling import should_pay
 from mixtune.training.images.data import IN_MEMORY
 from mixtune.training.run import TrainingConfig
 
@@ -73,8 +74,24 @@ def ready(
     free = planning.check_disk(plan, places.folder, left)
     for line in planning.lines(space, plan, room, free):
         write(line)
+    if said := uncompiled(training, found.device, plan):
+        write(said)
     save(kept / PLANNED, to_yaml(plan))
     return Ready(training, slots, room, gpus)
+
+
+def uncompiled(training: TrainingConfig, device: str, plan: Plan) -> str:
+    """That the hours are those of steps which are not compiled, where trials are long enough to compile theirs.
+
+    What it would gain is not measured: that takes the better part of a minute per shape, as long as all else together.
+    """
+    workers = plan.slots.workers
+    captured = workers == 1 and training.task.dataset in IN_MEMORY
+    synced = workers > 1 and training.recipe.sync_bn
+    stepping = 3600 * plan.longest * plan.stepping * plan.slots.gain / plan.slots.pack
+    if device != "cuda" or captured or synced or not should_pay(stepping):
+        return ""
+    return "          of steps issued one by one; trials as long as these compile theirs where it pays, and take less"
 
 
 def slots_of(space: Space, places: Places) -> Slots:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -87,4 +88,9 @@ def pin(pixels: Tensor) -> bool:
     if not torch.cuda.is_available() or not torch.cuda.is_initialized():
         return False
     status = torch.cuda.cudart().cudaHostRegister(pixels.data_ptr(), pixels.numel(), 0)
-    return bool(status == torch.cuda.cudart().cudaError.success)
+    if status == torch.cuda.cudart().cudaError.success:
+        return True
+    # CUDA keeps the error until it is asked for, which torch does at the next kernel, whatever that is: so one here.
+    with contextlib.suppress(RuntimeError):
+        torch.ones(1, device="cuda")
+    return False

@@ -9,6 +9,7 @@ from mixtune.config import parse
 from mixtune.errors import InputError
 from mixtune.study.folder import Places
 from mixtune.study.running import estimate, tuning
+from mixtune.study.running.planning import Plan
 from mixtune.study.running.slots import Slots
 from mixtune.study.space import Space
 from tests.conftest import TINY
@@ -45,6 +46,25 @@ def test_the_plan_is_told_and_kept_and_nothing_is_measured_twice(alone, tmp_path
     assert "% against the plan" in estimate.compared(tmp_path, hours)
     assert estimate.compared(tmp_path, hours).startswith("the trials took 4 core-hours in 2 h 00 min, +")
     assert estimate.compared(tmp_path / "nothing", hours) == ""
+
+
+@pytest.mark.parametrize(
+    ("device", "hours", "workers", "more", "said"),
+    [
+        ("cuda", 0.08, 1, {}, True),
+        ("cuda", 0.07, 1, {}, False),  # 252 s: too short to earn it back
+        ("cpu", 5.0, 1, {}, False),  # nothing is compiled there
+        ("cuda", 5.0, 1, {"task": {"dataset": "digits"}}, False),  # its steps are captured
+        ("cuda", 5.0, 2, {"task": {"dataset": "digits"}}, True),
+        ("cuda", 5.0, 2, {"recipe": {"sync_bn": True}}, False),
+        ("cuda", 5.0, 1, {"recipe": {"sync_bn": True}}, True),  # alone, there is nothing to agree on
+    ],
+)
+def test_hours_of_steps_that_will_be_compiled_are_said_to_be_of_others(device, hours, workers, more, said):
+    task = TINY["task"] | {"dataset": "folder", "data": "somewhere"} | more.get("task", {})
+    training = parse(TINY | more | {"task": task}, Space, "f").training(1)
+    plan = Plan(4, Slots(1, 1, 2, workers), 4 * hours, None, hours, 0.99, 0.0, 4)
+    assert ("one by one" in estimate.uncompiled(training, device, plan)) == said
 
 
 def test_a_second_study_with_a_budget_in_seconds_measures_nothing_and_is_given_the_same(alone, tmp_path, monkeypatch):

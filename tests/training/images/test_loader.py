@@ -5,6 +5,7 @@ import re
 import signal
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from mixtune.training.images import pool, views
 from mixtune.training.images.data import Files
 from mixtune.training.images.loader import memory_ahead
 from mixtune.training.images.notes import Notes
+from mixtune.training.images.pieces import pin
 from mixtune.training.images.ring import Ring
 from mixtune.training.images.views import Augment
 
@@ -197,3 +199,26 @@ def test_blocks_of_a_ring_never_overlap():
 
 def _children(pid):
     return [int(x) for x in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_memory_that_cannot_be_pinned_leaves_no_error_for_the_next_kernel(room, monkeypatch):
+    """A stand-in for CUDA's runtime, which keeps its last error until someone asks for it."""
+    runtime = SimpleNamespace(cudaError=SimpleNamespace(success=0), last=0)
+
+    def register(pointer, size, flags):
+        runtime.last = 0 if room else 2
+        return runtime.last
+
+    def kernel(*_, **__):
+        error, runtime.last = runtime.last, 0
+        if error:
+            raise RuntimeError("CUDA error: out of memory")
+
+    runtime.cudaHostRegister = register
+    for name, value in (("is_available", True), ("is_initialized", True), ("cudart", runtime)):
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    pixels = torch.zeros(8, dtype=torch.uint8)
+    monkeypatch.setattr(torch, "ones", kernel)
+    assert pin(pixels) == room
+    kernel()
