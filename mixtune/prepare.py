@@ -1,7 +1,8 @@
-"""Encode an image folder once, no larger than training needs: python -m mixtune.prepare --data FOLDER --out FOLDER2
+"""Encode an image data set once, no larger than training needs: python -m mixtune.prepare --data FOLDER --out FOLDER2
 
-FOLDER2 is an image folder like the first: --set task.data=FOLDER2. The same command again goes on where one that was
-stopped left off, and does nothing once all is done; --verify compares every file with its checksum first.
+FOLDER2 is a data set like the first, of files or of archives: --set task.data=FOLDER2. The same command again goes on
+where one that was stopped left off, and does nothing once all is done; --verify compares every file with its checksum
+first.
 """
 
 from __future__ import annotations
@@ -9,28 +10,41 @@ from __future__ import annotations
 import itertools
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import TypeVar
 
 from mixtune.cli import Parser, parse_args, run, short
 from mixtune.errors import InputError, TrainingError
-from mixtune.training.images import prepared
-from mixtune.training.images.prepared import Entry, Target
+from mixtune.training.images import archiving, entries, prepared
+from mixtune.training.images.archiving import archived
+from mixtune.training.images.entries import Entry
+from mixtune.training.images.prepared import Source, Target
+
+BATCH = 256  # files between two entries in the list
+S = TypeVar("S")
+T = TypeVar("T")
 
 
 def parser() -> Parser:
     """The command's flags."""
     p = Parser("mixtune.prepare", __doc__.split("\n")[0])
-    p.add_argument("--data", required=True, metavar="FOLDER", help="holds train/CLASS/* and val/CLASS/*")
+    p.add_argument("--data", required=True, metavar="FOLDER", help="holds train/CLASS/* and val/CLASS/*, or archives")
     p.add_argument("--out", required=True, metavar="FOLDER", help="a new folder, or one that this command began")
     p.add_argument("--size", type=int, metavar="PX", help="the largest size that will be trained or evaluated")
     p.add_argument("--space", metavar="FILE", help="take the largest size of this search space instead")
     p.add_argument("--format", choices=("jpeg", "ppm"), default="jpeg", help="ppm: six times as large, no decoding")
     p.add_argument("--quality", type=int, default=90, help="of JPEGs, 1 to 95 (default: 90)")
     p.add_argument("--workers", type=int, help="processes (default: the CPU cores)")
+    p.add_argument(
+        "--archives", type=int, nargs="?", const=archiving.MIB, metavar="MIB",
+        help=f"write tar archives of about so many MiB (default: {archiving.MIB}); always where DATA holds archives",
+    )  # fmt: skip
     p.add_argument("--verify", action="store_true", help="compare what is there with its checksums, and mend it")
     return p
 
@@ -53,17 +67,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, value, low, high in (("size", size, 1, 4096), ("quality", args.quality, 1, 95)):
         if not low <= value <= high:
             raise InputError(f"--{name} must lie between {low} and {high}, not be {value}")
-    if args.workers is not None and args.workers < 1:
-        raise InputError(f"--workers must be at least 1, not {args.workers}")
+    for name, value in (("workers", args.workers), ("archives", args.archives)):
+        if value is not None and value < 1:
+            raise InputError(f"--{name} must be at least 1, not {value}")
     data, out = Path(args.data).absolute(), Path(args.out).absolute()
     for part in ("train", "val"):
         if not (data / part).is_dir():
-            raise InputError(f"--data {data}: the folder {part}/ with one folder per class is missing")
+            raise InputError(
+                f"--data {data}: the folder {part}/ with one folder per class, or with archives, is missing"
+            )
     if out.resolve().is_relative_to(data.resolve()) or data.resolve().is_relative_to(out.resolve()):
         raise InputError(f"--out {out}: must lie outside {data}, and not hold it")
-    target = Target(size, args.format, args.quality)
     try:
-        return _prepare(data, out, target, args.workers, args.verify)
+        found = prepared.found(data)
+    except InputError as err:
+        raise InputError(f"--data: {err}") from None
+    packed = args.archives is not None or any(source.stamp for source in found)
+    target = Target(size, args.format, args.quality, packed)
+    try:
+        return _prepare(data, found, out, target, (args.archives or archiving.MIB) << 20, args.workers, args.verify)
     except OSError as err:
         raise InputError(
             f"--out {out}: cannot be written ({err.strerror or err}); the same command goes on when it can"
@@ -72,50 +94,69 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise TrainingError("a process that encodes was killed (for memory?); the same command goes on") from None
 
 
-def _prepare(data: Path, out: Path, target: Target, workers: int | None, verify: bool) -> int:
-    print(f"target   {target.format}, shorter side at most {target.side} px (for sizes up to {target.size})")
+def _prepare(
+    data: Path, found: list[Source], out: Path, target: Target, size: int, workers: int | None, verify: bool
+) -> int:
+    form = f"{target.format}, in archives" if target.archives else target.format
+    print(f"target   {form}, shorter side at most {target.side} px (for sizes up to {target.size})")
+    prepared.check_names(found, target)
     prepared.begin(out, target)
-    found = list(prepared.sources(data))
-    done = prepared.done_already(out, data, verify)
-    missing = [s for s in found if s not in done]
-    for stale in out.rglob(".*.part"):  # of a run that was killed
-        stale.unlink()
-    for folder in {Path(s).parent for s in found}:
+    known = entries.listed(out)
+    done = entries.intact(known, out, ((s.name, prepared.stamp_of(data, s)) for s in found), verify)
+    entries.clear(out, known, done)
+    missing = [s for s in found if s.name not in done]
+    for folder in {s.part if target.archives else Path(s.name).parent for s in found}:
         (out / folder).mkdir(parents=True, exist_ok=True)
-    began, batch = time.monotonic(), list[Entry]()
-    for entry in _encoded(data, out, missing, target, workers):
-        batch.append(entry)
-        done[entry.source] = entry
-        if len(batch) == prepared.BATCH:
-            prepared.record(out, batch)
-            batch = []
-    prepared.record(out, batch)
+    began = time.monotonic()
+    for batch in _written(data, out, missing, target, size, workers, known):
+        entries.record(out, batch)
+        done |= {entry.source: entry for entry in batch if entry.source}
     seconds = max(time.monotonic() - began, 1e-9)
-    bad = [done[s] for s in found if not done[s].written]
-    before = sum(int(done[s].stamp.partition("-")[0] or 0) for s in found)
-    after = sum(done[s].bytes for s in found)
+    bad = [done[s.name] for s in found if not done[s.name].written]
+    before, after = (sum(prepared.sizes(done[s.name])[i] for s in found) for i in (0, 1))
     print(f"images   {len(found):,}, of which {len(missing):,} encoded now ({len(missing) / seconds:,.0f} images/s)")
     print(f"bytes    {before:,} -> {after:,} ({after / max(1, before):.2f})")
     if bad:
         print(f"left out {len(bad)} that cannot be read, for example {bad[0].source} ({bad[0].why})")
-    empty = {Path(s).parent for s in found} - {Path(s).parent for s in found if done[s].written}
+    empty = {(s.part, s.kind) for s in found} - {(s.part, s.kind) for s in found if done[s.name].written}
     if empty or not found:
-        raise InputError(f"--data {data / min(empty, default='')}: holds no image that can be read")
-    settings = {"size": target.size, "format": target.format, "quality": target.quality}
-    prepared.write_state(out, settings | {"complete": True, "images": len(found) - len(bad), "bytes": after})
+        raise InputError(f"--data {'/'.join((str(data), *min(empty, default=())))}: holds no image that can be read")
+    for s in found:
+        if s.stamp and s.stamp != entries.stamp(f"{data}/{s.name}"):
+            raise InputError(f"--data {data}/{s.name}: its archive changed meanwhile; run the same command again")
+    prepared.write_state(out, asdict(target) | {"complete": True, "images": len(found) - len(bad), "bytes": after})
     print(f"written to {short(out)}; use it with --set task.data={short(out)}")
     return 0
 
 
-def _encoded(data: Path, out: Path, missing: list[str], target: Target, workers: int | None) -> Iterator[Entry]:
-    """Entries as they are done, with a bounded number under way."""
+def _written(
+    data: Path,
+    out: Path,
+    missing: list[Source],
+    target: Target,
+    size: int,
+    workers: int | None,
+    known: Mapping[str, Entry],
+) -> Iterator[list[Entry]]:
+    """Entries of what is in its place, some at a time: those of an archive, or of as many files."""
+    if target.archives:
+        made = _each(partial(prepared.encoded, str(data), target=target), missing, workers)
+        yield from archived(out, zip(missing, made, strict=True), target, size, known)
+    else:
+        names = [source.name for source in missing]
+        files = _each(partial(prepared.prepare_one, str(data), str(out), target=target), names, workers)
+        while batch := list(itertools.islice(files, BATCH)):
+            yield batch
+
+
+def _each(act: Callable[[S], T], missing: list[S], workers: int | None) -> Iterator[T]:
+    """What comes of each in turn, made in processes, with a bounded number under way."""
     if not missing:
         return
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        upcoming, under_way = iter(missing), deque[Future[Entry]]()
+        upcoming, under_way = iter(missing), deque[Future[T]]()
         while True:
-            more = itertools.islice(upcoming, 4 * prepared.BATCH - len(under_way))
-            under_way.extend(pool.submit(prepared.prepare_one, str(data), str(out), s, target) for s in more)
+            under_way.extend(pool.submit(act, x) for x in itertools.islice(upcoming, 2 * BATCH - len(under_way)))
             if not under_way:
                 return
             yield under_way.popleft().result()

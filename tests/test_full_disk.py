@@ -156,7 +156,7 @@ def test_an_outbox_that_cannot_grow_says_so_and_delivers_what_it_can(tmp_path):
 
 def test_an_outbox_whose_mark_cannot_be_written_goes_on(tmp_path, monkeypatch):
     got, marks = [], []
-    monkeypatch.setattr("mixtune.study.durable.kept.os.pwrite", lambda *_: (marks.append(1), fail()))
+    monkeypatch.setattr("mixtune.study.durable.spool.os.pwrite", lambda *_: (marks.append(1), fail()))
     box = Outbox(tmp_path / "kept.jsonl", got.append, "MLflow", pause=0.01)
     for i in range(20):
         box.put({"i": i})

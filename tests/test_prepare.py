@@ -18,7 +18,7 @@ from mixtune.errors import InputError
 from mixtune.regime import BatchShape, Budget, published
 from mixtune.study.running import preflight
 from mixtune.study.space import Space
-from mixtune.training.images import data, prepared
+from mixtune.training.images import data, entries, prepared
 from mixtune.training.run import Evaluation, Run, TrainingConfig
 from mixtune.training.task import TaskConfig
 from tests.test_full_disk import room_for
@@ -98,16 +98,16 @@ def test_a_kill_at_any_moment_leaves_whole_files_and_the_same_command_ends_it(tm
     assert all(expected[k] == v for k, v in left.items())
     with pytest.raises(InputError, match="prepared only in part"):
         data.load("folder", str(out))
-    with (out / prepared.LIST).open("a") as file:
+    with (out / entries.LIST).open("a") as file:
         file.write("train/ant/000.jpg\thalf a li")  # and what a power cut leaves of a line
     run(source, out)
     made = tree(out)
-    assert {k: v for k, v in made.items() if k != prepared.LIST} == {
-        k: v for k, v in expected.items() if k != prepared.LIST
+    assert {k: v for k, v in made.items() if k != entries.LIST} == {
+        k: v for k, v in expected.items() if k != entries.LIST
     }
-    entries = prepared.done_already(out, source, verify=True)
-    assert len(entries) == 600  # the line after the half one is whole
-    for entry in entries.values():
+    listed = entries.listed(out)
+    assert len(listed) == 600  # the line after the half one is whole
+    for entry in listed.values():
         assert hashlib.sha256(made[entry.written]).hexdigest() == entry.checksum
 
 
@@ -136,7 +136,7 @@ def test_bad_flags_are_one_sentence(flags, said, tmp_path):
 
 def test_bad_folders_are_one_sentence(tmp_path):
     source, out = write(tmp_path / "a"), tmp_path / "b"
-    with pytest.raises(InputError, match="the folder train/ with one folder per class is missing"):
+    with pytest.raises(InputError, match="the folder train/ with one folder per class, or with archives, is missing"):
         run(tmp_path / "none", out)
     with pytest.raises(InputError, match="must lie outside"):
         run(source, source / "b")
@@ -156,7 +156,7 @@ def test_a_space_says_its_largest_size():
 def test_a_full_disk_is_one_sentence_and_the_same_command_ends_it(tmp_path):
     source, out, plain = write(tmp_path / "a"), tmp_path / "b", tmp_path / "c"
     run(source, plain)
-    sizes = [e.bytes for e in prepared.done_already(plain, source, verify=False).values()]
+    sizes = [e.bytes for e in entries.listed(plain).values()]
     with (
         room_for((min(sizes) + max(sizes)) // 2),
         pytest.raises(InputError, match=r"b: cannot be written \(File too large"),
@@ -173,7 +173,7 @@ def test_a_full_disk_is_one_sentence_and_the_same_command_ends_it(tmp_path):
 def test_a_damaged_list_is_made_again(left, tmp_path, capsys):
     source, out = write(tmp_path / "a"), tmp_path / "b"
     run(source, out)
-    (out / prepared.LIST).write_bytes(left)
+    (out / entries.LIST).write_bytes(left)
     run(source, out)
     assert "of which 16 encoded now" in capsys.readouterr().out
     run(source, out)
@@ -193,7 +193,9 @@ def test_a_damaged_state_is_one_sentence(left, tmp_path):
 def test_a_source_that_vanishes_is_left_out_and_looked_for_again(tmp_path, monkeypatch, capsys):
     source, out = write(tmp_path / "a", 1), tmp_path / "b"
     there = list(prepared.sources(source))
-    monkeypatch.setattr(prepared, "sources", lambda _: [*there, "train/ant/gone.jpg"])
+    monkeypatch.setattr(
+        prepared, "sources", lambda _, parts: [x for x in [*there, "train/ant/gone.jpg"] if x.startswith(tuple(parts))]
+    )
     for encoded in (5, 1):
         run(source, out)
         said = capsys.readouterr().out

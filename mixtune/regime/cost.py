@@ -69,12 +69,15 @@ class CostTable:
         new = {s: float(measure(s)) for s in sorted(set(shapes) - set(self.costs))}
         return CostTable(self.unit, {**self.costs, **new}, self.measured_on)
 
-    def save(self, path: str | Path) -> None:
-        """Write the table as readable YAML; ``load`` returns an equal one, to the bit."""
+    def text(self) -> str:
+        """The table as readable YAML; ``load`` makes an equal one of it, to the bit."""
         rows = [{"S": s.S, "B": s.B, "D": s.D, "cost": float(self.costs[s])} for s in sorted(self.costs)]
         data = {"unit": self.unit, "measured_on": self.measured_on, "steps": rows}
-        text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120, default_flow_style=None)
-        Path(path).write_text(text, encoding="utf-8")
+        return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120, default_flow_style=None)
+
+    def save(self, path: str | Path) -> None:
+        """Write the table to a file."""
+        Path(path).write_text(self.text(), encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path, measured_on: str | None = None) -> CostTable:

@@ -17,8 +17,8 @@ import torch
 from mixtune.config import parse, read_yaml, to_yaml
 from mixtune.errors import InputError
 from mixtune.regime import BatchShape
-from mixtune.training import kept, timing
-from mixtune.training.checkpoint import digest, essence, replace_file
+from mixtune.training import measurements, timing
+from mixtune.training.checkpoint import replace_file
 from mixtune.training.device import pick_device
 from mixtune.training.memory import Peak, room
 from mixtune.training.ranks import ALONE, Ranks
@@ -103,31 +103,26 @@ def _line(points: Sequence[tuple[int, float]], x: float) -> float:
 
 
 def measured(
-    config: TrainingConfig, shapes: Iterable[BatchShape], path: Path, ranks: Ranks = ALONE, again: bool = False
+    config: TrainingConfig, shapes: Iterable[BatchShape], path: Path, again: bool = False, ranks: Ranks = ALONE
 ) -> Footprint:
     """The footprint with these shapes, which the file at ``path`` holds from then on.
 
     What that file holds of the same kind already is not measured again, nor what another study measured on this machine
-    (``kept``), unless ``again`` is asked for. Where a step is shared by several ranks, each calls this, and the first
-    one's counts. Raises InputError for missing data, and where not even the smallest shape fits.
+    (``measurements``), unless ``again`` is asked for. Where a step is shared by several ranks, each calls this, and the
+    first one's counts. Raises InputError for missing data, and where not even the smallest shape fits.
     """
-    key = identity(config)
+    key = timing.identity(config)
     wanted = sorted(set(shapes), key=lambda s: (s.pixels, s))
-    shared = kept.place("footprints", key, [str(shape) for shape in wanted])
+    shared = measurements.place("footprints", key, [str(shape) for shape in wanted])
     own = None if again else _read(path, key, wanted)
     known = own if own or again else _of_another(shared, key, wanted, config.device)
     if not ranks.agree(known is not None):
         known = _measure(config, wanted, key, ranks)
         if ranks.first:
-            kept.keep(shared, to_yaml(known))
+            measurements.keep(shared, to_yaml(known))
     if ranks.first and known is not own:
         replace_file(path, to_yaml(known).encode())
     return known  # type: ignore[return-value]  # on other ranks it is not used
-
-
-def measured_anew(config: TrainingConfig, shapes: Iterable[BatchShape], path: Path, ranks: Ranks = ALONE) -> Footprint:
-    """As ``measured``, whatever was measured before."""
-    return measured(config, shapes, path, ranks, again=True)
 
 
 def _read(path: Path, key: str, shapes: Iterable[BatchShape]) -> Footprint | None:
@@ -147,12 +142,6 @@ def _of_another(path: Path | None, key: str, shapes: Iterable[BatchShape], devic
         return None
     there = room(pick_device(device))
     return replace(known, room=there) if known.holds(there) else None
-
-
-def identity(config: TrainingConfig) -> str:
-    """Equal where steps and evaluations take the same memory and time."""
-    sections = [essence(part) for part in (config.task, config.recipe, config.evaluate)]
-    return digest(timing.place(config), torch.__version__, *sections)
 
 
 def _measure(config: TrainingConfig, shapes: Sequence[BatchShape], key: str, ranks: Ranks) -> Footprint:

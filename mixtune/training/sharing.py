@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 
+from mixtune.config import parse, read_yaml, to_yaml
+from mixtune.errors import InputError
 from mixtune.regime import Budget, Regime
+from mixtune.training import measurements, timing
 from mixtune.training.device import pick_device
+from mixtune.training.images.data import IN_MEMORY
 from mixtune.training.memory import Peak, room
 from mixtune.training.packing import DroppedError, Pack, Turn
 from mixtune.training.run import Run, TrainingConfig
@@ -68,35 +73,72 @@ def together(regime: Regime, config: TrainingConfig, K: int, steps: int) -> floa
     return K * steps / (clock[1] - clock[0])
 
 
-def measure(config: TrainingConfig, regime: Regime, at_most: int, steps: int = 60) -> tuple[int, float, str]:
+@dataclass(frozen=True)
+class Measured:
+    """one: bytes that a trial takes of the device, 0 where they are not counted; speeds: steps per second of all
+    trials together, by how many share it.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
+    one: float
+    speeds: Mapping[int, float]
+
+    def fits(self, at_most: int, device: torch.device) -> int:
+        """How many trials the device's memory holds as it is now."""
+        return max(1, min(at_most, int(0.8 * room(device) / self.one))) if self.one else at_most
+
+    def told(self, fits: int) -> tuple[int, float, str]:
+        """What follows where the memory holds so many. Raises KeyError when more fit than were tried."""
+        best, speeds = most_useful(self.speeds.__getitem__, fits)
+        each = ", ".join(f"{K}: {v:,.0f}" for K, v in speeds.items())
+        said = f"{best} at a time share a GPU; steps per second by how many do: {each} (memory holds {fits})"
+        return best, speeds[best] / speeds[1], said
+
+
+def measure(
+    config: TrainingConfig, regime: Regime, at_most: int, again: bool = False, steps: int = 60
+) -> tuple[int, float, str]:
     """How many trials of this kind to pack on this machine's GPU, how many times as fast as one they are, and a
-    sentence that says what was measured.
+    sentence that says what was measured: now, or by another study (``measurements``) unless ``again`` is asked for.
 
     Trials on image files stay alone: their networks fill a GPU. The memory that one trial takes bounds how many are
     tried.
     """
+    if config.task.dataset not in IN_MEMORY:
+        return 1, 1.0, "one trial at a time on a GPU: its images are read from files"
     device = pick_device(config.device)
+    shared = measurements.place("packs", timing.identity(config), str(regime), steps)
+    with contextlib.suppress(InputError, KeyError):  # none that can be read, or more fit now than fitted then
+        if shared and not again:
+            known = parse(read_yaml(shared), Measured, shared)
+            return known.told(known.fits(at_most, device))
+    found, fits = _measure(config, regime, at_most, steps, device)
+    if all(found.speeds.values()):  # else memory was short, as it need not be for the next study
+        measurements.keep(shared, to_yaml(found))
+    return found.told(fits)
+
+
+def _measure(
+    config: TrainingConfig, regime: Regime, at_most: int, steps: int, device: torch.device
+) -> tuple[Measured, int]:
+    """What was measured, and how many trials fitted meanwhile."""
     evaluate = replace(config.evaluate, sizes=config.evaluate.sizes[:1], reports=1, recalibrate=None)
     config = replace(config, evaluate=evaluate, score=Score())
     first = Run.prepare(regime, config)
-    if first.task.pixels is None:
-        return 1, 1.0, "one trial at a time on a GPU: its images are read from files"
     enough = Budget(4 * steps * regime.base.B / first.task.n_train + 1)
     config = replace(config, budget=enough, costs=None)
 
     def speed(K: int) -> float:
         return together(regime, config, K, steps)
 
-    fits = at_most
+    found = Measured(0.0, {})
     if device.type == "cuda":
         watch, before = Peak(device), torch.cuda.memory_reserved(device)
         speed(1)
-        one = max(1.0, watch.bytes() - before)
-        fits = max(1, min(at_most, int(0.8 * room(device) / one)))
-    best, measured = most_useful(speed, fits)
-    told = ", ".join(f"{K}: {v:,.0f}" for K, v in measured.items())
-    said = f"{best} at a time share a GPU; steps per second by how many do: {told} (memory holds {fits})"
-    return best, measured[best] / measured[1], said
+        found = Measured(max(1.0, watch.bytes() - before), {})
+    fits = found.fits(at_most, device)
+    return replace(found, speeds=most_useful(speed, fits)[1]), fits
 
 
 def most_useful(speed: Callable[[int], float], at_most: int, gain: float = 1.1) -> tuple[int, dict[int, float]]:

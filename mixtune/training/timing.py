@@ -10,7 +10,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from mixtune.errors import InputError
 from mixtune.regime import BatchShape, CostTable, Schedule
+from mixtune.training import measurements
+from mixtune.training.checkpoint import digest, essence, replace_file
 from mixtune.training.engine import Engine
 from mixtune.training.ranks import ALONE, Ranks
 from mixtune.training.run import TrainingConfig
@@ -28,6 +31,12 @@ def place(config: TrainingConfig) -> str:
     if config.ranks > 1:
         where += f", {config.ranks} ranks"
     return f"{config.task.network} on {config.task.dataset}, {where}"
+
+
+def identity(config: TrainingConfig) -> str:
+    """Equal where steps and evaluations take the same memory and time."""
+    sections = [essence(part) for part in (config.task, config.recipe, config.evaluate)]
+    return digest(place(config), torch.__version__, *sections)
 
 
 class Stand:
@@ -94,20 +103,38 @@ def gmacs_table(config: TrainingConfig, shapes: Iterable[BatchShape]) -> CostTab
 
 
 def step_costs(
-    config: TrainingConfig, shapes: Iterable[BatchShape], path: Path, ranks: Ranks = ALONE
+    config: TrainingConfig, shapes: Iterable[BatchShape], path: Path, again: bool = False, ranks: Ranks = ALONE
 ) -> dict[str, float]:
     """The cost of a step of every shape in the unit of the budget, by the shape's name ("16x32").
 
-    Times already in the file at ``path`` are used again; the file is brought up to date. Raises InputError when it was
-    measured on another network, data set or device.
+    Times already in the file at ``path`` are used again, whatever is asked for: the study's earlier trials were given
+    what they say. Where there is no such file, so are those of another study (``measurements``), unless ``again`` is
+    asked for: of equal budgets and regimes both then make equal schedules. The file is brought up to date. Raises
+    InputError when it was measured on another network, data set or device.
     """
-    if config.budget.cost == "gmacs":
+    shapes = sorted(set(shapes))
+    shared, measured = None, False
+    if config.budget.cost == "gmacs":  # counted in milliseconds, the same on every machine
         table = gmacs_table(config, shapes)
     else:
+        shared = measurements.place("costs", identity(config), [str(shape) for shape in shapes])
         known = CostTable.load(path, place(config)) if path.exists() else None
-        table = step_seconds(config, shapes, known, ranks)
+        if known is None and not again:
+            known = _of_another(shared, place(config))
+        table = known or CostTable("seconds", {}, place(config))
+        measured = not ranks.agree(table.costs.keys() >= set(shapes))
+        if measured:
+            table = step_seconds(config, shapes, table, ranks)
     if ranks.first:
-        partial = path.with_suffix(".part")
-        table.save(partial)
-        partial.replace(path)
+        replace_file(path, table.text().encode())
+        if measured:
+            measurements.keep(shared, table.text())
     return {str(shape): cost for shape, cost in table.costs.items()}
+
+
+def _of_another(path: Path | None, measured_on: str) -> CostTable | None:
+    """The times that another study measured; None where there are none that can be read."""
+    try:
+        return CostTable.load(path, measured_on) if path else None
+    except InputError:
+        return None

@@ -85,7 +85,7 @@ def test_real_steps_are_measured_once_and_kept(config, tmp_path, monkeypatch):
 
 
 def test_another_network_another_shape_or_a_damaged_file_is_measured_again(config, tmp_path, device, monkeypatch):
-    monkeypatch.setattr(footprint.kept, "place", lambda *_: None)  # the study's own file alone
+    monkeypatch.setattr(footprint.measurements, "place", lambda *_: None)  # the study's own file alone
     path, shapes = tmp_path / "preflight.yaml", [BatchShape(8, 16), BatchShape(8, 32)]
     for change, tried in ((lambda: None, 2), (lambda: None, 0), (lambda: path.write_text("place: 1"), 2)):
         change()
@@ -96,7 +96,7 @@ def test_another_network_another_shape_or_a_damaged_file_is_measured_again(confi
     measured(config, [*shapes, BatchShape(8, 48)], path)
     assert len(Stand.tried) == 3
     kept = path.read_text()
-    path.write_text(kept.replace(footprint.identity(config), "another"))
+    path.write_text(kept.replace(footprint.timing.identity(config), "another"))
     Stand.tried = []
     measured(config, shapes, path)
     assert len(Stand.tried) == 2

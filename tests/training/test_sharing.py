@@ -1,11 +1,16 @@
+import dataclasses
+
 import pytest
 from PIL import Image
 
 from mixtune.regime import BatchShape, Budget, published
+from mixtune.training import sharing
 from mixtune.training.learning.recipe import Recipe
 from mixtune.training.sharing import measure, most_useful, together
 from mixtune.training.task import TaskConfig
 from tests.training.test_loop import config, regime
+
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.mark.parametrize(
@@ -49,7 +54,6 @@ def test_trials_with_dropout_share_a_gpu_and_those_on_files_do_not(tmp_path):
 
 
 def test_trials_that_do_not_fit_get_nothing_done(monkeypatch):
-    from mixtune.training import sharing
     from mixtune.training.shortage import OutOfMemoryError
 
     real = sharing.Run.reports
@@ -65,3 +69,63 @@ def test_trials_that_do_not_fit_get_nothing_done(monkeypatch):
     monkeypatch.setattr(sharing.Run, "reports", lambda self, **options: iter([][1]))
     with pytest.raises(IndexError):
         together(regime(), config(), 1, 4)
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """Stands in for a GPU on which two trials at a time are 1.5 times as fast as one, four hardly more."""
+    tried = []
+
+    def together(regime, config, K, steps):
+        tried.append(K)
+        return {1: 100.0, 2: 150.0, 4: 152.0, 8: 0.0}[K]
+
+    monkeypatch.setattr(sharing, "together", together)
+    return tried
+
+
+def asked(gpu, *arguments, **flags):
+    """What it comes to, and what had to be tried."""
+    gpu.clear()
+    best, gain, said = measure(*arguments, **flags)
+    return best, gain, said, gpu.copy()
+
+
+def test_another_study_of_the_same_does_not_measure(gpu):
+    best, gain, said, tried = asked(gpu, config(), regime(), 8)
+    assert (best, gain, tried) == (2, 1.5, [1, 2, 4])
+    assert asked(gpu, config(), regime(), 8) == (best, gain, said, [])
+    assert asked(gpu, config(), regime(), 8, again=True)[3] == [1, 2, 4]
+    for changed in (dataclasses.replace(config(), recipe=Recipe(mixup=0.2)), dataclasses.replace(config(), threads=3)):
+        assert asked(gpu, changed, regime(), 8)[3] == [1, 2, 4]
+    larger = published("fixed", BatchShape(24, 32), [24], 4)
+    assert asked(gpu, config(), larger, 8)[3] == [1, 2, 4]
+
+
+def test_fewer_that_fit_are_known_and_more_are_measured(gpu):
+    assert asked(gpu, config(), regime(), 2)[3] == [1, 2]
+    assert asked(gpu, config(), regime(), 1)[::3] == (1, [])
+    assert asked(gpu, config(), regime(), 3)[::3] == (2, [])  # four were not tried, and do not fit
+    assert asked(gpu, config(), regime(), 4)[3] == [1, 2, 4]
+    assert asked(gpu, config(), regime(), 16)[::3] == (2, [])  # four were not worth it: eight are not tried
+
+
+def test_a_shortage_of_memory_is_not_kept(gpu, monkeypatch):
+    monkeypatch.setattr(sharing, "together", lambda regime, config, K, steps: gpu.append(K) or {1: 9.0, 2: 0.0}[K])
+    assert [asked(gpu, config(), regime(), 2)[::3] for _ in range(2)] == [(1, [1, 2])] * 2
+
+
+def test_the_memory_of_now_bounds_what_is_known(gpu, monkeypatch):
+    found = sharing.Measured(10.0, {1: 100.0, 2: 150.0, 4: 152.0})
+    for free, fits in ((100, 8), (50, 4), (25, 2), (5, 1)):
+        monkeypatch.setattr(sharing, "room", lambda _, free=free: float(free))
+        assert found.fits(16, None) == fits
+        assert found.told(fits)[0] == min(2, fits)
+
+
+def test_a_damaged_file_is_measured_anew(gpu, cache):
+    asked(gpu, config(), regime(), 8)
+    (file,) = (cache / "mixtune/packs").iterdir()
+    for damage in ("", "one: 0.0\nspeeds: {1: fast}\n", "one: 0.0\n"):
+        file.write_text(damage)
+        assert asked(gpu, config(), regime(), 8)[3] == [1, 2, 4]

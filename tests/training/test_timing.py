@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 
 from mixtune.config import parse
@@ -6,6 +8,8 @@ from mixtune.regime import BatchShape, CostTable, published
 from mixtune.study.space import Space
 from mixtune.training import networks, timing
 from mixtune.training.run import Run
+
+pytestmark = pytest.mark.usefixtures("cache")
 
 SHAPES = [BatchShape(8, 32), BatchShape(24, 32), BatchShape(4, 128)]
 
@@ -29,6 +33,48 @@ def test_shapes_are_timed_once_and_kept_beside_the_study(config, tmp_path):
     assert {k: again[k] for k in first} == first
     assert set(again) == {"8x32", "24x32", "4x128"}
     assert CostTable.load(path).measured_on == "cifar_resnet8 on digits, cpu, 1 threads"
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Stands in for steps: each shape that is timed takes longer than all before."""
+    timed = []
+
+    class Stand:
+        def __init__(self, *_):
+            pass
+
+        def seconds(self, shape):
+            timed.append(shape)
+            return float(len(timed))
+
+    monkeypatch.setattr(timing, "Stand", Stand)
+    return timed
+
+
+def test_another_study_of_the_same_makes_equal_schedules_and_a_study_keeps_its_own(config, clock, tmp_path):
+    first = timing.step_costs(config, SHAPES, tmp_path / "a.yaml")
+    assert timing.step_costs(config, SHAPES[::-1], tmp_path / "b.yaml") == first
+    assert (tmp_path / "a.yaml").read_text() == (tmp_path / "b.yaml").read_text()
+    anew = timing.step_costs(config, SHAPES, tmp_path / "c.yaml", again=True)
+    assert (list(first.values()), list(anew.values())) == ([1, 2, 3], [4, 5, 6])
+    assert timing.step_costs(config, SHAPES, tmp_path / "d.yaml") == anew  # the later measurement
+    assert timing.step_costs(config, SHAPES, tmp_path / "a.yaml", again=True) == first  # its trials were given these
+    assert len(clock) == 6
+
+
+def test_other_shapes_recipes_and_what_cannot_be_read_are_timed(config, clock, tmp_path, cache):
+    def timed(changed=config, shapes=SHAPES):
+        before = len(clock)
+        timing.step_costs(changed, shapes, tmp_path / f"{before}.yaml")
+        (tmp_path / f"{before}.yaml").unlink()
+        return len(clock) - before
+
+    mixup = dataclasses.replace(config, recipe=dataclasses.replace(config.recipe, mixup=0.2))
+    assert [timed(), timed(shapes=SHAPES[:2]), timed(mixup), timed(), timed(mixup)] == [3, 2, 3, 0, 0]
+    for file in (cache / "mixtune/costs").iterdir():
+        file.write_bytes(file.read_bytes()[:50])
+    assert [timed(), timed()] == [3, 0]
 
 
 def test_times_of_another_place_are_refused(config, tmp_path):

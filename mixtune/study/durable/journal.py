@@ -19,7 +19,7 @@ from typing import Any
 from optuna.storages import JournalStorage
 from optuna.storages.journal import BaseJournalBackend
 
-from mixtune.study.durable.kept import append
+from mixtune.study.durable.spool import append
 
 PREFIX = "journal:///"
 _BEGIN = b'{"op_code":'  # of every line

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from mixtune.study.durable.kept import PermanentError, Record
 from mixtune.study.durable.outbox import Outbox
+from mixtune.study.durable.spool import PermanentError, Record
 from mixtune.study.space import Space
 from mixtune.training.curve import Curve
 

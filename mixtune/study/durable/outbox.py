@@ -12,11 +12,11 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
-from mixtune.study.durable.kept import Kept, Receiver, Record
+from mixtune.study.durable.spool import Receiver, Record, Spool
 
 
 class Outbox:
-    """A queue with a file behind it (``Kept``) and a thread in front; the other arguments are ``Receiver``'s."""
+    """A queue with a file behind it (``Spool``) and a thread in front; the other arguments are ``Receiver``'s."""
 
     def __init__(
         self,
@@ -26,9 +26,9 @@ class Outbox:
         pause: float = 0.5,
         longest: float = 30.0,
     ) -> None:
-        self._kept, self._receiver = Kept(path), Receiver(deliver, what, pause, longest)
+        self._spool, self._receiver = Spool(path), Receiver(deliver, what, pause, longest)
         self._changed = threading.Condition()
-        self._waiting = deque(self._kept.take())  # record, bytes in the file
+        self._waiting = deque(self._spool.take())  # record, bytes in the file
         self._closed = self._hurry = False
         self._thread = threading.Thread(target=self._run, name="outbox", daemon=True)
         self._thread.start()
@@ -46,7 +46,7 @@ class Outbox:
         with self._changed:
             size = 0
             try:
-                size = self._kept.put(record)
+                size = self._spool.put(record)
             finally:
                 self._waiting.append((record, size))
                 self._changed.notify_all()
@@ -80,7 +80,7 @@ class Outbox:
             with self._changed:
                 if taken:
                     self._waiting.popleft()
-                    self._kept.done(size)
+                    self._spool.done(size)
                     self._changed.notify_all()
                     continue
                 self._changed.wait_for(lambda: self._closed or self._hurry, self._receiver.pause)

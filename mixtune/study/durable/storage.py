@@ -19,8 +19,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from mixtune.errors import NO_ROOM, InputError, no_room
 from mixtune.secrets import masked
 from mixtune.study.durable import journal, sqlite
-from mixtune.study.durable.kept import PermanentError
 from mixtune.study.durable.ledger import StorageAwayError
+from mixtune.study.durable.spool import PermanentError
 
 T = TypeVar("T")
 log = logging.getLogger("mixtune")

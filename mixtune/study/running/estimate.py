@@ -22,7 +22,7 @@ from mixtune.training import footprint, timing
 from mixtune.training.images.data import IN_MEMORY
 from mixtune.training.run import TrainingConfig
 
-MEASURED, PLANNED = "preflight.yaml", "plan.yaml"
+MEASURED, PLANNED, COSTS = "preflight.yaml", "plan.yaml", "costs.yaml"
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,12 @@ def ready(
     device: Literal["auto", "cpu", "cuda"] = "cpu" if slots.gpus == 0 else space.device
     training = replace(space.training(slots.cpus), device=device)
     if space.budget.cost != "pixels":
-        write(f"measuring the {space.budget.cost} of a step of every shape, once (kept in costs.yaml)")
-        costs = tuning.call(timing.step_costs, slots, training, space.shapes(), kept / "costs.yaml")
+        if not (path := kept / COSTS).exists():
+            write(f"measuring the {space.budget.cost} of a step of every shape, once on each machine (kept in {COSTS})")
+        costs = tuning.call(timing.step_costs, slots, training, space.shapes(), path, again)
         training = replace(training, costs=costs)
     gpus = int(tuning.cluster()[1]) if slots.gpus else 0
-    slots, said = hosting.packed(space, training, slots, gpus)
+    slots, said = hosting.packed(space, training, slots, gpus, again)
     if said:
         write(said)
     path = kept / MEASURED
@@ -115,13 +116,12 @@ def _measured(
     space: Space, training: TrainingConfig, slots: Slots, places: Places, path: Path, again: bool
 ) -> footprint.Footprint:
     """In a worker as a trial's; in this process where that is the same and spares the start of one."""
-    measured = footprint.measured_anew if again else footprint.measured
-    arguments = (training, planning.probes(space), path)
+    arguments = (training, planning.probes(space), path, again)
     alone = places.address is None and slots.gpus == 0 and slots.workers == 1
     if not alone or training.task.dataset not in IN_MEMORY:
-        return tuning.call(measured, slots, *arguments)
+        return tuning.call(footprint.measured, slots, *arguments)
     threads = torch.get_num_threads()
     try:
-        return measured(*arguments)
+        return footprint.measured(*arguments)
     finally:
         torch.set_num_threads(threads)

@@ -79,7 +79,7 @@ class Host:
             os._exit(1)
 
 
-def packed(space: Space, training: TrainingConfig, slots: Slots, gpus: int) -> tuple[Slots, str]:
+def packed(space: Space, training: TrainingConfig, slots: Slots, gpus: int, again: bool = False) -> tuple[Slots, str]:
     """How many trials share a GPU, as the space says or as measured on one, and a sentence about it.
 
     A trial that is given its share of GPUs, or runs on CPU cores, has a process of its own.
@@ -95,7 +95,7 @@ def packed(space: Space, training: TrainingConfig, slots: Slots, gpus: int) -> t
     pack, gain, said = at_most, 1.0, f"{at_most} trials share a process"
     if want.pack is None:
         regime = published("fixed", space.base, space.search.sizes, total_stride(space.task.network))
-        pack, gain, said = tuning.call(sharing.measure, slots, training, regime, at_most)
+        pack, gain, said = tuning.call(sharing.measure, slots, training, regime, at_most, again)
     if pack == 1:
         return slots, said
     at_once = min(want.at_once or pack * max(1, gpus), pack * max(1, gpus))

@@ -17,7 +17,7 @@ from mixtune.study.running.slots import Slots
 from mixtune.study.running.way import beside, legs
 from mixtune.study.space import Space
 from mixtune.study.space.feasible import Room, gib, number
-from mixtune.study.space.named import kept
+from mixtune.study.space.named import surviving
 from mixtune.training.footprint import Footprint
 from mixtune.training.run import TrainingConfig
 
@@ -125,7 +125,7 @@ def plan(space: Space, training: TrainingConfig, room: Room, slots: Slots, n_tra
     searched = (space.trials - len(first)) / len(drawn)
     certain = sum(whole[: len(first)])
     most = certain + searched * sum(whole[len(first) :])
-    shares = [kept(space, step) for step, _ in drawn[0][:-1]]
+    shares = [surviving(space, step) for step, _ in drawn[0][:-1]]
     expected = None
     if None not in shares:
         goes_on = [1.0, *(s for s in shares if s is not None)]

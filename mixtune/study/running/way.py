@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mixtune.study.space import Space
-from mixtune.study.space.named import kept
+from mixtune.study.space.named import surviving
 
 
 def legs(space: Space) -> list[tuple[int, float, int, int]]:
@@ -29,7 +29,7 @@ def whole_runs(space: Space) -> tuple[float, float | None]:
     way = legs(space)
     parts = [share / n for _, share, n, _ in way]
     first = min(space.trials, len(space.to_the_end))
-    goes_on = [1.0, *(kept(space, step) for step, *_ in way[:-1])]
+    goes_on = [1.0, *(surviving(space, step) for step, *_ in way[:-1])]
     for i, (step, *_) in enumerate(way):
         if step in beside(space):  # it is under way by then
             goes_on[i] = goes_on[i - 1]

@@ -64,7 +64,7 @@ def _halving(space: Space) -> dict[str, Any]:
     return {"min_resource": 1, "reduction_factor": space.fidelity.factor if space.fidelity.kind == "compress" else 2}
 
 
-def kept(space: Space, step: int) -> float | None:
+def surviving(space: Space, step: int) -> float | None:
     """The share of the searched trials that go on after their report at this step; None where the pruner is not set to
     keep a share.
     """

@@ -20,7 +20,7 @@ from typing import Any
 
 import mixtune
 from mixtune.errors import NoRoomError
-from mixtune.study.durable.kept import Kept, Record
+from mixtune.study.durable.spool import Record, Spool
 from mixtune.study.janitor import MARK
 from mixtune.study.tracking import deliverer
 
@@ -39,7 +39,7 @@ class Courier:
         """path: where the records are kept, perhaps with what a killed search left; uri, experiment, data: see
         ``Sender``. The process starts when there is something to deliver.
         """
-        self._kept = Kept(path)
+        self._spool = Spool(path)
         # On its standard input, because an address may hold a password, and arguments are everybody's to see.
         self._study = json.dumps({"records": str(path), "uri": uri, "experiment": experiment, "data": dict(data)})
         self._unkept: deque[Record] = deque()  # there was no room for them
@@ -52,12 +52,12 @@ class Courier:
     @property
     def path(self) -> Path:
         """Where records are kept."""
-        return self._kept.path
+        return self._spool.path
 
     @property
     def waiting(self) -> int:
         """How many records are not delivered yet."""
-        return self._kept.count() + len(self._unkept)
+        return self._spool.count() + len(self._unkept)
 
     @property
     def pid(self) -> int | None:
@@ -75,7 +75,7 @@ class Courier:
     def _keep(self) -> None:
         with self._changed:
             while self._unkept:
-                self._kept.put(self._unkept[0])
+                self._spool.put(self._unkept[0])
                 self._unkept.popleft()
             if self._thread is None and not self._closed:
                 self._thread = threading.Thread(target=self._attend, name="courier", daemon=True)
@@ -86,14 +86,14 @@ class Courier:
 
         A store that was away is asked again at once.
         """
-        if not (self._unkept or self._kept.behind()):
+        if not (self._unkept or self._spool.behind()):
             return True
         with contextlib.suppress(NoRoomError):
             self._keep()
         with self._changed, contextlib.suppress(OSError):
             self._tell("now")
         began, said = time.monotonic(), False
-        while self._kept.behind():
+        while self._spool.behind():
             now = time.monotonic()
             if now > max(self._sign, began) + seconds:
                 return False

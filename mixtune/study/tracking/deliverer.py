@@ -15,7 +15,7 @@ import threading
 import time
 from pathlib import Path
 
-from mixtune.study.durable.kept import Kept, Receiver, Record
+from mixtune.study.durable.spool import Receiver, Record, Spool
 from mixtune.study.tracking.delivery import Sender, merged
 
 MOST = 256  # records that are merged at a time
@@ -47,16 +47,16 @@ class Told:
         self._now.clear()
 
 
-def serve(kept: Kept, receiver: Receiver, told: Told) -> None:
+def serve(spool: Spool, receiver: Receiver, told: Told) -> None:
     """Deliver what is there and what comes, until it is told to end."""
     while not told.over:
         looked = time.monotonic()
-        batch = kept.take(MOST)
+        batch = spool.take(MOST)
         if batch and not receiver.takes([record for record, _ in batch]):
             told.wait(receiver.pause)
             continue
         if batch:
-            kept.done(sum(size for _, size in batch))
+            spool.done(sum(size for _, size in batch))
         if len(batch) < MOST:
             told.wait(max(0.0, looked + LINGER_SECONDS - time.monotonic()))
 
@@ -82,7 +82,7 @@ def main() -> None:
     with path.with_name("delivery.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         print(READY, flush=True)
-        serve(Kept(path), Receiver(deliver, "MLflow", 0.5, 30.0, merged), told)
+        serve(Spool(path), Receiver(deliver, "MLflow", 0.5, 30.0, merged), told)
         if sender is not None:
             sender.close()
 

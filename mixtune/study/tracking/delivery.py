@@ -17,7 +17,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from mixtune.study.durable import sqlite
-from mixtune.study.durable.kept import PermanentError, Record
+from mixtune.study.durable.spool import PermanentError, Record
 from mixtune.study.tracking.store import cause, states
 
 # What the store will never take, however often it is asked.

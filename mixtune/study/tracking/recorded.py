@@ -12,7 +12,7 @@ from mlflow.exceptions import MlflowException
 
 from mixtune.errors import InputError
 from mixtune.secrets import masked
-from mixtune.study.durable.kept import Record
+from mixtune.study.durable.spool import Record
 from mixtune.study.space.knobs import Value
 from mixtune.study.tracking import parameters
 from mixtune.study.tracking.browsing import top1_at, width

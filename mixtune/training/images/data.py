@@ -161,6 +161,8 @@ def _folder(root: Path, name: str) -> DataSet:
             else:
                 classes, index = find_classes(str(folder))
                 pairs = make_dataset(str(folder), index, extensions=IMG_EXTENSIONS)
+        except InputError as err:
+            raise InputError(f"task.data: {err}") from None
         except OSError as err:  # includes FileNotFoundError for a class without images
             raise InputError(f"task.data: {folder} is not a readable image folder: {err}") from None
         parts.append(Files(tuple(p for p, _ in pairs), torch.tensor([label for _, label in pairs])))

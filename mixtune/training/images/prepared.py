@@ -1,9 +1,9 @@
-"""Prepared: an image folder encoded once more, no larger than a regime needs, as a folder that reads like any other.
+"""Prepared: a data set encoded once more, no larger than a regime needs, as one that reads like any other.
 
-``OUT/train/CLASS/*`` and ``OUT/val/CLASS/*`` keep the files' names; JPEG takes least space, PPM is pixels and nothing
-else (six times as large, nothing to decode, and read only where a crop needs it). Both are files that every image
-library reads. Each file is written beside its place and renamed; ``prepared.tsv`` lists what is done with its
-checksum, so a run that was killed goes on, and one that is repeated does nothing. This module needs no torch.
+``OUT/train/CLASS/*`` and ``OUT/val/CLASS/*`` keep the files' names, or archives hold them (``archiving``); JPEG takes
+least space, PPM is pixels and nothing else (six times as large, nothing to decode, and read only where a crop needs
+it). Both are files that every image library reads. Each file is written beside its place and renamed; a list
+(``entries``) says what is done, so a run that was killed goes on, and one that is repeated does nothing.
 """
 
 from __future__ import annotations
@@ -14,27 +14,32 @@ import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from PIL import Image
 
 from mixtune.errors import InputError
+from mixtune.training.images import shards
 from mixtune.training.images.decode import Needed, UnreadableError, decode
+from mixtune.training.images.entries import Entry, stamp
 
 KEPT = 0.875  # as evaluation has it: the shorter side is N / 0.875
-LIST, STATE = "prepared.tsv", "prepared.json"
-BATCH = 256  # files between two entries in the list
+STATE = "prepared.json"
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
 
 
 @dataclass(frozen=True)
 class Target:
-    """size: the largest S that will be trained or evaluated; quality: of JPEGs, from 1 to 95."""
+    """size: the largest S that will be trained or evaluated; quality: of JPEGs, from 1 to 95; archives: whether images
+    are written into archives instead of as files of their own.
+    """
 
     size: int
     format: Literal["jpeg", "ppm"] = "jpeg"
     quality: int = 90
+    archives: bool = False
 
     @property
     def side(self) -> int:
@@ -43,22 +48,28 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A file that is done. checksum: SHA-256 of what was written, empty with ``why`` for an unreadable source;
-    stamp: size and time of the source, "" where it is gone.
+class Source:
+    """An image to prepare. name: its path, or its address in an archive, relative to the data set's folder; kind: its
+    class; stamp: of the archive when what it holds was listed, "" for a file of its own.
     """
 
-    source: str
-    stamp: str
-    written: str
-    bytes: int
-    checksum: str
-    why: str = ""
+    name: str
+    kind: str
+    stamp: str = ""
 
-    def line(self) -> str:
-        """As it stands in the list."""
-        why = " ".join(self.why.split())
-        return "\t".join((self.source, self.stamp, self.written, str(self.bytes), self.checksum, why)) + "\n"
+    @property
+    def part(self) -> str:
+        """train or val."""
+        return self.name.partition("/")[0]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What became of an image: ``content``, or ``why`` there is none. stamp: see ``entries.Entry``."""
+
+    stamp: str
+    content: bytes = b""
+    why: str = ""
 
 
 def name_for(source: str, target: Target) -> str:
@@ -81,7 +92,7 @@ def encode(path: str, target: Target) -> bytes:
 
     made = decode(path, need)
     if small[0] and target.format == "jpeg" and set(made.notes) <= {"greyscale"}:
-        data = Path(path).read_bytes()
+        data = shards.content(path)
         if data[:2] == b"\xff\xd8":
             return data
     image = Image.fromarray(made.pixels)
@@ -97,68 +108,62 @@ def encode(path: str, target: Target) -> bytes:
     return buffer.getvalue()
 
 
+def check_names(found: Iterable[Source], target: Target) -> None:
+    """Raise InputError when two files would be written to one place. Members of archives may share a name."""
+    first: dict[str, str] = {}
+    for source in () if target.archives else found:
+        if (other := first.setdefault(name_for(source.name, target), source.name)) != source.name:
+            raise InputError(
+                f"--data: {other} and {source.name} would get the same name; rename one, or use --archives"
+            )
+
+
+def stamp_of(data: Path, source: Source) -> str:
+    """The stamp of a source as it is now; "" where it is gone, which no entry of an image has."""
+    try:
+        return source.stamp or stamp(f"{data}/{source.name}")
+    except OSError:
+        return ""
+
+
+def sizes(entry: Entry) -> tuple[int, int]:
+    """Bytes of the source, and of what was made of it."""
+    inside = shards.place(entry.source)
+    return inside.size if inside else int(entry.stamp.partition("-")[0] or 0), entry.bytes
+
+
+def encoded(data: str, source: Source, target: Target) -> Encoded:
+    """One image encoded, or why it is not. A file that is gone has no stamp, and is looked for again next time."""
+    path, when = f"{data}/{source.name}", source.stamp
+    try:
+        when = when or stamp(path)
+        return Encoded(when, encode(path, target))
+    except (UnreadableError, OSError) as err:
+        return Encoded(when, why=str(err))
+
+
 def prepare_one(data: str, out: str, source: str, target: Target) -> Entry:
     """Encode one file and put it in its place. Raises OSError when it cannot be written."""
-    written, stamp = name_for(source, target), ""
-    try:
-        stamp = _stamp(Path(data, source))
-        content = encode(str(Path(data, source)), target)
-    except (UnreadableError, OSError) as err:  # a file that is gone has no stamp, and is looked for again next time
-        return Entry(source, stamp, "", 0, "", str(err))
+    made, written = encoded(data, Source(source, ""), target), name_for(source, target)
+    if made.why:
+        return Entry(source, made.stamp, "", 0, "", made.why)
     place = Path(out, written)
     partial = place.with_name(f".{place.name}.{os.getpid()}.part")  # not an image's name, should it be left behind
     try:
-        partial.write_bytes(content)
+        partial.write_bytes(made.content)
         partial.replace(place)
     finally:
         partial.unlink(missing_ok=True)
-    return Entry(source, stamp, written, len(content), hashlib.sha256(content).hexdigest())
-
-
-def done_already(out: Path, data: Path, verify: bool) -> dict[str, Entry]:
-    """What the list says is done, as far as the files agree: sources unchanged, files of the right size or, with
-    ``verify``, checksum.
-    """
-    found: dict[str, Entry] = {}
-    text = (out / LIST).read_text(encoding="utf-8", errors="surrogateescape") if (out / LIST).exists() else ""
-    for line in text.splitlines(keepends=True):
-        parts = line.rstrip("\n").split("\t")
-        if not line.endswith("\n") or len(parts) != 6 or not parts[3].isdecimal():
-            continue  # a line that was being written when the run was killed, or was damaged since
-        entry = Entry(parts[0], parts[1], parts[2], int(parts[3]), parts[4], parts[5])
-        if _holds(entry, out, data, verify):
-            found[entry.source] = entry
-        else:
-            found.pop(entry.source, None)
-    return found
-
-
-def _holds(entry: Entry, out: Path, data: Path, verify: bool) -> bool:
-    try:
-        if entry.stamp != _stamp(data / entry.source):
-            return False
-        if not entry.written:
-            return True
-        place = out / entry.written
-        if verify:
-            return hashlib.sha256(place.read_bytes()).hexdigest() == entry.checksum
-        return place.stat().st_size == entry.bytes
-    except OSError:
-        return False
-
-
-def _stamp(path: Path) -> str:
-    stat = path.stat()
-    return f"{stat.st_size}-{stat.st_mtime_ns}"
+    return Entry(source, made.stamp, written, len(made.content), hashlib.sha256(made.content).hexdigest())
 
 
 def begin(out: Path, target: Target) -> None:
     """Make or enter the folder. Raises InputError when it holds something else, or another size of this."""
-    settings = {"size": target.size, "format": target.format, "quality": target.quality}
+    settings = asdict(target)
     state = read_state(out)
     if state is None and out.exists() and any(out.iterdir()):
         raise InputError(f"--out {out}: holds other files; name an empty or a new folder")
-    if state and {k: state.get(k) for k in settings} != settings:
+    if state and {"archives": False} | {k: state[k] for k in settings if k in state} != settings:
         raise InputError(f"--out {out}: was prepared with {state}; name another folder, or ask for the same")
     out.mkdir(parents=True, exist_ok=True)
     write_state(out, settings | {"complete": False})
@@ -200,22 +205,27 @@ def write_state(out: Path, state: dict[str, Any]) -> None:
     partial.replace(out / STATE)
 
 
-def record(out: Path, entries: list[Entry]) -> None:
-    """Add to the list what is surely on disk: files first, then their entries."""
-    os.sync()
-    with (out / LIST).open("ab+") as file:
-        if file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":
-            file.write(b"\n")  # after what a kill or a full disk left of a line
-        file.write("".join(e.line() for e in entries).encode(errors="surrogateescape"))
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def sources(data: Path) -> Iterator[str]:
-    """The images of a folder, relative to it, in order."""
-    extensions = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
-    for part in ("train", "val"):
+def sources(data: Path, parts: Iterable[str] = ("train", "val")) -> Iterator[str]:
+    """The images of a folder that are files of their own, relative to it, in order."""
+    for part in parts:
         for folder, folders, names in os.walk(data / part, followlinks=True):
             folders.sort()
             below = Path(folder).relative_to(data)
-            yield from (str(below / n) for n in sorted(names) if n.lower().endswith(extensions))
+            yield from (str(below / n) for n in sorted(names) if n.lower().endswith(EXTENSIONS))
+
+
+def found(data: Path) -> list[Source]:
+    """The images of a data set, as training finds them: of each part those in its archives if it has any, in the order
+    in which they lie there, else those in the folders of its classes. Raises InputError for a damaged archive.
+    """
+    there: list[Source] = []
+    for part in ("train", "val"):
+        stamps = {str(archive): stamp(archive) for archive in shards.archives(data / part)}
+        if stamps:
+            classes, images = shards.images(data / part, EXTENSIONS)
+            placed = sorted((place, path, kind) for path, kind in images if (place := shards.place(path)))
+            there += (Source(path.removeprefix(f"{data}/"), classes[k], stamps[p.archive]) for p, path, k in placed)
+        else:
+            folders = ((name, name.split("/")) for name in sources(data, [part]))
+            there += (Source(name, folder[1]) for name, folder in folders if len(folder) > 2)
+    return there

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import tarfile
 from collections.abc import Iterator
@@ -26,23 +27,31 @@ _ADDRESS = re.compile(r"(.+\.tar)@(\d+)\+(\d+)/", re.DOTALL)
 
 
 class Place(NamedTuple):
-    """Where an image lies: ``size`` bytes from ``offset`` on, of ``archive``."""
+    """Where an image lies: ``size`` bytes from ``offset`` on, of ``archive``; name: what it is called there."""
 
     archive: str
     offset: int
     size: int
+    name: str
 
 
 def place(path: str) -> Place | None:
     """What an address says; None for the path of a file of its own."""
     found = _ADDRESS.match(path)
-    return found and Place(found[1], int(found[2]), int(found[3]))
+    return found and Place(found[1], int(found[2]), int(found[3]), path[found.end() :])
 
 
 @lru_cache(maxsize=OPEN)
 def opened(archive: str) -> FileIO:
     """The archive, open for reading. It is closed once enough others were asked for and nobody holds it any more."""
     return open(archive, "rb", buffering=0)  # noqa: PTH123
+
+
+def content(path: str) -> bytes:
+    """The bytes of a file, or of what an address says. Raises OSError."""
+    if inside := place(path):
+        return os.pread(opened(inside.archive).fileno(), inside.size, inside.offset)
+    return Path(path).read_bytes()
 
 
 def archives(folder: Path) -> list[Path]:
@@ -62,7 +71,7 @@ def images(folder: Path, extensions: tuple[str, ...]) -> tuple[list[str], list[t
         found.sort(key=lambda entry: entry[3:])
         _keep(folder, stamps, found)
     if not found:
-        raise InputError(f"task.data: the archives in {folder} hold no images ({', '.join(extensions)})")
+        raise InputError(f"the archives in {folder} hold no images ({', '.join(extensions)})")
     classes = sorted({entry[3] for entry in found})
     number = {name: i for i, name in enumerate(classes)}
     return classes, [(f"{folder / name}@{at}+{size}/{member}", number[kind]) for name, at, size, kind, member in found]
@@ -81,15 +90,20 @@ def _members(archive: Path, extensions: tuple[str, ...]) -> Iterator[tuple[int, 
                     content = tar.extractfile(member)
                     assert content is not None
                     classes[key] = content.read().decode("utf-8", "replace").strip().zfill(DIGITS)
-                elif member.isfile() and member.name.lower().endswith(extensions):
+                elif not member.isdir() and member.name.lower().endswith(extensions):
+                    if not member.isfile() or member.issparse():
+                        raise InputError(
+                            f"{archive}: {member.name} is a link or has holes; pack it with tar --dereference "
+                            "--hard-dereference, without --sparse"
+                        )
                     listed.append((member.offset_data, member.size, member.name.removeprefix("./")))
     except (tarfile.TarError, OSError) as err:
-        raise InputError(f"task.data: {archive} is not a whole, uncompressed tar archive ({err})") from None
+        raise InputError(f"{archive} is not a whole, uncompressed tar archive ({err})") from None
     for offset, size, name in listed:
         kind = classes.get(_split(name)[0]) or Path(name).parent.name
         if not kind:
             raise InputError(
-                f"task.data: {archive}: the class of {name} is not known: it lies in no folder, and beside it is no "
+                f"{archive}: the class of {name} is not known: it lies in no folder, and beside it is no "
                 f"{_split(name)[0]}.cls"
             )
         yield offset, size, kind, name

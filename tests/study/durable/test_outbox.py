@@ -3,8 +3,8 @@ import threading
 
 import pytest
 
-from mixtune.study.durable.kept import PermanentError
 from mixtune.study.durable.outbox import Outbox
+from mixtune.study.durable.spool import PermanentError
 
 
 class Receiver:

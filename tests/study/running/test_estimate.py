@@ -47,6 +47,19 @@ def test_the_plan_is_told_and_kept_and_nothing_is_measured_twice(alone, tmp_path
     assert estimate.compared(tmp_path / "nothing", hours) == ""
 
 
+def test_a_second_study_with_a_budget_in_seconds_measures_nothing_and_is_given_the_same(alone, tmp_path, monkeypatch):
+    monkeypatch.setattr(tuning, "call", lambda function, slots, *arguments: function(*arguments))
+    space, found = parse(LONG | {"budget": {"epochs": 40, "cost": "seconds"}}, Space, "f"), []
+    for study, tried in (("a", True), ("b", False), ("a", False)):
+        Stand.tried = []
+        found.append(estimate.ready(space, SLOTS, Places(tmp_path / study), 300, 4, lambda _: None).training.costs)
+        assert bool(Stand.tried) == tried
+    assert found[0] == found[1] == found[2]
+    Stand.tried = []
+    estimate.ready(space, SLOTS, Places(tmp_path / "c"), 300, 4, lambda _: None, again=True)
+    assert set(space.shapes()) <= set(Stand.tried)
+
+
 def test_another_base_is_measured_too(alone, tmp_path):
     for B in (32, 64):
         space = parse(LONG | {"base": {"S": 8, "B": B}}, Space, "f")

@@ -100,13 +100,13 @@ def test_how_many_share_a_gpu_is_asked_for_or_measured(monkeypatch, resources, g
     space = parse(SETTINGS | {"resources": resources}, Space, "f")
     asked = []
 
-    def call(function, slots, training, regime, at_most):
-        asked.append(at_most)
+    def call(function, slots, training, regime, at_most, again):
+        asked.append(again)
         return min(measured, at_most), 3.0, "measured"
 
     monkeypatch.setattr(tuning, "call", call)
-    slots, said = hosting.packed(space, space.training(1), Slots(1, float(gpus > 0), 2), gpus)
+    slots, said = hosting.packed(space, space.training(1), Slots(1, float(gpus > 0), 2), gpus, again=True)
     assert (slots.at_once, slots.pack) == (at_once, pack)
     assert slots.gain == (3.0 if asked and pack > 1 else 1.0)  # the plan's hours count on it
-    assert bool(asked) == (measured is not None)
+    assert asked == [True] * (measured is not None)
     assert bool(said) == (measured is not None or pack > 1)

@@ -17,7 +17,7 @@ from mixtune.study.space import Named, Space
 from mixtune.study.space.feasible import Room, infeasible
 from mixtune.study.space.fidelity import Fidelity
 from mixtune.study.space.final import Final
-from mixtune.study.space.named import kept, make_pruner
+from mixtune.study.space.named import make_pruner, surviving
 from tests.accounts import ROOT
 from tests.conftest import TINY
 from tests.training.test_footprint import GIB, made
@@ -193,7 +193,7 @@ def test_the_share_that_goes_on_is_what_optunas_pruner_lets_through(changes, ste
             through[step] += 1
         study.tell(trial, score)
     for step in list(steps)[:-1]:
-        assert through[step] / n == pytest.approx(kept(s, step), abs=0.08), step
+        assert through[step] / n == pytest.approx(surviving(s, step), abs=0.08), step
 
 
 def test_a_study_larger_than_the_disk_is_refused_with_the_trials_that_would_fit(tmp_path, monkeypatch):

@@ -190,7 +190,7 @@ def test_a_step_is_timed_on_the_ranks_that_share_it(cluster, tmp_path):
     training = parse(
         plain(space.training(1)) | {"budget": {"epochs": 1, "cost": "seconds"}}, type(space.training()), "f"
     )
-    found = tuning.call(step_costs, Slots(1, 0, 1, 2), training, [space.base], tmp_path / "costs.yaml")
+    found = tuning.call(step_costs, Slots(1, 0, 1, 2), training, [space.base], tmp_path / "costs.yaml", False)
     assert found.keys() == {"8x32"}
     assert found["8x32"] > 0
     assert "2 ranks" in (tmp_path / "costs.yaml").read_text()
@@ -199,13 +199,13 @@ def test_a_step_is_timed_on_the_ranks_that_share_it(cluster, tmp_path):
 @pytest.mark.slow
 def test_memory_and_time_are_measured_by_the_ranks_that_share_a_step(cluster, tmp_path):
     space = parse(SPACE, Space, "f")
-    arguments = (space.training(1), [space.base, BatchShape(8, 16)], tmp_path / "preflight.yaml")
+    arguments = (space.training(1), [space.base, BatchShape(8, 16)], tmp_path / "preflight.yaml", False)
     found = tuning.call(measured, Slots(1, 0, 1, 2), *arguments)
     assert "2 ranks" in found.place
     assert found.seconds(space.base) > 0
     assert 0 < found.memory(space.base) < found.room
     assert tuning.call(measured, Slots(1, 0, 1, 2), *arguments) == found
-    another = tuning.call(measured, Slots(1, 0, 1, 2), *arguments[:2], tmp_path / "another.yaml")
+    another = tuning.call(measured, Slots(1, 0, 1, 2), *arguments[:2], tmp_path / "another.yaml", False)
     assert (another.steps, another.judging, another.setup) == (found.steps, found.judging, found.setup)
 
 

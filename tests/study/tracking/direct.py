@@ -2,7 +2,7 @@
 
 import time
 
-from mixtune.study.durable.kept import Receiver
+from mixtune.study.durable.spool import Receiver
 from mixtune.study.tracking.delivery import Sender, merged
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mixtune.study.durable.kept import Kept, Receiver
+from mixtune.study.durable.spool import Receiver, Spool
 from mixtune.study.tracking.deliverer import LINGER_SECONDS, MOST, serve
 
 
@@ -21,8 +21,8 @@ class Scripted:
 
 
 @pytest.fixture
-def kept(tmp_path):
-    return Kept(tmp_path / "kept.jsonl")
+def spool(tmp_path):
+    return Spool(tmp_path / "spool.jsonl")
 
 
 @pytest.fixture
@@ -43,40 +43,40 @@ def counted(got, fails=()):
     return Receiver(deliver, "MLflow", 0.5, 30.0, lambda records: [({"n": len(records)}, records)])
 
 
-def put(kept, n):
+def put(spool, n):
     for i in range(n):
-        kept.put({"i": i})
+        spool.put({"i": i})
 
 
-def test_records_linger_to_be_merged(kept, got, tmp_path):
-    put(kept, 3)
-    told = Scripted(lambda: put(kept, 5))
-    serve(kept, counted(got), told)
+def test_records_linger_to_be_merged(spool, got, tmp_path):
+    put(spool, 3)
+    told = Scripted(lambda: put(spool, 5))
+    serve(spool, counted(got), told)
     assert got == [3, 5]
     assert all(0 <= seconds <= LINGER_SECONDS for seconds in told.waits)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_nothing_lingers_when_many_wait(kept, got):
-    put(kept, 2 * MOST + 1)
+def test_nothing_lingers_when_many_wait(spool, got):
+    put(spool, 2 * MOST + 1)
     told = Scripted()
-    serve(kept, counted(got), told)
+    serve(spool, counted(got), told)
     assert got == [MOST, MOST, 1]
     assert len(told.waits) == 1
 
 
-def test_a_store_that_is_away_gets_the_same_records_after_longer_and_longer_pauses(kept, got):
-    put(kept, 3)
-    told = Scripted(lambda: None, lambda: put(kept, 1))
-    serve(kept, counted(got, fails=(1, 2)), told)
+def test_a_store_that_is_away_gets_the_same_records_after_longer_and_longer_pauses(spool, got):
+    put(spool, 3)
+    told = Scripted(lambda: None, lambda: put(spool, 1))
+    serve(spool, counted(got, fails=(1, 2)), told)
     assert got == [4]
     assert told.waits[:2] == [0.5, 1.0]
 
 
-def test_what_waits_when_the_search_is_gone_stays_on_disk(kept, got):
+def test_what_waits_when_the_search_is_gone_stays_on_disk(spool, got):
     told = Scripted()
     told.over = True
-    put(kept, 1)
-    serve(kept, counted(got), told)
+    put(spool, 1)
+    serve(spool, counted(got), told)
     assert got == []
-    assert len(Kept(kept.path).take()) == 1
+    assert len(Spool(spool.path).take()) == 1

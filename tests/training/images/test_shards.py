@@ -122,6 +122,18 @@ def test_an_image_without_a_class_is_one_sentence(tmp_path):
         shards.images(tmp_path, (".png",))
 
 
+@pytest.mark.parametrize("kind", [tarfile.LNKTYPE, tarfile.SYMTYPE])
+def test_a_link_is_one_sentence_and_not_left_out(kind, tmp_path):
+    Image.new("RGB", (9, 9)).save(tmp_path / "x.png")
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        tar.add(tmp_path / "x.png", "ant/x.png")
+        link = tarfile.TarInfo("ant/y.png")
+        link.type, link.linkname = kind, "ant/x.png"
+        tar.addfile(link)
+    with pytest.raises(InputError, match=r"a\.tar: ant/y\.png is a link or has holes; pack it with tar --dereference"):
+        shards.images(tmp_path, (".png",))
+
+
 def test_archives_without_images_are_one_sentence(tmp_path):
     (tmp_path / "x.txt").write_text("no image")
     with tarfile.open(tmp_path / "a.tar", "w") as tar:

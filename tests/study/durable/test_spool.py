@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from mixtune.study.durable.kept import Kept, PermanentError, Receiver
+from mixtune.study.durable.spool import PermanentError, Receiver, Spool
 
 ROOT = Path(__file__).parents[3]
 
 
-def taken(kept, most=None):
-    return [record["i"] for record, _ in kept.take(most)]
+def taken(spool, most=None):
+    return [record["i"] for record, _ in spool.take(most)]
 
 
 def test_one_puts_another_takes_and_nothing_is_left(tmp_path):
-    here, there = Kept(tmp_path / "kept.jsonl"), Kept(tmp_path / "kept.jsonl")
+    here, there = Spool(tmp_path / "spool.jsonl"), Spool(tmp_path / "spool.jsonl")
     for i in range(5):
         here.put({"i": i})
     assert here.count() == 5
@@ -26,7 +26,7 @@ def test_one_puts_another_takes_and_nothing_is_left(tmp_path):
     assert [r["i"] for r, _ in batch] == [0, 1]
     there.done(sum(size for _, size in batch))
     assert (here.behind(), here.count(), taken(there)) == (True, 3, [2, 3, 4])
-    assert taken(Kept(tmp_path / "kept.jsonl")) == [2, 3, 4]  # as the next process finds it
+    assert taken(Spool(tmp_path / "spool.jsonl")) == [2, 3, 4]  # as the next process finds it
     there.done(sum(size for _, size in there.take()))
     assert (here.behind(), here.count(), taken(there)) == (False, 0, [])
     assert list(tmp_path.iterdir()) == []
@@ -35,24 +35,24 @@ def test_one_puts_another_takes_and_nothing_is_left(tmp_path):
 
 
 def test_a_line_that_is_being_written_is_not_taken_yet(tmp_path):
-    kept = Kept(tmp_path / "kept.jsonl")
-    kept.put({"i": 0})
-    with kept.path.open("ab") as file:
+    spool = Spool(tmp_path / "spool.jsonl")
+    spool.put({"i": 0})
+    with spool.path.open("ab") as file:
         file.write(b'{"i": 1')
-    assert taken(kept) == [0]
-    with kept.path.open("ab") as file:
+    assert taken(spool) == [0]
+    with spool.path.open("ab") as file:
         file.write(b"}\n")
-    assert taken(kept) == [0, 1]
+    assert taken(spool) == [0, 1]
 
 
 def test_what_cannot_be_read_holds_nothing_up(tmp_path):
-    kept = Kept(tmp_path / "kept.jsonl")
-    kept.path.write_bytes(b'{"i": 0}\nnonsense\n{"i": 1}\nnonsense\n')
-    assert taken(kept, 2) == [0]
-    kept.done(sum(size for _, size in kept.take(1)))
-    assert taken(kept) == [1]
-    kept.done(sum(size for _, size in kept.take()))
-    assert kept.take() == []
+    spool = Spool(tmp_path / "spool.jsonl")
+    spool.path.write_bytes(b'{"i": 0}\nnonsense\n{"i": 1}\nnonsense\n')
+    assert taken(spool, 2) == [0]
+    spool.done(sum(size for _, size in spool.take(1)))
+    assert taken(spool) == [1]
+    spool.done(sum(size for _, size in spool.take()))
+    assert spool.take() == []
     assert list(tmp_path.iterdir()) == []
 
 
@@ -60,27 +60,27 @@ def test_what_cannot_be_read_holds_nothing_up(tmp_path):
 PUTS = """
 import sys
 from pathlib import Path
-from mixtune.study.durable.kept import Kept
-kept = Kept(Path(sys.argv[1]))
+from mixtune.study.durable.spool import Spool
+spool = Spool(Path(sys.argv[1]))
 for i in range(int(sys.argv[2]), 10**6):
-    kept.put({"i": i})
+    spool.put({"i": i})
     print(i, flush=True)
 """
 TAKES = """
 import sys, time
 from pathlib import Path
-from mixtune.study.durable.kept import Kept
-kept = Kept(Path(sys.argv[1]))
+from mixtune.study.durable.spool import Spool
+spool = Spool(Path(sys.argv[1]))
 while True:
-    for record, size in kept.take(7):
+    for record, size in spool.take(7):
         print(record["i"], flush=True)
-        kept.done(size)
+        spool.done(size)
 """
 
 
 def test_nothing_is_lost_when_both_ends_are_killed_again_and_again(tmp_path):
     """What was put is taken in order, the record at hand of a killed taker once more."""
-    path, put, took = tmp_path / "kept.jsonl", [], []
+    path, put, took = tmp_path / "spool.jsonl", [], []
     for turn in range(3):
         puts = subprocess.Popen(
             [sys.executable, "-c", PUTS, path, str(len(put))], stdout=subprocess.PIPE, text=True, cwd=ROOT
@@ -91,8 +91,8 @@ def test_nothing_is_lost_when_both_ends_are_killed_again_and_again(tmp_path):
             process.send_signal(signal.SIGKILL)
         put += [int(line) for line in puts.communicate()[0].split()]
         took += [int(line) for line in takes.communicate()[0].split()]
-        kept = Kept(path)
-        left = taken(kept)
+        spool = Spool(path)
+        left = taken(spool)
         if left and left[-1] == len(put):  # it was on disk, and not said yet
             put.append(left[-1])
     took += left
@@ -100,7 +100,7 @@ def test_nothing_is_lost_when_both_ends_are_killed_again_and_again(tmp_path):
     assert all(took[i + 1] == took[i] for i in again)
     assert len(again) <= 3
     assert sorted(set(took)) == put == list(range(len(put)))
-    assert path.stat().st_size == sum(size for _, size in kept.take()) + kept._marked()
+    assert path.stat().st_size == sum(size for _, size in spool.take()) + spool._marked()
 
 
 class Store:
@@ -177,6 +177,6 @@ def test_a_receiver_that_is_away_is_asked_less_and_less_often_and_told_of_once(s
 
 
 def test_records_are_lines_that_anyone_can_read(tmp_path):
-    kept = Kept(tmp_path / "kept.jsonl")
-    kept.put({"name": "a\nb"})
-    assert json.loads(kept.path.read_text()) == {"name": "a\nb"}
+    spool = Spool(tmp_path / "spool.jsonl")
+    spool.put({"name": "a\nb"})
+    assert json.loads(spool.path.read_text()) == {"name": "a\nb"}

@@ -1,4 +1,4 @@
-"""Kept: what was measured on this machine, as small YAML files in the user's cache folder, for later commands."""
+"""Measurements: what was measured on this machine, as YAML files in the user's cache folder, for later commands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Records that are kept in a file until they are delivered, and the patience with whom they are delivered to.
+"""Spool: records that are kept in a file until they are delivered, and the patience with whom they are delivered to.
 
 Delivery must be idempotent: after a kill, what was delivered last is delivered once more.
 """
@@ -38,7 +38,7 @@ def append(fd: int, data: bytes) -> None:
         raise
 
 
-class Kept:
+class Spool:
     """A file of records, one JSON line each; beside it PATH.sent counts the bytes that were delivered.
 
     Both vanish when nothing waits. One process puts and one takes, the same or another; each may be killed at any

@@ -9,7 +9,7 @@ import yaml
 from mixtune.config import parse
 from mixtune.regime import BatchShape
 from mixtune.study.space import Space
-from mixtune.training import footprint, kept
+from mixtune.training import footprint, measurements
 from mixtune.training.footprint import Footprint, measured
 from tests.training.test_footprint import MIB, Stand, device
 
@@ -60,11 +60,11 @@ def test_another_network_recipe_or_task_is_measured(tried, config, section):
 
 def test_other_shapes_versions_and_machines_are_measured_and_do_not_displace_each_other(tried, monkeypatch):
     assert [tried(), tried(shapes=SHAPES[:2]), tried()] == [3, 2, 0]
-    versions = kept.environment(kept.PACKAGES)
+    versions = measurements.environment(measurements.PACKAGES)
     assert {"torch", "timm", "mixtune", "cpu", "gpu", "system"} <= set(versions)
-    monkeypatch.setattr(kept, "environment", lambda _: versions | {"torch": "9.9"})
+    monkeypatch.setattr(measurements, "environment", lambda _: versions | {"torch": "9.9"})
     assert tried() == 3
-    monkeypatch.setattr(kept.platform, "node", lambda: "elsewhere")
+    monkeypatch.setattr(measurements.platform, "node", lambda: "elsewhere")
     assert [tried(), tried()] == [3, 0]
 
 
@@ -112,28 +112,28 @@ def test_a_cache_that_cannot_be_written_or_is_no_folder_only_costs_time(tried, c
     assert [tried(), tried()] == [3, 3]
     assert "could not be kept for other studies" in caplog.text
     monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setattr(kept.Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+    monkeypatch.setattr(measurements.Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
     assert [tried(), tried()] == [3, 3]
 
 
 def test_the_folder_is_where_the_desktop_specification_has_it(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert kept.folder() == tmp_path / "mixtune"
+    assert measurements.folder() == tmp_path / "mixtune"
     for invalid in ("", "relative/path"):
         monkeypatch.setenv("XDG_CACHE_HOME", invalid)
         monkeypatch.setenv("HOME", str(tmp_path))
-        assert kept.folder() == tmp_path / ".cache/mixtune"
+        assert measurements.folder() == tmp_path / ".cache/mixtune"
 
 
 def test_a_reader_finds_the_whole_file_or_none(tmp_path, monkeypatch):
     """The file is put in its place by a rename: a kill before it leaves the earlier one."""
     file = tmp_path / "footprints/a.yaml"
-    kept.keep(file, "first: 1\n")
+    measurements.keep(file, "first: 1\n")
 
     def killed(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(os, "fsync", killed)
     with pytest.raises(KeyboardInterrupt):
-        kept.keep(file, "second: 2\n")
+        measurements.keep(file, "second: 2\n")
     assert file.read_text() == "first: 1\n"
