@@ -3,6 +3,7 @@
 import importlib
 import re
 import shlex
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -70,10 +71,11 @@ def test_the_ray_job_runs_our_search_with_flags_that_parse():
     mounts = [{m["mountPath"] for m in c["volumeMounts"]} for c in containers()]
     assert all("/shared" in m for m in mounts)
     assert args.out.startswith("/shared/")
-    space = load(ROOT / "search_spaces/imagenet.yaml", Space, args.assignments)
-    assert space.recipe.sync_bn
+    (copied,) = re.findall(r"^WORKDIR (.*)$", (ROOT / "cluster/Dockerfile").read_text(), re.MULTILINE)
+    space = load(ROOT / Path(args.space).relative_to(copied), Space, args.assignments)
     asked, (worker,) = space.resources, containers()[1:]
     there = worker["resources"]["limits"]
+    assert asked.workers > 1
     assert asked.workers * asked.cpus <= int(there["cpu"])
     assert asked.workers * asked.gpus <= int(there["nvidia.com/gpu"])
 
@@ -82,6 +84,14 @@ def test_every_file_names_the_ray_that_is_tested():
     assert JOB["spec"]["rayClusterSpec"]["rayVersion"] == RAY
     assert f"FROM rayproject/ray:{RAY}-py311" in (ROOT / "cluster/Dockerfile").read_text()
     assert set(re.findall(r"ray\[default\]==([\d.]+\d)", PAGE)) == {RAY}
+
+
+def test_the_image_gets_the_program_and_nothing_that_grows():
+    left_out = {x for x in (ROOT / ".dockerignore").read_text().splitlines() if not x.startswith("#")}
+    ignored = {x.rstrip("/") for x in (ROOT / ".gitignore").read_text().splitlines()}
+    assert {".git", *(x for x in ignored if not fnmatch(x, ".*_cache") and "/" not in x)} - {"__pycache__"} <= left_out
+    assert {"**/__pycache__", ".*_cache"} <= left_out
+    assert not {"mixtune", "analysis", "search_spaces", "requirements.txt"} & left_out
 
 
 def test_images_are_one_image():

@@ -13,6 +13,7 @@ import io
 import os
 import re
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -27,6 +28,10 @@ FACTORS = (8, 4, 2, 1)  # by which libjpeg-turbo divides the sides while it deco
 TINY = 8  # a shorter side of fewer pixels shows no object; it is counted
 _PPM = re.compile(rb"P6\s+(\d{1,6})\s+(\d{1,6})\s+255\s")
 _RETRIES = (0.1, 1.0)  # seconds to wait before a read that failed is tried again (network storage)
+
+
+# Pillow warns of half of what ``_bounded`` allows, once in every process that reads.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 class UnreadableError(ValueError):
