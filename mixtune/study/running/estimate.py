@@ -15,7 +15,7 @@ from mixtune.errors import InputError
 from mixtune.study.folder import Places, save
 from mixtune.study.running import hosting, planning, preflight, tuning, visible
 from mixtune.study.running.planning import Plan
-from mixtune.study.running.slots import Slots, fitting, local_resources
+from mixtune.study.running.slots import Slots, fitting, local_resources, unused
 from mixtune.study.space import Space
 from mixtune.study.space.feasible import Room
 from mixtune.training import footprint, timing
@@ -66,12 +66,13 @@ def ready(
     if again or not path.exists():
         write(f"measuring the time and memory of a few steps, once on each machine (kept in {MEASURED})")
     found = _measured(space, training, slots, places, path, again)
-    slots, room, said = planning.placed(space, slots, found, sum(cpus > 0 for cpus, _ in tuning.nodes()))
+    nodes = tuning.nodes()
+    slots, room, said = planning.placed(space, slots, found, sum(cpus > 0 for cpus, _ in nodes))
     if said:
         write(said)
     plan = planning.plan(space, training, room, slots, n_train, copies=2 if places.tracking is None else 1)
     free = planning.check_disk(plan, places.folder, left)
-    for line in planning.lines(space, plan, room, free):
+    for line in planning.lines(space, plan, room, free, unused(space, slots, nodes)):
         write(line)
     save(kept / PLANNED, to_yaml(plan))
     return Ready(training, slots, room, gpus)

@@ -158,8 +158,8 @@ def check_disk(wanted: Plan, folder: Path, left: int) -> float:
     return float(free)
 
 
-def lines(space: Space, wanted: Plan, room: Room, free: float) -> list[str]:
-    """What was measured and what the study takes, for people."""
+def lines(space: Space, wanted: Plan, room: Room, free: float, idle: str = "") -> list[str]:
+    """What was measured and what the study takes, for people. idle: what of the machines it leaves unused, and why."""
     found, slots = room.footprint, wanted.slots
     dearest = max((s for s in space.shapes() if found.memory(s) <= room.bytes), key=found.memory)
     told = [
@@ -168,6 +168,8 @@ def lines(space: Space, wanted: Plan, room: Room, free: float) -> list[str]:
         f"step      {_steps_said(space, found)}",
         f"plan      {wanted.trials} trials, {slots}",
     ]
+    if idle:
+        told.append(f"          {idle}")
     if wanted.refused:
         told.append(
             f"          {len(wanted.refused)} of {wanted.tried} candidates cannot be trained ({wanted.refused[0]})"
