@@ -102,13 +102,16 @@ def _dry_run(args: argparse.Namespace, space: Space) -> int:
 
     check_named(space)
     preflight.check_sizes(space, args.space)
-    n = preflight.expected_images(space, args.space)
-    preflight.check_batches(space, n, args.space)
-    say(preflight.plan(space, n) + "\n")
+    space = preflight.in_full(space)
+    if args.measure:  # steps need the data themselves
+        n, missed = preflight.check_data(space, args.space), ""
+    else:
+        n, missed = preflight.expected_images(space, args.space)
+    say(preflight.plan(space, n, missed=missed) + "\n")
     if args.measure:
         from mixtune.study.running.estimate import dry
 
-        dry(space, args.space, _places(args, space.study), say)
+        dry(space, n, _places(args, space.study), say)
     else:
         say("hours are not known before steps are measured: --measure does that here; a search begins with it")
     return 0

@@ -13,7 +13,7 @@ import torch
 from mixtune.config import parse, read_yaml, to_yaml
 from mixtune.errors import InputError
 from mixtune.study.folder import Places, save
-from mixtune.study.running import hosting, planning, preflight, tuning, visible
+from mixtune.study.running import hosting, planning, tuning, visible
 from mixtune.study.running.planning import Plan
 from mixtune.study.running.slots import Slots, fitting, local_resources, unused
 from mixtune.study.space import Space
@@ -87,11 +87,10 @@ def slots_of(space: Space, places: Places) -> Slots:
     return fitting(space, *tuning.cluster(), tuning.nodes())
 
 
-def dry(space: Space, source: str, places: Places, write: Callable[[str], None]) -> None:
+def dry(space: Space, n_train: int, places: Places, write: Callable[[str], None]) -> None:
     """Measure anew and tell what the study would take; of the study nothing is left behind. Raises InputError as a
     search would.
     """
-    n_train = preflight.check_data(space, source)
     slots = slots_of(space, places)
     try:
         if places.address is None:

@@ -98,7 +98,8 @@ def unused(space: Space, slots: Slots, nodes: Sequence[tuple[float, float]]) -> 
     if want.at_once is not None and slots.at_once >= want.at_once:
         why = f"resources.at_once is {want.at_once}"
     elif cores >= slots.cpus:
-        why = f"a trial takes {slots.processes * slots.gpus:g}, and machines have {' + '.join(f'{g:g}' for _, g in nodes if g)}"
+        each = " + ".join(f"{g:g}" for _, g in nodes if g)
+        why = f"a trial takes {slots.processes * slots.gpus:g}, and machines have {each}"
     elif cores:
         why = f"resources.cpus is {slots.cpus}, and with {cores} all would be used"
     else:
