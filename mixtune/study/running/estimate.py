@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -12,7 +12,7 @@ import torch
 
 from mixtune.config import parse, read_yaml, to_yaml
 from mixtune.errors import InputError
-from mixtune.study.folder import Places, save
+from mixtune.study.folder import Places, locked, save
 from mixtune.study.running import hosting, planning, tuning, visible
 from mixtune.study.running.planning import Plan
 from mixtune.study.running.slots import Slots, fitting, local_resources, unused
@@ -27,12 +27,15 @@ MEASURED, PLANNED, COSTS = "preflight.yaml", "plan.yaml", "costs.yaml"
 
 @dataclass(frozen=True)
 class Ready:
-    """What trials are run with. room: the memory that a candidate must fit into; gpus: of the cluster, for trials."""
+    """What trials are run with, and what they take. room: the memory that a candidate must fit into; gpus: of the
+    cluster, for trials.
+    """
 
     training: TrainingConfig
     slots: Slots
     room: Room
     gpus: int
+    plan: Plan
 
 
 def ready(
@@ -75,30 +78,55 @@ def ready(
     for line in planning.lines(space, plan, room, free, unused(space, slots, nodes)):
         write(line)
     save(kept / PLANNED, to_yaml(plan))
-    return Ready(training, slots, room, gpus)
+    return Ready(training, slots, room, gpus, plan)
 
 
 def slots_of(space: Space, places: Places) -> Slots:
     """What a trial takes of this machine, or of the cluster, which is joined. Raises InputError when none fits."""
+    if places.address is not None:
+        tuning.connect(places.address, 0, 0)
+        visible.admitted(places.address)
+    return _fitted(space, places)
+
+
+def _fitted(space: Space, places: Places) -> Slots:
     if places.address is None:
         return fitting(space, *local_resources())
-    tuning.connect(places.address, 0, 0)
-    visible.admitted(places.address)
     return fitting(space, *tuning.cluster(), tuning.nodes())
 
 
-def dry(space: Space, n_train: int, places: Places, write: Callable[[str], None]) -> None:
-    """Measure anew and tell what the study would take; of the study nothing is left behind. Raises InputError as a
-    search would.
+@dataclass(frozen=True)
+class Stage:
+    """A study that is to be planned: on how many images, and where. title: what is written over its plan."""
+
+    space: Space
+    n_train: int
+    places: Places
+    title: str = ""
+
+
+def ahead(stages: Sequence[Stage], write: Callable[[str], None], again: bool = False, dry: bool = False) -> None:
+    """Measure and tell what studies that follow one another will take, each and in all, before the first begins.
+
+    again: whatever was measured before; dry: anew too, and nothing is left behind. Raises InputError as the searches
+    would.
     """
-    slots = slots_of(space, places)
+    first, plans = stages[0], []
     try:
-        if places.address is None:
+        slots = [slots_of(first.space, first.places), *(_fitted(stage.space, stage.places) for stage in stages[1:])]
+        if first.places.address is None:
             tuning.connect(None, *local_resources())
-        with tempfile.TemporaryDirectory() as kept:
-            ready(space, slots, places, n_train, space.trials, write, Path(kept), again=True)
+        for stage, slot in zip(stages, slots, strict=True):
+            with tempfile.TemporaryDirectory() if dry else locked(stage.places.folder) as scratch:
+                if stage.title:
+                    write(stage.title)
+                space, kept = stage.space, Path(scratch) if scratch else None
+                made = ready(space, slot, stage.places, stage.n_train, space.trials, write, kept, again or dry)
+                plans.append(made.plan)
     finally:
         tuning.disconnect()
+    if len(plans) > 1:
+        write(planning.in_all(plans))
 
 
 def compared(folder: Path, hours: float) -> str:

@@ -6,6 +6,7 @@ S, B, D as in ``regime.shapes``.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -204,6 +205,25 @@ def _steps_said(space: Space, found: Footprint) -> str:
 
 def occupied(slots: Slots, hours: float, longest: float = 0.0) -> str:
     """Hours of trials as hours of what they occupy, and how long they take by the clock."""
+    return _said([_occupied(slots, hours, longest)])
+
+
+def in_all(plans: Sequence[Plan]) -> str:
+    """The hours of studies that follow one another."""
+    most = _said([_occupied(p.slots, p.hours, p.longest) for p in plans])
+    usual = _said([_occupied(p.slots, p.hours if p.expected is None else p.expected, p.longest) for p in plans])
+    return (
+        f"in all    {most if usual == most else f'{usual} if the pruner keeps its share; {most}'} if nothing is pruned"
+    )
+
+
+def _occupied(slots: Slots, hours: float, longest: float) -> tuple[float, str, float]:
+    """How many hours of what, and by the clock."""
     taken, what = (slots.gpus / slots.pack, "GPU-hours") if slots.gpus else (slots.cpus, "core-hours")
-    clock = max(longest, hours / slots.at_once)
-    return f"{number(hours * slots.processes * taken)} {what} in {duration(3600 * clock)}"
+    return hours * slots.processes * taken, what, max(longest, hours / slots.at_once)
+
+
+def _said(parts: Sequence[tuple[float, str, float]]) -> str:
+    kinds = {what: sum(n for n, kind, _ in parts if kind == what) for _, what, _ in parts}
+    amounts = " and ".join(f"{number(n)} {what}" for what, n in kinds.items())
+    return f"{amounts} in {duration(3600 * sum(clock for *_, clock in parts))}"
