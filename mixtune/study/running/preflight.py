@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import replace
 from pathlib import Path
 
 from mixtune.cli import short
 from mixtune.errors import InputError
-from mixtune.regime import Budget, Regime, Schedule, Shard
+from mixtune.regime import BatchShape, Budget, Regime, Schedule, Shard
 from mixtune.study.running.way import whole_runs
 from mixtune.study.space import Space
 from mixtune.study.space.knobs import Uniform
@@ -116,29 +117,54 @@ def in_pixels(space: Space) -> Budget:
 
 
 def check_batches(space: Space, n_train: int, source: str) -> None:
-    """Raise InputError when some candidate cannot be filled from ``n_train`` images."""
+    """Raise InputError, with what would do, when some candidate cannot be filled from ``n_train`` images."""
     base = space.base
+    fits = fitting_base(space, n_train)
+    helps = f"base.B {fits} would fit" if fits else "no base.B would fit"
     try:
         check_shapes([base], space.task.network, n_train)
     except ValueError as err:
-        raise InputError(f"{source}: base: {err}; lower base.B") from None
-    # B is largest at the smallest size and the largest split.
-    worst = base.resized(min(space.search.sizes), space.search.splits[1])
+        raise InputError(f"{source}: base: {err}; {helps}") from None
+    worst = _largest(space, base.B)
     if n_train < worst.B:
         raise InputError(
             f"{source}: search.sizes: {worst.S} px with split {space.search.splits[1]:g} needs batches of {worst.B} "
-            f"distinct images, and there are {n_train} to train on; leave out {worst.S} px, lower base.B or split"
+            f"distinct images, and there are {n_train} to train on; {helps}, or leave out {worst.S} px or lower split"
         )
     try:
         Shard(world=space.resources.workers).check(space.shapes())
     except ValueError as err:
-        raise InputError(f"{source}: resources.workers: {err}; raise base.B or lower resources.workers") from None
+        most = min(shape.B for shape in space.shapes())
+        raise InputError(
+            f"{source}: resources.workers: {err}; raise base.B, or set resources.workers to {most} or fewer"
+        ) from None
+    if said := _unmet(space, in_pixels(space), n_train):
+        longer = (replace(in_pixels(space), epochs=in_pixels(space).epochs * 2**k) for k in range(1, 16))
+        enough = next((budget.epochs for budget in longer if not _unmet(space, budget, n_train)), None)
+        helps = f"; budget.epochs={enough:.4g} would do" if enough and space.budget.amount is None else ""
+        raise InputError(f"{source}: budget.epochs: {said}{helps}")
+
+
+def fitting_base(space: Space, n_train: int) -> int:
+    """The largest base.B, up to the space's own, whose batches can all be filled from ``n_train`` images."""
+    batches = range(1, space.base.B + 1)
+    return bisect_right(batches, n_train, key=lambda B: max(B, _largest(space, B).B))
+
+
+def _largest(space: Space, B: int) -> BatchShape:
+    """The largest batch of a base of B: at the smallest size and the largest split."""
+    return replace(space.base, B=B).resized(min(space.search.sizes), space.search.splits[1])
+
+
+def _unmet(space: Space, budget: Budget, n_train: int) -> str:
+    """Which published or known regime cannot meet this budget, and why; empty where all can."""
     for name, params in examples(space, 0).items():
         try:
             for share in sorted({stage.share for stage in space.stages}):
-                Schedule.build(space.regime(params, name), in_pixels(space), n_train, space.seed, share=share)
+                Schedule.build(space.regime(params, name), budget, n_train, space.seed, share=share)
         except ValueError as err:
-            raise InputError(f"{source}: budget.epochs: regime {name}: {err}") from None
+            return f"regime {name}: {err}"
+    return ""
 
 
 def examples(space: Space, sampled: int) -> dict[str, dict[str, object]]:
