@@ -12,6 +12,7 @@ import torch
 
 from mixtune.config import parse, read_yaml, to_yaml
 from mixtune.errors import InputError
+from mixtune.regime import BatchShape
 from mixtune.study.folder import Places, locked, save
 from mixtune.study.running import hosting, planning, tuning, visible
 from mixtune.study.running.planning import Plan
@@ -19,6 +20,7 @@ from mixtune.study.running.slots import Slots, fitting, local_resources, unused
 from mixtune.study.space import Space
 from mixtune.study.space.feasible import Room
 from mixtune.training import footprint, timing
+from mixtune.training.footprint import Footprint
 from mixtune.training.images.data import IN_MEMORY
 from mixtune.training.run import TrainingConfig
 
@@ -142,14 +144,24 @@ def compared(folder: Path, hours: float) -> str:
 
 def _measured(
     space: Space, training: TrainingConfig, slots: Slots, places: Places, path: Path, again: bool
-) -> footprint.Footprint:
+) -> Footprint:
     """In a worker as a trial's; in this process where that is the same and spares the start of one."""
     arguments = (training, planning.probes(space), path, again)
     alone = places.address is None and slots.gpus == 0 and slots.workers == 1
     if not alone or training.task.dataset not in IN_MEMORY:
-        return tuning.call(footprint.measured, slots, *arguments)
+        return _bounded(lambda too_large: tuning.call(footprint.measured, slots, *arguments, too_large))
     threads = torch.get_num_threads()
     try:
         return footprint.measured(*arguments)
     finally:
         torch.set_num_threads(threads)
+
+
+def _bounded(measured: Callable[[BatchShape | None], Footprint]) -> Footprint:
+    """What is measured up to the shape that does not fit, by fresh ranks whenever one is met."""
+    too_large: BatchShape | None = None
+    while True:
+        try:
+            return measured(too_large)
+        except footprint.TooLargeError as err:
+            too_large = err.shape

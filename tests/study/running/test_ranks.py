@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import ray
+import torch
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from mixtune.config import parse, plain
@@ -16,12 +17,14 @@ from mixtune.errors import InputError, TrainingError
 from mixtune.regime import BatchShape, published
 from mixtune.regime.files import regime_to_dict
 from mixtune.study.events import Listeners
-from mixtune.study.running import preflight, ranks, tuning
+from mixtune.study.folder import Places
+from mixtune.study.running import estimate, preflight, ranks, tuning
 from mixtune.study.running.bridge import Bridge
 from mixtune.study.running.slots import Slots, fitting
 from mixtune.study.running.trial import trial_results
 from mixtune.study.sampling import Trials
 from mixtune.study.space import Space
+from mixtune.training import timing
 from mixtune.training.footprint import measured
 from mixtune.training.ranks import PeerLostError
 from mixtune.training.run import Run
@@ -199,14 +202,38 @@ def test_a_step_is_timed_on_the_ranks_that_share_it(cluster, tmp_path):
 @pytest.mark.slow
 def test_memory_and_time_are_measured_by_the_ranks_that_share_a_step(cluster, tmp_path):
     space = parse(SPACE, Space, "f")
-    arguments = (space.training(1), [space.base, BatchShape(8, 16)], tmp_path / "preflight.yaml", False)
+    arguments = (space.training(1), [space.base, BatchShape(8, 16)], tmp_path / "preflight.yaml", False, None)
     found = tuning.call(measured, Slots(1, 0, 1, 2), *arguments)
     assert "2 ranks" in found.place
     assert found.seconds(space.base) > 0
     assert 0 < found.memory(space.base) < found.room
     assert tuning.call(measured, Slots(1, 0, 1, 2), *arguments) == found
-    another = tuning.call(measured, Slots(1, 0, 1, 2), *arguments[:2], tmp_path / "another.yaml", False)
+    another = tuning.call(measured, Slots(1, 0, 1, 2), *arguments[:2], tmp_path / "another.yaml", False, None)
     assert (another.steps, another.judging, another.setup) == (found.steps, found.judging, found.setup)
+
+
+def short_of_memory(config, shapes, path, again, too_large, here):
+    """Measured where the second rank has too little memory for the base."""
+
+    class Short(timing.Stand):
+        def seconds(self, shape):
+            if here.shard.rank == 1 and shape == BatchShape(8, 32):
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super().seconds(shape)
+
+    timing.Stand = Short  # in this rank's process
+    return measured(config, shapes, path, again, too_large, here)
+
+
+@pytest.mark.slow
+def test_a_rank_that_runs_out_of_memory_bounds_what_fresh_ranks_measure(cluster, tmp_path, cache, monkeypatch):
+    monkeypatch.setattr(estimate.footprint, "measured", short_of_memory)
+    space = parse(SPACE, Space, "f")
+    path = tmp_path / "preflight.yaml"
+    found = estimate._measured(space, space.training(1), Slots(1, 0, 1, 2), Places(tmp_path), path, False)
+    assert found.too_large == space.base
+    assert [step.shape for step in found.steps] == [BatchShape(8, 8), BatchShape(8, 16)]
+    assert found.memory(space.base) == float("inf")
 
 
 def test_a_measurement_that_kills_its_process_is_told_and_not_repeated(cluster, tmp_path):
