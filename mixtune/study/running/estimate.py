@@ -14,9 +14,9 @@ from mixtune.config import parse, read_yaml, to_yaml
 from mixtune.errors import InputError
 from mixtune.regime import BatchShape
 from mixtune.study.folder import Places, locked, save
-from mixtune.study.running import hosting, planning, tuning, visible
+from mixtune.study.running import hosting, planning, telling, tuning, visible
 from mixtune.study.running.planning import Plan
-from mixtune.study.running.slots import Slots, fitting, local_resources, unused
+from mixtune.study.running.slots import Slots, fitting, local_resources
 from mixtune.study.space import Space
 from mixtune.study.space.feasible import Room
 from mixtune.training import footprint, timing
@@ -77,7 +77,7 @@ def ready(
         write(said)
     plan = planning.plan(space, training, room, slots, n_train, copies=2 if places.tracking is None else 1)
     free = planning.check_disk(plan, places.folder, left)
-    for line in planning.lines(space, plan, room, free, unused(space, slots, nodes)):
+    for line in telling.lines(space, plan, room, free, nodes):
         write(line)
     save(kept / PLANNED, to_yaml(plan))
     return Ready(training, slots, room, gpus, plan)
@@ -128,7 +128,7 @@ def ahead(stages: Sequence[Stage], write: Callable[[str], None], again: bool = F
     finally:
         tuning.disconnect()
     if len(plans) > 1:
-        write(planning.in_all(plans))
+        write(telling.in_all(plans))
 
 
 def compared(folder: Path, hours: float) -> str:
@@ -138,7 +138,7 @@ def compared(folder: Path, hours: float) -> str:
     except InputError:  # run by an earlier version
         return ""
     planned = plan.hours if plan.expected is None else plan.expected
-    took = planning.occupied(plan.slots, hours)
+    took = telling.occupied(plan.slots, hours)
     return f"the trials took {took}, {100 * (hours / planned - 1):+.0f} % against the plan"
 
 
