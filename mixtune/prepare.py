@@ -8,6 +8,7 @@ first.
 from __future__ import annotations
 
 import itertools
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -80,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise InputError(f"--out {out}: must lie outside {data}, and not hold it")
     try:
         found = prepared.found(data)
-    except InputError as err:
+    except (InputError, OSError) as err:
         raise InputError(f"--data: {err}") from None
     packed = args.archives is not None or any(source.stamp for source in found)
     target = Target(size, args.format, args.quality, packed)
@@ -102,7 +103,7 @@ def _prepare(
     prepared.check_names(found, target)
     prepared.begin(out, target)
     known = entries.listed(out)
-    done = entries.intact(known, out, ((s.name, prepared.stamp_of(data, s)) for s in found), verify)
+    done = entries.intact(known, out, ((s.name, s.stamp or entries.stamp(data / s.name)) for s in found), verify)
     entries.clear(out, known, done)
     missing = [s for s in found if s.name not in done]
     for folder in {s.part if target.archives else Path(s.name).parent for s in found}:
@@ -121,9 +122,8 @@ def _prepare(
     empty = {(s.part, s.kind) for s in found} - {(s.part, s.kind) for s in found if done[s.name].written}
     if empty or not found:
         raise InputError(f"--data {'/'.join((str(data), *min(empty, default=())))}: holds no image that can be read")
-    for s in found:
-        if s.stamp and s.stamp != entries.stamp(f"{data}/{s.name}"):
-            raise InputError(f"--data {data}/{s.name}: its archive changed meanwhile; run the same command again")
+    if archive := prepared.changed(data, found):
+        raise InputError(f"--data: {archive} changed while it was read; run the same command again")
     prepared.write_state(out, asdict(target) | {"complete": True, "images": len(found) - len(bad), "bytes": after})
     print(f"written to {short(out)}; use it with --set task.data={short(out)}")
     return 0
@@ -140,23 +140,24 @@ def _written(
 ) -> Iterator[list[Entry]]:
     """Entries of what is in its place, some at a time: those of an archive, or of as many files."""
     if target.archives:
-        made = _each(partial(prepared.encoded, str(data), target=target), missing, workers)
+        ahead = 4 * (workers or os.cpu_count() or 1)  # few, as this process holds their content
+        made = _each(partial(prepared.encoded, str(data), target=target), missing, workers, ahead)
         yield from archived(out, zip(missing, made, strict=True), target, size, known)
     else:
         names = [source.name for source in missing]
-        files = _each(partial(prepared.prepare_one, str(data), str(out), target=target), names, workers)
+        files = _each(partial(prepared.prepare_one, str(data), str(out), target=target), names, workers, 2 * BATCH)
         while batch := list(itertools.islice(files, BATCH)):
             yield batch
 
 
-def _each(act: Callable[[S], T], missing: list[S], workers: int | None) -> Iterator[T]:
-    """What comes of each in turn, made in processes, with a bounded number under way."""
+def _each(act: Callable[[S], T], missing: list[S], workers: int | None, ahead: int) -> Iterator[T]:
+    """What comes of each in turn, made in processes, with so many under way."""
     if not missing:
         return
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         upcoming, under_way = iter(missing), deque[Future[T]]()
         while True:
-            under_way.extend(pool.submit(act, x) for x in itertools.islice(upcoming, 2 * BATCH - len(under_way)))
+            under_way.extend(pool.submit(act, x) for x in itertools.islice(upcoming, ahead - len(under_way)))
             if not under_way:
                 return
             yield under_way.popleft().result()

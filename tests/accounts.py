@@ -95,3 +95,11 @@ def assert_gone(mark, seconds=60):
     while left := marked(mark):
         assert time.monotonic() < end, left
         time.sleep(0.2)
+
+
+def assert_ended(pids, seconds=30):
+    """None of these processes is left, now or shortly."""
+    end = time.monotonic() + seconds
+    while left := [pid for pid in pids if Path(f"/proc/{pid}").exists()]:
+        assert time.monotonic() < end, left
+        time.sleep(0.05)

@@ -203,6 +203,19 @@ def test_a_source_that_vanishes_is_left_out_and_looked_for_again(tmp_path, monke
         assert "left out 1 that cannot be read, for example train/ant/gone.jpg (" in said
 
 
+def test_what_could_not_be_read_is_looked_at_again_when_asked(tmp_path, capsys):
+    source, out = write(tmp_path / "a", 2), tmp_path / "b"
+    victim = source / "train/bee/000.jpg"
+    content, when = victim.read_bytes(), victim.stat().st_mtime_ns
+    for there, flags, said in ((bytes(len(content)), [], "left out 1"), (content, [], "left out 1"),
+                               (content, ["--verify"], "8, of which 1 encoded now")):  # fmt: skip
+        victim.write_bytes(there)
+        os.utime(victim, ns=(when, when))  # as storage that failed looks afterwards
+        run(source, out, *flags)
+        assert said in capsys.readouterr().out
+    assert (out / "train/bee/000.jpg").exists()
+
+
 def test_a_worker_that_is_killed_is_one_sentence(tmp_path):
     source, out = write(tmp_path / "a", n=150), tmp_path / "b"
     command = [sys.executable, "-m", "mixtune.prepare", "--data", str(source), "--out", str(out), "--size", "32"]

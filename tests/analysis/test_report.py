@@ -44,8 +44,16 @@ def written(uri, out):
     return (out / "report.html").read_text()
 
 
-def test_the_page_is_whole_and_needs_nothing_from_elsewhere(study, tmp_path):
-    text = written(study.uri, tmp_path)
+@pytest.fixture(scope="module")
+def whole(study, tmp_path_factory):
+    """The folder with the page of a study."""
+    folder = tmp_path_factory.mktemp("page")
+    written(study.uri, folder)
+    return folder
+
+
+def test_the_page_is_whole_and_needs_nothing_from_elsewhere(whole):
+    text = (whole / "report.html").read_text()
     page = Page(text)
     assert page.open == []
     assert len(page.links) == 3
@@ -55,7 +63,7 @@ def test_the_page_is_whole_and_needs_nothing_from_elsewhere(study, tmp_path):
     words = " ".join(page.words)
     for said in ("How should cifar_resnet8 mix image sizes", "1 epoch at the base shape 8x32", "fixed size", "pruned"):
         assert said in words
-    assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
+    assert [p.name for p in whole.iterdir()] == ["report.html"]
 
 
 def test_one_run_each_claims_nothing(study):
@@ -187,8 +195,8 @@ def browse(*arguments, profile):
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
-def test_it_fits_a_phone_and_paper(study, tmp_path):
-    text = written(study.uri, tmp_path)
+def test_it_fits_a_phone_and_paper(whole, tmp_path):
+    text = (whole / "report.html").read_text()
     # A frame of a phone's width; what sticks out of the page (not of its scrolling boxes) would make it wider.
     probe = "document.title = document.documentElement.scrollWidth + ' of ' + innerWidth"
     (tmp_path / "probe.html").write_text(text.replace("</body>", f"<script>{probe}</script></body>"))
@@ -201,6 +209,6 @@ def test_it_fits_a_phone_and_paper(study, tmp_path):
     width, room = map(int, re.search(r"<title>(\d+) of (\d+)</title>", seen).groups())
     assert width <= room == 390
     pdf = tmp_path / "report.pdf"
-    browse(f"--print-to-pdf={pdf}", f"file://{tmp_path}/report.html", profile=tmp_path / "profile")
+    browse(f"--print-to-pdf={pdf}", f"file://{whole}/report.html", profile=tmp_path / "profile")
     pages = len(re.findall(rb"/Type\s*/Page\b", pdf.read_bytes()))
     assert 1 <= pages <= 3

@@ -20,7 +20,7 @@ from mixtune.errors import InputError
 from mixtune.training.task import Classification
 from mixtune.training.trained import Trained
 from mixtune.training.weights import load_weights
-from tests.study.test_server import free_port
+from tests.study.tracking.test_server import free_port
 
 
 @pytest.fixture(scope="module")

@@ -38,7 +38,7 @@ def full(**changes):
 def proxy(tmp_path):
     """A finished study on the proxy whose scores are known, with two published and four searched regimes."""
     space = parse(TINY | {"trials": 6}, Space, "f")
-    trials = Trials(f"sqlite:///{tmp_path}/study.db", space, 4)
+    trials = Trials(f"journal:///{tmp_path}/study.journal", space, 4)
     (tmp_path / "space.yaml").write_text(yaml.safe_dump(TINY))
     for score in (0.5, 0.9, 0.3, 0.8, 0.7, None):
         trial, params = trials.ask()
@@ -62,7 +62,7 @@ def test_the_best_searched_and_the_published_regimes_are_carried(proxy):
 
 
 def test_a_study_remembers_the_proxys_scores_and_more_regimes_may_follow(proxy, tmp_path):
-    url = f"sqlite:///{tmp_path}/full.db"
+    url = f"journal:///{tmp_path}/study.journal"
     space, scores = carried(full(), proxy, 1)
     trials = Trials(url, space, 4, scores)
     asked = [trials.ask()[0] for _ in range(2)]

@@ -59,7 +59,7 @@ def study(folder, monkeypatch, **settings):
     """Run a study on the cluster; its space, outcomes and, per trial, the nodes that worked on it."""
     monkeypatch.setattr(tuning, "run_trial", noted_trial)
     space = parse(TINY | SYNCED | settings, Space, "f")
-    trials = Trials(f"sqlite:///{folder}/study.db", space, 4)
+    trials = Trials(f"journal:///{folder}/study.journal", space, 4)
     slots = fitting(space, *tuning.cluster(), tuning.nodes())
     tuning.run(Bridge(trials, space.training(1), folder, Listeners([])), slots, folder)
     found = [set(path.read_text().split()) for path in sorted(folder.glob("trials/*/nodes"))]

@@ -7,6 +7,7 @@ import pytest
 from mixtune.config import parse
 from mixtune.errors import InputError
 from mixtune.study.console import pareto_table
+from mixtune.study.durable.storage import open_storage
 from mixtune.study.events import Listeners
 from mixtune.study.running import preflight
 from mixtune.study.running.bridge import Bridge
@@ -36,7 +37,7 @@ def run_all(trials, curves, folder):
 @pytest.mark.parametrize("sampler", ["tpe", "nsga2"])
 def test_it_runs_goes_on_and_gives_the_pareto_set(tmp_path, tiny, sampler):
     space = parse(tiny | TWO | {"sampler": {"name": sampler}, "trials": 9}, Space, "f")
-    url = f"sqlite:///{tmp_path}/study.db"
+    url = f"journal:///{tmp_path}/study.journal"
     planted = [(0.9, 0.10), (0.8, 0.02), (0.85, 0.05), (0.7, 0.02), (0.85, 0.06), (0.6, 0.3), (0.95, 0.4), (0.5, 0.5)]
     first = Trials(url, space, 4)
     run_all(first, [curve(*p) for p in planted[:5]], tmp_path)
@@ -47,7 +48,7 @@ def test_it_runs_goes_on_and_gives_the_pareto_set(tmp_path, tiny, sampler):
     assert again.pareto() == [0, 1, 2, 6]
     assert again.best().number == 6
     assert [o.score for o in again.outcomes()] == pytest.approx([p[0] for p in planted])
-    study = optuna.load_study(study_name="tiny", storage=url)
+    study = optuna.load_study(study_name="tiny", storage=open_storage(url))
     assert [d.name for d in study.directions] == ["MAXIMIZE", "MINIMIZE"]
     assert study.trials[2].values == pytest.approx([0.85, 0.05])
     lines = pareto_table([o for o in again.outcomes() if o.number in again.pareto()], space).split("\n")
@@ -74,7 +75,7 @@ def test_the_front_is_ordered_by_how_far_its_trials_stand_apart(tmp_path, tiny):
     rng = np.random.default_rng(0)
     front = [(float(s), float(s**3)) for s in rng.uniform(0.2, 0.9, 8)]
     beaten = [(s - 0.1, e + 0.05) for s, e in front[:4]]
-    trials = Trials(f"sqlite:///{tmp_path}/study.db", space, 4)
+    trials = Trials(f"journal:///{tmp_path}/study.journal", space, 4)
     run_all(trials, [curve(*p) for p in front + beaten], tmp_path)
     distances = crowding(front)
     assert trials.pareto() == list(range(8))
@@ -83,7 +84,7 @@ def test_the_front_is_ordered_by_how_far_its_trials_stand_apart(tmp_path, tiny):
 
 
 def test_what_came_late_counts_too(tmp_path, tiny):
-    trials = Trials(f"sqlite:///{tmp_path}/study.db", parse(tiny | TWO, Space, "f"), 4)
+    trials = Trials(f"journal:///{tmp_path}/study.journal", parse(tiny | TWO, Space, "f"), 4)
     trial, _ = trials.ask()
     trials.report_of(trial.number, 1, 0.5)
     trials.finish_of(trial.number, "COMPLETE", 0.9, "", curve(0.9, 0.1).rows())
@@ -91,7 +92,7 @@ def test_what_came_late_counts_too(tmp_path, tiny):
 
 
 def test_a_value_that_is_not_finite_is_a_failure(tmp_path, tiny):
-    trials = Trials(f"sqlite:///{tmp_path}/study.db", parse(tiny | TWO, Space, "f"), 4)
+    trials = Trials(f"journal:///{tmp_path}/study.journal", parse(tiny | TWO, Space, "f"), 4)
     trial, _ = trials.ask()
     trials.finish(trial, "COMPLETE", 0.9, "", curve(0.9, float("nan")))
     assert [o.state for o in trials.outcomes()] == ["FAIL"]

@@ -6,30 +6,20 @@ import pytest
 import torch
 
 from mixtune.config import parse, plain
-from mixtune.regime import published
-from mixtune.regime.files import regime_to_dict
 from mixtune.study.running import tuning
 from mixtune.study.space import Space
 from mixtune.study.space.limits import POSITION
 from mixtune.training.engine import Engine
 from mixtune.training.images.notes import Notes
 from mixtune.training.run import Run
+from tests.study.handed import handed
 
 
 @pytest.fixture
 def trial(tiny, tmp_path, monkeypatch):
     """Runs a tiny trial; returns what it reported."""
     space = parse(tiny, Space, "f")
-    regime = published("multiscale", space.base, space.search.sizes, 4)
-    config = {
-        "regime": regime_to_dict(regime),
-        "training": plain(space.training(1)),
-        "folder": str(tmp_path / "trials" / "0000"),
-        "checkpoint": str(tmp_path / "checkpoints" / "0000.pt"),
-        "judge": "validation",
-        "stages": [{"share": 1.0, "fold": 0, "step": 2}],
-        "reports": True,
-    }
+    config = handed(space, tmp_path)
     told = []
     monkeypatch.setattr(tuning.tune, "report", told.append)
 

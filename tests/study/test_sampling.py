@@ -16,7 +16,7 @@ def opened(tmp_path, tiny):
     """Opens the study in tmp_path, as often as wanted."""
 
     def open_(**change):
-        return Trials(f"sqlite:///{tmp_path}/study.db", parse(tiny | change, Space, "f"), 4)
+        return Trials(f"journal:///{tmp_path}/study.journal", parse(tiny | change, Space, "f"), 4)
 
     return open_
 

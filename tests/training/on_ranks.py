@@ -1,4 +1,7 @@
-"""What the ranks of test_ranks.py do. Each function is called on every rank, and alone with ALONE as the oracle."""
+"""What the ranks of test_ranks.py do. Each function is called on every rank, and alone with ALONE as the oracle.
+
+``tell`` is what another process does that is killed.
+"""
 
 import dataclasses
 import os
@@ -38,6 +41,12 @@ def in_double(run):
     loss = run.task.loss
     run.task.loss = lambda recipe, out, y: loss(recipe, out, y.double() if y.is_floating_point() else y)
     return run
+
+
+def tell(told, path):
+    """Train with a checkpoint after every step, and tell of every report."""
+    for _ in prepare(ALONE).reports(path, 0.0):
+        told.send("report")
 
 
 def warm_up():

@@ -2,9 +2,6 @@ import dataclasses
 import errno
 import os
 import signal
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +17,11 @@ from mixtune.training.checkpoint import Checkpoint, essence, read
 from mixtune.training.engine import Engine
 from mixtune.training.learning.recipe import Recipe
 from mixtune.training.loop import TrainingDivergedError
+from mixtune.training.ranks import ALONE
 from mixtune.training.run import Evaluation, Run
 from mixtune.training.task import TaskConfig
+from tests.ranks import CONTEXT
+from tests.training import on_ranks
 from tests.training.test_loop import config, regime, same, weights
 
 
@@ -70,20 +70,14 @@ def test_a_finished_run_gives_its_reports_and_weights_again_without_training(tmp
 
 def test_a_run_killed_by_the_system_resumes(tmp_path):
     """kill -9 of a process that trains with a checkpoint after every step."""
-    script = f"""
-        from pathlib import Path
-        from tests.training.test_loop import config, regime
-        from mixtune.training.run import Run
-        for _ in Run.prepare(regime(), config()).reports(Path({str(tmp_path / "c.pt")!r}), 0.0):
-            print("report", flush=True)
-    """
-    root = Path(__file__).parents[2]
-    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)], stdout=subprocess.PIPE, cwd=root)
-    assert process.stdout.readline() == b"report\n"
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    process.stdout.close()
-    unbroken, resumed = (Run.prepare(regime(), config()) for _ in range(2))
+    here, there = CONTEXT.Pipe(duplex=False)
+    process = CONTEXT.Process(target=on_ranks.tell, args=(there, tmp_path / "c.pt"), daemon=True)
+    process.start()
+    assert here.poll(120)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    unbroken, resumed = (on_ranks.prepare(ALONE) for _ in range(2))
     assert facts(unbroken.reports()) == facts(resumed.reports(tmp_path / "c.pt"))
     assert same(weights(unbroken), weights(resumed))
 

@@ -64,8 +64,6 @@ def _one(out: Path, name: str, images: Iterable[tuple[Source, Encoded]], target:
                     members += bool(entries[-1].written)
                     if tar.offset >= size:
                         break
-            file.flush()
-            os.fsync(file.fileno())
             whole = Entry("", str(members), name, file.tell(), summed.sum.hexdigest())
         if members:
             partial.replace(place)

@@ -18,7 +18,7 @@ from mixtune.training.images import shards
 LIST = "prepared.tsv"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # there are millions
 class Entry:
     """A source that is done. written: a file, or an address inside an archive, relative to the prepared folder.
     checksum: SHA-256 of what was written, empty with ``why`` for an unreadable source; stamp: of the source
@@ -48,9 +48,12 @@ class Entry:
 
 
 def stamp(path: str | Path) -> str:
-    """Size and time of a file, or of the archive that an address lies in. Raises OSError."""
+    """Size and time of a file, or of the archive that an address lies in; "" where it is gone."""
     inside = shards.place(str(path))
-    stat = os.stat(inside.archive if inside else path)  # noqa: PTH116 (an address is no path)
+    try:
+        stat = os.stat(inside.archive if inside else path)  # noqa: PTH116 (an address is no path)
+    except OSError:
+        return ""
     return f"{stat.st_size}-{stat.st_mtime_ns}"
 
 
@@ -69,6 +72,7 @@ def listed(out: Path) -> dict[str, Entry]:
 def intact(known: Mapping[str, Entry], out: Path, stamps: Iterable[tuple[str, str]], verify: bool) -> dict[str, Entry]:
     """Those of the ``known`` that hold, by source: files and archives are there with the right size or, with
     ``verify``, checksum; and the source, given with its stamp as it is now, "" if it is gone, has the one that it had.
+    With ``verify``, what could not be read is looked at again: storage may have failed, or refused.
 
     An archive of which a single member does not hold does not hold: nothing is ever changed inside one.
     """
@@ -80,7 +84,7 @@ def intact(known: Mapping[str, Entry], out: Path, stamps: Iterable[tuple[str, st
             continue
         if entry.file != entry.written:
             members.setdefault(entry.file, []).append(entry)
-        elif not entry.written or _whole(entry, out, verify):
+        elif _whole(entry, out, verify) if entry.written else not verify:
             found[source] = entry
     for name, inside in members.items():
         archive = known.get(name)

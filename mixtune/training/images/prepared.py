@@ -47,7 +47,7 @@ class Target:
         return math.ceil(self.size / KEPT)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Source:
     """An image to prepare. name: its path, or its address in an archive, relative to the data set's folder; kind: its
     class; stamp: of the archive when what it holds was listed, "" for a file of its own.
@@ -118,12 +118,10 @@ def check_names(found: Iterable[Source], target: Target) -> None:
             )
 
 
-def stamp_of(data: Path, source: Source) -> str:
-    """The stamp of a source as it is now; "" where it is gone, which no entry of an image has."""
-    try:
-        return source.stamp or stamp(f"{data}/{source.name}")
-    except OSError:
-        return ""
+def changed(data: Path, found: Iterable[Source]) -> str | None:
+    """An archive that is not as it was when it was listed."""
+    listed = {p.archive: s.stamp for s in found if s.stamp and (p := shards.place(f"{data}/{s.name}"))}
+    return next((archive for archive, when in listed.items() if stamp(archive) != when), None)
 
 
 def sizes(entry: Entry) -> tuple[int, int]:
@@ -133,13 +131,15 @@ def sizes(entry: Entry) -> tuple[int, int]:
 
 
 def encoded(data: str, source: Source, target: Target) -> Encoded:
-    """One image encoded, or why it is not. A file that is gone has no stamp, and is looked for again next time."""
-    path, when = f"{data}/{source.name}", source.stamp
+    """One image encoded, or why it is not; without a stamp where it is gone, and will be looked for again."""
+    path = f"{data}/{source.name}"
+    when = source.stamp or stamp(path)
     try:
-        when = when or stamp(path)
         return Encoded(when, encode(path, target))
-    except (UnreadableError, OSError) as err:
+    except UnreadableError as err:
         return Encoded(when, why=str(err))
+    except OSError as err:
+        return Encoded("", why=str(err))
 
 
 def prepare_one(data: str, out: str, source: str, target: Target) -> Entry:

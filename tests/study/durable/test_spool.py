@@ -93,8 +93,8 @@ def test_nothing_is_lost_when_both_ends_are_killed_again_and_again(tmp_path):
         took += [int(line) for line in takes.communicate()[0].split()]
         spool = Spool(path)
         left = taken(spool)
-        if left and left[-1] == len(put):  # it was on disk, and not said yet
-            put.append(left[-1])
+        if (last := max(took + left)) == len(put):  # it was on disk, perhaps taken already, and not said yet
+            put.append(last)
     took += left
     again = [i for i, n in enumerate(took[1:]) if n <= took[i]]
     assert all(took[i + 1] == took[i] for i in again)

@@ -17,8 +17,8 @@ from mixtune.study.running.bridge import Bridge
 from mixtune.study.space import Space
 from mixtune.study.space.feasible import nothing
 from mixtune.training.curve import Curve, Point
+from tests.study.tracking.direct import Idle
 
-pytestmark = pytest.mark.usefixtures("direct")
 SEARCHED = "searched 2"
 
 
@@ -67,9 +67,17 @@ def space(tiny):
 
 
 @pytest.fixture
-def places(tmp_path, empty_store):
+def places(tmp_path, empty_store, monkeypatch):
+    """Of a study whose runs are not taken to MLflow, which is most of the work."""
+    monkeypatch.setattr("mixtune.study.tracking.tracker.Courier", Idle)
     empty_store(tmp_path)
     return Places(tmp_path)
+
+
+@pytest.fixture
+def recorded(places, direct):
+    """Of one whose runs are."""
+    return places
 
 
 def conclude(space, places, machine, said=None):
@@ -225,11 +233,11 @@ def test_a_study_that_has_ended_can_be_proven_later_and_with_more_seeds(tiny, sp
     assert all(len(each) == 5 for each in proof.final.values())
 
 
-def test_mlflow_holds_every_run_once_as_a_repeat(space, places):
+def test_mlflow_holds_every_run_once_as_a_repeat(space, recorded):
     machine = Planted({SEARCHED: 0.95})
-    conclude(space, places, machine)
-    conclude(space, places, machine)  # says it all again
-    client = MlflowClient(places.tracking_uri)
+    conclude(space, recorded, machine)
+    conclude(space, recorded, machine)  # says it all again
+    client = MlflowClient(recorded.tracking_uri)
     (experiment,) = (e for e in client.search_experiments() if e.name == "mixtune")
     runs = client.search_runs([experiment.experiment_id], "tags.`mixtune.kind` = 'repeat'")
     found = sorted((r.data.tags["mixtune.judge"], int(r.data.tags["mixtune.seed"])) for r in runs)
@@ -242,14 +250,14 @@ def test_mlflow_holds_every_run_once_as_a_repeat(space, places):
     assert {"regime.yaml", "curve.csv"} <= artifacts
 
 
-def test_a_run_that_mlflow_lacked_at_a_kill_is_told_again(space, places, monkeypatch):
+def test_a_run_that_mlflow_lacked_at_a_kill_is_told_again(space, recorded, monkeypatch):
     from mixtune.study.tracking.tracker import Tracker
 
     machine = Planted({SEARCHED: 0.95})
     with monkeypatch.context() as broken:
         broken.setattr(Tracker, "repeated", lambda *_: None)
-        conclude(space, places, machine)
-    conclude(space, places, machine)
-    client = MlflowClient(places.tracking_uri)
+        conclude(space, recorded, machine)
+    conclude(space, recorded, machine)
+    client = MlflowClient(recorded.tracking_uri)
     (experiment,) = (e for e in client.search_experiments() if e.name == "mixtune")
     assert len(client.search_runs([experiment.experiment_id], "tags.`mixtune.kind` = 'repeat'")) == 20

@@ -18,7 +18,7 @@ def space(tiny):
 @pytest.fixture
 def outcomes(tmp_path, space):
     """Trial 0 (fixed) and trial 1 (multiscale) of a search that has ended, whose storage is beside them."""
-    trials = Trials(f"sqlite:///{tmp_path}/study.db", space, 4)
+    trials = Trials(f"journal:///{tmp_path}/study.journal", space, 4)
     for _ in range(4):
         trial, _ = trials.ask()
         trials.finish(trial, "COMPLETE", 0.5, "", None)
@@ -27,7 +27,7 @@ def outcomes(tmp_path, space):
 
 def opened(tmp_path, space, outcomes, seeds, of=(0, 2)):
     wanted = [(outcomes[n], Repeat(n, seed, "final")) for n in of for seed in seeds]
-    return Repeats(f"sqlite:///{tmp_path}/study.db", space, "final", wanted)
+    return Repeats(f"journal:///{tmp_path}/study.journal", space, "final", wanted)
 
 
 def take(book, score=0.9):
@@ -88,7 +88,7 @@ def test_test_scores_do_not_reach_the_sampler(tmp_path, space, outcomes):
     book = opened(tmp_path, space, outcomes, [0, 1])
     while book.remaining():
         take(book, score=0.99)
-    search = Trials(f"sqlite:///{tmp_path}/study.db", space, 4)
+    search = Trials(f"journal:///{tmp_path}/study.journal", space, 4)
     assert search._study.best_value == 0.5
     assert len(search.outcomes()) == 4
 

@@ -40,7 +40,7 @@ class Broken:
 def bridge(tmp_path, tiny):
     space = parse(tiny, Space, "f")
     recorder = Recorder()
-    trials = Trials(f"sqlite:///{tmp_path}/study.db", space, 4)
+    trials = Trials(f"journal:///{tmp_path}/study.journal", space, 4)
     bridge = Bridge(trials, space.training(1), tmp_path, Listeners([Broken(), recorder]))
     bridge.recorder = recorder
     return bridge
@@ -161,7 +161,9 @@ def test_a_trial_whose_worker_died_goes_on_once_and_is_counted_once(bridge):
 
 def test_without_retries_a_death_is_the_end(tmp_path, tiny):
     space = parse(tiny | {"limits": {"retries": 0}}, Space, "f")
-    bridge = Bridge(Trials(f"sqlite:///{tmp_path}/s.db", space, 4), space.training(1), tmp_path, Listeners([]))
+    bridge = Bridge(
+        Trials(f"journal:///{tmp_path}/study.journal", space, 4), space.training(1), tmp_path, Listeners([])
+    )
     bridge.suggest("a")
     bridge.end("a", error=True)
     assert [o.reason for o in bridge.trials.outcomes()] == ["its worker died (out of memory, or killed)"]
@@ -189,7 +191,9 @@ def test_a_worker_that_died_after_its_last_report_lost_nothing(bridge):
 
 def test_a_trial_over_its_limit_is_a_failure_and_not_tried_again(tmp_path, tiny):
     space = parse(tiny | {"limits": {"minutes": 1, "silent_minutes": 0.5, "retries": 3}}, Space, "f")
-    bridge = Bridge(Trials(f"sqlite:///{tmp_path}/s.db", space, 4), space.training(1), tmp_path, Listeners([]))
+    bridge = Bridge(
+        Trials(f"journal:///{tmp_path}/study.journal", space, 4), space.training(1), tmp_path, Listeners([])
+    )
     for name in "ab":
         bridge.suggest(name)
     bridge.running("a", 0.0)

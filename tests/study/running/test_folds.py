@@ -3,18 +3,14 @@
 import os
 import signal
 import time
-import uuid
 from dataclasses import replace
 
 import pytest
 import torch
-from ray.util.placement_group import placement_group, remove_placement_group
 from safetensors.torch import load_file
 
-from mixtune.config import parse, plain
+from mixtune.config import parse
 from mixtune.errors import InputError
-from mixtune.regime import published
-from mixtune.regime.files import regime_to_dict
 from mixtune.study.events import Listeners
 from mixtune.study.proof.repeats import whole
 from mixtune.study.running import folds, ranks, tuning
@@ -27,6 +23,7 @@ from mixtune.study.space.fidelity import Stage
 from mixtune.training.ranks import ALONE
 from tests.accounts import marked
 from tests.conftest import TINY
+from tests.study.handed import handed
 
 AT_ONCE = {"folds": 3, "resources": {"cpus": 1, "folds_at_once": 2}, "published": ["multiscale"], "trials": 1}
 IN_TURN = AT_ONCE | {"resources": {"cpus": 1}}
@@ -35,44 +32,15 @@ PAIRED = {"pruner": {"name": "wilcoxon"}}
 TIMES = ("seconds", "views_per_second")
 
 
-@pytest.fixture(scope="module")
-def mark():
-    """In the environment of all that the cluster starts."""
-    before, made = os.environ.get("MIXTUNE_MARK"), uuid.uuid4().hex
-    os.environ["MIXTUNE_MARK"] = made
-    yield made
-    os.environ.pop("MIXTUNE_MARK") if before is None else os.environ.update(MIXTUNE_MARK=before)
-
-
-@pytest.fixture(scope="module")
-def cluster(mark):
-    tuning.connect(None, 2, 0)
-    yield
-    tuning.disconnect()
-
-
 @pytest.fixture
-def group(cluster, monkeypatch):
+def group(group, monkeypatch):
     """Room for two folds; a trial's worker would be told of it by Ray."""
-    made = placement_group([ranks.bundle(1, 0)] * 2)
-    monkeypatch.setattr(ranks, "own_group", lambda: made)
-    yield made
-    remove_placement_group(made)
+    monkeypatch.setattr(ranks, "own_group", lambda: group)
+    return group
 
 
 def configuration(folder, settings):
-    space = parse(TINY | settings, Space, "f")
-    folder.mkdir(exist_ok=True)
-    return {
-        "regime": regime_to_dict(published("multiscale", space.base, space.search.sizes, 4)),
-        "training": plain(space.training(1)),
-        "folder": str(folder / "trial"),
-        "checkpoint": str(folder / "c.pt"),
-        "judge": "validation",
-        "stages": plain(space.stages),
-        "reports": space.reports_on_the_way,
-        "folds_at_once": space.resources.folds_at_once,
-    }
+    return handed(parse(TINY | settings, Space, "f"), folder)
 
 
 def processes(mark):
@@ -99,7 +67,7 @@ def test_folds_at_once_report_what_folds_in_turn_report_to_the_bit(group, tmp_pa
     at_once = list(folds.trained(configuration(tmp_path / "b", AT_ONCE | settings)))
     assert {r["fold"] for r in at_once} == {0, 1, 2}
     assert without_times(at_once) == without_times(in_turn)
-    a, b = (load_file(tmp_path / name / "trial" / "weights.safetensors") for name in "ab")
+    a, b = (load_file(tmp_path / name / "trials" / "0000" / "weights.safetensors") for name in "ab")
     assert all(torch.equal(a[key], b[key]) for key in a.keys() | b.keys())
     assert_no_process(mark)
 
@@ -137,11 +105,13 @@ def test_a_fold_that_is_killed_starts_the_trial_again_from_what_is_kept(group, t
 def test_a_fold_that_fails_ends_the_others_and_is_the_trials_failure(group, tmp_path, mark):
     config = configuration(tmp_path, AT_ONCE | {"budget": {"epochs": 2000}})
     last = folds.path_of(config)[-2]
-    (tmp_path / f"c-{last.step}.pt").write_bytes(b"of something else")
+    kept = tmp_path / "checkpoints" / f"0000-{last.step}.pt"
+    kept.parent.mkdir()
+    kept.write_bytes(b"of something else")
     reported = []
     tuning.carry_out(config, reported.append)
     assert len(reported) == 1
-    assert f"c-{last.step}.pt" in reported[0]["failed"]
+    assert kept.name in reported[0]["failed"]
     assert "\n" not in reported[0]["failed"]
     assert_no_process(mark)
 
@@ -158,7 +128,7 @@ def test_a_trial_that_is_stopped_ends_its_folds(group, tmp_path, mark):
 
 def study(folder, settings):
     space = parse(TINY | settings, Space, "f")
-    trials = Trials(f"sqlite:///{folder}/study.db", space, 4)
+    trials = Trials(f"journal:///{folder}/study.journal", space, 4)
     slots = fitting(space, 2, 0)
     tuning.run(Bridge(trials, space.training(1), folder, Listeners([])), slots, folder)
     return trials.outcomes()

@@ -20,7 +20,7 @@ SETTINGS = TINY | {"trials": 4, "published": ["fixed", "multiscale"], "pruner": 
 
 def study(folder, recorder, run, **settings):
     space = parse(SETTINGS | settings, Space, "f")
-    trials = Trials(f"sqlite:///{folder}/study.db", space, 4)
+    trials = Trials(f"journal:///{folder}/study.journal", space, 4)
     bridge = Bridge(trials, space.training(1), folder, Listeners([recorder]))
     run(bridge)
     return trials.outcomes()
@@ -45,19 +45,16 @@ class Killer(Recorder):
 
 
 @pytest.fixture(scope="module")
-def outcomes(tmp_path_factory):
+def outcomes(cluster, tmp_path_factory):
     """The same study in processes of their own, packed in one, and packed in one that is killed on the way."""
     alone, packed, killed = (tmp_path_factory.mktemp(n) for n in ("alone", "packed", "killed"))
     killer = Killer(victim=1)
     slots = Slots(1, 0, 3, pack=3)
-    found = {}
-    tuning.connect(None, 2, 0)
-    try:
-        found["alone"] = study(alone, Recorder(), lambda b: tuning.run(b, Slots(1, 0, 2), alone))
-        found["packed"] = study(packed, Recorder(), lambda b: hosting.run(b, slots, packed, "cpu", 0))
-        found["killed"] = study(killed, killer, lambda b: hosting.run(b, slots, killed, "cpu", 0))
-    finally:
-        tuning.disconnect()
+    found = {
+        "alone": study(alone, Recorder(), lambda b: tuning.run(b, Slots(1, 0, 2), alone)),
+        "packed": study(packed, Recorder(), lambda b: hosting.run(b, slots, packed, "cpu", 0)),
+        "killed": study(killed, killer, lambda b: hosting.run(b, slots, killed, "cpu", 0)),
+    }
     assert len(killer.killed) == 1
     return found, killer
 

@@ -4,24 +4,19 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import pytest
 import ray
 import torch
-from ray.util.placement_group import placement_group, remove_placement_group
 
 from mixtune.config import parse, plain
 from mixtune.errors import InputError, TrainingError
-from mixtune.regime import BatchShape, published
-from mixtune.regime.files import regime_to_dict
+from mixtune.regime import BatchShape
 from mixtune.study.events import Listeners
 from mixtune.study.folder import Places
 from mixtune.study.running import estimate, preflight, ranks, tuning
 from mixtune.study.running.bridge import Bridge
 from mixtune.study.running.slots import Slots, fitting
-from mixtune.study.running.trial import trial_results
 from mixtune.study.sampling import Trials
 from mixtune.study.space import Space
 from mixtune.training import timing
@@ -29,7 +24,10 @@ from mixtune.training.footprint import measured
 from mixtune.training.ranks import PeerLostError
 from mixtune.training.run import Run
 from mixtune.training.timing import step_costs
+from tests.accounts import assert_ended
 from tests.conftest import TINY
+from tests.study.handed import handed
+from tests.study.running import on_ranks
 
 SPACE = TINY | {
     "resources": {"workers": 2, "cpus": 1},
@@ -41,74 +39,10 @@ SPACE = TINY | {
 
 
 @pytest.fixture(scope="module")
-def cluster():
-    tuning.connect(None, 2, 0)
-    yield
-    tuning.disconnect()
-
-
-@pytest.fixture
-def group(cluster):
-    made = placement_group([ranks.bundle(1, 0)] * 2)
-    yield made
-    remove_placement_group(made)
-
-
-def configuration(folder):
-    space = parse(SPACE, Space, "f")
-    regime = published("multiscale", space.base, space.search.sizes, 4)
-    (folder / "trial").mkdir()
-    return {
-        "regime": regime_to_dict(regime),
-        "training": plain(space.training(1)),
-        "folder": str(folder / "trial"),
-        "checkpoint": str(folder / "c.pt"),
-        "judge": "validation",
-        "stages": [{"share": 1.0, "fold": 0, "step": 2}],
-        "reports": True,
-    }
-
-
-def dies_once(here, config, notes):
-    """A trial whose second rank is killed after the first report, the first time."""
-    for result in trial_results(here, config):
-        with Path(notes).open("a") as file:
-            file.write(f"{here.shard.rank} {result['number']} {result['seconds']!r}\n")
-        yield result
-        if here.shard.rank == 1 and len(Path(notes).read_text().split("\n")) <= 3:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-
-def dies(here):
-    yield 1
-    if not here.first:
-        os.kill(os.getpid(), signal.SIGKILL)
-    here.agree(True)
-
-
-def refuses(here):
-    if not here.first:
-        raise InputError("task.data: nothing there")
-    here.agree(True)
-    yield 1
-
-
-def pids(here):
-    yield [int(pid) for pid in here.join(here.every(_pid())[here.shard.part(2)].flatten().double(), 2)]
-    time.sleep(600)
-
-
-def _pid():
-    import torch
-
-    return torch.tensor([os.getpid()])
-
-
-@pytest.fixture(scope="module")
 def study(cluster, tmp_path_factory):
     """A finished study of a trial on two ranks: its space, outcomes and folder."""
     folder, space = tmp_path_factory.mktemp("study"), parse(SPACE, Space, "f")
-    trials = Trials(f"sqlite:///{folder}/study.db", space, 4)
+    trials = Trials(f"journal:///{folder}/study.journal", space, 4)
     tuning.run(Bridge(trials, space.training(1), folder, Listeners([])), Slots(1, 0, 1, 2), folder)
     return space, trials.outcomes(), folder
 
@@ -142,7 +76,7 @@ def test_torchrun_gives_the_trials_score_to_the_last_bit(study):
 @pytest.mark.slow
 def test_a_rank_that_is_killed_starts_the_trial_again_from_its_checkpoint(study, group, tmp_path):
     notes = tmp_path / "notes"
-    found = list(ranks.results(dies_once, group, configuration(tmp_path), str(notes)))
+    found = list(ranks.results(on_ranks.dies_once, group, handed(parse(SPACE, Space, "f"), tmp_path), str(notes)))
     assert [r["number"] for r in found] == [1, 2]
     (undisturbed,) = (o.curve for o in study[1])
     assert found[-1]["curve"] == undisturbed.rows()
@@ -166,25 +100,22 @@ def test_ranks_that_always_die_are_given_up(group, monkeypatch):
     monkeypatch.setattr(ranks, "RESTARTS", 1)
     given = []
     with pytest.raises(TrainingError, match=r"ranks died 2 times; the last time: a rank died"):
-        given.extend(ranks.results(dies, group))
+        given.extend(ranks.results(on_ranks.dies, group))
     assert given == [1]
 
 
 @pytest.mark.slow
 def test_what_a_rank_says_is_what_is_told(group):
     with pytest.raises(InputError, match=r"^task\.data: nothing there$"):
-        list(ranks.results(refuses, group))
+        list(ranks.results(on_ranks.refuses, group))
 
 
 def test_a_trial_that_is_stopped_ends_its_ranks(group):
-    stream = ranks.results(pids, group)
+    stream = ranks.results(on_ranks.pids, group)
     alive = next(stream)
     assert len(set(alive)) == 2
     stream.close()
-    deadline = time.monotonic() + 30
-    while any(Path(f"/proc/{pid}").exists() for pid in alive):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    assert_ended(alive)
 
 
 @pytest.mark.slow
@@ -250,7 +181,7 @@ def test_a_measurement_that_kills_its_process_is_told_and_not_repeated(cluster, 
 def test_a_cluster_without_room_is_said(cluster, monkeypatch):
     monkeypatch.setattr(ranks, "ROOM", 1.0)
     with pytest.raises(TrainingError, match="the cluster had no room for 3 ranks"):
-        ranks.call(dies, 3, 1, 0)
+        ranks.call(on_ranks.dies, 3, 1, 0)
     assert ray.is_initialized()
 
 

@@ -3,8 +3,6 @@
 import contextlib
 import ipaddress
 import os
-import re
-import signal
 import socket
 from pathlib import Path
 
@@ -17,51 +15,27 @@ from mixtune.study.running.bridge import Bridge
 from mixtune.study.running.slots import Slots
 from mixtune.study.sampling import Trials
 from mixtune.study.space import Space
+from tests.accounts import assert_ended
 from tests.conftest import TINY
+from tests.study.running import faulty
 from tests.study.running.test_bridge import Recorder
-from tests.study.test_sampling import CURVE
 
 
 @pytest.fixture(scope="module")
-def faulty_ray(tmp_path_factory):
+def faulty_ray(cluster, tmp_path_factory):
     """One real Ray Tune run whose workers fail in every way that a worker can."""
     folder = tmp_path_factory.mktemp("a folder")
     settings = {"trials": 8, "published": ["fixed"], "pruner": {"name": "none"}, "limits": {"minutes": 0.1}}
     space = parse(TINY | settings, Space, "f")
-    trials = Trials(f"sqlite:///{folder}/study.db", space, 4)
+    trials = Trials(f"journal:///{folder}/study.journal", space, 4)
     recorder = Recorder()
     bridge = Bridge(trials, space.training(1), folder, Listeners([recorder]))
-    before = tuning.run_trial
-    tuning.run_trial = _faulty_trial
-    try:
-        tuning.connect(None, 2, 0)
-        listening.update(_listening())
-        reached.update({host: [p for _, p in listening if _connects(host, p)] for host in ("127.0.0.1", _outside())})
-        tuning.run(bridge, Slots(1, 0, 2), folder)
-    finally:
-        tuning.run_trial = before
-        tuning.disconnect()
+    tuning.run(bridge, Slots(1, 0, 2), folder, faulty.trial)
     return trials, recorder, folder
 
 
-listening: set[tuple[str, int]] = set()
-reached: dict[str, list[int]] = {}
-
-
-def _outside():
-    """This machine's address as others see it."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect(("192.0.2.1", 9))  # sends nothing: asks which address would be used
-        return probe.getsockname()[0]
-
-
-def _connects(host, port):
-    with socket.socket() as s:
-        s.settimeout(2)
-        return s.connect_ex((host, port)) == 0
-
-
-def _listening():
+@pytest.fixture(scope="module")
+def listening(cluster):
     """(address, port) of every TCP socket on which this process or one that it started listens."""
     parents = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
@@ -86,27 +60,17 @@ def _listening():
     return found
 
 
-def _faulty_trial(config):
-    from ray import tune
+def _outside():
+    """This machine's address as others see it."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(("192.0.2.1", 9))  # sends nothing: asks which address would be used
+        return probe.getsockname()[0]
 
-    number = int(config["folder"][-4:])
-    (Path(config["folder"]) / "pids").open("a").write(f"{os.getpid()}\n")
-    if number == 1:
-        os.kill(os.getpid(), signal.SIGKILL)
-    if number == 5:
-        re.match("(a+)+$", 64 * "a" + "b")  # stuck in C code, with the interpreter's lock
-    if number == 6:
-        os.kill(os.getpid(), signal.SIGSTOP)
-    if number == 2:
-        raise RuntimeError("CUDA out of memory")
-    if number == 3:
-        return
-    tune.report({"number": 1, "last": False, "score": 0.3, "progress": 0.5, "curve": CURVE.rows()})
-    if number == 7 and not Path(config["checkpoint"]).exists():
-        Path(config["checkpoint"]).parent.mkdir(exist_ok=True)
-        Path(config["checkpoint"]).write_text("state")
-        os.kill(os.getpid(), signal.SIGKILL)
-    tune.report({"number": 2, "last": True, "score": 0.5, "progress": 1.0, "curve": CURVE.rows()})
+
+def _connects(host, port):
+    with socket.socket() as s:
+        s.settimeout(2)
+        return s.connect_ex((host, port)) == 0
 
 
 def test_workers_that_die_raise_or_return_early_are_failures_and_the_study_goes_on(faulty_ray):
@@ -127,7 +91,7 @@ def test_a_worker_that_hangs_is_killed_from_outside_once(faulty_ray, number):
     outcome = trials.outcomes()[number]
     assert (outcome.state, outcome.reason) == ("FAIL", "it took longer than 0.1 min (limits.minutes)")
     (pid,) = pids(folder, number)  # not tried again
-    assert not Path(f"/proc/{pid}").exists()
+    assert_ended([pid])
 
 
 def test_a_worker_that_died_once_goes_on_and_its_trial_counts_once(faulty_ray):
@@ -144,17 +108,18 @@ def test_a_worker_that_died_once_goes_on_and_its_trial_counts_once(faulty_ray):
     assert trials.outcomes()[1].reason == "its worker died (out of memory, or killed) (2 times)"
 
 
-def test_ray_listens_on_loopback_only(faulty_ray):
+def test_ray_listens_on_loopback_only(listening):
     assert len(listening) >= 3  # its node manager, its global store, this process
     for address, _ in listening:
         ip = ipaddress.ip_address(address)
         assert (getattr(ip, "ipv4_mapped", None) or ip).is_loopback
 
 
-def test_nobody_reaches_ray_from_another_address(faulty_ray):
+def test_nobody_reaches_ray_from_another_address(listening):
     """The same by connecting: what is open on loopback is closed on this machine's other address."""
     outside = _outside()
     if ipaddress.ip_address(outside).is_loopback:
         pytest.skip("this machine has no other address")
-    assert len(reached["127.0.0.1"]) >= 3
-    assert reached[outside] == []
+    ports = [port for _, port in listening]
+    assert sum(_connects("127.0.0.1", port) for port in ports) >= 3
+    assert not [port for port in ports if _connects(outside, port)]

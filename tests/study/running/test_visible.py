@@ -75,12 +75,10 @@ def hidden(tmp_path, monkeypatch):
             [*shell, *ray_start, "--num-cpus=1"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True
         )
         started.append(node)
-        ray.init(cluster.address, log_to_driver=False)
         until = time.monotonic() + 60
-        while sum(n["Alive"] for n in ray.nodes()) < 2:
+        while sum(n["Alive"] for n in cluster.global_state.node_table()) < 2:
             assert time.monotonic() < until
             time.sleep(0.2)
-        ray.shutdown()
         return cluster.address
 
     yield start

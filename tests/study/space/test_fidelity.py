@@ -8,7 +8,6 @@ import torch
 from mixtune.config import parse, plain
 from mixtune.errors import InputError
 from mixtune.regime import Schedule
-from mixtune.regime.files import regime_to_dict
 from mixtune.study.events import Listeners
 from mixtune.study.running.bridge import Bridge
 from mixtune.study.running.trial import trial_results
@@ -22,6 +21,7 @@ from mixtune.training.images import splits
 from mixtune.training.ranks import ALONE
 from mixtune.training.run import Run
 from tests.conftest import TINY
+from tests.study.handed import handed
 
 
 def space(**change):
@@ -29,18 +29,8 @@ def space(**change):
     return parse(settings, Space, "f")
 
 
-def results(s, tmp_path, **config):
-    regime = s.regime(s.published_params("fixed", 4), "fixed")
-    config = {
-        "regime": regime_to_dict(regime),
-        "training": plain(s.training(1)),
-        "folder": str(tmp_path / "trial"),
-        "checkpoint": str(tmp_path / "0000.pt"),
-        "judge": "validation",
-        "stages": plain(s.stages),
-        "reports": s.reports_on_the_way,
-    } | config
-    return list(trial_results(ALONE, config))
+def results(s, folder):
+    return list(trial_results(ALONE, handed(s, folder, "fixed")))
 
 
 def test_rungs_come_first_and_other_folds_after_the_whole_budget():
@@ -73,26 +63,14 @@ def test_a_rung_trains_the_whole_schedule_on_its_share_of_the_budget(tmp_path):
 
 def test_a_trial_that_was_cut_off_does_not_train_its_finished_rungs_again(tmp_path, monkeypatch):
     s = space(budget={"epochs": 4}, fidelity={"kind": "compress", "rungs": 2, "factor": 2})
-    config = {"folder": str(tmp_path / "t")}
-    whole = results(s, tmp_path / "a", **config)
-    stopped = trial_results(
-        ALONE,
-        {
-            "regime": regime_to_dict(s.regime(s.published_params("fixed", 4), "fixed")),
-            "training": plain(s.training(1)),
-            "checkpoint": str(tmp_path / "b" / "0000.pt"),
-            "judge": "validation",
-            "stages": plain(s.stages),
-            "reports": False,
-        }
-        | config,
-    )
+    whole = results(s, tmp_path / "a")
+    stopped = trial_results(ALONE, handed(s, tmp_path / "b", "fixed"))
     next(stopped)
     stopped.close()
     steps = []
     forward = torch.optim.SGD.step
     monkeypatch.setattr(torch.optim.SGD, "step", lambda *a, **k: (steps.append(1), forward(*a, **k))[1])
-    again = results(s, tmp_path / "b", **config)
+    again = results(s, tmp_path / "b")
     assert [r["score"] for r in again] == [r["score"] for r in whole]
     assert len(steps) == len(Run.prepare(s.regime(s.published_params("fixed", 4)), s.training(1)).schedule)
 
@@ -138,7 +116,7 @@ def test_folds_are_disjoint_stratified_and_cover_everything():
 def test_what_cannot_meet_the_budget_is_recorded_in_no_time_and_is_no_trial(tmp_path):
     # Batches of 300 images at a budget of 300 images at 8 px: larger sizes overshoot it.
     s = space(base={"S": 8, "B": 100}, budget={"epochs": 0.7}, search={"sizes": [8, 12]}, trials=8)
-    url = f"sqlite:///{tmp_path}/study.db"
+    url = f"journal:///{tmp_path}/study.journal"
     trials = Trials(url, s, 4)
     bridge = Bridge(trials, s.training(1), tmp_path, Listeners([]), partial(infeasible, s, n_train=300))
     drawn = [s.suggest(Uniform(i)) for i in range(40)]
@@ -159,7 +137,7 @@ def test_what_cannot_meet_the_budget_is_recorded_in_no_time_and_is_no_trial(tmp_
 def test_a_space_without_a_feasible_candidate_ends_with_a_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr("mixtune.study.running.bridge.INFEASIBLE_IN_A_ROW", 5)
     s = space(published=[], base={"S": 8, "B": 300}, budget={"epochs": 0.4}, search={"sizes": [8], "split": 1})
-    trials = Trials(f"sqlite:///{tmp_path}/study.db", s, 4)
+    trials = Trials(f"journal:///{tmp_path}/study.journal", s, 4)
     bridge = Bridge(trials, s.training(1), tmp_path, Listeners([]), partial(infeasible, s, n_train=300))
     assert bridge.suggest("a") is None
     assert "candidates in a row cannot be trained" in bridge.halted
@@ -194,7 +172,7 @@ def test_mistakes_are_one_sentence(change, message):
 @pytest.mark.parametrize("sampler", ["tpe", "random", "gp", "qmc", "cmaes", "nsga2"])
 def test_every_sampler_gives_candidates_of_the_space(sampler, tmp_path):
     s = space(sampler={"name": sampler}, published=[], trials=30)
-    trials = Trials(f"sqlite:///{tmp_path}/study.db", s, 4)
+    trials = Trials(f"journal:///{tmp_path}/study.journal", s, 4)
     for i in range(14):
         trial, params = trials.ask()
         s.regime(params)
@@ -213,7 +191,7 @@ def test_every_sampler_gives_candidates_of_the_space(sampler, tmp_path):
 )
 def test_pruners_stop_what_is_worse(pruner, tmp_path):
     s = space(pruner=pruner, published=[], folds=6)
-    trials = Trials(f"sqlite:///{tmp_path}/study.db", s, 4)
+    trials = Trials(f"journal:///{tmp_path}/study.journal", s, 4)
     for _ in range(6):
         trial, _ = trials.ask()
         for step in range(1, 7):

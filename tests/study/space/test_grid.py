@@ -28,14 +28,14 @@ def run_all(trials, state="COMPLETE"):
 
 
 def test_every_point_is_tried_once_after_the_published_regimes(tmp_path, settings):
-    points = run_all(Trials(f"sqlite:///{tmp_path}/study.db", parse(settings, Space, "f"), 4))
+    points = run_all(Trials(f"journal:///{tmp_path}/study.journal", parse(settings, Space, "f"), 4))
     assert points[0][0] == "fixed"
     searched = [p for kind, p in points if not kind]
     assert len(searched) == len(set(searched)) == 2 * 1 * 3 * 2 * 2
 
 
 def test_a_part_of_the_grid_is_shuffled_and_more_trials_are_its_other_points(tmp_path, settings):
-    url = f"sqlite:///{tmp_path}/study.db"
+    url = f"journal:///{tmp_path}/study.journal"
     part = run_all(Trials(url, parse(settings | {"trials": 9}, Space, "f"), 4))
     assert len(part) == 9
     assert len({p[1][0] for p in part}) == 2  # not the first weights only
@@ -49,7 +49,7 @@ def test_a_part_of_the_grid_is_shuffled_and_more_trials_are_its_other_points(tmp
 
 
 def test_points_that_cannot_be_trained_end_the_study_and_not_its_patience(tmp_path, settings):
-    trials = Trials(f"sqlite:///{tmp_path}/study.db", parse(settings, Space, "f"), 4)
+    trials = Trials(f"journal:///{tmp_path}/study.journal", parse(settings, Space, "f"), 4)
     assert len(run_all(trials, "INFEASIBLE")) == 25
     assert trials.outcomes() == []
 

@@ -1,4 +1,4 @@
-"""A courier without a process: whoever waits for a delivery makes it."""
+"""Couriers without a process: one that delivers when somebody waits for it, and one that does not."""
 
 import time
 
@@ -7,6 +7,8 @@ from mixtune.study.tracking.delivery import Sender, merged
 
 
 class Direct:
+    """Whoever waits for a delivery makes it."""
+
     def __init__(self, path, uri, experiment, data):
         self.path, self.sender, self.records = path, Sender(uri, experiment, data), []
         self.receiver = Receiver(self.sender.deliver, "MLflow", 0.01, 0.02, merged)
@@ -29,3 +31,21 @@ class Direct:
 
     def close(self):
         self.sender.close()
+
+
+class Idle:
+    """Takes records and delivers none, for tests of a study that do not look into MLflow."""
+
+    waiting = 0
+
+    def __init__(self, path, uri, experiment, data):
+        self.path = path
+
+    def put(self, record):
+        pass
+
+    def flush(self, seconds=10.0):
+        return True
+
+    def close(self):
+        pass

@@ -26,6 +26,7 @@ from tests.study.tracking.test_tracker import REPORT, candidate
 from tests.test_full_disk import room_for
 
 ROOT = Path(__file__).parents[3]
+LOOK = 0.1  # seconds between looks into the store: each takes as much of a core as the process that writes there
 
 
 @pytest.fixture
@@ -37,11 +38,11 @@ def tracker(tmp_path, tiny, empty_store):
     made.close()
 
 
-def until(what, seconds=60):
+def until(what, seconds=60, pause=0.01):
     end = time.monotonic() + seconds
     while not (found := what()):
         assert time.monotonic() < end
-        time.sleep(0.01)
+        time.sleep(pause)
     return found
 
 
@@ -75,11 +76,20 @@ def process_of(tracker):
     return until(lambda: tracker.courier._process)
 
 
-def test_a_study_is_delivered_whole_and_its_process_ends(tracker):
+def test_a_study_is_delivered_whole_by_a_process_that_ends_then_and_not_before(
+    tmp_path, tiny, empty_store, monkeypatch
+):
+    """Neither the janitor nor the terminal ends it: it is still needed when Ray and all that it started are gone."""
+    monkeypatch.setenv(janitor.MARK, "a test of the courier")
+    tracker = Tracker(empty_store(tmp_path), parse(tiny, Space, "f"), tmp_path)
     for number in range(3):
         run_trial(tracker, number)
+    process = process_of(tracker)
+    janitor.sweep(janitor.Family("a test of the courier"))
+    assert process.poll() is None
+    assert os.getsid(process.pid) != os.getsid(0)
     assert tracker.finish("FINISHED", [])
-    assert process_of(tracker).returncode == 0
+    assert process.returncode == 0
     assert_whole(tracker, 3)
     (parent,) = (r for r in MlflowClient(tracker.uri).search_runs([tracker.experiment], "status = 'FINISHED'")
                  if r.data.tags["mixtune.kind"] == "study")  # fmt: skip
@@ -87,14 +97,14 @@ def test_a_study_is_delivered_whole_and_its_process_ends(tracker):
     assert not list(tracker._folder.glob("unsent*"))
 
 
-@pytest.mark.parametrize(("n", "kills"), [(10, (1, 5)), pytest.param(60, (1, 8, 9, 30, 50), marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("n", "kills"), [(10, (1,)), pytest.param(60, (1, 8, 9, 30, 50), marks=pytest.mark.slow)])
 def test_killed_in_the_middle_it_is_started_again_and_nothing_is_lost_or_doubled(tracker, caplog, n, kills):
     """Killed as soon as so many runs are there: at the first, while they are being made, and again at once."""
     killed = []
     for number in range(n):
         run_trial(tracker, number)
     for there in kills:
-        until(lambda there=there: len(runs(tracker)) >= there or None)
+        until(lambda there=there: len(runs(tracker)) >= there or None, pause=LOOK)
         process = until(lambda: p if (p := tracker.courier._process).poll() is None else None)
         assert tracker.courier.waiting
         os.kill(process.pid, signal.SIGKILL)
@@ -139,7 +149,7 @@ def test_it_ends_with_a_search_that_is_killed_and_the_next_delivers_the_rest(tmp
     assert search.stdout.readline() == "put\n"
     client = MlflowClient(uri)
     (experiment,) = (e.experiment_id for e in client.search_experiments() if e.name == "mixtune")
-    until(lambda: len(client.search_runs([experiment])) > 4)
+    until(lambda: len(client.search_runs([experiment])) > 4, pause=LOOK)
     search.kill()
     search.wait()
     # The next one begins at once; it waits for the process of the first.
@@ -152,9 +162,10 @@ def test_it_ends_with_a_search_that_is_killed_and_the_next_delivers_the_rest(tmp
     assert_gone(mark, deliverer.GRACE_SECONDS + 10)
 
 
-def test_two_never_deliver_at_once(tracker, monkeypatch):
+def test_two_never_deliver_at_once_and_a_long_wait_is_told(tracker, monkeypatch, caplog):
     """As after a kill, when the first is not gone yet."""
     monkeypatch.setattr(courier_, "START_SECONDS", 5.0)
+    monkeypatch.setattr(courier_, "SAY_AFTER", 0.0)
     with (tracker._folder / "delivery.lock").open("a") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         run_trial(tracker, 0)
@@ -162,19 +173,7 @@ def test_two_never_deliver_at_once(tracker, monkeypatch):
         assert tracker.courier.waiting == 4
         assert runs(tracker) == []
     assert tracker.flush(60)
-    assert_whole(tracker, 1)
-
-
-def test_neither_the_janitor_nor_the_terminal_ends_it(tmp_path, tiny, empty_store, monkeypatch):
-    """It is still needed when Ray and all that it started are gone."""
-    monkeypatch.setenv(janitor.MARK, "a test of the courier")
-    tracker = Tracker(empty_store(tmp_path), parse(tiny, Space, "f"), tmp_path)
-    run_trial(tracker, 0)
-    process = process_of(tracker)
-    janitor.sweep(janitor.Family("a test of the courier"))
-    assert process.poll() is None
-    assert os.getsid(process.pid) != os.getsid(0)
-    assert tracker.finish("FINISHED", [])
+    assert "waiting for MLflow to take 4 records" in caplog.text
     assert_whole(tracker, 1)
 
 
@@ -188,13 +187,6 @@ def test_a_process_that_cannot_start_keeps_nobody_waiting_for_ever(tracker, monk
     assert caplog.text.count("the process that writes to MLflow ended (exit code 1); it is started again") == 1
     assert tracker.flush(60)
     assert_whole(tracker, 1)
-
-
-def test_a_long_wait_is_told(tracker, monkeypatch, caplog):
-    monkeypatch.setattr(courier_, "SAY_AFTER", 0.0)
-    run_trial(tracker, 0)
-    assert tracker.flush(60)
-    assert "waiting for MLflow to take 4 records" in caplog.text
 
 
 def test_no_room_is_said_and_what_was_put_is_kept_once_there_is(tracker):

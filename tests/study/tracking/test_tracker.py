@@ -426,7 +426,7 @@ def test_no_password_reaches_the_store(tmp_path, tiny, empty_store, monkeypatch)
     folder = tmp_path / "study"
     folder.mkdir()
     space = parse(tiny, Space, "f")
-    trials = Trials(f"sqlite:///{folder}/study.db", space, 4)
+    trials = Trials(f"journal:///{folder}/study.journal", space, 4)
     trial, _ = trials.ask()
     reason = "no answer from http://me:hunter2@host/x"
     trials.finish(trial, "FAIL", None, reason, None)

@@ -1,4 +1,4 @@
-"""Prepared archives: the images of the prepared folder, each once, whatever was killed, damaged or replaced meanwhile."""
+"""Prepared archives hold the images of the prepared folder, each once, whatever was killed, damaged or replaced."""
 
 import hashlib
 import os
@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,8 @@ from mixtune.training.images import archiving, data, entries, prepared, shards
 from mixtune.training.images.decode import decode
 from tests.test_full_disk import room_for
 from tests.test_prepare import write
-from tests.training.images.test_shards import packed
+from tests.training.images.test_data import write as write_classes
+from tests.training.images.test_shards import CLASSES, packed
 
 ROOT = Path(__file__).parents[3]
 
@@ -42,6 +44,12 @@ def held(out):
 
 def times(out):
     return {p.name: p.stat().st_mtime_ns for p in out.rglob("*.tar")}
+
+
+@pytest.fixture(autouse=True)
+def threads(monkeypatch):
+    """Images are encoded by a thread, which starts at once; tests/test_prepare.py has the processes."""
+    monkeypatch.setattr(prepare, "ProcessPoolExecutor", lambda workers, mp_context: ThreadPoolExecutor(workers))
 
 
 @pytest.fixture
@@ -69,7 +77,7 @@ def plain(loose, tmp_path):
 
 
 def test_a_folder_is_packed_as_its_prepared_folder(loose, plain, few, tmp_path, capsys):
-    (out,) = (tmp_path / "out",)
+    out = tmp_path / "out"
     run(loose, out, "--archives")
     assert held(out) == plain
     assert {p.suffix for p in out.rglob("*") if p.is_file()} == {".tar", ".tsv", ".json"}
@@ -92,10 +100,7 @@ def test_a_folder_is_packed_as_its_prepared_folder(loose, plain, few, tmp_path, 
 
 @pytest.mark.parametrize("form", ["folders", "cls"])
 @pytest.mark.parametrize("kind", ["jpeg", "ppm"])
-def test_archives_become_archives_of_the_same_data_set(form, kind, tmp_path, monkeypatch):
-    from tests.training.images.test_data import write as write_classes
-    from tests.training.images.test_shards import CLASSES
-
+def test_archives_become_archives_of_the_same_data_set(form, kind, tmp_path):
     source = packed(write_classes(tmp_path / "loose", n=4, classes=CLASSES), tmp_path / "packed", form)
     out = tmp_path / "out"
     run(source, out, "--format", kind)
@@ -132,7 +137,7 @@ def test_a_kill_leaves_whole_archives_and_each_image_is_there_once(tmp_path, cap
         [sys.executable, "-m", "mixtune.prepare", *arguments, "--workers", "1"], cwd=ROOT, start_new_session=True
     )
     patience = time.monotonic() + 60
-    while not list(out.rglob("[0-9]*.tar")) and time.monotonic() < patience:
+    while not entries.listed(out) and time.monotonic() < patience:
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -176,8 +181,9 @@ def test_a_damaged_archive_is_mended_and_the_others_stay(loose, plain, few, tmp_
     content = bytearray(victim.read_bytes())
     content[700] ^= 1
     victim.write_bytes(content)
+    capsys.readouterr()
     run(loose, out, "--archives")
-    assert "of which 0 encoded now" in capsys.readouterr().out.split("written")[-2]  # its size is right
+    assert "of which 0 encoded now" in capsys.readouterr().out  # its size is right
     run(loose, out, "--archives", "--verify")
     assert held(out) == plain
     after = times(out)
@@ -192,7 +198,8 @@ def test_a_damaged_list_makes_no_image_twice(lost, loose, plain, few, tmp_path):
     file = out / entries.LIST
     lines = file.read_bytes().splitlines(keepends=True)
     of = {"a member": 0, "the archive": next(i for i, x in enumerate(lines) if x.startswith(b"\t"))}
-    file.write_bytes(b"" if lost == "all" else b"".join(lines[: of[lost]] + [b"\xff\n"] + lines[of[lost] + 1 :]))
+    i = of.get(lost, 0)
+    file.write_bytes(b"" if lost == "all" else b"".join([*lines[:i], b"\xff\n", *lines[i + 1 :]]))
     run(loose, out, "--archives")
     assert held(out) == plain
 
@@ -270,6 +277,29 @@ def test_an_archive_that_was_replaced_since_is_prepared_again(archive, tmp_path)
         assert len(held(out)) == 24
 
 
+def test_what_is_read_of_an_archive_has_the_stamp_of_its_listing(archive, tmp_path):
+    source = archive((200, 0, 0))
+    first = prepared.found(source)[0]
+    handle = shards.opened(f"{source}/train/all.tar")  # as a process holds it that began before
+    archive((50, 0, 0))
+    made = prepared.encoded(str(source), first, prepared.Target(32, "ppm"))
+    assert made.content
+    assert made.stamp == first.stamp != entries.stamp(f"{source}/{first.name}")
+    handle.close()
+    shards.opened.cache_clear()
+
+
+def test_storage_that_fails_meanwhile_leaves_no_stamp(tmp_path, monkeypatch):
+    source = write(tmp_path / "small", n=1, size=(20, 20))
+
+    def fails(_):
+        raise OSError(116, "Stale file handle")
+
+    monkeypatch.setattr(shards, "content", fails)  # as a small JPEG is copied
+    made = prepared.encoded(str(source), prepared.found(source)[0], prepared.Target(32))
+    assert (made.stamp, made.content, made.why) == ("", b"", "[Errno 116] Stale file handle")
+
+
 def test_an_archive_that_is_replaced_meanwhile_is_not_called_complete(archive, tmp_path, monkeypatch):
     source, out, real = archive((200, 0, 0)), tmp_path / "out", entries.record
 
@@ -279,7 +309,7 @@ def test_an_archive_that_is_replaced_meanwhile_is_not_called_complete(archive, t
 
     with monkeypatch.context() as patched:
         patched.setattr(entries, "record", replaced)
-        with pytest.raises(InputError, match=r"train/all\.tar@.*: its archive changed meanwhile; run the same command"):
+        with pytest.raises(InputError, match=r"train/all\.tar changed while it was read; run the same command"):
             run(source, out)
     with pytest.raises(InputError, match="prepared only in part"):
         data.load("folder", str(out))
@@ -301,7 +331,7 @@ def test_bad_input_is_one_sentence(loose, tmp_path):
     with pytest.raises(InputError, match="--archives must be at least 1"):
         run(loose, tmp_path / "out", "--archives", "0")
     run(loose, tmp_path / "out", "--archives")
-    with pytest.raises(InputError, match="was prepared with .*'archives': True"):
+    with pytest.raises(InputError, match=r"was prepared with .*'archives': True"):
         run(loose, tmp_path / "out")
     (loose / "train/ant/001.png.jpg").write_bytes((loose / "train/ant/000.jpg").read_bytes())
     with pytest.raises(InputError, match=r"train/ant/001\.png and train/ant/001\.png\.jpg would get the same name"):
@@ -310,4 +340,8 @@ def test_bad_input_is_one_sentence(loose, tmp_path):
     (tmp_path / "broken/val").mkdir()
     (tmp_path / "broken/train/a.tar").write_bytes(b"no archive" * 100)
     with pytest.raises(InputError, match=r"--data: .*a\.tar is not a whole, uncompressed tar archive"):
+        run(tmp_path / "broken", tmp_path / "third")
+    (tmp_path / "broken/train/a.tar").unlink()
+    (tmp_path / "broken/train/a.tar").symlink_to("nowhere.tar")
+    with pytest.raises(InputError, match=r"--data: .*No such file or directory: .*a\.tar"):
         run(tmp_path / "broken", tmp_path / "third")

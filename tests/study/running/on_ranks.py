@@ -1,0 +1,41 @@
+"""What the ranks of test_ranks.py do. Imports little, because every rank is a process that imports it."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import torch
+
+from mixtune.errors import InputError
+from mixtune.study.running.trial import trial_results
+
+
+def dies_once(here, config, notes):
+    """A trial whose second rank is killed after the first report, the first time."""
+    for result in trial_results(here, config):
+        with Path(notes).open("a") as file:
+            file.write(f"{here.shard.rank} {result['number']} {result['seconds']!r}\n")
+        yield result
+        if here.shard.rank == 1 and len(Path(notes).read_text().split("\n")) <= 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def dies(here):
+    yield 1
+    if not here.first:
+        os.kill(os.getpid(), signal.SIGKILL)
+    here.agree(True)
+
+
+def refuses(here):
+    if not here.first:
+        raise InputError("task.data: nothing there")
+    here.agree(True)
+    yield 1
+
+
+def pids(here):
+    own = torch.tensor([os.getpid()])
+    yield [int(pid) for pid in here.join(here.every(own)[here.shard.part(2)].flatten().double(), 2)]
+    time.sleep(600)
