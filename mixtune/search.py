@@ -103,7 +103,6 @@ def _dry_run(args: argparse.Namespace, stages: Sequence[tuple[Space, Places]]) -
     from mixtune.study.running import preflight
     from mixtune.study.running.estimate import ahead
 
-    # Steps need the data themselves.
     found = [_checked(args, space, there=args.measure) for space, _ in stages]
     (space, n, missed), *later = found
     say(preflight.plan(space, n, missed=missed) + "\n")
@@ -122,15 +121,18 @@ def _tell_first(args: argparse.Namespace, stages: Sequence[tuple[Space, Places]]
     """Say what the proxy and the whole task will take, if neither has begun; whether it was said."""
     from mixtune.study.books import begun
     from mixtune.study.running.estimate import ahead
+    from mixtune.study.tracking import store
 
-    if any(begun(*stage) for stage in stages):
+    if args.resume or any(begun(*stage) for stage in stages):
         return False
+    for _, places in stages:
+        store.check(places.tracking_uri)
     ahead(_stages([_checked(args, space, there=True) for space, _ in stages], stages), say, args.measure)
     return True
 
 
 def _checked(args: argparse.Namespace, space: Space, there: bool) -> tuple[Space, int, str]:
-    """The space as trials have it, their training images, and how those were known. there: the data must be.
+    """The space as trials have it, and ``preflight.expected_images``; with ``there`` the data must be, as for steps.
 
     Raises InputError for what a search of it would refuse.
     """
@@ -140,9 +142,9 @@ def _checked(args: argparse.Namespace, space: Space, there: bool) -> tuple[Space
     check_named(space)
     preflight.check_sizes(space, args.space)
     space = preflight.in_full(space)
-    look = preflight.expected_images
-    n, missed = (preflight.check_data(space, args.space), "") if there else look(space, args.space)
-    return space, n, missed
+    if there:
+        return space, preflight.check_data(space, args.space), ""
+    return space, *preflight.expected_images(space, args.space)
 
 
 def _stages(found: Sequence[tuple[Space, int, str]], stages: Sequence[tuple[Space, Places]]) -> list[Stage]:

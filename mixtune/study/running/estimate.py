@@ -120,6 +120,8 @@ def ahead(stages: Sequence[Stage], write: Callable[[str], None], again: bool = F
             tuning.connect(None, *local_resources())
         for stage, slot in zip(stages, slots, strict=True):
             with tempfile.TemporaryDirectory() if dry else locked(stage.places.folder) as scratch:
+                if stage.places.address is not None and not dry:
+                    visible.check(stage.places.folder, visible.named(stage.space))
                 if stage.title:
                     write(stage.title)
                 space, kept = stage.space, Path(scratch) if scratch else None
