@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 class InputError(Exception):
@@ -28,6 +28,14 @@ def no_room(path: object) -> NoRoomError:
 
 class TrainingError(Exception):
     """A run that could not go on, neither for bad input nor for a bug: said in one sentence, exit code 1."""
+
+
+def raised_on(err: BaseException) -> Iterator[BaseException]:
+    """The error, and one after the other those that it was raised on."""
+    one: BaseException | None = err
+    while one is not None:
+        yield one
+        one = one.__cause__ or (None if one.__suppress_context__ else one.__context__)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from mixtune.regime import Regime
@@ -13,6 +14,7 @@ from mixtune.study.outcome import Outcome
 from mixtune.study.space import Space
 from mixtune.study.statistics import mean_sd
 from mixtune.training.curve import Curve
+from mixtune.training.images.notes import IMAGES
 
 
 class Console:
@@ -24,6 +26,7 @@ class Console:
         self._write = write or (lambda line: print(line, flush=True))
         self._began = time.monotonic()
         self._findings: Counter[str] = Counter()
+        self._listed: tuple[int, Path] = (0, Path())  # how many images the longest list names, and its folder
         self._said: set[str] = set()
 
     def header(self) -> None:
@@ -39,7 +42,9 @@ class Console:
 
     def reported(self, trial: Candidate, report: Mapping[str, Any], score: float) -> None:
         """A trial goes on; the last report is left to ``ended``. What it says is written when it is new."""
-        self._findings |= Counter(report.get("findings", {}))  # trials read the same files: the most that one has met
+        found = Counter(dict(report.get("findings", ())))
+        self._findings |= found  # trials read the same files: the most that one has met
+        self._listed = max(self._listed, (found.total(), trial.folder))
         for text in report.get("said", ()):
             if text not in self._said:
                 self._said.add(text)
@@ -59,9 +64,7 @@ class Console:
     def findings(self) -> str:
         """What was odd about the data that trials read, in one line; empty for nothing."""
         said = ", ".join(f"{n} {kind}" for kind, n in sorted(self._findings.items()))
-        return (
-            f"images that are not plain photographs: {said} (each trial's own are in its result.yaml)" if said else ""
-        )
+        return f"images that are not plain photographs: {said}; named in {self._listed[1] / IMAGES}" if said else ""
 
     def _line(self, trial: Candidate, done: str, score: float | None) -> None:
         seconds = int(time.monotonic() - self._began)

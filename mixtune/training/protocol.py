@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mixtune.regime import BatchShape, Schedule
 from mixtune.training.curve import Curve
+from mixtune.training.images.notes import Notes
 from mixtune.training.images.pixels import Drawn
 from mixtune.training.learning.mixing import Blend
 from mixtune.training.learning.recipe import Recipe
@@ -19,6 +20,7 @@ class Task(Protocol):
     """What the loop needs of a task."""
 
     n_train: int
+    notes: Notes  # on the files that were read
     ranks: Ranks  # batches hold this rank's part of each step; evaluation is shared by all and the same on all
 
     def network(self, seed: int) -> nn.Module:
@@ -44,7 +46,9 @@ class Task(Protocol):
         """The scalar to minimise."""
 
     def findings(self) -> dict[str, int]:
-        """What is odd about the data read so far, counted by kind (unreadable files, greyscale ones)."""
+        """What is odd about the data that all ranks have read so far, counted by kind (unreadable files, greyscale
+        ones). Called by all of them.
+        """
 
     def evaluate(self, network: nn.Module, sizes: Sequence[int]) -> Curve:
         """The network's results at every size, on held-out images."""

@@ -8,6 +8,7 @@ NCCL on GPUs.
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -118,6 +119,17 @@ class Ranks:
             found = [torch.empty_like(value) for _ in range(self.shard.world)]
             dist.all_gather(found, value.contiguous())
         return torch.stack(found)
+
+    def gather(self, value: Any) -> list[Any]:
+        """A plain value of every rank, as JSON: nothing that travels can execute."""
+        if self.alone:
+            return [value]
+        content = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        sizes = self.every(torch.tensor([len(content)])).flatten().tolist()
+        padded = torch.zeros(max(sizes), dtype=torch.uint8)
+        padded[: len(content)] = content
+        rows = self.every(padded)
+        return [json.loads(row[:size].numpy().tobytes()) for row, size in zip(rows, sizes, strict=True)]
 
     def join(self, part: Tensor, n: int) -> Tensor:
         """All n rows, of which ``part`` are this rank's, in their order."""

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from mixtune.errors import TrainingError
+from mixtune.errors import TrainingError, raised_on
 from mixtune.regime import BatchShape
 
 
@@ -24,14 +24,11 @@ def lacking(err: BaseException) -> bool:
     """Whether memory was lacking, or whether that is what another error was raised on: a capture that runs out of
     memory ends with an error of its own.
     """
-    one: BaseException | None = err
-    while one is not None:
-        if isinstance(one, torch.OutOfMemoryError | OutOfMemoryError):
-            return True
-        if isinstance(one, RuntimeError) and any(words in str(one) for words in _SAID):
-            return True
-        one = one.__cause__ or (None if one.__suppress_context__ else one.__context__)
-    return False
+    return any(
+        isinstance(one, torch.OutOfMemoryError | OutOfMemoryError)
+        or (isinstance(one, RuntimeError) and any(words in str(one) for words in _SAID))
+        for one in raised_on(err)
+    )
 
 
 @contextmanager

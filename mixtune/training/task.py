@@ -193,7 +193,12 @@ class Classification:
         return self._whole(self._held_out, S, change=change)
 
     def findings(self) -> dict[str, int]:
-        """What was odd about the image files this process has read so far, counted; and how many were not judged."""
+        """What was odd about the image files that all ranks have read so far, counted; and how many were not judged.
+
+        To be called by all of them.
+        """
+        for found in self.ranks.gather(self.notes.news()):
+            self.notes.hear(found)
         return self.notes.counts() | ({"not judged": self._unread} if self._unread else {})
 
     @property

@@ -1,4 +1,5 @@
-"""Trained: what a finished run leaves in its folder: regime.yaml, curve.csv, weights.safetensors, result.yaml.
+"""Trained: what a finished run leaves in its folder: regime.yaml, curve.csv, weights.safetensors, result.yaml
+and, where image files were odd, images.tsv.
 
 ``mixtune.train`` writes it; so does a search for every trial, whose driver adds the curve.
 """
@@ -81,7 +82,9 @@ def save(folder: Path, regime: Regime, job: Run, report: Report) -> None:
 
 
 def save_result(folder: Path, job: Run, report: Report) -> None:
-    """Write the weights and result.yaml: on which images the run was judged, what it took, and where."""
+    """Write the weights and result.yaml: on which images the run was judged, what it took, and where; and which images
+    were odd.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     job.save_weights(folder / WEIGHTS)
     said = {
@@ -98,4 +101,5 @@ def save_result(folder: Path, job: Run, report: Report) -> None:
         "device": str(job.task.device),
         "environment": environment(),
     }
+    job.task.notes.save(folder)
     (folder / RESULT).write_text(to_yaml(said), encoding="utf-8")

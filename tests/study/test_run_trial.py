@@ -11,6 +11,7 @@ from mixtune.study.space import Space
 from mixtune.study.space.limits import POSITION
 from mixtune.training.engine import Engine
 from mixtune.training.images.notes import Notes
+from mixtune.training.images.pool import ReaderLostError
 from mixtune.training.run import Run
 from tests.study.handed import handed
 
@@ -75,7 +76,7 @@ def test_what_a_trial_says_comes_with_its_reports(trial, monkeypatch):
     first, last = trial()
     assert first["said"] == ["steps are issued one by one: on a CPU there is nothing to gain by capturing them"]
     assert last["said"] == found.lines()
-    assert last["findings"] == {"unreadable": 1}
+    assert last["findings"] == [("unreadable", 1)]
 
 
 def test_out_of_device_memory_names_the_shape_and_what_would_fit(trial, monkeypatch):
@@ -89,9 +90,13 @@ def test_out_of_device_memory_names_the_shape_and_what_would_fit(trial, monkeypa
 @pytest.mark.parametrize(
     ("error", "cause"),
     [
-        (torch.OutOfMemoryError("CUDA out of memory"), "machine"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "memory"),
+        (torch.AcceleratorError("CUDA error: out of memory"), "memory"),
+        (MemoryError("no memory for a batch"), "memory"),
         (torch.AcceleratorError("CUDA error: an illegal memory access"), "machine"),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), "machine"),
         (OSError(errno.EIO, "Input/output error"), "machine"),
+        (ReaderLostError("processes that read images die"), "machine"),
         (ValueError("a bug"), "unknown"),
     ],
 )

@@ -105,6 +105,7 @@ def collectives(ranks):
         "expected": rows[order][ranks.views(shape)].tolist(),
         "joined": ranks.join(torch.arange(10.0)[ranks.shard.part(10)], 10).tolist(),
         "every": ranks.every(torch.tensor([rank])).tolist(),
+        "gathered": ranks.gather(["ä" * rank, {"rank": rank}]),
         "agreed": [ranks.agree(rank == 0), ranks.agree(rank == 1)],
         "state": (loaded["a"].tolist(), loaded["b"]),
         "nothing": ranks.share_state(lambda: None),

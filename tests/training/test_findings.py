@@ -10,9 +10,12 @@ from mixtune.errors import InputError
 from mixtune.regime import BatchShape, Budget, published
 from mixtune.study.running.trial import metrics_of
 from mixtune.training.images import data, splits
+from mixtune.training.images.notes import Notes
+from mixtune.training.ranks import ALONE
 from mixtune.training.run import Evaluation, Run, TrainingConfig
 from mixtune.training.task import TaskConfig
 from mixtune.training.trained import save_result
+from tests.ranks import on_ranks
 
 
 @pytest.fixture
@@ -33,7 +36,7 @@ def damage(path):
     path.write_bytes(data[: len(data) // 2])
 
 
-def prepared(folder, sizes=(32,), judge="test", **task):
+def prepared(folder, sizes=(32,), judge="test", ranks=ALONE, **task):
     config = TrainingConfig(
         task=TaskConfig("folder", "cifar_resnet8", data=str(folder), workers=0, **task),
         budget=Budget(2),
@@ -41,7 +44,7 @@ def prepared(folder, sizes=(32,), judge="test", **task):
         threads=1,
         device="cpu",
     )
-    return Run.prepare(published("fixed", BatchShape(32, 8), (32,), 4), config, judge)
+    return Run.prepare(published("fixed", BatchShape(32, 8), (32,), 4), config, judge, ranks)
 
 
 def test_what_was_odd_reaches_the_report_and_the_result(folder):
@@ -53,12 +56,54 @@ def test_what_was_odd_reaches_the_report_and_the_result(folder):
     report = list(job.reports(folder / "kept.pt"))[-1]
     expected = {"unreadable": 2, "CMYK": 1, "greyscale": 1, "not judged": 1}
     assert report.findings == expected
-    assert metrics_of(report, 0.5, last=True)["findings"] == expected
+    assert dict(metrics_of(report, 0.5, last=True)["findings"]) == expected
     save_result(folder / "out", job, report)
     said = yaml.safe_load((folder / "out/result.yaml").read_text())["images"]
     assert said == {"trained": 24, "judged": 10} | expected
+    rows = [line.split("\t") for line in (folder / "out/images.tsv").read_text().splitlines()]
+    assert [(name.removeprefix(f"{folder}/"), kind) for name, kind, _ in rows] == [
+        ("path", "kind"),
+        ("train/c0/00.jpg", "unreadable"),
+        ("val/c1/04.jpg", "unreadable"),
+        ("train/c0/04.jpg", "CMYK"),
+        ("train/c1/05.jpg", "greyscale"),
+    ]
+    assert "truncated" in rows[1][2].lower()
     (again,) = list(prepared(folder).reports(folder / "kept.pt"))[-1:]
     assert again.findings == expected  # of a run that reads no file any more
+    resumed = prepared(folder)
+    list(resumed.reports(folder / "kept.pt"))
+    assert resumed.task.notes.listed() == job.task.notes.listed()
+
+
+def test_several_ranks_count_and_name_what_any_of_them_met(folder):
+    for name in ("train/c0/03", "train/c1/07", "val/c0/01", "val/c1/03"):
+        damage(folder / f"{name}.jpg")
+    alone = prepared(folder)
+    (*_, last) = alone.reports()
+    for findings, listed, mine in on_ranks(2, read, folder):
+        assert findings == last.findings == {"unreadable": 4, "not judged": 2}
+        assert listed == alone.task.notes.listed()
+        assert mine < 4  # this rank has not met them all itself
+
+
+def read(ranks, folder):
+    """What the ranks say at the end of a run, and how many unreadable files this one met itself."""
+    job, met = prepared(folder, ranks=ranks), set()
+    add = job.task.notes.add
+    job.task.notes.add = lambda done: (met.update(done.work.paths[i] for i in done.done.unreadable), add(done))
+    (*_, last) = job.reports()
+    return last.findings, job.task.notes.listed(), len(met)
+
+
+def test_a_list_is_bounded_and_names_what_cannot_be_read_first(tmp_path, monkeypatch):
+    monkeypatch.setattr("mixtune.training.images.notes.LISTED", 4)
+    notes = Notes()
+    notes.hear([(f"{i}.jpg", kind, "") for i in range(3) for kind in ("CMYK", "greyscale", "unreadable")])
+    assert [row[:2] for row in notes.listed()] == [(f"{i}.jpg", "unreadable") for i in range(3)] + [("0.jpg", "CMYK")]
+    assert sum(notes.counts().values()) == 9
+    Notes().save(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_accuracy_is_that_of_the_images_that_can_be_read(folder):

@@ -120,6 +120,7 @@ def test_every_exchange_gives_what_it_says(world):
         assert found["rows"] == found["expected"]
         assert found["joined"] == list(range(10))
         assert found["every"] == [[r] for r in range(world)]
+        assert found["gathered"] == [["ä" * r, {"rank": r}] for r in range(world)]
         assert found["agreed"] == [True, False]
         assert found["state"] == ([0, 1, 2], [1, "x"])
         assert found["nothing"] is None

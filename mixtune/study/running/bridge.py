@@ -42,7 +42,7 @@ class _Live:
     score: float | None = None
     curve: Curve | None = None
     reports: int = 0  # the number of the last one that was taken
-    deaths: int = 0  # of its workers
+    deaths: int = 0  # of its workers, or of what they need of the machine
     memory_kills: int = field(default_factory=memory_kills)
 
 
@@ -59,7 +59,7 @@ class Bridge:
         self._limits = trials.space.limits
         self._left = trials.remaining()
         self._live: dict[str, _Live] = {}
-        self._again: deque[_Live] = deque()  # their workers died
+        self._again: deque[_Live] = deque()  # the machine ended them, and they go on
         self._away: float | None = None  # since when nothing runs and the storage is away
 
     @property
@@ -74,6 +74,7 @@ class Bridge:
         if self._again:
             live = self._live[run_id] = self._again.popleft()
             forget_position(live.candidate.folder)
+            (live.candidate.folder / "error.txt").unlink(missing_ok=True)
             live.clock = Clock(self._limits, live.candidate.folder)
             return live.configuration
         begun = None
@@ -167,8 +168,9 @@ class Bridge:
         live = self._live.pop(run_id, None)
         if live is None:
             return
-        # A repeat's regime was trained before, so that what the machine did to it is no property of the regime.
-        lost = live.state == "FAIL" and live.cause == "machine" and live.candidate.repeat is not None
+        # A repeat's regime was trained before, so that a lack of memory is no property of the regime either.
+        passing = ("machine",) if live.candidate.repeat is None else ("machine", "memory")
+        lost = live.state == "FAIL" and live.cause in passing
         if (lost or (live.state is None and error)) and not self.halted:
             live.deaths += 1
             why = live.reason if lost else self._death(live)

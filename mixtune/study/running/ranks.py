@@ -20,6 +20,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from mixtune.errors import InputError, TrainingError
 from mixtune.regime import Shard
+from mixtune.study.running.trial import cause_of
 from mixtune.training.meeting import listen, meet
 from mixtune.training.ranks import ALONE, PeerLostError
 
@@ -146,18 +147,26 @@ def _own(err: Exception) -> Exception:
 
 
 def _cause(errors: list[Exception]) -> Exception:
-    """The error to act on: a rank's own words before the death of one before the rest, who only lost it."""
+    """The error to act on: a rank's own words before the death of one before the rest, who only lost it.
+
+    A rank whose device, or another part of its machine, was lost counts as dead.
+    """
     own = [_own(err) for err in errors]
-    for err in own:
-        if isinstance(err, (InputError, TrainingError)) and not isinstance(err, PeerLostError):
-            return err
+    said = [err for err in own if isinstance(err, (InputError, TrainingError)) and cause_of(err) != "machine"]
+    if said:
+        return said[0]
     dead = [e for e in own if isinstance(e, ray.exceptions.RayError) and not isinstance(e, ray.exceptions.RayTaskError)]
     if dead:
-        return RankLostError(f"a rank died ({str(dead[0]).strip().splitlines()[0]})")
+        return RankLostError(f"a rank died ({_first_line(dead[0])})")
     for err in own:
         if not isinstance(err, PeerLostError):
-            return err
+            lost = cause_of(err) == "machine"
+            return RankLostError(f"a rank lost what it needs ({_first_line(err)})") if lost else err
     return RankLostError(str(own[0]))
+
+
+def _first_line(err: Exception) -> str:
+    return (str(err).strip() or type(err).__name__).splitlines()[0]
 
 
 def results(work: Work[T], group: PlacementGroup, *arguments: Any) -> Iterator[T]:

@@ -8,32 +8,36 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from mixtune.config import parse
+from mixtune.errors import NO_ROOM
 from mixtune.regime import Regime
 from mixtune.regime.files import regime_from_dict
 from mixtune.secrets import masked
 from mixtune.study.space.fidelity import Stage
 from mixtune.study.space.limits import Position, position
+from mixtune.training import device
 from mixtune.training.curve import Curve, mean_curve
+from mixtune.training.images.pool import ReaderLostError
 from mixtune.training.loop import Report, TrainingDivergedError
 from mixtune.training.ranks import PeerLostError, Ranks
 from mixtune.training.run import Run, TrainingConfig
 from mixtune.training.shortage import lacking
 from mixtune.training.trained import save_result
 
-# The machine's: memory, a device, a file or a rank was lost, and another attempt may well succeed. The regime's: it
-# diverges with this seed, and would again.
-Cause = Literal["machine", "regime", "unknown"]
+# The machine's: a device, a file, a reader or a rank was lost, and another attempt may well succeed. Memory that was
+# lacking: it would be again, unless the regime was trained before. The regime's: it diverges with this seed.
+Cause = Literal["machine", "memory", "regime", "unknown"]
 
 
 def cause_of(err: Exception) -> Cause:
     """Whose fault an error is that ended a run."""
     if isinstance(err, TrainingDivergedError):
         return "regime"
-    lost = isinstance(err, OSError | MemoryError | PeerLostError | torch.AcceleratorError) or lacking(err)
-    return "machine" if lost else "unknown"
+    if isinstance(err, MemoryError) or lacking(err):
+        return "memory"
+    if isinstance(err, OSError) and err.errno in NO_ROOM:
+        return "unknown"
+    return "machine" if isinstance(err, OSError | PeerLostError | ReaderLostError) or device.lost(err) else "unknown"
 
 
 def failure(err: Exception, folder: Path) -> str:
@@ -43,7 +47,7 @@ def failure(err: Exception, folder: Path) -> str:
 
 
 def metrics_of(report: Report, score: float, last: bool) -> dict[str, Any]:
-    """A report as the plain values that Ray carries to the driver."""
+    """A report as the plain values that Ray carries to the driver: none is a dictionary, which Ray would flatten."""
     return {
         "number": report.number,
         "last": last,
@@ -54,7 +58,7 @@ def metrics_of(report: Report, score: float, last: bool) -> dict[str, Any]:
         "views_per_second": report.views_per_second,
         "seconds": report.seconds,
         "curve": report.curve.rows(),
-        "findings": report.findings,
+        "findings": list(report.findings.items()),
     }
 
 
@@ -148,6 +152,6 @@ def _stage(
             if last and job.task.notes.unreadable:
                 say(job.task.notes.lines()[-1])
             # Of the fold that regime.yaml names: judged on another's images, weights would be judged on what they saw.
-            if last and here.first and stage.fold == training.task.fold:
-                save_result(folder, job, report)
+            if here.first and stage.fold == training.task.fold:
+                save_result(folder, job, report) if last else job.task.notes.save(folder)
             yield report, last

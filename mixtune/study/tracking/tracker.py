@@ -123,7 +123,7 @@ class Tracker:
             values |= {f"objective/{name}": round(value, 5) for name, value in found}
         for row in report["curve"]:
             values[browsing.top1_at(row["S"], self._width)] = round(row["top1"], 5)
-        values |= {f"images/{kind}": float(n) for kind, n in report.get("findings", {}).items()}
+        values |= {f"images/{kind}": float(n) for kind, n in report.get("findings", ())}
         said = "; ".join(report.get("said", ()))[:5000]
         notes = {f"mixtune.notes.{report['number']}": said} if said else {}
         self._put("report", trial.number, metrics=[[k, float(v), step] for k, v in values.items()], tags=notes)

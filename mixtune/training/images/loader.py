@@ -23,7 +23,8 @@ from mixtune.regime import WHOLE, Schedule, Shard
 from mixtune.training.images import crops
 from mixtune.training.images.decode import decoder
 from mixtune.training.images.notes import Notes
-from mixtune.training.images.pool import Inline, Job, Region
+from mixtune.training.images.pieces import Job, Region
+from mixtune.training.images.pool import Inline
 from mixtune.training.images.reader import Work
 from mixtune.training.images.ring import Ring
 
@@ -127,7 +128,8 @@ def load(
 ) -> Iterator[Views]:
     """The views of these steps, in order, made at most ``images`` images and ``size`` bytes ahead.
 
-    Raises InputError when no image of a training step can be read, and TrainingError when a reader died.
+    Raises InputError when no image of a training step can be read, and ReaderLostError when readers die again
+    and again.
     """
     region, ring = pool.region(size), Ring(size)
     ahead: deque[_Ahead] = deque()

@@ -1,7 +1,7 @@
 """Pool: the reader processes of this training process, the memory they share with it, and what waits for them.
 
 One pool serves training at all sizes and evaluation alike. A thread passes pieces of work on as readers become free;
-it touches no pixels.
+it touches no pixels. Where a reader dies another takes its place and its work: views depend on nothing but that.
 """
 
 from __future__ import annotations
@@ -9,45 +9,38 @@ from __future__ import annotations
 import atexit
 import contextlib
 import itertools
+import logging
 import mmap
 import os
 import subprocess
-import sys
 import tempfile
 import threading
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
-from multiprocessing.connection import Connection, Pipe
+from multiprocessing.connection import Connection
 from selectors import EVENT_READ, PollSelector
 from socket import SHUT_RDWR
 from socket import socket as Socket
 
 import torch
-from torch import Tensor
 
 from mixtune.errors import TrainingError
-from mixtune.training.images.reader import Done, Work, perform
+from mixtune.training.images.pieces import Job, Region, Suspects, pin
+from mixtune.training.images.reader import Work, perform, start
+
+log = logging.getLogger(__name__)
 
 IN_HAND = 2  # pieces of work a reader holds: it does one while the next is on its way
+DEATHS = 30  # of readers of one pool that are put up with
+STILLBORN = 2  # in a row, of readers that did not answer once: nothing is wrong with the files
 
 
-@dataclass(eq=False)
-class Region:
-    """Memory for views, uint8 [bytes], which begins at ``offset`` of what the readers see."""
-
-    pixels: Tensor
-    offset: int = 0
-    pinned: bool = False
+NOTHING = Work((), 0, 1, 1, None)  # whoever answers to it is ready
+NOWHERE = Region(torch.empty(0, dtype=torch.uint8))
 
 
-@dataclass(eq=False)
-class Job:
-    """A piece of work, where its views go, and what came of it."""
-
-    work: Work
-    region: Region
-    done: Done | None = None
+class ReaderLostError(TrainingError):
+    """Readers die whatever they are given; on another machine, or at another time, they may well not."""
 
 
 class Inline:
@@ -83,24 +76,21 @@ class Processes(Inline):
         named = hasattr(os, "memfd_create")
         # Neither is bounded by /dev/shm, which containers keep small, and neither outlives the processes.
         self._memory = os.memfd_create("mixtune") if named else os.dup(tempfile.TemporaryFile().fileno())  # noqa: SIM115
-        self._sockets, theirs = zip(*(Pipe() for _ in range(processes)), strict=True)
-        descriptors = [self._memory, *(s.fileno() for s in theirs)]
-        code = f"from mixtune.training.images.reader import main; main({descriptors})"
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
-        self._process = subprocess.Popen(  # noqa: S603 (ourselves)
-            [sys.executable, "-c", code], pass_fds=descriptors, env=environment, stdin=subprocess.DEVNULL
-        )
-        for socket in theirs:
-            socket.close()
         self._extent = 0  # bytes of shared memory
         self._spare: list[Region] = []
         self._waiting: deque[Job] = deque()
-        self._held: dict[Connection, dict[int, Job]] = {s: {} for s in self._sockets}
+        self._held: dict[Connection, dict[int, Job]] = {}  # by reader, the one that it is at first
         self._numbers = itertools.count()
         self._news = threading.Condition()
-        self._dead = False
-        self._lost: list[Job] = []  # what a reader that died had in hand
+        self._suspects = Suspects()
+        self._failed = ""  # why nothing is read any more
+        self._closed = False
+        self._deaths = self._stillborn = 0  # readers that died; those in a row that had not done anything
         self._woken, self._wake = os.pipe()
+        self._ready = PollSelector()  # one for all: ``multiprocessing.connection.wait`` makes one for each message
+        self._ready.register(self._woken, EVENT_READ)
+        self._launched: list[subprocess.Popen[bytes]] = []
+        self._launch(processes)
         threading.Thread(target=self._pass_on, name="mixtune-pool", daemon=True).start()
         atexit.register(self.close)
 
@@ -111,22 +101,19 @@ class Processes(Inline):
         os.write(self._wake, b".")
 
     def finish(self, jobs: Sequence[Job]) -> None:
-        """Return when these are done. Raises TrainingError when a reader died."""
+        """Return when these are done. Raises ReaderLostError when readers die again and again."""
         with self._news:
-            self._news.wait_for(lambda: self._dead or all(j.done is not None for j in jobs))
-            if self._dead:
-                raise TrainingError(
-                    "a process that reads images died (killed for memory, or by a file that its decoder does not "
-                    f"survive); it was reading {self._suspects()}"
-                )
+            self._news.wait_for(lambda: self._failed or all(j.done is not None for j in jobs))
+            if self._failed:
+                raise ReaderLostError(self._failed)
 
     def drop(self, jobs: Sequence[Job]) -> None:
         """Forget these; nothing is at work on them afterwards."""
         gone = set(map(id, jobs))
         with self._news:
-            self._waiting = deque(j for j in self._waiting if id(j) not in gone)
-            held = [j for mine in self._held.values() for j in mine.values() if id(j) in gone]
-            self._news.wait_for(lambda: self._dead or all(j.done is not None for j in held))
+            self._waiting = deque(j for j in self._waiting if id(j.whole or j) not in gone)
+            held = [j for mine in self._held.values() for j in mine.values() if id(j.whole or j) in gone]
+            self._news.wait_for(lambda: self._failed or all(j.done is not None for j in held))
 
     def region(self, size: int) -> Region:
         """Shared memory of at least ``size`` bytes, pinned where there is a GPU, until it is given back."""
@@ -139,7 +126,7 @@ class Processes(Inline):
         start, self._extent = self._extent, self._extent + size
         os.ftruncate(self._memory, self._extent)
         pixels = torch.frombuffer(mmap.mmap(self._memory, size, offset=start), dtype=torch.uint8)
-        return Region(pixels, start, _pin(pixels))
+        return Region(pixels, start, pin(pixels))
 
     def give_back(self, region: Region) -> None:
         """The region is not used any more."""
@@ -147,62 +134,100 @@ class Processes(Inline):
 
     def close(self) -> None:
         """End the readers."""
-        for socket in self._sockets:
+        self._closed = True
+        for socket in list(self._held):
             with contextlib.suppress(OSError):
                 # A close alone would wait for the thread that listens to it: nothing would end.
                 with Socket(fileno=os.dup(socket.fileno())) as same:
                     same.shutdown(SHUT_RDWR)
                 socket.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(timeout=10)
+        for process in self._launched:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=10)
 
-    def _suspects(self) -> str:
-        paths = [p for job in self._lost for p in job.work.paths]
-        return f"one of {len(paths)} files from {paths[0]} on" if paths else "nothing"
+    def _launch(self, count: int) -> None:
+        process, sockets = start(self._memory, count)
+        self._launched = [*(p for p in self._launched if p.poll() is None), process]
+        for socket in sockets:
+            self._ready.register(socket, EVENT_READ)
+            with self._news, contextlib.suppress(OSError):  # dead already, noticed where its answer is awaited
+                self._held[socket] = {}
+                self._hand(socket, Job(NOTHING, NOWHERE))
 
     def _pass_on(self) -> None:
-        """The thread: take what is done, and hand out what waits."""
-        sockets: list[Connection] = list(self._sockets)
-        ready = PollSelector()  # one for all: ``multiprocessing.connection.wait`` makes one for each message
-        ready.register(self._woken, EVENT_READ)
-        for socket in sockets:
-            ready.register(socket, EVENT_READ)
-        while True:
-            try:
-                for source in [key.fileobj for key, _ in ready.select()]:
-                    if not isinstance(source, Connection):
+        """The thread: take what is done, hand out what waits, and replace readers that die."""
+        try:
+            while not self._failed:
+                for source in [key.fileobj for key, _ in self._ready.select()]:
+                    if isinstance(source, Connection):
+                        self._take(source)
+                    else:
                         os.read(self._woken, 4096)
-                        continue
-                    number, done = self._received(source)
-                    with self._news:
-                        self._held[source].pop(number).done = done
-                        self._news.notify_all()
                 with self._news:
-                    self._hand_out(sockets)
-            except (OSError, ValueError):  # a reader is gone, or this pool is closed
-                with self._news:
-                    self._dead = True
-                    self._news.notify_all()
-                for socket in sockets:  # the other readers end
-                    socket.close()
-                return
+                    self._hand_out()
+        except (OSError, ValueError) as err:  # this pool is closed, or no process can be started
+            with self._news:
+                self._failed = f"no process that reads images could be kept alive ({err})"
+        with self._news:
+            self._news.notify_all()
+        for socket in self._held:  # the other readers end
+            socket.close()
 
-    def _received(self, socket: Connection) -> tuple[int, Done]:
+    def _take(self, socket: Connection) -> None:
+        """What a reader has done; or its work, for others to do, where it has died."""
         try:
             number, done = socket.recv()
         except (EOFError, OSError):
-            self._lost = list(self._held[socket].values())
-            raise OSError from None
-        return number, done
+            if self._closed:
+                raise OSError("closed") from None
+            self._replace(socket)
+            return
+        with self._news:
+            job = self._held[socket].pop(number)
+            job.finish(done)
+            self._suspects.done(job)
+            self._stillborn = 0
+            self._news.notify_all()
 
-    def _hand_out(self, sockets: Sequence[Connection]) -> None:
-        while self._waiting:
-            socket = min(sockets, key=lambda s: len(self._held[s]))
+    def _replace(self, socket: Connection) -> None:
+        self._ready.unregister(socket)
+        socket.close()
+        with self._news:
+            held = list(self._held.pop(socket).values())
+            born = not held or held[0].work is not NOTHING
+            self._deaths, self._stillborn = self._deaths + 1, 0 if born else self._stillborn + 1
+            again = self._suspects.died_at(held[0]) if held and born else []
+            self._waiting.extendleft(reversed([*again, *held[1:]]))
+            if self._deaths > DEATHS or self._stillborn > STILLBORN:
+                self._failed = (
+                    f"processes that read images die again and again ({self._deaths} so far): killed for memory, or by "
+                    "files that their decoder does not survive"
+                )
+                return
+        paths = held[0].work.paths if held and born else ()
+        at = f", at {paths[0]}" + (f" or the {len(paths) - 1} after it" if paths[1:] else "") if paths else ""
+        log.warning("a process that reads images died%s; another takes its place", at)
+        self._launch(1)
+
+    def _hand_out(self) -> None:
+        while self._waiting and self._held:
+            if (instead := self._suspects.instead(self._waiting[0])) is not None:
+                self._waiting.popleft()
+                self._waiting.extendleft(reversed(instead))
+                self._news.notify_all()
+                continue
+            socket = min(self._held, key=lambda s: len(self._held[s]))
             if len(self._held[socket]) == IN_HAND:
                 return
-            job, number = self._waiting.popleft(), next(self._numbers)
-            self._held[socket][number] = job
-            socket.send((number, job.region.offset, job.region.offset + len(job.region.pixels), job.work))
+            try:
+                self._hand(socket, self._waiting.popleft())
+            except OSError:  # it has died, which is noticed where its answer is awaited
+                return
+
+    def _hand(self, socket: Connection, job: Job) -> None:
+        number = next(self._numbers)
+        self._held[socket][number] = job
+        socket.send((number, job.region.offset, job.region.offset + len(job.region.pixels), job.work))
 
 
 _idle: dict[int, list[Processes]] = {}  # pools whose task is gone, for the next task of this process
@@ -214,7 +239,7 @@ def take(processes: int) -> Inline:
         return Inline()
     idle = _idle.setdefault(processes, [])
     while idle:
-        if not (pool := idle.pop())._dead:
+        if not (pool := idle.pop())._failed:
             return pool
     return Processes(processes)
 
@@ -223,11 +248,3 @@ def release(pool: Inline) -> None:
     """Another task of this process may have it."""
     if isinstance(pool, Processes):
         _idle.setdefault(pool.processes, []).append(pool)
-
-
-def _pin(pixels: Tensor) -> bool:
-    """Make the memory page-locked, so that the GPU copies from it while this process goes on; False where it cannot."""
-    if not torch.cuda.is_available() or not torch.cuda.is_initialized():
-        return False
-    status = torch.cuda.cudart().cudaHostRegister(pixels.data_ptr(), pixels.numel(), 0)
-    return bool(status == torch.cuda.cudart().cudaError.success)

@@ -10,9 +10,11 @@ from __future__ import annotations
 import mmap
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
+from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection, Pipe
 from typing import Any, TypeVar
 
 import numpy as np
@@ -41,6 +43,20 @@ class Work:
     scale: tuple[float, float] = (1.0, 1.0)
     ratio: tuple[float, float] = (1.0, 1.0)
     mirrored: np.ndarray | None = None
+
+    def one_by_one(self) -> list[Work]:
+        """The same work, image by image."""
+        size = self.D * self.S**2 * 3
+        return [
+            replace(
+                self,
+                paths=(path,),
+                offset=self.offset + i * size,
+                numbers=None if self.numbers is None else self.numbers[i : i + 1],
+                mirrored=None if self.mirrored is None else self.mirrored[i : i + 1],
+            )
+            for i, path in enumerate(self.paths)
+        ]
 
 
 @dataclass
@@ -123,6 +139,20 @@ def serve(socket: Connection, memory: int) -> None:
             socket.send((number, perform(work, shared[start:end])))
         except (EOFError, ConnectionError):
             return
+
+
+def start(memory: int, count: int) -> tuple[subprocess.Popen[bytes], list[Connection]]:
+    """So many readers of this memory: the process that they are forked from, and a socket to each."""
+    sockets, theirs = zip(*(Pipe() for _ in range(count)), strict=True)
+    descriptors = [memory, *(s.fileno() for s in theirs)]
+    code = f"from mixtune.training.images.reader import main; main({descriptors})"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(  # noqa: S603 (ourselves)
+        [sys.executable, "-c", code], pass_fds=descriptors, env=environment, stdin=subprocess.DEVNULL
+    )
+    for socket in theirs:
+        socket.close()
+    return process, list(sockets)
 
 
 def main(descriptors: list[int]) -> None:

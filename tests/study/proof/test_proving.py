@@ -142,14 +142,16 @@ def test_what_was_interrupted_goes_on_and_repeats_nothing(space, places, stop_af
     assert len(machine.trained) == 26
 
 
-LOST = {"failed": "the device's memory does not hold a step", "cause": "machine"}
+LOST = {"failed": "the device's memory does not hold a step", "cause": "memory"}
 BUG = {"failed": "ValueError: a bug", "cause": "unknown"}
 DIVERGED = {"failed": "the loss is not finite", "cause": "regime"}
 RUN = (SEARCHED, "test", 1)
 
 
 def test_what_the_machine_did_to_a_run_is_tried_again_at_once_and_not_for_ever(space, places):
-    machine = Planted({SEARCHED: 0.95}, faults={RUN: [LOST], ("fixed", "test", 2): [LOST, LOST, LOST]})
+    machine = Planted(
+        {SEARCHED: 0.95}, faults={RUN: [LOST | {"cause": "machine"}], ("fixed", "test", 2): [LOST, LOST, LOST]}
+    )
     proof = conclude(space, places, machine)
     assert machine.trained.count(RUN) == 2
     assert machine.trained.count(("fixed", "test", 2)) == 1 + space.limits.retries

@@ -17,8 +17,8 @@ def mark():
 
 @pytest.fixture(scope="package")
 def cluster(mark):
-    """Ray on this machine with two CPUs, started once: that takes seconds."""
-    tuning.connect(None, 2, 0)
+    """Ray on this machine with two CPUs and what it takes for a GPU, started once: that takes seconds."""
+    tuning.connect(None, 2, 1)
     yield
     tuning.disconnect()
 

@@ -40,3 +40,24 @@ def trial(config):
         Path(config["checkpoint"]).write_text("state")
         os.kill(os.getpid(), signal.SIGKILL)
     tune.report({"number": 2, "last": True, "score": 0.5, "progress": 1.0, "curve": CURVE})
+
+
+def loses_its_gpu(config):
+    """The first attempt's process has a GPU that fails at every step after the first report."""
+    import torch
+
+    from mixtune.study.running import tuning
+    from mixtune.training.engine import Engine
+
+    attempts = Path(config["folder"]) / "pids"
+    attempts.open("a").write(f"{os.getpid()}\n")
+    before, reported = Engine.step, []
+
+    def step(self, *arguments):
+        if reported:
+            raise torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered")
+        return before(self, *arguments)
+
+    if len(attempts.read_text().split()) == 1:
+        Engine.step = step
+    tuning.carry_out(config, lambda result: (reported.append(result), tuning.tune.report(result)))

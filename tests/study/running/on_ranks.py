@@ -55,3 +55,15 @@ def short_of_memory(config, shapes, path, again, too_large, here):
 
     timing.Stand = Short  # in this rank's process
     return measured(config, shapes, path, again, too_large, here)
+
+
+def loses_its_device_once(here, pids):
+    """The second rank's first process meets an illegal access."""
+    with Path(pids).open("a") as file:
+        file.write(f"{here.shard.rank} {os.getpid()}\n")
+    yield 1
+    here.agree(True)
+    if not here.first and [line[0] for line in Path(pids).read_text().splitlines()].count("1") == 1:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+    here.agree(True)
+    yield 2

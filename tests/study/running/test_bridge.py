@@ -1,4 +1,5 @@
 import math
+from pathlib import Path
 
 import pytest
 
@@ -127,8 +128,6 @@ def test_a_trial_that_was_cut_off_goes_on_from_its_first_attempts_checkpoint(bri
 
 
 def test_the_checkpoints_of_a_finished_trial_are_removed(bridge):
-    from pathlib import Path
-
     path = Path(bridge.suggest("a")["checkpoint"])
     path.parent.mkdir()
     for stage in (1, 3, 9):
@@ -167,6 +166,36 @@ def test_without_retries_a_death_is_the_end(tmp_path, tiny):
     bridge.suggest("a")
     bridge.end("a", error=True)
     assert [o.reason for o in bridge.trials.outcomes()] == ["its worker died (out of memory, or killed)"]
+
+
+def test_a_trial_that_lost_its_gpu_goes_on_within_its_retries_and_leaves_no_error_behind(bridge):
+    lost = {"failed": "AcceleratorError: CUDA error: an ECC error", "cause": "machine"}
+    first = bridge.suggest("a")
+    error = Path(first["folder"]) / "error.txt"
+    bridge.report("a", report(1, 0.4))
+    error.write_text("Traceback")
+    assert bridge.report("a", lost)
+    bridge.end("a", error=False)
+    assert bridge.suggest("b") == first  # the same trial, folder and checkpoint
+    assert not error.exists()
+    assert not bridge.report("b", report(2, 0.6, last=True))
+    bridge.end("b", error=False)
+    for attempt in "cd":
+        bridge.suggest(attempt)
+        bridge.report(attempt, lost)
+        bridge.end(attempt, error=False)
+    done, failed = bridge.trials.outcomes()
+    assert (done.state, done.score) == ("COMPLETE", 0.6)
+    assert (failed.state, failed.reason) == ("FAIL", lost["failed"] + " (2 times)")
+    assert [e[2] for e in bridge.recorder.events if e[0] == "ended"] == ["COMPLETE", "FAIL"]
+
+
+@pytest.mark.parametrize("cause", ["memory", "regime", "unknown"])
+def test_what_would_happen_again_is_not_tried_again(bridge, cause):
+    bridge.suggest("a")
+    bridge.report("a", {"failed": "said", "cause": cause})
+    bridge.end("a", error=False)
+    assert [o.state for o in bridge.trials.outcomes()] in (["FAIL"], ["DIVERGED"])
 
 
 def test_what_a_worker_died_of_is_told_where_it_is_known(bridge, tmp_path, monkeypatch):

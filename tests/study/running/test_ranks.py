@@ -1,5 +1,6 @@
 """Trials on several ranks, in a real Ray on this machine; ranks that die in every way."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -7,6 +8,7 @@ import sys
 
 import pytest
 import ray
+import torch
 
 from mixtune.config import parse, plain
 from mixtune.errors import InputError, TrainingError
@@ -91,6 +93,27 @@ def test_a_ranks_own_words_come_before_a_death_and_a_death_before_those_who_noti
     assert isinstance(ranks._cause([lost, bug, dead]), ranks.RankLostError)
     assert ranks._cause([lost, bug]) is bug  # it would be the same again
     assert isinstance(ranks._cause([lost]), ranks.RankLostError)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.AcceleratorError("CUDA error: uncorrectable ECC error"), OSError(errno.EIO, "Input/output error")],
+    ids=["GPU", "file"],
+)
+def test_a_rank_that_lost_its_device_or_a_file_counts_as_dead_and_a_full_disk_or_lack_of_memory_does_not(error):
+    found = ranks._cause([PeerLostError("gone"), error])
+    assert isinstance(found, ranks.RankLostError)
+    assert str(error) in str(found)
+    for other in (OSError(errno.ENOSPC, "No space left"), torch.OutOfMemoryError("CUDA out of memory")):
+        assert ranks._cause([PeerLostError("gone"), other]) is other
+
+
+@pytest.mark.slow
+def test_ranks_start_again_in_new_processes_when_one_lost_its_device(group, tmp_path):
+    assert list(ranks.results(on_ranks.loses_its_device_once, group, str(tmp_path / "pids"))) == [1, 2]
+    told = [line.split() for line in (tmp_path / "pids").read_text().splitlines()]
+    assert sorted(rank for rank, _ in told) == ["0", "0", "1", "1"]
+    assert len({pid for _, pid in told}) == 4
 
 
 @pytest.mark.slow

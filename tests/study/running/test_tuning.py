@@ -6,15 +6,21 @@ import os
 import socket
 from pathlib import Path
 
+import numpy as np
 import pytest
+from mlflow import MlflowClient
+from PIL import Image
 
 from mixtune.config import parse
+from mixtune.study.console import Console
 from mixtune.study.events import Listeners
 from mixtune.study.running import tuning
 from mixtune.study.running.bridge import Bridge
 from mixtune.study.running.slots import Slots
 from mixtune.study.sampling import Trials
 from mixtune.study.space import Space
+from mixtune.study.tracking.tracker import Tracker
+from mixtune.training.run import Run
 from tests.accounts import assert_ended
 from tests.conftest import TINY
 from tests.study.running import faulty
@@ -106,6 +112,69 @@ def test_a_worker_that_died_once_goes_on_and_its_trial_counts_once(faulty_ray):
     ]
     assert len(pids(folder, 1)) == 2
     assert trials.outcomes()[1].reason == "its worker died (out of memory, or killed) (2 times)"
+
+
+def test_a_trial_that_lost_its_gpu_goes_on_from_its_checkpoint_in_a_new_process(cluster, tmp_path, monkeypatch):
+    monkeypatch.setattr(tuning, "run_trial", faulty.loses_its_gpu)
+    space = parse(TINY | {"trials": 1, "published": ["fixed"], "pruner": {"name": "none"}}, Space, "f")
+    trials, recorder = Trials(f"journal:///{tmp_path}/study.journal", space, 4), Recorder()
+    # What Ray counts as a GPU: where there is one, a trial's process ends with it.
+    tuning.run(Bridge(trials, space.training(1), tmp_path, Listeners([recorder])), Slots(1, 1, 1), tmp_path)
+    (outcome,) = trials.outcomes()
+    *_, undisturbed = Run.prepare(space.regime(outcome.params, "fixed"), space.training(1)).reports()
+    assert (outcome.state, outcome.curve) == ("COMPLETE", undisturbed.curve)
+    assert len(set(pids(tmp_path, 0))) == 2
+    assert [e[0] for e in recorder.events] == ["started", "reported", "reported", "ended"]
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    """An image folder: two classes, 12 training images of each and 2 to test on."""
+    rng, folder = np.random.default_rng(0), tmp_path / "photographs"
+    for part, n in (("train", 12), ("val", 2)):
+        for label in range(2):
+            (folder / part / f"c{label}").mkdir(parents=True)
+            for i in range(n):
+                image = rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)
+                Image.fromarray(image).save(folder / part / f"c{label}" / f"{i:02}.jpg")
+    return folder
+
+
+def search(folder, data, *listeners, **changes):
+    """A search of one trial over image files, with real Ray between worker and driver; its trials."""
+    task = TINY["task"] | {"dataset": "folder", "data": str(data), "samples": None, "workers": 2}
+    settings = {
+        "task": task,
+        "trials": 1,
+        "published": ["fixed"],
+        "base": {"S": 8, "B": 6},
+        "search": {"sizes": [4, 8]},
+    }
+    space = parse(TINY | settings | changes, Space, "f")
+    trials = Trials(f"journal:///{folder}/study.journal", space, 4)
+    tuning.run(Bridge(trials, space.training(1), folder, Listeners(listeners)), Slots(1, 0, 1), folder)
+    return trials
+
+
+def test_what_is_odd_about_images_is_counted_on_the_console_and_in_mlflow(
+    cluster, photographs, tmp_path, tiny, empty_store, direct
+):
+    for name in ("c0/01", "c1/05"):
+        (photographs / f"train/{name}.jpg").write_bytes(b"broken")
+    Image.new("CMYK", (30, 30), (9, 9, 9, 9)).save(photographs / "train/c0/04.jpg")
+    console = Console(1, None, lambda line: None)
+    tracker = Tracker(empty_store(tmp_path), parse(tiny, Space, "f"), tmp_path)
+    search(tmp_path, photographs, console, tracker, budget={"epochs": 2})
+    assert tracker.flush()
+    (run,) = MlflowClient(tracker.uri).search_runs([tracker.experiment], "tags.`mixtune.kind` = 'trial'")
+    assert {k: n for k, n in run.data.metrics.items() if k.startswith("images/")} == {
+        "images/unreadable": 2,
+        "images/CMYK": 1,
+        "images/not judged": 1,
+    }
+    listed = tmp_path / "trials/0000/images.tsv"
+    assert console.findings().endswith(f": 1 CMYK, 1 not judged, 2 unreadable; named in {listed}")
+    assert [line.split("\t")[1] for line in listed.read_text().splitlines()[1:]] == ["unreadable"] * 2 + ["CMYK"]
 
 
 def test_ray_listens_on_loopback_only(listening):

@@ -64,7 +64,7 @@ REPORT = {"progress": 0.5, "loss": 1.5, "lr": 0.1, "views_per_second": 100.0, "s
 def test_a_trial_is_a_child_run_whose_end_is_told_apart(tracker, state, status):
     trial = candidate(tracker)
     tracker.started(trial)
-    findings = {"unreadable": 2, "rotated by EXIF": 1}
+    findings = [("unreadable", 2), ("rotated by EXIF", 1)]
     tracker.reported(trial, REPORT | {"number": 1, "said": ["compiled", "greyscale"], "findings": findings}, 0.5)
     tracker.ended(trial, state, 0.5, "because", CURVE)
     (parent,), (child,) = runs(tracker, "study"), runs(tracker, "trial")

@@ -1,7 +1,9 @@
 """The loader under faults: bad files, dead readers, early ends; its memory and its decodes."""
 
 import os
+import re
 import signal
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mixtune.errors import InputError, TrainingError
+from mixtune.errors import InputError
 from mixtune.regime import BatchShape, Schedule, Shard
 from mixtune.training.images import pool, views
 from mixtune.training.images.data import Files
@@ -79,20 +81,66 @@ def test_a_step_without_a_single_good_image_is_said(files, workers):
         batches(files, workers)
 
 
-def test_a_reader_that_dies_ends_the_run_with_a_sentence(files):
+def test_readers_that_die_are_replaced_and_their_work_is_done_again(files, caplog):
+    expected = batches(files)
     readers = pool.Processes(2)
-    made = views.file_batches(files, schedule(), Augment(), True, 3, 0, readers)
-    next(made)
-    (child, *_) = _children(readers._process.pid)
-    os.kill(child, signal.SIGKILL)
-    with pytest.raises(TrainingError, match="a process that reads images died"):
-        list(views.file_batches(files, schedule(400), Augment(), True, 3, 0, readers))
+    next(views.file_eval_batches(files, 16, 4, readers))  # they are there
+    for child in _children(readers._launched[0].pid):
+        os.kill(child, signal.SIGSTOP)  # so that they die with work in hand
+        threading.Timer(1, os.kill, (child, signal.SIGKILL)).start()
+    notes = Notes()
+    found = [x.clone() for x, _ in views.file_batches(files, schedule(), Augment(), True, 3, 0, readers, notes=notes)]
+    assert all(torch.equal(x, y) for x, (y, _) in zip(found, expected, strict=True))
+    assert notes.unreadable == {}
+    assert notes.decodes == schedule().samples
+    assert readers._deaths == 2
+    assert len(readers._held) == 2
+    assert re.search(r"that reads images died, at .*\.png or the \d after it; another takes its place", caplog.text)
+    readers.close()
+
+
+def inject(folder, monkeypatch, code):
+    """Readers run this before anything else."""
+    (folder / "sitecustomize.py").write_text(code)
+    monkeypatch.syspath_prepend(folder)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_file_that_readers_die_of_counts_as_unreadable_and_nothing_else_changes(
+    files, workers, tmp_path_factory, monkeypatch
+):
+    killer = f"""
+import os, signal
+from mixtune.training.images import decode
+begin = decode.begin
+def dies(path, need):
+    if path == {files.paths[7]!r}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return begin(path, need)
+decode.begin = dies
+"""
+    inject(tmp_path_factory.mktemp("injected"), monkeypatch, killer)
+    readers, notes = pool.Processes(workers), Notes()
+    found = [x.clone() for x, _ in views.file_batches(files, schedule(), Augment(), True, 3, 0, readers, notes=notes)]
+    assert notes.unreadable == {files.paths[7]: "the process that decoded it died, 2 times"}
+    assert 3 <= readers._deaths <= 3 * workers  # of the piece, and twice of the file alone; others may be at it too
+    readers.close()
+    spoil(files, 7)
+    assert all(torch.equal(x, y) for x, (y, _) in zip(found, batches(files), strict=True))
+
+
+def test_readers_that_cannot_start_blame_no_file(files, tmp_path_factory, monkeypatch):
+    inject(tmp_path_factory.mktemp("injected"), monkeypatch, "import os; os._exit(3)")
+    notes = Notes()
+    with pytest.raises(pool.ReaderLostError, match=r"die again and again \(3 so far\)"):
+        list(views.file_batches(files, schedule(), Augment(), True, 3, 0, pool.Processes(1), notes=notes))
+    assert notes.unreadable == {}
 
 
 def test_readers_end_with_their_process(files):
     readers = pool.Processes(2)
     next(views.file_batches(files, schedule(), Augment(), True, 3, 0, readers))
-    process = readers._process
+    (process,) = readers._launched
     readers.close()
     assert process.wait(timeout=120) == 0
 
