@@ -144,8 +144,8 @@ def plan(space: Space, training: TrainingConfig, room: Room, slots: Slots, n_tra
     other *= space.trials * slots.pack / slots.gain
     disk = found.weights * (copies * space.trials + COPIES * len(space.stages) * slots.at_once)
     tried, longest = len(ways) + len(refused), max(whole) / 3600
-    hours, stepping = (most / 3600, expected), 1 - other / most
-    return Plan(space.trials, slots, *hours, longest, stepping, disk, tried, tuple(refused), readers, ahead)
+    stepping, why = 1 - other / most, tuple(refused)
+    return Plan(space.trials, slots, most / 3600, expected, longest, stepping, disk, tried, why, readers, ahead)
 
 
 def check_disk(wanted: Plan, folder: Path, left: int) -> float:

@@ -26,12 +26,12 @@ def lines(space: Space, wanted: Plan, room: Room, free: float, nodes: Sequence[t
     ]
     if idle := unused(space, slots, nodes):
         told.append(f"          {idle}")
-    if wanted.ahead:
-        told.append(f"loader    {_loader_said(wanted, nodes)}")
     if wanted.refused:
         told.append(
             f"          {len(wanted.refused)} of {wanted.tried} candidates cannot be trained ({wanted.refused[0]})"
         )
+    if wanted.ahead:
+        told.append(f"loader    {_loader_said(wanted, nodes)}")
     hours = [f"{occupied(slots, wanted.hours, wanted.longest)} if nothing is pruned"]
     if wanted.expected is not None and wanted.expected < wanted.hours:
         usual = occupied(slots, wanted.expected, wanted.longest)
