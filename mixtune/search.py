@@ -23,6 +23,7 @@ from mixtune.secrets import MaskSecrets, masked
 
 if TYPE_CHECKING:
     from mixtune.study.folder import Places
+    from mixtune.study.running.estimate import Stage
     from mixtune.study.space import Space
 
 
@@ -75,54 +76,102 @@ def main(argv: Sequence[str] | None = None) -> int:
     from mixtune.study.space import Space
 
     space = load(args.space, Space, [*args.assignments, *more])
-    scores: dict[str, float] = {}
     if args.proxy and args.found:
         raise InputError("--proxy searches, and --from names a study that was: give one of them")
-    if args.proxy or args.found:
-        from mixtune.study.carry import carried, on_proxy
+    if not (args.proxy or args.found):
+        places = _places(args, space.study)
+        return _dry_run(args, [(space, places)]) if args.dry_run else _search(args, space, places, {}, args.measure)
+    from mixtune.study.carry import carried, on_proxy, to_follow
 
-        whole = _places(args, f"{space.study}-carried")
-        places = replace(whole, folder=Path(args.found).absolute() if args.found else whole.folder / "proxy")
-        if args.proxy:
-            cheaper = on_proxy(space, args.space)
-            if args.dry_run:
-                code, n = _dry_run(args, cheaper), len(space.published) + args.top
-                what = f"{space.task.network}, {space.budget} at {space.base}"
-                say(f"then {n} runs on the whole task ({what}): published regimes, and the {args.top} best found here")
-                return code
-            if code := _search(args, cheaper, places, {}):
-                return code
-        space, scores = carried(space, places.folder, args.top, args.storage)
-    return _dry_run(args, space) if args.dry_run else _search(args, space, _places(args, space.study), scores)
+    whole, told = _places(args, f"{space.study}-carried"), False
+    places = replace(whole, folder=Path(args.found).absolute() if args.found else whole.folder / "proxy")
+    if args.proxy:
+        stages = [(on_proxy(space, args.space), places), (to_follow(space, args.top), whole)]
+        if args.dry_run:
+            return _dry_run(args, stages)
+        told = _tell_first(args, stages)
+        if code := _search(args, *stages[0], {}, args.measure and not told, last=False):
+            return code
+    space, scores = carried(space, places.folder, args.top, args.storage)
+    if args.dry_run:
+        return _dry_run(args, [(space, whole)])
+    return _search(args, space, whole, scores, args.measure and not told)
 
 
-def _dry_run(args: argparse.Namespace, space: Space) -> int:
+def _dry_run(args: argparse.Namespace, stages: Sequence[tuple[Space, Places]]) -> int:
+    """Tell of the study, and of the one that follows where there is one."""
     from mixtune.study.running import preflight
-    from mixtune.study.space.named import check_named
+    from mixtune.study.running.estimate import ahead
 
-    check_named(space)
-    preflight.check_sizes(space, args.space)
-    n = preflight.expected_images(space, args.space)
-    preflight.check_batches(space, n, args.space)
-    say(preflight.plan(space, n) + "\n")
+    found = [_checked(args, space, there=args.measure) for space, _ in stages]
+    (space, n, missed), *later = found
+    say(preflight.plan(space, n, missed=missed) + "\n")
+    for full, n_full, missed in later:
+        what = f"{full.task.network}, {full.budget} at {full.base}, {n_full:,} training images{missed}"
+        best = f"the {args.top} best found here"
+        say(f"then {full.trials} runs on the whole task ({what}): published regimes, and {best}\n")
     if args.measure:
-        from mixtune.study.running.estimate import dry
-
-        dry(space, args.space, _places(args, space.study), say)
+        ahead(_stages(found, stages), say, dry=True)
     else:
         say("hours are not known before steps are measured: --measure does that here; a search begins with it")
     return 0
 
 
-def _search(args: argparse.Namespace, space: Space, places: Places, scores: Mapping[str, float]) -> int:
+def _tell_first(args: argparse.Namespace, stages: Sequence[tuple[Space, Places]]) -> bool:
+    """Say what the proxy and the whole task will take, if neither has begun; whether it was said."""
+    from mixtune.study.books import begun
+    from mixtune.study.running.estimate import ahead
+    from mixtune.study.tracking import store
+
+    if args.resume or any(begun(*stage) for stage in stages):
+        return False
+    for _, places in stages:
+        store.check(places.tracking_uri)
+    ahead(_stages([_checked(args, space, there=True) for space, _ in stages], stages), say, args.measure)
+    return True
+
+
+def _checked(args: argparse.Namespace, space: Space, there: bool) -> tuple[Space, int, str]:
+    """The space as trials have it, and ``preflight.expected_images``; with ``there`` the data must be, as for steps.
+
+    Raises InputError for what a search of it would refuse.
+    """
+    from mixtune.study.running import preflight
+    from mixtune.study.space.named import check_named
+
+    check_named(space)
+    preflight.check_sizes(space, args.space)
+    space = preflight.in_full(space)
+    if there:
+        return space, preflight.check_data(space, args.space), ""
+    return space, *preflight.expected_images(space, args.space)
+
+
+def _stages(found: Sequence[tuple[Space, int, str]], stages: Sequence[tuple[Space, Places]]) -> list[Stage]:
+    from mixtune.study.running.estimate import Stage
+
+    titles = ("\nthe proxy", "\nthen the whole task") if len(stages) > 1 else ("",)
+    known = zip(found, stages, titles, strict=True)
+    return [Stage(space, n, places, title) for (space, n, _), (_, places), title in known]
+
+
+def _search(
+    args: argparse.Namespace,
+    space: Space,
+    places: Places,
+    scores: Mapping[str, float],
+    measure: bool,
+    last: bool = True,
+) -> int:
+    """last: whether no other search follows, but what people do next."""
     from mixtune.study.conduct import conduct, table
 
-    result = conduct(space, args.space, places, _draw, say, args.resume, scores, args.measure)
+    result = conduct(space, args.space, places, _draw, say, args.resume, scores, measure)
     say(f"\n{table(space, result)}\n")
-    for title, command in _next_commands(places, space, result):
+    for title, command in _next_commands(places, space, result) if last else ():
         say(f"{title}\n  {command}")
     if result.interrupted:
-        print("\ninterrupted; nothing that was finished is lost", file=sys.stderr)
+        print("\ninterrupted; nothing that was finished is lost, and the same command goes on", file=sys.stderr)
         return 130
     if result.best is None:
         print(f"\nno trial of study {space.study} was completed; the reasons are printed above", file=sys.stderr)

@@ -37,6 +37,8 @@ class Books:
 
 def begun(space: Space, places: Places) -> bool:
     """Whether the study is there already; nothing is made. Raises InputError when its storage cannot be used."""
+    if places.storage is None and not places.folder.exists():
+        return False
     with _in_one_sentence(places):
         return patiently(lambda: holds(places.storage_url, space.study))
 

@@ -42,8 +42,7 @@ def carried(space: Space, folder: Path, top: int, storage: str | None = None) ->
     storage: where the proxy's study is, if not in its folder. Returns the space and the proxy's scores by published
     name or regime file. Raises InputError when the folder holds no study with a complete trial.
     """
-    if top < 0:
-        raise InputError(f"--top must be at least 0, not {top}")
+    _check_top(top)
     if not (folder / "space.yaml").exists():
         raise InputError(f"--from {folder}: holds no study (space.yaml); name the folder of a search, as studies/NAME")
     proxy = load(folder / "space.yaml", Space)
@@ -64,16 +63,34 @@ def carried(space: Space, folder: Path, top: int, storage: str | None = None) ->
     for path in found:
         if not Path(path).exists():
             raise InputError(f"--from {folder}: {path} is gone, which holds the regime of one of its best trials")
-    made = replace(
+    return _following(space, tuple(found), len(found)), scores | found
+
+
+def to_follow(space: Space, top: int) -> Space:
+    """That study before it is known which regimes it carries, to be planned: others stand for them. Raises InputError
+    where there would be none to train.
+    """
+    _check_top(top)
+    if not top and not space.published:
+        raise InputError("--top must be at least 1 where no published regimes are trained (published: [])")
+    return _following(space, (), top)
+
+
+def _following(space: Space, known: tuple[str, ...], carried: int) -> Space:
+    return replace(
         space,
         study=f"{space.study}-carried",
-        known=tuple(found),
-        trials=len(space.published) + len(found),
+        known=known,
+        trials=len(space.published) + carried,
         fidelity=Fidelity("compress", rungs=1),
         pruner=Named("none"),
         proxy={},
     )
-    return made, scores | found
+
+
+def _check_top(top: int) -> None:
+    if top < 0:
+        raise InputError(f"--top must be at least 0, not {top}")
 
 
 @dataclass(frozen=True)

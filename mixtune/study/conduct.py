@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -66,7 +65,7 @@ def conduct(
     """
     check_named(space)
     stride = preflight.check_sizes(space, source)
-    space = _absolute(space)
+    space = preflight.in_full(space)
     n_train = preflight.check_data(space, source)
     slots = estimate.slots_of(space, places)
     store.check(places.tracking_uri)
@@ -182,19 +181,3 @@ def _say_what_happens(trials: Trials, stale: int, places: Places, write: Callabl
         write(f"study {name} goes on: {total - left} of {total} trials are done{broken}")
     else:
         write(f"study {name} has all its {total} trials already; ask for more with --trials {total + 10}")
-
-
-def _absolute(space: Space) -> Space:
-    """Ray's workers run in other folders, so data and weights are named in full."""
-    task, recipe = space.task, space.recipe
-    if task.dataset != "digits":
-        task = replace(task, data=_full(task.data or os.environ.get("MIXTUNE_DATA", "data")))
-    if task.weights not in (None, "pretrained"):
-        task = replace(task, weights=_full(task.weights))
-    if recipe.distill is not None and recipe.distill.weights != "pretrained":
-        recipe = replace(recipe, distill=replace(recipe.distill, weights=_full(recipe.distill.weights)))
-    return replace(space, task=task, recipe=recipe)
-
-
-def _full(path: str) -> str:
-    return str(Path(path).expanduser().absolute())

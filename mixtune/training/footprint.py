@@ -26,6 +26,14 @@ from mixtune.training.run import TrainingConfig
 from mixtune.training.shortage import lacking
 
 
+class TooLargeError(InputError):
+    """A step of ``shape`` did not fit into a device's memory, and every rank must begin anew to measure others."""
+
+    def __init__(self, said: str, shape: BatchShape | None = None) -> None:
+        super().__init__(said)
+        self.shape = shape
+
+
 @dataclass(frozen=True)
 class Step:
     """A shape that was tried: seconds of a step, and bytes at its peak (``memory.Peak``)."""
@@ -103,13 +111,20 @@ def _line(points: Sequence[tuple[int, float]], x: float) -> float:
 
 
 def measured(
-    config: TrainingConfig, shapes: Iterable[BatchShape], path: Path, again: bool = False, ranks: Ranks = ALONE
+    config: TrainingConfig,
+    shapes: Iterable[BatchShape],
+    path: Path,
+    again: bool = False,
+    too_large: BatchShape | None = None,
+    ranks: Ranks = ALONE,
 ) -> Footprint:
     """The footprint with these shapes, which the file at ``path`` holds from then on.
 
     What that file holds of the same kind already is not measured again, nor what another study measured on this machine
     (``measurements``), unless ``again`` is asked for. Where a step is shared by several ranks, each calls this, and the
-    first one's counts. Raises InputError for missing data, and where not even the smallest shape fits.
+    first one's counts; where one of them has too little memory the others wait for it, so TooLargeError names the shape
+    and fresh ranks, given it as ``too_large``, measure up to there. Raises InputError for missing data, and where not
+    even the smallest shape fits.
     """
     key = timing.identity(config)
     wanted = sorted(set(shapes), key=lambda s: (s.pixels, s))
@@ -117,7 +132,7 @@ def measured(
     own = None if again else _read(path, key, wanted)
     known = own if own or again else _of_another(shared, key, wanted, config.device)
     if not ranks.agree(known is not None):
-        known = _measure(config, wanted, key, ranks)
+        known = _measure(config, wanted, key, too_large, ranks)
         if ranks.first:
             measurements.keep(shared, to_yaml(known))
     if ranks.first and known is not own:
@@ -144,7 +159,9 @@ def _of_another(path: Path | None, key: str, shapes: Iterable[BatchShape], devic
     return replace(known, room=there) if known.holds(there) else None
 
 
-def _measure(config: TrainingConfig, shapes: Sequence[BatchShape], key: str, ranks: Ranks) -> Footprint:
+def _measure(
+    config: TrainingConfig, shapes: Sequence[BatchShape], key: str, too_large: BatchShape | None, ranks: Ranks
+) -> Footprint:
     began = time.perf_counter()
     stand = timing.Stand(config, ranks)
     setup = time.perf_counter() - began
@@ -159,7 +176,7 @@ def _measure(config: TrainingConfig, shapes: Sequence[BatchShape], key: str, ran
     found = Footprint(place, key, device.type, there, setup, weights, judging, watch.bytes(), (), day=today)
     for shape in shapes:
         # On a CPU, who takes all memory takes others with it: what cannot fit is not tried.
-        if ranks.agree(len(found.steps) > 1 and found.memory(shape) > there):
+        if ranks.agree(shape == too_large or (len(found.steps) > 1 and found.memory(shape) > there)):
             return replace(found, too_large=shape)
         watch = Peak(device)
         try:
@@ -167,10 +184,11 @@ def _measure(config: TrainingConfig, shapes: Sequence[BatchShape], key: str, ran
         except Exception as err:
             if not lacking(err):
                 raise
-            if found.steps and ranks.alone:  # other ranks would wait for this one
+            if found.steps and ranks.alone:
                 return replace(found, too_large=shape)
-            raise InputError(
-                f"base: {place} does not hold a step of {shape} (S x B x D) in {there / 2**30:.3g} GiB; lower base.B"
-            ) from None
+            said = f"{place} does not hold a step of {shape} (S x B x D) in {there / 2**30:.3g} GiB"
+            if found.steps:
+                raise TooLargeError(said, shape) from None
+            raise InputError(f"base: {said}; lower base.B: a step must take fewer pixels than that one") from None
         found = replace(found, steps=(*found.steps, Step(shape, seconds, watch.bytes())))
     return found

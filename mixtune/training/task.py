@@ -78,7 +78,7 @@ class Classification:
     @property
     def workers(self) -> int:
         """Decoding processes: as configured, else one less than the CPU threads at hand."""
-        return max(0, torch.get_num_threads() - 1) if self.config.workers is None else self.config.workers
+        return self.config.readers(torch.get_num_threads())
 
     @cached_property
     def _pool(self) -> pool.Inline:

@@ -51,3 +51,7 @@ class TaskConfig:
     def held_out(self) -> float | tuple[int, int]:
         """The share of the training images that is held out, or which fold of how many."""
         return (self.fold, self.folds) if self.folds > 1 else self.validation
+
+    def readers(self, threads: int) -> int:
+        """Processes that read image files for one that has so many CPU threads."""
+        return max(0, threads - 1) if self.workers is None else self.workers

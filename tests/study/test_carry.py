@@ -15,11 +15,15 @@ from mixtune.regime.files import save_regime
 from mixtune.study import carry
 from mixtune.study.carry import agreement, carried, on_proxy
 from mixtune.study.outcome import Outcome
-from mixtune.study.running.preflight import check_batches, check_sizes, expected_images
+from mixtune.study.running.preflight import check_sizes, expected_images
 from mixtune.study.sampling import Trials
 from mixtune.study.space import Space
 from tests.conftest import TINY
+from tests.study.running.test_estimate import alone
 from tests.test_search import command
+from tests.training.test_footprint import device
+
+__all__ = ["alone", "device"]  # fixtures
 
 # What the full task of the tests is to the proxy: more data, more epochs, another base.
 FULL = {"study": "full", "task": TINY["task"] | {"samples": 800}, "base": {"S": 16, "B": 16}, "budget": {"epochs": 2}}
@@ -136,10 +140,9 @@ def test_the_shipped_proxy_is_a_space_that_can_be_searched():
     stride = check_sizes(cheaper, file)
     for name in cheaper.published:
         cheaper.published_params(name, stride)
-    whole = expected_images(cheaper, file)
-    check_batches(cheaper, whole, file)
     every = replace(cheaper, task=replace(cheaper.task, classes=100, samples=None))
-    assert expected_images(every, file) == pytest.approx(0.98 * 1_281_167 / 10, abs=1)
+    assert expected_images(cheaper, file)[0] == pytest.approx(0.98 * (cheaper.task.samples or 1_281_167), abs=1)
+    assert expected_images(every, file)[0] == pytest.approx(0.98 * 1_281_167 / 10, abs=1)
     many = replace(cheaper, task=replace(cheaper.task, classes=1001))
     with pytest.raises(InputError, match=r"imagenet\.yaml: task\.classes: imagenet has 1000 classes, not 1001"):
         expected_images(many, file)
@@ -149,10 +152,81 @@ def test_a_dry_run_of_a_proxy_tells_what_comes_after_it(capsys):
     file = Path(__file__).parents[2] / "search_spaces/imagenet.yaml"
     assert search.main(["--space", str(file), "--proxy", "--top", "2", "--dry-run"]) == 0
     said = capsys.readouterr().out
-    assert "250,880 training images; base 224x256, 16 epochs" in said
-    assert said.endswith(
-        "then 8 runs on the whole task (resnet50, 30 epochs at 224x256): published regimes, and the 2 best found here\n"
+    assert re.search(
+        r"250,880 training images of the full ImageNet \(nothing is at .*\); base 224x256, 16 epochs", said
     )
+    whole = r"resnet50, 30 epochs at 224x256, 1,255,544 training images of the full ImageNet \(nothing is at .*\)"
+    assert re.search(
+        rf"then 8 runs on the whole task \({whole}\): published regimes, and the 2 best found here\n", said
+    )
+
+
+def two_stages(**changes):
+    """Settings of a search on a proxy and of the task after it."""
+    cheaper = {"task": {"samples": 400}, "base": {"S": 8, "B": 32}, "budget": {"epochs": 40}}
+    cheaper |= {"search": {"sizes": [4, 8, 12]}}
+    return TINY | FULL | {"budget": {"epochs": 80}, "proxy": cheaper} | changes
+
+
+def hours(said):
+    """The core-hours of every plan in this text, and those of all."""
+    *each, whole = (
+        float(line.split()[1 + line.startswith("in all")])
+        for line in said.splitlines()
+        if line.startswith(("hours ", "in all "))
+    )
+    return each, whole
+
+
+def test_a_dry_run_measures_the_proxy_and_the_task_after_it(alone, cache, tmp_path, space_file, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    file = str(space_file(two_stages(pruner={"name": "none"})))
+    assert search.main(["--space", file, "--proxy", "--dry-run", "--measure"]) == 0
+    said = capsys.readouterr().out
+    assert said.index("\nthe proxy\n") < said.index("\nthen the whole task\n") < said.index("\nin all ")
+    each, whole = hours(said)
+    assert len(each) == 2
+    assert whole == pytest.approx(sum(each), rel=0.01)
+    assert [p.name for p in tmp_path.iterdir()] == ["space.yaml"]
+
+
+def test_both_are_told_before_the_proxy_begins(alone, cache, tmp_path, space_file, monkeypatch, capsys):
+    def begins(space, *_, **__):
+        each, _ = hours(capsys.readouterr().out)
+        assert (space.study, len(each)) == ("full-proxy", 2)
+        raise InputError("the proxy begins")
+
+    monkeypatch.setattr("mixtune.study.conduct.conduct", begins)
+    out = tmp_path / "out"
+    with pytest.raises(InputError, match="the proxy begins"):
+        search.main(["--space", str(space_file(two_stages())), "--proxy", "--out", str(out)])
+    for folder in (out, out / "proxy"):  # kept for the searches
+        assert (folder / "preflight.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "flags", "said"),
+    [
+        ({"base": {"S": 16, "B": 1000}}, [], "base: shape 16x1000 needs 1000 distinct images"),
+        ({"base": {"S": 16, "B": 2000}}, ["--dry-run"], "base: shape 16x2000 needs 2000 distinct images"),
+        ({"evaluate": {"sizes": [18]}}, [], "18 px is not a multiple"),
+        ({"base": {"S": 16, "B": 300}, "search": {"sizes": [16]}}, [], r"at 16 px a batch of 300 needs about .* fit"),
+        ({}, ["--dry-run", "--top", "-1"], "--top must be at least 0, not -1"),
+        ({"published": []}, ["--dry-run", "--top", "0"], "--top must be at least 1 where no published regimes"),
+    ],
+)
+def test_a_problem_of_the_whole_task_is_told_before_the_proxy(
+    alone, cache, changes, flags, said, tmp_path, space_file, monkeypatch, capsys
+):
+    from tests.training.test_footprint import MIB, Stand
+
+    monkeypatch.setattr(Stand, "has", 256 * MIB)
+    settings = two_stages(**changes)
+    settings["proxy"] |= {"evaluate": {"sizes": [8]}}
+    with pytest.raises(InputError, match=said):
+        search.main(["--space", str(space_file(settings)), "--proxy", "--out", str(tmp_path / "out"), *flags])
+    assert "training images" not in capsys.readouterr().out
+    assert not (tmp_path / "out/proxy/study.journal").exists()
 
 
 def test_a_search_on_a_proxy_and_a_study_that_was_exclude_each_other(space_file, tiny):
@@ -171,6 +245,8 @@ def test_one_command_carries_a_study_and_another_goes_on_with_it(tmp_path, space
     first = command(*words, "--proxy", "--top", "1", cwd=tmp_path)
     assert first.returncode == 0, first.stdout + first.stderr
     assert "study full-proxy: 5 trials" in first.stdout
+    assert first.stdout.count("train the best regime on its own") == first.stdout.count("prove it on the test set") == 1
+    assert first.stdout.index("in all ") < first.stdout.index("study full-proxy: 5 trials")
     assert "ranks 3 regimes as this task does with Spearman's coefficient" in first.stdout
     proxy = tmp_path / "studies/full-carried/proxy"
     more = command(*words, "--from", proxy, "--top", "2", cwd=tmp_path)  # goes on with the same

@@ -1,3 +1,5 @@
+import pickle
+
 import pytest
 import torch
 
@@ -6,8 +8,9 @@ from mixtune.errors import InputError
 from mixtune.regime import BatchShape
 from mixtune.study.space import Space
 from mixtune.training import footprint, timing
-from mixtune.training.footprint import Footprint, Step, measured
+from mixtune.training.footprint import Footprint, Step, TooLargeError, measured
 from mixtune.training.memory import Peak, room
+from mixtune.training.ranks import Ranks
 
 MIB, GIB = 2**20, 2**30
 CPU = torch.device("cpu")
@@ -121,6 +124,33 @@ def test_a_shape_that_runs_out_of_memory_bounds_the_larger_ones(config, tmp_path
     assert found.too_large == shapes[2]
     assert found.memory(BatchShape(8, 200)) == float("inf")
     assert found.memory(BatchShape(8, 100)) < Stand.has
+
+
+class Peer(Ranks):
+    """One of several ranks, the others of which do as it does."""
+
+    alone = False
+
+    def agree(self, value):
+        return value
+
+    def _flat(self, tensors, change, keep=True):
+        pass
+
+
+def test_a_rank_that_runs_out_of_memory_names_the_shape_and_fresh_ones_stop_there(
+    config, tmp_path, device, monkeypatch
+):
+    monkeypatch.setattr(footprint, "room", lambda _: 1e12)
+    monkeypatch.setattr(Stand, "judging", lambda self, S: 1.0)
+    shapes = [BatchShape(8, B) for B in (32, 64, 160, 200)]
+    with pytest.raises(TooLargeError, match=r"does not hold a step of 8x160 \(S x B x D\) in") as err:
+        measured(config, shapes, tmp_path / "f.yaml", ranks=Peer())
+    too_large = pickle.loads(pickle.dumps(err.value)).shape  # as it comes from another process
+    Stand.tried = []
+    found = measured(config, shapes, tmp_path / "f.yaml", too_large=too_large, ranks=Peer())
+    assert Stand.tried == shapes[:2]
+    assert (found.too_large, found.memory(shapes[3])) == (shapes[2], float("inf"))
 
 
 def test_a_base_that_does_not_fit_at_all_is_one_sentence(config, tmp_path, device, monkeypatch):

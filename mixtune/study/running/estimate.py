@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -12,14 +12,15 @@ import torch
 
 from mixtune.config import parse, read_yaml, to_yaml
 from mixtune.errors import InputError
-from mixtune.study.folder import Places, save
-from mixtune.study.running import hosting, planning, preflight, tuning, visible
+from mixtune.regime import BatchShape
+from mixtune.study.folder import Places, locked, save
+from mixtune.study.running import hosting, planning, telling, tuning, visible
 from mixtune.study.running.planning import Plan
 from mixtune.study.running.slots import Slots, fitting, local_resources
 from mixtune.study.space import Space
 from mixtune.study.space.feasible import Room
 from mixtune.training import footprint, timing
-from mixtune.training.compiling import should_pay
+from mixtune.training.footprint import Footprint
 from mixtune.training.images.data import IN_MEMORY
 from mixtune.training.run import TrainingConfig
 
@@ -28,12 +29,15 @@ MEASURED, PLANNED, COSTS = "preflight.yaml", "plan.yaml", "costs.yaml"
 
 @dataclass(frozen=True)
 class Ready:
-    """What trials are run with. room: the memory that a candidate must fit into; gpus: of the cluster, for trials."""
+    """What trials are run with, and what they take. room: the memory that a candidate must fit into; gpus: of the
+    cluster, for trials.
+    """
 
     training: TrainingConfig
     slots: Slots
     room: Room
     gpus: int
+    plan: Plan
 
 
 def ready(
@@ -67,55 +71,66 @@ def ready(
     if again or not path.exists():
         write(f"measuring the time and memory of a few steps, once on each machine (kept in {MEASURED})")
     found = _measured(space, training, slots, places, path, again)
-    slots, room, said = planning.placed(space, slots, found, sum(cpus > 0 for cpus, _ in tuning.nodes()))
+    nodes = tuning.nodes()
+    slots, room, said = planning.placed(space, slots, found, sum(cpus > 0 for cpus, _ in nodes))
     if said:
         write(said)
     plan = planning.plan(space, training, room, slots, n_train, copies=2 if places.tracking is None else 1)
     free = planning.check_disk(plan, places.folder, left)
-    for line in planning.lines(space, plan, room, free):
+    for line in telling.lines(space, plan, room, free, nodes, training):
         write(line)
-    if said := uncompiled(training, found.device, plan):
-        write(said)
     save(kept / PLANNED, to_yaml(plan))
-    return Ready(training, slots, room, gpus)
-
-
-def uncompiled(training: TrainingConfig, device: str, plan: Plan) -> str:
-    """That the hours are those of steps which are not compiled, where trials are long enough to compile theirs.
-
-    What it would gain is not measured: that takes the better part of a minute per shape, as long as all else together.
-    """
-    workers = plan.slots.workers
-    captured = workers == 1 and training.task.dataset in IN_MEMORY
-    synced = workers > 1 and training.recipe.sync_bn
-    stepping = 3600 * plan.longest * plan.stepping * plan.slots.gain / plan.slots.pack
-    if device != "cuda" or captured or synced or not should_pay(stepping):
-        return ""
-    return "          of steps issued one by one; trials as long as these compile theirs where it pays, and take less"
+    return Ready(training, slots, room, gpus, plan)
 
 
 def slots_of(space: Space, places: Places) -> Slots:
     """What a trial takes of this machine, or of the cluster, which is joined. Raises InputError when none fits."""
+    if places.address is not None:
+        tuning.connect(places.address, 0, 0)
+        visible.admitted(places.address)
+    return _fitted(space, places)
+
+
+def _fitted(space: Space, places: Places) -> Slots:
     if places.address is None:
         return fitting(space, *local_resources())
-    tuning.connect(places.address, 0, 0)
-    visible.admitted(places.address)
     return fitting(space, *tuning.cluster(), tuning.nodes())
 
 
-def dry(space: Space, source: str, places: Places, write: Callable[[str], None]) -> None:
-    """Measure anew and tell what the study would take; of the study nothing is left behind. Raises InputError as a
-    search would.
+@dataclass(frozen=True)
+class Stage:
+    """A study that is to be planned: on how many images, and where. title: what is written over its plan."""
+
+    space: Space
+    n_train: int
+    places: Places
+    title: str = ""
+
+
+def ahead(stages: Sequence[Stage], write: Callable[[str], None], again: bool = False, dry: bool = False) -> None:
+    """Measure and tell what studies that follow one another will take, each and in all, before the first begins.
+
+    again: whatever was measured before; dry: anew too, and nothing is left behind. Raises InputError as the searches
+    would.
     """
-    n_train = preflight.check_data(space, source)
-    slots = slots_of(space, places)
+    first, plans = stages[0], []
     try:
-        if places.address is None:
+        slots = [slots_of(first.space, first.places), *(_fitted(stage.space, stage.places) for stage in stages[1:])]
+        if first.places.address is None:
             tuning.connect(None, *local_resources())
-        with tempfile.TemporaryDirectory() as kept:
-            ready(space, slots, places, n_train, space.trials, write, Path(kept), again=True)
+        for stage, slot in zip(stages, slots, strict=True):
+            with tempfile.TemporaryDirectory() if dry else locked(stage.places.folder) as scratch:
+                if stage.places.address is not None and not dry:
+                    visible.check(stage.places.folder, visible.named(stage.space))
+                if stage.title:
+                    write(stage.title)
+                space, kept = stage.space, Path(scratch) if scratch else None
+                made = ready(space, slot, stage.places, stage.n_train, space.trials, write, kept, again or dry)
+                plans.append(made.plan)
     finally:
         tuning.disconnect()
+    if len(plans) > 1:
+        write(telling.in_all(plans))
 
 
 def compared(folder: Path, hours: float) -> str:
@@ -125,20 +140,30 @@ def compared(folder: Path, hours: float) -> str:
     except InputError:  # run by an earlier version
         return ""
     planned = plan.hours if plan.expected is None else plan.expected
-    took = planning.occupied(plan.slots, hours)
+    took = telling.occupied(plan.slots, hours)
     return f"the trials took {took}, {100 * (hours / planned - 1):+.0f} % against the plan"
 
 
 def _measured(
     space: Space, training: TrainingConfig, slots: Slots, places: Places, path: Path, again: bool
-) -> footprint.Footprint:
+) -> Footprint:
     """In a worker as a trial's; in this process where that is the same and spares the start of one."""
     arguments = (training, planning.probes(space), path, again)
     alone = places.address is None and slots.gpus == 0 and slots.workers == 1
     if not alone or training.task.dataset not in IN_MEMORY:
-        return tuning.call(footprint.measured, slots, *arguments)
+        return _bounded(lambda too_large: tuning.call(footprint.measured, slots, *arguments, too_large))
     threads = torch.get_num_threads()
     try:
         return footprint.measured(*arguments)
     finally:
         torch.set_num_threads(threads)
+
+
+def _bounded(measured: Callable[[BatchShape | None], Footprint]) -> Footprint:
+    """What is measured up to the shape that does not fit, by fresh ranks whenever one is met."""
+    too_large: BatchShape | None = None
+    while True:
+        try:
+            return measured(too_large)
+        except footprint.TooLargeError as err:
+            too_large = err.shape

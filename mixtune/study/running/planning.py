@@ -9,20 +9,20 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mixtune.cli import duration
 from mixtune.errors import InputError
-from mixtune.regime import BatchShape, Regime
+from mixtune.regime import BatchShape, Regime, Shard
 from mixtune.study.running.preflight import examples
 from mixtune.study.running.slots import Slots
 from mixtune.study.running.way import beside, legs
 from mixtune.study.space import Space
-from mixtune.study.space.feasible import Room, gib, number
+from mixtune.study.space.feasible import Room, gib
 from mixtune.study.space.named import surviving
 from mixtune.training.footprint import Footprint
+from mixtune.training.images.data import IN_MEMORY
+from mixtune.training.images.loader import memory_ahead
 from mixtune.training.run import TrainingConfig
 
 SAMPLED = 24  # candidates drawn evenly, whose mean stands for those of the search
-SPREAD = 0.1  # from which on different costs of equal steps are told
 COPIES = 4  # of the weights in a checkpoint: themselves, momentum, their average, and the file that it replaces
 
 
@@ -88,6 +88,8 @@ class Plan:
     hours: of trials, if none is pruned; expected: if the pruner keeps what it is set to keep (None where it is not set
     to keep a share); longest: of a single trial; stepping: the share of hours that is spent in steps; disk: bytes of
     weights and checkpoints; tried: how many candidates this was reckoned with; refused: why some cannot be trained.
+    readers: processes that read image files for each of a trial's own, and ahead: bytes of the images that they have
+    made ahead of time, at most; 0 where images are held in memory.
     """
 
     trials: int
@@ -99,6 +101,8 @@ class Plan:
     disk: float
     tried: int
     refused: tuple[str, ...] = ()
+    readers: int = 0
+    ahead: float = 0.0
 
 
 def plan(space: Space, training: TrainingConfig, room: Room, slots: Slots, n_train: int, copies: int = 2) -> Plan:
@@ -106,7 +110,9 @@ def plan(space: Space, training: TrainingConfig, room: Room, slots: Slots, n_tra
 
     Raises InputError when no candidate can be trained.
     """
-    found, ways, refused = room.footprint, {}, []
+    found, ways, refused, ahead = room.footprint, {}, [], 0
+    readers = training.task.readers(slots.cpus)
+    last = Shard(space.resources.workers - 1, space.resources.workers)  # what does not divide evenly, it has more of
     for name, params in examples(space, SAMPLED).items():
         regime = space.regime(params, name)
         if said := next(filter(None, (room.lacking(s, space.base) for s in regime.shapes)), ""):
@@ -115,6 +121,8 @@ def plan(space: Space, training: TrainingConfig, room: Room, slots: Slots, n_tra
         try:
             way = segments(space, training, found, regime, n_train)
             ways[name] = [(step, seconds * slots.pack / slots.gain) for step, seconds in way]
+            if training.task.dataset not in IN_MEMORY:
+                ahead = max(ahead, memory_ahead(training.schedule(regime, n_train), readers, last)[1])
         except ValueError as err:
             refused.append(str(err))
     if not ways:
@@ -136,7 +144,8 @@ def plan(space: Space, training: TrainingConfig, room: Room, slots: Slots, n_tra
     other *= space.trials * slots.pack / slots.gain
     disk = found.weights * (copies * space.trials + COPIES * len(space.stages) * slots.at_once)
     tried, longest = len(ways) + len(refused), max(whole) / 3600
-    return Plan(space.trials, slots, most / 3600, expected, longest, 1 - other / most, disk, tried, tuple(refused))
+    stepping, why = 1 - other / most, tuple(refused)
+    return Plan(space.trials, slots, most / 3600, expected, longest, stepping, disk, tried, why, readers, ahead)
 
 
 def check_disk(wanted: Plan, folder: Path, left: int) -> float:
@@ -156,52 +165,3 @@ def check_disk(wanted: Plan, folder: Path, left: int) -> float:
             f"free; trials={fits} would fit, or name another folder"
         )
     return float(free)
-
-
-def lines(space: Space, wanted: Plan, room: Room, free: float) -> list[str]:
-    """What was measured and what the study takes, for people."""
-    found, slots = room.footprint, wanted.slots
-    dearest = max((s for s in space.shapes() if found.memory(s) <= room.bytes), key=found.memory)
-    told = [
-        f"measured  {found.place}" + (f", on {found.day}" if found.day else ""),
-        f"memory    {gib(found.memory(dearest))} at the dearest step, {dearest}; a trial has {gib(room.bytes)}",
-        f"step      {_steps_said(space, found)}",
-        f"plan      {wanted.trials} trials, {slots}",
-    ]
-    if wanted.refused:
-        told.append(
-            f"          {len(wanted.refused)} of {wanted.tried} candidates cannot be trained ({wanted.refused[0]})"
-        )
-    hours = [f"{occupied(slots, wanted.hours, wanted.longest)} if nothing is pruned"]
-    if wanted.expected is not None and wanted.expected < wanted.hours:
-        usual = occupied(slots, wanted.expected, wanted.longest)
-        hours.insert(0, f"{usual} if {space.pruning.name} keeps its share")
-    told.append(f"hours     {'; '.join(hours)}")
-    told[-1] += f" ({100 * wanted.stepping:.0f} % of it steps, the rest evaluation and starting)"
-    if space.final is not None:
-        runs = sum(space.final.runs(len(space.published), space.folds))
-        each = wanted.hours / (wanted.trials * space.folds)
-        told.append(f"final     {runs} runs of the whole budget more, {occupied(slots, runs * each)}")
-    told.append(f"disk      {gib(wanted.disk)} of weights and checkpoints at most; {gib(free)} free")
-    return told
-
-
-def _steps_said(space: Space, found: Footprint) -> str:
-    """The step of the base, and how far equal steps differ."""
-    base = found.seconds(space.base)
-    per_pixel = {s.shape: s.seconds / s.shape.pixels for s in found.steps if s.shape.pixels > 0.75 * space.base.pixels}
-    low, high = (extreme(per_pixel, key=lambda s: per_pixel[s]) for extreme in (min, max))
-    spread = per_pixel[high] / per_pixel[low] - 1
-    said = f"{1000 * base:.3g} ms at {space.base}"
-    if spread > SPREAD:
-        cheap, dear = (1000 * space.base.pixels * per_pixel[s] for s in (low, high))
-        more = f"{dear:.3g} ms at {high}, {100 * spread:.0f} % more"
-        return f"{said}; the same pixels take {cheap:.3g} ms at {low} and {more}"
-    return f"{said}; within {100 * spread:.0f} % for every shape that was tried"
-
-
-def occupied(slots: Slots, hours: float, longest: float = 0.0) -> str:
-    """Hours of trials as hours of what they occupy, and how long they take by the clock."""
-    taken, what = (slots.gpus / slots.pack, "GPU-hours") if slots.gpus else (slots.cpus, "core-hours")
-    clock = max(longest, hours / slots.at_once)
-    return f"{number(hours * slots.processes * taken)} {what} in {duration(3600 * clock)}"

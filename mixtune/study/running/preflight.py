@@ -2,20 +2,40 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import replace
+from pathlib import Path
 
+from mixtune.cli import short
 from mixtune.errors import InputError
-from mixtune.regime import Budget, Regime, Schedule, Shard
+from mixtune.regime import BatchShape, Budget, Regime, Schedule, Shard
 from mixtune.study.running.way import whole_runs
 from mixtune.study.space import Space
 from mixtune.study.space.knobs import Uniform
-from mixtune.training.images import prepared
+from mixtune.training.images import data, prepared
+from mixtune.training.images.data import IN_MEMORY
 from mixtune.training.networks import gmacs, total_stride
 from mixtune.training.task import Classification, check_shapes
 
 # Training images of the data sets that a dry run may meet before they are there.
 TRAINING_IMAGES = {"digits": 1438, "cifar10": 50_000, "cifar100": 50_000, "imagenet": 1_281_167}
 CLASSES = {"digits": 10, "cifar10": 10, "cifar100": 100, "imagenet": 1000}
+
+
+def in_full(space: Space) -> Space:
+    """The same space with absolute paths of data and weights: Ray's workers run in other folders."""
+    task, recipe = space.task, space.recipe
+    if task.dataset != "digits":
+        task = replace(task, data=str(data.place(task.data)))
+    if task.weights not in (None, "pretrained"):
+        task = replace(task, weights=_full(task.weights))
+    if recipe.distill is not None and recipe.distill.weights != "pretrained":
+        recipe = replace(recipe, distill=replace(recipe.distill, weights=_full(recipe.distill.weights)))
+    return replace(space, task=task, recipe=recipe)
+
+
+def _full(path: str) -> str:
+    return str(Path(path).expanduser().absolute())
 
 
 def check_sizes(space: Space, source: str) -> int:
@@ -69,18 +89,24 @@ def check_data(space: Space, source: str) -> int:
     return task.n_train
 
 
-def expected_images(space: Space, source: str) -> int:
-    """How many images a trial would train on: known for the usual data sets, read from disk for a folder."""
-    known = TRAINING_IMAGES.get(space.task.dataset)
-    if known is None:
-        return check_data(space, source)
+def expected_images(space: Space, source: str) -> tuple[int, str]:
+    """How many images a trial would train on, as its loader counts them where they lie; and, where they do not, of what
+    that is the number and where they are missed. Raises what ``check_data`` raises.
+    """
+    name, where = space.task.dataset, data.place(space.task.data)
+    there = name not in IN_MEMORY and any((where / part).exists() for part in ("train", "val"))
+    if there or name not in TRAINING_IMAGES:
+        return check_data(space, source), ""
+    known = TRAINING_IMAGES[name]
     if (classes := space.task.classes) is not None:
-        there = CLASSES[space.task.dataset]
-        if classes > there:
-            raise InputError(f"{source}: task.classes: {space.task.dataset} has {there} classes, not {classes}")
-        known = known * classes // there
+        if classes > CLASSES[name]:
+            raise InputError(f"{source}: task.classes: {name} has {CLASSES[name]} classes, not {classes}")
+        known = known * classes // CLASSES[name]
     kept = 1 - 1 / space.folds if space.folds > 1 else 1 - space.task.validation
-    return round(min(known, space.task.samples or known) * kept)
+    said = "" if name in IN_MEMORY else f" of the full ImageNet (nothing is at {short(where / 'train')} yet)"
+    n_train = round(min(known, space.task.samples or known) * kept)
+    check_batches(space, n_train, source)
+    return n_train, said
 
 
 def in_pixels(space: Space) -> Budget:
@@ -91,29 +117,54 @@ def in_pixels(space: Space) -> Budget:
 
 
 def check_batches(space: Space, n_train: int, source: str) -> None:
-    """Raise InputError when some candidate cannot be filled from ``n_train`` images."""
+    """Raise InputError, with what would do, when some candidate cannot be filled from ``n_train`` images."""
     base = space.base
+    fits = fitting_base(space, n_train)
+    helps = f"base.B {fits} would fit" if fits else "no base.B would fit"
     try:
         check_shapes([base], space.task.network, n_train)
     except ValueError as err:
-        raise InputError(f"{source}: base: {err}; lower base.B") from None
-    # B is largest at the smallest size and the largest split.
-    worst = base.resized(min(space.search.sizes), space.search.splits[1])
+        raise InputError(f"{source}: base: {err}; {helps}") from None
+    worst = _largest(space, base.B)
     if n_train < worst.B:
         raise InputError(
             f"{source}: search.sizes: {worst.S} px with split {space.search.splits[1]:g} needs batches of {worst.B} "
-            f"distinct images, and there are {n_train} to train on; leave out {worst.S} px, lower base.B or split"
+            f"distinct images, and there are {n_train} to train on; {helps}, or leave out {worst.S} px or lower split"
         )
     try:
         Shard(world=space.resources.workers).check(space.shapes())
     except ValueError as err:
-        raise InputError(f"{source}: resources.workers: {err}; raise base.B or lower resources.workers") from None
+        most = min(shape.B for shape in space.shapes())
+        raise InputError(
+            f"{source}: resources.workers: {err}; raise base.B, or set resources.workers to {most} or fewer"
+        ) from None
+    if said := _unmet(space, in_pixels(space), n_train):
+        longer = (replace(in_pixels(space), epochs=in_pixels(space).epochs * 2**k) for k in range(1, 16))
+        enough = next((budget.epochs for budget in longer if not _unmet(space, budget, n_train)), None)
+        helps = f"; budget.epochs={enough:.4g} would do" if enough and space.budget.amount is None else ""
+        raise InputError(f"{source}: budget.epochs: {said}{helps}")
+
+
+def fitting_base(space: Space, n_train: int) -> int:
+    """The largest base.B, up to the space's own, whose batches can all be filled from ``n_train`` images."""
+    batches = range(1, space.base.B + 1)
+    return bisect_right(batches, n_train, key=lambda B: max(B, _largest(space, B).B))
+
+
+def _largest(space: Space, B: int) -> BatchShape:
+    """The largest batch of a base of B: at the smallest size and the largest split."""
+    return replace(space.base, B=B).resized(min(space.search.sizes), space.search.splits[1])
+
+
+def _unmet(space: Space, budget: Budget, n_train: int) -> str:
+    """Which published or known regime cannot meet this budget, and why; empty where all can."""
     for name, params in examples(space, 0).items():
         try:
             for share in sorted({stage.share for stage in space.stages}):
-                Schedule.build(space.regime(params, name), in_pixels(space), n_train, space.seed, share=share)
+                Schedule.build(space.regime(params, name), budget, n_train, space.seed, share=share)
         except ValueError as err:
-            raise InputError(f"{source}: budget.epochs: regime {name}: {err}") from None
+            return f"regime {name}: {err}"
+    return ""
 
 
 def examples(space: Space, sampled: int) -> dict[str, dict[str, object]]:
@@ -127,10 +178,13 @@ def examples(space: Space, sampled: int) -> dict[str, dict[str, object]]:
     return points | {f"sampled {i + 1}": space.suggest(Uniform(space.seed + i)) for i in range(drawn)}
 
 
-def plan(space: Space, n_train: int, sampled: int = 4) -> str:
-    """The published regimes and a few sampled ones: steps, epochs, cost against the base, dearest step."""
+def plan(space: Space, n_train: int, sampled: int = 4, missed: str = "") -> str:
+    """The published regimes and a few sampled ones: steps, epochs, cost against the base, dearest step.
+
+    missed: of ``expected_images``.
+    """
     lines = [
-        f"{n_train:,} training images; base {space.base}, {space.budget}; equal {space.budget.spend}",
+        f"{n_train:,} training images{missed}; base {space.base}, {space.budget}; equal {space.budget.spend}",
         "",
         f"{'regime':<11} {'steps':>9} {'epochs':>7} {'views':>8} {'compute':>8} {'peak':>14}  shapes SxBxD, % of steps",
     ]

@@ -56,11 +56,16 @@ def fitting(space: Space, cpus: float, gpus: float, nodes: Sequence[tuple[float,
         raise InputError(
             f"resources.gpus: a trial asks for {gpu:g} GPUs and there are {gpus:g}; set resources.gpus=0 for CPUs"
         )
-    by_gpu = int(gpus / gpu + 1e-9) if gpu else None
-    cpu = want.cpus or (max(1, int(cpus) // by_gpu) if by_gpu else 1)
-    if cpu > cpus:
-        raise InputError(f"resources.cpus: a trial asks for {cpu} CPU cores and there are {cpus:g}")
-    fit = sum(min(int(c) // cpu, int(g / gpu + 1e-9)) if gpu else int(c) // cpu for c, g in (nodes or [(cpus, gpus)]))
+    machines = nodes or [(cpus, gpus)]
+    most = max(g for _, g in machines)
+    if gpu > most:
+        raise InputError(f"resources.gpus: a trial asks for {gpu:g} GPUs and no machine has more than {most:g} of them")
+    # With this many a machine's GPUs are all taken, and so are those of every machine that has more cores.
+    cpu = want.cpus or (min(int(c) // _shares(g, gpu) for c, g in machines if _shares(g, gpu)) if gpu else 1) or 1
+    if cpu > (there := max(c for c, _ in machines)):
+        no_more = f"no machine has more than {there:g}" if nodes else f"there are {there:g}"
+        raise InputError(f"resources.cpus: a trial asks for {cpu} CPU cores and {no_more}")
+    fit = sum(places(cpu, gpu, machines))
     if fit < want.processes:
         each = f"{cpu} CPU core{'s' * (cpu > 1)}" + (f" and {gpu:g} GPU" if gpu else "")
         key, folds = "workers", ""
@@ -72,6 +77,39 @@ def fitting(space: Space, cpus: float, gpus: float, nodes: Sequence[tuple[float,
         )
     at_once = min(want.at_once or fit, fit // want.processes)
     return Slots(cpu, gpu, at_once, want.workers, folds=want.folds_at_once)
+
+
+def places(cpu: int, gpu: float, nodes: Sequence[tuple[float, float]]) -> list[int]:
+    """On each of these machines, how many processes that take so many CPUs and GPUs there is room for."""
+    return [min(int(c) // cpu, _shares(g, gpu)) if gpu else int(c) // cpu for c, g in nodes]
+
+
+def unused(space: Space, slots: Slots, nodes: Sequence[tuple[float, float]]) -> str:
+    """How many GPUs of these machines no trial takes, and why; empty where every one is taken."""
+    if not slots.gpus:
+        return ""
+    there, want = sum(g for _, g in nodes), space.resources
+    # Of a GPU that is shared, what is over belongs to nobody.
+    all_used = sum(_shares(g, slots.gpus) for _, g in nodes) * slots.gpus if slots.gpus < 1 else there
+    left = int(all_used - slots.at_once * slots.processes * slots.gpus / slots.pack + 1e-9)
+    if left < 1:
+        return ""
+    cores = min(int(c) // n for c, g in nodes if (n := _shares(g, slots.gpus)))
+    if want.at_once is not None and slots.at_once >= want.at_once:
+        why = f"resources.at_once is {want.at_once}"
+    elif cores >= slots.cpus:
+        each = " + ".join(f"{g:g}" for _, g in nodes if g)
+        why = f"a trial takes {slots.processes * slots.gpus:g}, and machines have {each}"
+    elif cores:
+        why = f"resources.cpus is {slots.cpus}, and with {cores} all would be used"
+    else:
+        why = "a machine has fewer CPU cores than trials its GPUs could hold"
+    return f"{left} of {there:g} GPUs stay{'s' * (left == 1)} unused: {why}"
+
+
+def _shares(gpus: float, gpu: float) -> int:
+    """How often ``gpu`` of them can be had, where less than one is of a single one."""
+    return int(gpus) * int(1 / gpu + 1e-9) if gpu < 1 else int(gpus / gpu)
 
 
 def local_resources() -> tuple[int, int]:

@@ -90,8 +90,13 @@ def load(name: str, root: str | None, classes: int | None = None) -> DataSet:
         "folder": lambda root: _folder(root, "folder"),
         "imagenet": lambda root: _folder(root, "imagenet"),
     }
-    found = loaders[name](Path(root or os.environ.get("MIXTUNE_DATA", "data")).expanduser().absolute())
+    found = loaders[name](place(root))
     return found if classes is None else fewer(found, classes, name)
+
+
+def place(root: str | None) -> Path:
+    """The folder where a data set lies: ``root`` or, where that is None, MIXTUNE_DATA or data/."""
+    return Path(root or os.environ.get("MIXTUNE_DATA", "data")).expanduser().absolute()
 
 
 def _digits() -> DataSet:

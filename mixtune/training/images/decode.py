@@ -161,7 +161,7 @@ def _jpeg(data: bytes, need: Need) -> Finish | None:
 def _pillow(data: bytes, need: Need) -> Decoded:
     try:
         with Image.open(io.BytesIO(data)) as image:
-            turn = image.getexif().get(jpeg.ORIENTATION, 1) if "exif" in image.info or image.format != "JPEG" else 1
+            turn = jpeg.turn(image) if "exif" in image.info or image.format != "JPEG" else 1
             W, H = image.size
             if turn in (5, 6, 7, 8):
                 W, H = H, W

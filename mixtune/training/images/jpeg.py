@@ -81,6 +81,12 @@ def _cut(data: bytes, about: Header, rows: int) -> bytes | None:
     return data[:at] + rows.to_bytes(2, "big") + data[at + 2 :] if at >= len(frame) else None
 
 
+def turn(image: Image.Image) -> int:
+    """How an image is turned, as EXIF counts it: 1, upright, wherever it does not say one of 2 to 8."""
+    said = image.getexif().get(ORIENTATION, 1)
+    return said if said in range(2, 9) else 1
+
+
 def _turned(data: bytes) -> bool:
     with Image.open(io.BytesIO(data)) as image:
-        return bool(image.getexif().get(ORIENTATION, 1) != 1)
+        return turn(image) != 1

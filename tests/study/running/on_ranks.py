@@ -8,7 +8,10 @@ from pathlib import Path
 import torch
 
 from mixtune.errors import InputError
+from mixtune.regime import BatchShape
 from mixtune.study.running.trial import trial_results
+from mixtune.training import timing
+from mixtune.training.footprint import measured
 
 
 def dies_once(here, config, notes):
@@ -39,6 +42,19 @@ def pids(here):
     own = torch.tensor([os.getpid()])
     yield [int(pid) for pid in here.join(here.every(own)[here.shard.part(2)].flatten().double(), 2)]
     time.sleep(600)
+
+
+def short_of_memory(config, shapes, path, again, too_large, here):
+    """Measured where the second rank has too little memory for the base."""
+
+    class Short(timing.Stand):
+        def seconds(self, shape):
+            if here.shard.rank == 1 and shape == BatchShape(8, 32):
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super().seconds(shape)
+
+    timing.Stand = Short  # in this rank's process
+    return measured(config, shapes, path, again, too_large, here)
 
 
 def loses_its_device_once(here, pids):

@@ -8,10 +8,11 @@ from mixtune import search
 from mixtune.config import parse
 from mixtune.errors import InputError
 from mixtune.study.folder import Places
-from mixtune.study.running import estimate, tuning
+from mixtune.study.running import estimate, planning, telling, tuning
 from mixtune.study.running.planning import Plan
 from mixtune.study.running.slots import Slots
 from mixtune.study.space import Space
+from mixtune.training import footprint
 from tests.conftest import TINY
 from tests.training.test_footprint import MIB, Stand, device
 
@@ -64,7 +65,7 @@ def test_hours_of_steps_that_will_be_compiled_are_said_to_be_of_others(device, h
     task = TINY["task"] | {"dataset": "folder", "data": "somewhere"} | more.get("task", {})
     training = parse(TINY | more | {"task": task}, Space, "f").training(1)
     plan = Plan(4, Slots(1, 1, 2, workers), 4 * hours, None, hours, 0.99, 0.0, 4)
-    assert ("one by one" in estimate.uncompiled(training, device, plan)) == said
+    assert ("one by one" in telling.uncompiled(training, device, plan)) == said
 
 
 def test_a_second_study_with_a_budget_in_seconds_measures_nothing_and_is_given_the_same(alone, tmp_path, monkeypatch):
@@ -123,3 +124,18 @@ def test_the_next_study_on_this_machine_is_spared_the_measurement(alone, tmp_pat
     assert len(Stand.tried) == 2 * tried
     (file,) = (cache / "mixtune/footprints").iterdir()
     assert file.read_text() == (tmp_path / "b" / estimate.MEASURED).read_text()
+
+
+def test_ranks_begin_anew_after_each_shortage_until_what_is_left_fits(alone, tmp_path, monkeypatch):
+    space, asked = parse(LONG, Space, "f"), []
+    shapes = planning.probes(space)[::-1]
+
+    def call(function, slots, *arguments):
+        asked.append(arguments[-1])
+        if len(asked) < 3:
+            raise footprint.TooLargeError("short", shapes[len(asked) - 1])
+        return "found"
+
+    monkeypatch.setattr(tuning, "call", call)
+    found = estimate._measured(space, space.training(1), Slots(1, 0, 1, 2), Places(tmp_path), tmp_path / "f", False)
+    assert (found, asked) == ("found", [None, *shapes[:2]])

@@ -10,11 +10,11 @@ from mixtune.cli import duration
 from mixtune.config import load, parse
 from mixtune.errors import InputError
 from mixtune.regime import BatchShape
-from mixtune.study.running import planning, preflight
+from mixtune.study.running import planning, preflight, telling
 from mixtune.study.running.slots import Slots
 from mixtune.study.running.way import whole_runs
 from mixtune.study.space import Named, Space
-from mixtune.study.space.feasible import Room, infeasible
+from mixtune.study.space.feasible import Room, gib, infeasible
 from mixtune.study.space.fidelity import Fidelity
 from mixtune.study.space.final import Final
 from mixtune.study.space.named import make_pruner, surviving
@@ -24,6 +24,7 @@ from tests.training.test_footprint import GIB, made
 
 ONE = Slots(cpus=1, gpus=0, at_once=2)
 GPU = Slots(cpus=12, gpus=1, at_once=8)
+NODES = [(96.0, 8.0)]
 
 
 def space(**changes):
@@ -133,7 +134,7 @@ def test_folds_at_once_take_the_time_of_one_and_the_cores_of_all():
         one = 1e-9 * 90 * 300 * 64
         assert found.hours == pytest.approx(10 * (one * (1 / 9 + 1 / 3 + waves) + (2 + waves) * 4) / 3600, rel=1e-3)
         assert 1 - found.stepping == pytest.approx(10 * (2 + waves) * 4 / 3600 / found.hours)
-        assert planning.occupied(found.slots, 1.0).startswith(f"{count} core-hours")
+        assert telling.occupied(found.slots, 1.0).startswith(f"{count} core-hours")
     whole = 10 * (1e-9 * 90 * 300 * 64 * (1 / 9 + 1 / 3 + 4) + 6 * 4) / 3600
     assert in_turn.hours == pytest.approx(whole, rel=1e-3)
 
@@ -214,7 +215,7 @@ def test_the_plan_says_what_is_asked_for():
     found = linear(s, 20 * GIB, setup=1.0)
     room = Room(found, found.room)
     plan = planning.plan(s, s.training(1), room, GPU, 300)
-    told = "\n".join(planning.lines(s, plan, room, 1e12))
+    told = "\n".join(telling.lines(s, plan, room, 1e12, NODES, s.training(1)))
     assert "measured  here" in told
     assert "a trial has 80 GiB" in told
     assert "within 0 % for every shape that was tried" in told
@@ -222,13 +223,51 @@ def test_the_plan_says_what_is_asked_for():
     assert f"{plan.expected:.3g} GPU-hours in {duration(plan.expected / 8 * 3600)} if halving keeps its share" in told
     assert f"{plan.hours:.3g} GPU-hours in {duration(plan.hours / 8 * 3600)} if nothing is pruned" in told
     uneven = replace(found, steps=(*found.steps, replace(found.steps[1], shape=BatchShape(12, 14), seconds=1e-5)))
-    assert "% more" in "\n".join(planning.lines(s, plan, Room(uneven, room.bytes), 1e12))
+    assert "% more" in "\n".join(telling.lines(s, plan, Room(uneven, room.bytes), 1e12, NODES, s.training(1)))
     for slots, said in (
         (Slots(12, 1, 1, workers=8), "16 GPU-hours in 2 h 00 min"),
         (ONE, "4 core-hours in 2 h 00 min"),
     ):
         two = replace(plan, slots=slots, hours=2.0 * slots.at_once, expected=None)
-        assert said in "\n".join(planning.lines(s, two, room, 1e12))
+        assert said in "\n".join(telling.lines(s, two, room, 1e12, NODES, s.training(1)))
+
+
+@pytest.mark.parametrize(
+    ("slots", "workers", "nodes", "said"),
+    [
+        (
+            GPU,
+            None,
+            NODES,
+            "11 readers for a trial; at most {} of images made ahead, {} of a machine that has 8 at once",
+        ),
+        (replace(GPU, at_once=16), 2, NODES * 2, "2 readers for a trial; at most {} of images made ahead, {} of a"),
+        (
+            replace(GPU, at_once=1, workers=8),
+            0,
+            NODES,
+            "no readers, each of its processes decodes; at most {} of images",
+        ),
+        (replace(GPU, at_once=1), 3, NODES, "3 readers for a trial; at most {} of images made ahead"),
+    ],
+)
+def test_what_images_made_ahead_take_is_told_of_a_trial_and_of_a_machine(slots, workers, nodes, said):
+    files = {"dataset": "folder", "network": "cifar_resnet8", "data": "nowhere", "workers": workers}
+    wanted = {"base": {"S": 64, "B": 40_000}, "search": {"sizes": [32, 64]}, "budget": {"epochs": 20}}
+    s = space(task=files, resources={"workers": slots.workers}, **wanted)
+    found = linear(s)
+    plan = planning.plan(s, s.training(slots.cpus), Room(found, found.room), slots, 200_000)
+    # One step where nobody works ahead, three where readers do, which are more here than the limit.
+    largest = max(-(-shape.B // slots.workers) * shape.D * shape.S**2 * 3 for shape in s.shapes())
+    assert plan.ahead == largest * (1 if workers == 0 else 3)
+    (line,) = (
+        x for x in telling.lines(s, plan, Room(found, found.room), 1e12, nodes, s.training(1)) if x.startswith("loader")
+    )
+    on_one = min(slots.at_once * slots.workers, 8)
+    assert said.format(gib(plan.ahead), gib(on_one * plan.ahead)) in line
+    assert (f"has {on_one} at once" in line) == (on_one > 1)
+    small = telling.lines(space(), planned(space()), Room(linear(space()), GIB), 1e12, NODES, space().training(1))
+    assert not any(x.startswith("loader") for x in small)
 
 
 def test_trials_that_share_a_gpu_take_it_for_as_long_as_was_measured():
@@ -238,4 +277,4 @@ def test_trials_that_share_a_gpu_take_it_for_as_long_as_was_measured():
     assert shared.longest == pytest.approx(alone.longest * 4 / 2.5)
     assert shared.stepping == pytest.approx(alone.stepping)
     slots = shared.slots
-    assert planning.occupied(slots, 4.0) == "1 GPU-hours in 30 min 00 s"
+    assert telling.occupied(slots, 4.0) == "1 GPU-hours in 30 min 00 s"

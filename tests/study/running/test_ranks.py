@@ -14,7 +14,8 @@ from mixtune.config import parse, plain
 from mixtune.errors import InputError, TrainingError
 from mixtune.regime import BatchShape
 from mixtune.study.events import Listeners
-from mixtune.study.running import preflight, ranks, tuning
+from mixtune.study.folder import Places
+from mixtune.study.running import estimate, planning, preflight, ranks, tuning
 from mixtune.study.running.bridge import Bridge
 from mixtune.study.running.slots import Slots, fitting
 from mixtune.study.sampling import Trials
@@ -153,14 +154,26 @@ def test_a_step_is_timed_on_the_ranks_that_share_it(cluster, tmp_path):
 @pytest.mark.slow
 def test_memory_and_time_are_measured_by_the_ranks_that_share_a_step(cluster, tmp_path):
     space = parse(SPACE, Space, "f")
-    arguments = (space.training(1), [space.base, BatchShape(8, 16)], tmp_path / "preflight.yaml", False)
+    arguments = (space.training(1), [space.base, BatchShape(8, 16)], tmp_path / "preflight.yaml", False, None)
     found = tuning.call(measured, Slots(1, 0, 1, 2), *arguments)
     assert "2 ranks" in found.place
     assert found.seconds(space.base) > 0
     assert 0 < found.memory(space.base) < found.room
     assert tuning.call(measured, Slots(1, 0, 1, 2), *arguments) == found
-    another = tuning.call(measured, Slots(1, 0, 1, 2), *arguments[:2], tmp_path / "another.yaml", False)
+    another = tuning.call(measured, Slots(1, 0, 1, 2), *arguments[:2], tmp_path / "another.yaml", False, None)
     assert (another.steps, another.judging, another.setup) == (found.steps, found.judging, found.setup)
+
+
+@pytest.mark.slow
+def test_a_rank_that_runs_out_of_memory_bounds_what_fresh_ranks_measure(cluster, tmp_path, cache, monkeypatch):
+    monkeypatch.setattr(estimate.footprint, "measured", on_ranks.short_of_memory)
+    space = parse(SPACE, Space, "f")
+    path = tmp_path / "preflight.yaml"
+    found = estimate._measured(space, space.training(1), Slots(1, 0, 1, 2), Places(tmp_path), path, False)
+    assert found.too_large == space.base
+    smaller = [shape for shape in planning.probes(space) if (shape.pixels, shape) < (space.base.pixels, space.base)]
+    assert {step.shape for step in found.steps} == set(smaller)
+    assert found.memory(space.base) == float("inf")
 
 
 def test_a_measurement_that_kills_its_process_is_told_and_not_repeated(cluster, tmp_path):
