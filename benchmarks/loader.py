@@ -1,6 +1,6 @@
 """How fast do image files become batches? This loader against torchvision's ImageFolder, Pillow and torch's DataLoader.
 
-    python -m benchmarks.loader --data FOLDER     holds train/CLASS/* and val/CLASS/*, real photographs; about 3 minutes
+    python -m benchmarks.loader --data FOLDER     holds train/CLASS/* and val/CLASS/*, real photographs; about 5 minutes
 
 Both sides make the same augmentation (RandomResizedCrop, mirroring, normalising) with as many worker processes as there
 are cores, and hand over float batches in this process's memory; the time runs from the first batch to the last. From
@@ -148,7 +148,7 @@ def measured(
     source = data.load("folder", str(folder)).train
     assert isinstance(source, Files)
     shares = 1.0, 128**2 / S**2, 224**2 / math.prod(dimensions(source))  # so that all take about as long
-    n = max(6 * BATCH, round(args.images * min(shares)))
+    n = max(16 * BATCH, round(args.images * min(shares)))
     sides: dict[str, Callable[[], float]] = {
         "torchvision": partial(torchvisions, folder, S, n),
         "original": partial(ours, source, steps(BatchShape(S, BATCH), n), readers),
@@ -178,7 +178,7 @@ def parser() -> Parser:
     """The command's flags."""
     p = Parser("benchmarks.loader", __doc__.split("\n")[0])
     p.add_argument("--data", required=True, metavar="FOLDER", help="holds train/CLASS/* and val/CLASS/*")
-    p.add_argument("--repeats", type=int, default=5)
+    p.add_argument("--repeats", type=int, default=9)
     p.add_argument("--images", type=int, default=1200, help="images of a measurement at 128 px")
     return p
 
