@@ -39,7 +39,8 @@ def efficiency(trial: FinishedTrial, time: str) -> tuple[float, float, float, in
 
 def draw_study(study: StudyRuns, folder: Path, time: str = "training") -> tuple[list[Path], list[str]]:
     """The figure and its table, the most efficient regime first."""
-    shown = study.shown
+    untimed = [t for t in study.shown if time == "training" and t.pruned]  # a final keeps no seconds
+    shown = [t for t in study.shown if t not in untimed]
     rows: list[dict[str, Any]] = []
     for t in shown:
         score, A, T, S = efficiency(t, time)
@@ -68,6 +69,8 @@ def draw_study(study: StudyRuns, folder: Path, time: str = "training") -> tuple[
         paths = style.write(figure, folder, "efficiency", rows)
     best = next(t for t in shown if t.number == rows[0]["trial"])
     lines = [f"best: {names([best])[0]}; T is {TIMES[time]}"]
+    if untimed:
+        lines.append(f"left out: {', '.join(names(untimed))}, which the search pruned: a final keeps no times")
     if time == "training" and study.settings.get("budget.spend") == "compute":
         lines.append("equal compute for all: T differs by how well a machine handles small images, and by noise")
     return paths, lines

@@ -29,6 +29,7 @@ _NEEDED = ("task.dataset", "task.network", "base.S", "base.B", "budget.epochs", 
 class FinishedTrial:
     """A run that was trained to the end: its number, family (a published name or "searched"), regime and curve.
 
+    ``pruned``: in the search, and trained to the end by its final; the curve is the mean over fresh seeds there.
     ``params``: its point of the search space, typed; ``more``: other metrics by size (corruption/...);
     ``seconds``: of training and evaluation together; ``judge``: which images the curve is of; ``run``: its id.
     """
@@ -43,6 +44,7 @@ class FinishedTrial:
     seed: int = 0
     judge: str = "validation"
     run: str = ""
+    pruned: bool = False
 
     @property
     def searched(self) -> bool:
@@ -174,8 +176,8 @@ def store(uri: str | None, study: str) -> str:
 
 
 def read_study(uri: str, study: str) -> StudyRuns:
-    """A study with its complete trials and repeated runs, by number. Pruned trials are left out: their curves are of
-    half-trained networks.
+    """A study with its complete trials and repeated runs, by number. Pruned trials are left out, as their curves are of
+    half-trained networks, but for those that a final has trained to the end: they stand with the mean over its runs.
 
     Raises InputError for a missing or foreign store, an unknown study and a study without complete trials.
     """
@@ -209,8 +211,20 @@ def read_study(uri: str, study: str) -> StudyRuns:
                 f"--study {study}: its parent run in {uri} lacks the parameter {key}; mixtune did not write it"
             )
     read = StudyRuns(uri, study, parent, settings, tags, (), states)
-    order = sorted((_finished(run, read) for run in trials), key=lambda t: t.number)
-    return replace(read, trials=tuple(order), repeats=tuple(_finished(run, read) for run in repeats))
+    complete, again = ([_finished(run, read) for run in runs] for runs in (trials, repeats))
+    order = sorted([*complete, *_by_final(complete, again)], key=lambda t: t.number)
+    return replace(read, trials=tuple(order), repeats=tuple(again))
+
+
+def _by_final(complete: Sequence[FinishedTrial], repeats: Sequence[FinishedTrial]) -> list[FinishedTrial]:
+    """The trials that were trained to the end in a final only: on validation images where any of its runs was."""
+    made = []
+    for number in sorted({r.number for r in repeats} - {t.number for t in complete}):
+        mine = [r for r in repeats if r.number == number]
+        judge = max(r.judge for r in mine)  # validation before test
+        runs = [r for r in mine if r.judge == judge]
+        made.append(replace(runs[0], curve=mean_curve([r.curve for r in runs]), more={}, pruned=True))
+    return made
 
 
 def _rows(run: Stored) -> list[dict[str, float]]:

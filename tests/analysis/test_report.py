@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from analysis import findings, report
+from analysis import efficiency, findings, report
 from analysis.record import main as record
 from analysis.runs import read_study
 from mixtune.errors import InputError
@@ -94,20 +94,21 @@ def test_seeds_decide_what_is_claimed(made, tmp_path, fixed, verdict):
     assert any("multi-scale VBS; these do not compare" in line for line in findings.noise(study))
 
 
-def proven(made, scores, winner):
-    """Record a study's final: {trial: top-1 by seed}, and fresh seeds of trial 1 alone."""
-    made.trial(0, "fixed", curve(0.5, 0.6))
+def proven(made, scores, winner, fixed="COMPLETE"):
+    """Record a study's final: {trial: top-1 by seed}, and fresh seeds of trial 1, and of 0 if it was pruned."""
+    made.trial(0, "fixed", curve(0.5, 0.6), fixed)
     made.trial(1, "searched", curve(0.9, 0.9), split=0.1)
     made.trial(2, "searched", curve(0.7, 0.7))
     made.trial(3, "multiscale", curve(0.8, 0.8))
-    trials = {t.number: t for t in read_study(made.uri, "tiny").trials}
+    published = {0: "fixed", 3: "multiscale"}
     runs = [(n, s, "final", a) for n, each in scores.items() for s, a in enumerate(each)]
-    for n, seed, round_, top1 in [*runs, (1, 1, "leaders", 0.6), (1, 2, "leaders", 0.6)]:
-        point = made.space.published_params(trials[n].family, 4) if not trials[n].searched else POINT
+    fresh = [(n, s, "leaders", a) for n, a in ((1, 0.6), (0, 0.55)) for s in (1, 2) if n or fixed == "PRUNED"]
+    for n, seed, round_, top1 in [*runs, *fresh]:
+        point = made.space.published_params(published[n], 4) if n in published else POINT
         if n == 1:
             point = point | {"split": 0.1}
         noted = {"repeat": {"of": n, "seed": seed, "round": round_}}
-        noted |= {} if trials[n].searched else {"published": trials[n].family}
+        noted |= {"published": published[n]} if n in published else {}
         made.tracker.repeated(candidate_of(made.space, n, point, noted, made.folder), top1, curve(top1, top1))
     summary = {"score": 0.7, "trial": winner, "chosen": "the best mean over 2 fresh seeds", "verdict": "said"}
     made.tracker.summarise(summary)
@@ -134,6 +135,22 @@ def test_a_final_names_the_winner_that_was_chosen_before_it_and_what_the_test_se
     assert len(use) == 1
     assert "searched2" in use[0]
     assert "searched #2 wins" in written(made.uri, tmp_path)
+
+
+def test_a_published_regime_that_the_search_pruned_stands_with_its_runs_of_the_final(made, tmp_path):
+    study = proven(made, {0: (0.81, 0.83), 2: (0.72, 0.74), 3: (0.70, 0.71)}, winner=0, fixed="PRUNED")
+    assert study.states == {"COMPLETE": 3, "PRUNED": 1}
+    assert [(t.family, t.pruned) for t in study.shown] == [("fixed", True), ("multiscale", False), ("searched", False)]
+    assert study.winner.family == "fixed"
+    assert study.winner.curve.at(8).top1 == pytest.approx(0.55)  # of fresh seeds, and not of half the budget
+    assert study.winner.judge == "validation"
+    tested = {t.number: t.curve.at(8).top1 for t in study.tested().trials}
+    assert tested == pytest.approx({0: 0.82, 2: 0.73, 3: 0.705})
+    assert findings.answer(study).startswith("fixed size wins: on the test set it scores 82.00")
+    assert "fixed" in written(made.uri, tmp_path)
+    _, lines = efficiency.draw_study(study, tmp_path)
+    assert "left out: fixed, which the search pruned: a final keeps no times" in lines
+    assert len(efficiency.draw_study(study, tmp_path, "inference")[1]) == 1
 
 
 def test_the_page_tells_what_is_missing_of_a_final_and_how_early_scores_ranked(made, tmp_path):
