@@ -13,7 +13,8 @@ from typing import Any
 
 from analysis import style
 from analysis.command import parser, perform
-from analysis.runs import FinishedTrial, StudyRuns, names, read_study, store
+from analysis.finished import FinishedTrial
+from analysis.runs import StudyRuns, names, read_study, store
 from mixtune.cli import run
 from mixtune.errors import InputError
 from mixtune.study.statistics import Difference, difference, holm, mean_sd, over_pairs

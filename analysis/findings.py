@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from analysis import page, style
 from analysis.compare import by_seed, compare_runs
-from analysis.runs import FinishedTrial, StudyRuns
+from analysis.finished import FinishedTrial
+from analysis.runs import StudyRuns
 from mixtune.study.proof.verdict import Verdict, verdict
 from mixtune.study.statistics import image_error, mean_sd
 

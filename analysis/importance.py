@@ -17,7 +17,8 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 from analysis import style
 from analysis.command import parser, perform
-from analysis.runs import FinishedTrial, StudyRuns
+from analysis.finished import FinishedTrial
+from analysis.runs import StudyRuns
 from mixtune.cli import run
 from mixtune.errors import InputError
 from mixtune.study.space.knobs import Knobs, Range, Value, ends, said

@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 
+from analysis.finished import FinishedTrial
 from analysis.record import over_severities
-from analysis.runs import FinishedTrial, StudyRuns, names, read_study, store
+from analysis.runs import StudyRuns, names, read_study, store
 from mixtune.cli import Parser, parse_args, run
 from mixtune.config import override, parse
 from mixtune.errors import InputError

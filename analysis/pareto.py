@@ -12,7 +12,8 @@ from typing import Any
 
 from analysis import style
 from analysis.command import parser, perform
-from analysis.runs import FinishedTrial, StudyRuns, read_study
+from analysis.finished import FinishedTrial
+from analysis.runs import StudyRuns, read_study
 from mixtune.cli import run
 from mixtune.errors import InputError
 from mixtune.training.curve import cost_range, front, hypervolume

@@ -14,8 +14,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from analysis.finished import FinishedTrial
 from analysis.robustness import PREFIX as CORRUPTION
-from analysis.runs import FinishedTrial, StudyRuns, read_study, store
+from analysis.runs import StudyRuns, read_study, store
 from mixtune.cli import Parser, parse_args, run, short
 from mixtune.errors import InputError
 from mixtune.regime import Regime

@@ -15,7 +15,8 @@ from typing import Any
 from analysis import page, pareto, sizes, timeline
 from analysis.command import parser, perform
 from analysis.findings import answer, budget, noise, question, ranked, results
-from analysis.runs import FinishedTrial, StudyRuns
+from analysis.finished import FinishedTrial
+from analysis.runs import StudyRuns
 from mixtune.cli import duration, python, run, short
 from mixtune.errors import InputError
 from mixtune.study.space.final import Final

@@ -6,50 +6,22 @@ S, B, D as in ``regime.shapes``. This is the only module of the analysis that as
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+from analysis.finished import FinishedTrial, by_final
 from mixtune.errors import InputError
 from mixtune.regime import BatchShape, Regime
 from mixtune.secrets import masked
 from mixtune.study.space.candidates import Search, regime_of
-from mixtune.study.space.knobs import Value
 from mixtune.study.statistics import mean_sd
 from mixtune.study.tracking.parameters import point_of, section
 from mixtune.study.tracking.store import CURVE, Stored, default_uri, parent_of, stored
 from mixtune.training.curve import MEASURED, METRICS, Curve, mean_curve
 from mixtune.training.score import Score
 
-BySize = Mapping[int, float]
 _NEEDED = ("task.dataset", "task.network", "base.S", "base.B", "budget.epochs", "search.sizes")
-
-
-@dataclass(frozen=True)
-class FinishedTrial:
-    """A run that was trained to the end: its number, family (a published name or "searched"), regime and curve.
-
-    ``pruned``: in the search, and trained to the end by its final; the curve is the mean over fresh seeds there.
-    ``params``: its point of the search space, typed; ``more``: other metrics by size (corruption/...);
-    ``seconds``: of training and evaluation together; ``judge``: which images the curve is of; ``run``: its id.
-    """
-
-    number: int
-    family: str
-    regime: str
-    curve: Curve
-    params: Mapping[str, Value] = field(default_factory=dict)
-    more: Mapping[str, BySize] = field(default_factory=dict)
-    seconds: float | None = None
-    seed: int = 0
-    judge: str = "validation"
-    run: str = ""
-    pruned: bool = False
-
-    @property
-    def searched(self) -> bool:
-        """Whether the sampler made it up."""
-        return self.family == "searched"
 
 
 @dataclass(frozen=True)
@@ -212,19 +184,8 @@ def read_study(uri: str, study: str) -> StudyRuns:
             )
     read = StudyRuns(uri, study, parent, settings, tags, (), states)
     complete, again = ([_finished(run, read) for run in runs] for runs in (trials, repeats))
-    order = sorted([*complete, *_by_final(complete, again)], key=lambda t: t.number)
+    order = sorted([*complete, *by_final(complete, again)], key=lambda t: t.number)
     return replace(read, trials=tuple(order), repeats=tuple(again))
-
-
-def _by_final(complete: Sequence[FinishedTrial], repeats: Sequence[FinishedTrial]) -> list[FinishedTrial]:
-    """The trials that were trained to the end in a final only: on validation images where any of its runs was."""
-    made = []
-    for number in sorted({r.number for r in repeats} - {t.number for t in complete}):
-        mine = [r for r in repeats if r.number == number]
-        judge = max(r.judge for r in mine)  # validation before test
-        runs = [r for r in mine if r.judge == judge]
-        made.append(replace(runs[0], curve=mean_curve([r.curve for r in runs]), more={}, pruned=True))
-    return made
 
 
 def _rows(run: Stored) -> list[dict[str, float]]:

@@ -13,7 +13,8 @@ from typing import Any
 
 from analysis import style
 from analysis.command import parser, perform
-from analysis.runs import FinishedTrial, StudyRuns
+from analysis.finished import FinishedTrial
+from analysis.runs import StudyRuns
 from mixtune.cli import run
 
 ROW = 0.135  # inches of a row of the lower panel

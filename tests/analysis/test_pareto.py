@@ -3,7 +3,8 @@ import csv
 import pytest
 
 from analysis import pareto
-from analysis.runs import FinishedTrial, StudyRuns
+from analysis.finished import FinishedTrial
+from analysis.runs import StudyRuns
 from mixtune.errors import InputError
 from mixtune.training.curve import Curve, Point
 
