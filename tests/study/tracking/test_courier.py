@@ -97,7 +97,7 @@ def test_a_study_is_delivered_whole_by_a_process_that_ends_then_and_not_before(
     assert not list(tracker._folder.glob("unsent*"))
 
 
-@pytest.mark.parametrize(("n", "kills"), [(10, (1,)), pytest.param(60, (1, 8, 9, 30, 50), marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("n", "kills"), [(10, (1, 5)), pytest.param(60, (1, 8, 9, 30, 50), marks=pytest.mark.slow)])
 def test_killed_in_the_middle_it_is_started_again_and_nothing_is_lost_or_doubled(tracker, caplog, n, kills):
     """Killed as soon as so many runs are there: at the first, while they are being made, and again at once."""
     killed = []
