@@ -8,7 +8,7 @@ from typing import Any
 
 from analysis.runs import StudyRuns, read_study, store
 from mixtune.cli import Parser, parse_args, short
-from mixtune.study.tracking.store import log_figures
+from mixtune.tracking.mlflow_reader import log_figures
 
 
 def parser(module: str, doc: str | None) -> Parser:

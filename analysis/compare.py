@@ -17,8 +17,8 @@ from analysis.finished import FinishedTrial
 from analysis.runs import StudyRuns, names, read_study, store
 from mixtune.cli import run
 from mixtune.errors import InputError
+from mixtune.evaluation.curve import Curve
 from mixtune.study.statistics import Difference, difference, holm, mean_sd, over_pairs
-from mixtune.training.curve import Curve
 
 
 def by_seed(study: StudyRuns, trial: FinishedTrial, judge: str | None = None) -> dict[int, Curve]:

@@ -8,8 +8,8 @@ from analysis import page, style
 from analysis.compare import by_seed, compare_runs
 from analysis.finished import FinishedTrial
 from analysis.runs import StudyRuns
-from mixtune.study.proof.verdict import Verdict, verdict
 from mixtune.study.statistics import image_error, mean_sd
+from mixtune.study.verdict import Verdict, verdict
 
 
 def question(study: StudyRuns) -> str:

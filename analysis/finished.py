@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from mixtune.study.space.knobs import Value
-from mixtune.training.curve import Curve, mean_curve
+from mixtune.evaluation.curve import Curve, mean_curve
+from mixtune.search.domains import Value
 
 BySize = Mapping[int, float]
 

@@ -21,7 +21,7 @@ from analysis.finished import FinishedTrial
 from analysis.runs import StudyRuns
 from mixtune.cli import run
 from mixtune.errors import InputError
-from mixtune.study.space.knobs import Knobs, Range, Value, ends, said
+from mixtune.search.domains import Knobs, Range, Value, ends, said
 
 LEAST = 6  # complete trials; below that a forest of trees has nothing to divide
 ENOUGH = 30  # below that, the order of the bars changes with the trials

@@ -20,16 +20,16 @@ from analysis.runs import StudyRuns, names, read_study, store
 from mixtune.cli import Parser, parse_args, run
 from mixtune.config import override, parse
 from mixtune.errors import InputError
+from mixtune.evaluation.corruptions import robustness
+from mixtune.evaluation.latency import measure_cost
+from mixtune.models.weights import load_weights
 from mixtune.regime.files import load_regime
-from mixtune.study.tracking.recorded import record_measured
-from mixtune.study.tracking.store import fetched
-from mixtune.training.cost import measure_cost
-from mixtune.training.environment import environment
-from mixtune.training.robustness import robustness
+from mixtune.runtime.environment import environment
+from mixtune.tasks.classification import Classification, check_shapes
+from mixtune.tracking.mlflow_reader import fetched
+from mixtune.tracking.recorded import record_measured
 from mixtune.training.run import TrainingConfig
-from mixtune.training.task import Classification, check_shapes
-from mixtune.training.trained import WEIGHTS
-from mixtune.training.weights import load_weights
+from mixtune.training.run_folder import WEIGHTS
 
 BySize = Mapping[str, Mapping[int, float]]  # metric -> size -> value
 

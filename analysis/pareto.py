@@ -16,7 +16,7 @@ from analysis.finished import FinishedTrial
 from analysis.runs import StudyRuns, read_study
 from mixtune.cli import run
 from mixtune.errors import InputError
-from mixtune.training.curve import cost_range, front, hypervolume
+from mixtune.evaluation.curve import cost_range, front, hypervolume
 
 # What the cost axis can be: how many of a curve's units make one of the axis, and its name with units.
 COSTS = {

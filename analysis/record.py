@@ -19,10 +19,10 @@ from analysis.robustness import PREFIX as CORRUPTION
 from analysis.runs import StudyRuns, read_study, store
 from mixtune.cli import Parser, parse_args, run, short
 from mixtune.errors import InputError
+from mixtune.optim.recipe import Recipe
 from mixtune.regime import Regime
-from mixtune.study.tracking.recorded import record_repeat, repeat
-from mixtune.training.learning.recipe import Recipe
-from mixtune.training.trained import RESULT, Trained, runs_in
+from mixtune.tracking.recorded import record_repeat, repeat
+from mixtune.training.run_folder import RESULT, Trained, runs_in
 
 ROUNDED = 1e-3  # old studies hold their points rounded to four digits; none has two regimes nearer than that
 

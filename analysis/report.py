@@ -19,7 +19,7 @@ from analysis.finished import FinishedTrial
 from analysis.runs import StudyRuns
 from mixtune.cli import duration, python, run, short
 from mixtune.errors import InputError
-from mixtune.study.space.final import Final
+from mixtune.search.final import Final
 
 
 def again(study: StudyRuns) -> tuple[list[str], list[str]]:

@@ -12,14 +12,15 @@ from pathlib import Path
 
 from analysis.finished import FinishedTrial, by_final
 from mixtune.errors import InputError
+from mixtune.evaluation.curve import MEASURED, METRICS, Curve, mean_curve
+from mixtune.evaluation.score import Score
 from mixtune.regime import BatchShape, Regime
+from mixtune.search.candidates import Search, regime_of
+from mixtune.search.paths import default_uri
 from mixtune.secrets import masked
-from mixtune.study.space.candidates import Search, regime_of
 from mixtune.study.statistics import mean_sd
-from mixtune.study.tracking.parameters import point_of, section
-from mixtune.study.tracking.store import CURVE, Stored, default_uri, parent_of, stored
-from mixtune.training.curve import MEASURED, METRICS, Curve, mean_curve
-from mixtune.training.score import Score
+from mixtune.tracking.mlflow_reader import CURVE, Stored, parent_of, stored
+from mixtune.tracking.parameters import point_of, section
 
 _NEEDED = ("task.dataset", "task.network", "base.S", "base.B", "budget.epochs", "search.sizes")
 

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from mixtune.training.images import crops
-from mixtune.training.images.decode import Needed, decode
+from mixtune.data import crops
+from mixtune.data.decode import Needed, decode
 
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # torchvision's
 

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from benchmarks.readme import ROOT, commit
-from mixtune.training.checkpoint import replace_file
-from mixtune.training.environment import environment
+from mixtune.files import replace_file
+from mixtune.runtime.environment import environment
 
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -41,23 +41,23 @@ def random_images(n: int, S: int = 32) -> Iterator[None]:
     """ "cifar10" is n random images of S px in the block: speed does not depend on what they show."""
     import torch
 
-    from mixtune.training.images import data
+    from mixtune.data import datasets, sources
 
     g = torch.Generator().manual_seed(0)
     parts = [
-        data.Pixels(
+        sources.Pixels(
             torch.randint(0, 256, (count, S, S, 3), generator=g, dtype=torch.uint8),
             torch.randint(0, 10, (count,), generator=g),
         )
         for count in (n, n // 5)
     ]
-    made = data.DataSet(parts[0], parts[1], 10, (0.5,) * 3, (0.25,) * 3)
-    load = data.load
-    data.load = lambda *_: made  # type: ignore[assignment]
+    made = sources.DataSet(parts[0], parts[1], 10, (0.5,) * 3, (0.25,) * 3)
+    load = datasets.load
+    datasets.load = lambda *_: made  # type: ignore[assignment]
     try:
         yield
     finally:
-        data.load = load
+        datasets.load = load
 
 
 def conclude(

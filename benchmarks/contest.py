@@ -23,12 +23,12 @@ import numpy as np
 
 from benchmarks.recorded import space_of
 from benchmarks.simulated import WHOLE, Fidelity, Floats, Simulated
-from mixtune.study.durable import storage
-from mixtune.study.events import Candidate, Listeners, State
-from mixtune.study.running.bridge import Bridge
-from mixtune.study.sampling import Trials
-from mixtune.study.space import Space
-from mixtune.training.curve import Curve
+from mixtune.evaluation.curve import Curve
+from mixtune.execution.coordinator import Bridge
+from mixtune.search import storage
+from mixtune.search.callbacks import Candidate, Listeners, State
+from mixtune.search.optuna_study import Trials
+from mixtune.search.space import Space
 
 TOP = (0.05, 0.02, 0.01)  # parts of the space
 DRAWN, LIMIT = 20_000, 100.0  # points that say what the top is; budgets after which a search has failed
@@ -157,7 +157,7 @@ def _in_memory() -> Iterator[None]:
 
     with (
         mock.patch.object(storage, "open_storage", return_value=InMemoryStorage()),
-        mock.patch("mixtune.study.work.save_regime"),
+        mock.patch("mixtune.execution.work.save_regime"),
     ):
         yield
 

@@ -23,11 +23,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.common import conclude, side_by_side, spread
 from mixtune.cli import Parser, parse_args, run
+from mixtune.data import datasets, sources
+from mixtune.optim.recipe import Recipe
 from mixtune.regime import BatchShape, Budget, Schedule, published
-from mixtune.training.images import data
-from mixtune.training.learning.recipe import Recipe
+from mixtune.tasks.classification import available_cpus
+from mixtune.tasks.config import TaskConfig
 from mixtune.training.run import Evaluation, Run, TrainingConfig
-from mixtune.training.task import TaskConfig, available_cpus
 
 SIZES, BASE = (8, 12, 16, 24), BatchShape(16, 64)
 SEED = 0
@@ -48,7 +49,7 @@ def prepared(folder: str, epochs: float, threads: int, regime: str = "mixsize_b"
 class PlainViews(Dataset[tuple[Tensor, int]]):
     """Item i -> image i at one size, by torchvision's transforms; where to crop is given, to be the engine's crop."""
 
-    def __init__(self, source: data.Pixels, mean: Sequence[float], std: Sequence[float], S: int) -> None:
+    def __init__(self, source: sources.Pixels, mean: Sequence[float], std: Sequence[float], S: int) -> None:
         from torchvision import transforms
 
         self.images, self.labels = source.images.numpy(), source.labels
@@ -67,11 +68,11 @@ class PlainViews(Dataset[tuple[Tensor, int]]):
 
 def plain(trial: Run, workers: int) -> tuple[float, float]:
     """Seconds of the plain loop over the run's steps, and its mean loss over them."""
-    dataset = data.load("cifar10", trial.config.task.data)
+    dataset = datasets.load("cifar10", trial.config.task.data)
     keys: dict[int, list[list[tuple[int, int, int, int]]]] = {S: [] for S in SIZES}
     source = trial.task.train_source
     assert trial.task.pixels is not None
-    assert isinstance(source, data.Pixels)
+    assert isinstance(source, sources.Pixels)
     for drawn in trial.task.pixels.draw(trial.schedule, SEED):
         keys[drawn.shape.S].append(list(zip(*drawn.choices.tolist(), strict=True)))
     network = trial.task.network(SEED).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
@@ -126,7 +127,7 @@ def engine(trial: Run) -> tuple[float, float]:
 
 def outside(folder: str, threads: int) -> dict[str, float]:
     """Shares of a trial's wall time, preparation to last report: its steps, its evaluation, and all the rest."""
-    from mixtune.training.engine import Engine
+    from mixtune.training.step import Engine
 
     spent = {"steps": 0.0, "evaluation": 0.0}
 

@@ -21,10 +21,10 @@ from benchmarks import readme
 from mixtune.cli import Parser, parse_args, run
 from mixtune.config import load
 from mixtune.errors import InputError
-from mixtune.study.proof.verdict import Verdict, verdict
-from mixtune.study.space import Space
-from mixtune.study.tracking.store import default_uri
-from mixtune.training.environment import environment
+from mixtune.runtime.environment import environment
+from mixtune.search.paths import default_uri
+from mixtune.search.space import Space
+from mixtune.study.verdict import Verdict, verdict
 
 
 def measure(folder: Path) -> dict[str, Any]:

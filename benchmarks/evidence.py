@@ -16,7 +16,8 @@ from benchmarks.readme import write
 from benchmarks.regimes import PLANS, Plan, jobs
 from benchmarks.verdict import verdict
 from mixtune.cli import Parser, parse_args, run
-from mixtune.training.checkpoint import digest, essence
+from mixtune.files import digest
+from mixtune.training.checkpoint import essence
 
 WHAT = {
     "cpu": "a small network on two CPU cores",

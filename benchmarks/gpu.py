@@ -24,7 +24,7 @@ from benchmarks.readme import ROOT
 from benchmarks.speed import table
 from mixtune.cli import Parser, parse_args, run
 from mixtune.errors import InputError
-from mixtune.training.device import pick_device
+from mixtune.runtime.device import pick_device
 
 # What is run, and after how many minutes it is given up.
 PARTS: dict[str, tuple[list[str], float]] = {

@@ -24,9 +24,9 @@ from benchmarks.common import conclude, random_images, side_by_side, spread
 from benchmarks.trial import BASE, SIZES, description, images, large, network_of, steps, wait
 from mixtune.cli import Parser, parse_args, run
 from mixtune.regime import Schedule
-from mixtune.training.compiling import compiled
-from mixtune.training.device import pick_device
+from mixtune.runtime.device import pick_device
 from mixtune.training.run import Run
+from mixtune.training.torch_compile import compiled
 
 TRAFFIC = 346e6  # bytes that a ResNet-50 step moves per image of 224 px: fused norms, bf16
 IMAGENET = 90 * 1_281_167  # images of a whole training: by what is left of it the engine decides

@@ -29,9 +29,10 @@ from benchmarks import loader
 from benchmarks.common import RESULTS, conclude, side_by_side, spread
 from benchmarks.readme import write
 from mixtune.cli import Parser, parse_args, run
+from mixtune.data import crops, datasets, reader_pool
+from mixtune.data.datasets import IMAGENET_MEAN, IMAGENET_STD
+from mixtune.data.sources import Files
 from mixtune.regime import BatchShape
-from mixtune.training.images import crops, data, pool
-from mixtune.training.images.data import IMAGENET_MEAN, IMAGENET_STD, Files
 
 S, FILES = 128, 200
 
@@ -138,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if cv2 := crops.opencv():
         cv2.setNumThreads(1)
     folder = Path(args.data).absolute()
-    source = data.load("folder", str(folder)).train
+    source = datasets.load("folder", str(folder)).train
     assert isinstance(source, Files)
     chosen = random.Random(0).sample(source.paths, min(FILES, len(source)))  # noqa: S311
     jpegs = [Path(path).read_bytes() for path in chosen]
@@ -151,7 +152,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         cut.append(pixels[top : top + h, left : left + w])
     with torch.inference_mode():
         made += rows(f"a random crop to {S} px, one core", speeds(resizers(), cut, args.repeats))
-    readers, images = pool.take(loader.CORES), 8 * len(jpegs)
+    readers, images = reader_pool.take(loader.CORES), 8 * len(jpegs)
     whole = {
         "torchvision": partial(loader.torchvisions, folder, S, images),
         "mixtune": partial(loader.ours, source, loader.steps(BatchShape(S, loader.BATCH), images), readers),
@@ -162,7 +163,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ImportError:
         print("nvidia.dali is not installed")
     made += rows(f"batches at {S} px, {loader.CORES} cores", side_by_side(whole, args.repeats))
-    pool.release(readers)
+    reader_pool.release(readers)
     about = f"{len(jpegs)} photographs of {' x '.join(map(str, loader.dimensions(source)))}"
     settings = {"S": S, "images": about, "repeats": args.repeats}
     conclude("libraries", "Which library reads photographs fastest?", settings, made)

@@ -29,12 +29,13 @@ from PIL import Image
 from benchmarks import augmentation
 from benchmarks.common import conclude, side_by_side, spread
 from mixtune.cli import Parser, parse_args, run
+from mixtune.data import augment, convert, crops, datasets, reader_pool
+from mixtune.data.datasets import IMAGENET_MEAN, IMAGENET_STD
+from mixtune.data.decode import decode, decoder
+from mixtune.data.file_issues import Notes
+from mixtune.data.normalise import Normalise
+from mixtune.data.sources import Files
 from mixtune.regime import BatchShape, Schedule
-from mixtune.training.images import crops, data, pool, prepared, views
-from mixtune.training.images.data import IMAGENET_MEAN, IMAGENET_STD, Files
-from mixtune.training.images.decode import decode, decoder
-from mixtune.training.images.normalise import Normalise
-from mixtune.training.images.notes import Notes
 
 SIZES = (96, 128, 160, 224, 288)
 CORES = len(os.sched_getaffinity(0))
@@ -74,10 +75,10 @@ def torchvisions(folder: Path, S: int, images: int) -> float:
     return rate(DataLoader(dataset, BATCH, sampler=sampler, num_workers=CORES))
 
 
-def ours(source: Files, schedule: Schedule, readers: pool.Inline, notes: Notes | None = None) -> float:
+def ours(source: Files, schedule: Schedule, readers: reader_pool.Inline, notes: Notes | None = None) -> float:
     """This loader's images per second."""
-    normalise = Normalise(IMAGENET_MEAN, IMAGENET_STD, views.CPU)
-    made = views.file_batches(source, schedule, views.Augment(), True, 0, 0, readers, notes=notes)
+    normalise = Normalise(IMAGENET_MEAN, IMAGENET_STD, augment.CPU)
+    made = augment.file_batches(source, schedule, augment.Augment(), True, 0, 0, readers, notes=notes)
     return rate((normalise(x), y) for x, y in made)
 
 
@@ -107,17 +108,17 @@ def mosaics(source: Files, out: Path, size: tuple[int, int], n: int) -> None:
     (out / "val").symlink_to(out / "train")
 
 
-def encoded(folder: Path, out: Path, target: prepared.Target) -> tuple[Files, dict[str, float]]:
+def encoded(folder: Path, out: Path, target: convert.Target) -> tuple[Files, dict[str, float]]:
     """The training images of a folder, prepared, and how fast that was."""
-    names = [name for name in prepared.sources(folder) if name.startswith("train")]
+    names = [name for name in convert.sources(folder) if name.startswith("train")]
     for parent in {(out / name).parent for name in names}:
         parent.mkdir(parents=True)
     began = time.perf_counter()
     with ThreadPoolExecutor(CORES) as threads:
-        list(threads.map(lambda name: prepared.prepare_one(str(folder), str(out), name, target), names))
+        list(threads.map(lambda name: convert.prepare_one(str(folder), str(out), name, target), names))
     speed = len(names) / (time.perf_counter() - began)
     (out / "val").symlink_to(out / "train")
-    found = data.load("folder", str(out)).train
+    found = datasets.load("folder", str(out)).train
     assert isinstance(found, Files)
     return found, {"bytes_per_image": size(found), "prepared_per_second": speed}
 
@@ -142,10 +143,10 @@ def row(what: str, found: dict[str, list[float]], over: str, under: str, goal: t
 
 
 def measured(
-    name: str, folder: Path, S: int, readers: pool.Inline, args: argparse.Namespace, made: Path
+    name: str, folder: Path, S: int, readers: reader_pool.Inline, args: argparse.Namespace, made: Path
 ) -> list[dict[str, Any]]:
     """The rows of one folder at one size."""
-    source = data.load("folder", str(folder)).train
+    source = datasets.load("folder", str(folder)).train
     assert isinstance(source, Files)
     shares = 1.0, 128**2 / S**2, 224**2 / math.prod(dimensions(source))  # so that all take about as long
     n = max(16 * BATCH, round(args.images * min(shares)))
@@ -157,7 +158,7 @@ def measured(
     for kind in FORMS:
         if kind == "original":
             continue
-        target = prepared.Target(S, kind)  # type: ignore[arg-type]
+        target = convert.Target(S, kind)  # type: ignore[arg-type]
         files, stored[kind] = encoded(folder, made / f"{folder.name}{S}{kind}", target)
         stored[kind]["decibels"] = likeness(source, files, S)
         sides[kind] = partial(ours, files, steps(BatchShape(S, BATCH), 3 * n), readers)
@@ -187,11 +188,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse, measure, print."""
     args = parse_args(parser(), argv)
     torch.set_num_threads(1)
-    readers = pool.take(CORES)
+    readers = reader_pool.take(CORES)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as made:
         small = Path(args.data).absolute()
-        original = data.load("folder", str(small)).train
+        original = datasets.load("folder", str(small)).train
         assert isinstance(original, Files)
         size = " x ".join(map(str, dimensions(original)))
         folders: list[tuple[str, Path, tuple[int, ...]]] = [(f"{size} photographs", small, SIZES)]
@@ -199,7 +200,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             place = Path(made, f"mosaics{width}")
             mosaics(original, place, (width, height), count)
             folders.append((f"{width} x {height} mosaics", place, (128, 224)))
-        large = data.load("folder", str(place)).train
+        large = datasets.load("folder", str(place)).train
         assert isinstance(large, Files)
         for name, folder, sizes in folders:
             for S in (128, *(S for S in sizes if S != 128)):
@@ -218,7 +219,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         what = f"decodes per view at D = {shape.D}, over 1/D"
         rows.append({"what": what, "ratio": ideal, "at_least": 1.01, "aim": 1.0})
         rows += [augmentation.row(), augmentation.reduced_row(large.paths)]
-    pool.release(readers)
+    reader_pool.release(readers)
     settings = {"batch": BATCH, "workers": CORES, "decoder": decoder(), "images": args.images}
     conclude("loader", "How fast do image files become batches?", settings, rows)
     return 0

@@ -25,14 +25,14 @@ from benchmarks.common import conclude, spread
 from benchmarks.readme import ROOT
 from mixtune.cli import Parser, parse_args, run
 from mixtune.config import load
-from mixtune.study.books import opened
-from mixtune.study.events import Candidate, Listeners, State
-from mixtune.study.folder import Places, locked
-from mixtune.study.running import tuning
-from mixtune.study.running.bridge import Bridge
-from mixtune.study.running.slots import Slots
-from mixtune.study.space import Space
-from mixtune.training.curve import Curve
+from mixtune.evaluation.curve import Curve
+from mixtune.execution import ray_tune
+from mixtune.execution.coordinator import Bridge
+from mixtune.profiling.concurrency import Slots
+from mixtune.search.callbacks import Candidate, Listeners, State
+from mixtune.search.paths import Places, locked
+from mixtune.search.space import Space
+from mixtune.study.stores import opened
 
 REPORTS, WINDOW, TRIAL_SECONDS = 4, 100, 60.0
 
@@ -101,17 +101,17 @@ def study(trials: int, at_once: int, folder: Path) -> tuple[Times, float]:
     times, places = Times(), Places(folder)
     with locked(folder), opened(space, places, 4, False) as books:
         bridge = Bridge(books.ledger, space.training(1), folder, Listeners([times, books.tracker]))
-        tuning.run_trial = quick_trial
-        tuning.connect(None, at_once, 0)
+        ray_tune.run_trial = quick_trial
+        ray_tune.connect(None, at_once, 0)
         try:
-            tuning.run(bridge, Slots(1, 0, at_once), folder)
+            ray_tune.run(bridge, Slots(1, 0, at_once), folder)
             if not books.tracker.flush(600):
                 raise RuntimeError("MLflow did not take everything")
             done = time.perf_counter()
             assert books.tracker.courier.pid is not None
             times.beside = resident(books.tracker.courier.pid)
         finally:
-            tuning.disconnect()
+            ray_tune.disconnect()
         states = [o.state for o in books.trials.outcomes()]
     if len(states) != trials or "FAIL" in states:
         raise RuntimeError(f"{len(states)} of {trials} trials ended, {states.count('FAIL')} of them failed")

@@ -26,9 +26,9 @@ from benchmarks.common import conclude, side_by_side, spread
 from benchmarks.trial import description, images, network_of, steps, wait
 from mixtune.cli import Parser, parse_args, run
 from mixtune.errors import TrainingError
-from mixtune.training.device import pick_device
+from mixtune.profiling.packing_plan import together
+from mixtune.runtime.device import pick_device
 from mixtune.training.run import Run
-from mixtune.training.sharing import together
 
 PATIENCE = 180.0  # seconds for all trials to be ready
 Start = Callable[[list[tuple[str, int, int, str, int]]], list[tuple[float, float]]]  # runs ``alone`` of each
@@ -72,15 +72,15 @@ def under_ray(device: str, trials: int) -> Iterator[Start]:
     """Ray tasks with a fraction of the GPU each."""
     import ray
 
-    from mixtune.study.running import tuning
+    from mixtune.execution import ray_tune
 
     gpus = int(device == "cuda")
-    tuning.connect(None, os.cpu_count() or 1, gpus)
+    ray_tune.connect(None, os.cpu_count() or 1, gpus)
     work = ray.remote(num_cpus=0.01, num_gpus=gpus / trials)(alone)
     try:
         yield lambda every: ray.get([work.remote(*one) for one in every])
     finally:
-        tuning.disconnect()
+        ray_tune.disconnect()
 
 
 @contextlib.contextmanager

@@ -25,17 +25,17 @@ from benchmarks.common import conclude, side_by_side, spread
 from benchmarks.readme import ROOT
 from mixtune.cli import Parser, parse_args, run
 from mixtune.config import load
-from mixtune.study.books import opened
-from mixtune.study.events import Listeners
-from mixtune.study.folder import Places, locked
-from mixtune.study.outcome import Outcome
-from mixtune.study.running import tuning
-from mixtune.study.running.bridge import Bridge
-from mixtune.study.running.slots import Slots
-from mixtune.study.space import Space
+from mixtune.execution import ray_tune
+from mixtune.execution.coordinator import Bridge
+from mixtune.profiling.concurrency import Slots
+from mixtune.search.callbacks import Listeners
+from mixtune.search.outcome import Outcome
+from mixtune.search.paths import Places, locked
+from mixtune.search.space import Space
+from mixtune.study.stores import opened
 from mixtune.training.run import Run
 
-_run_trial = tuning.run_trial
+_run_trial = ray_tune.run_trial
 
 
 def timed_trial(config: dict[str, Any]) -> None:
@@ -52,12 +52,12 @@ def study(workers: int, changes: Sequence[str], folder: Path) -> tuple[list[tupl
     space = load(ROOT / "search_spaces" / "digits.yaml", Space, changes)
     with locked(folder), opened(space, Places(folder), 4, False) as books:
         bridge = Bridge(books.ledger, space.training(1), folder, Listeners([books.tracker]))
-        tuning.run_trial = timed_trial
-        tuning.connect(None, workers, 0)
+        ray_tune.run_trial = timed_trial
+        ray_tune.connect(None, workers, 0)
         try:
-            tuning.run(bridge, Slots(1, 0, workers), folder)
+            ray_tune.run(bridge, Slots(1, 0, workers), folder)
         finally:
-            tuning.disconnect()
+            ray_tune.disconnect()
         outcomes = books.trials.outcomes()
     if len(outcomes) != space.trials or any(o.state == "FAIL" for o in outcomes):
         raise RuntimeError(f"{len(outcomes)} of {space.trials} trials ended: {[o.reason for o in outcomes]}")

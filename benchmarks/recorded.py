@@ -21,9 +21,10 @@ from typing import Any
 from benchmarks.common import hardware
 from mixtune.cli import Parser, parse_args, run
 from mixtune.config import load, plain
-from mixtune.study.space import Space
-from mixtune.study.space.knobs import Uniform
-from mixtune.training.checkpoint import essence, replace_file
+from mixtune.files import replace_file
+from mixtune.search.domains import Uniform
+from mixtune.search.space import Space
+from mixtune.training.checkpoint import essence
 from mixtune.training.run import Run
 
 HERE = Path(__file__).parent

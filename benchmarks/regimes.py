@@ -28,14 +28,15 @@ from benchmarks.common import RESULTS, hardware
 from benchmarks.readme import ROOT
 from benchmarks.verdict import verdict
 from mixtune.cli import Parser, parse_args, run
+from mixtune.evaluation.bn_recalibration import Recalibration
+from mixtune.files import digest, replace_file
+from mixtune.optim.recipe import Recipe
 from mixtune.regime import BatchShape, Budget, published
-from mixtune.training.calibration import Recalibration
-from mixtune.training.checkpoint import digest, essence, replace_file
-from mixtune.training.device import pick_device
-from mixtune.training.learning.recipe import Recipe
+from mixtune.runtime.device import pick_device
+from mixtune.tasks.config import TaskConfig
+from mixtune.training.checkpoint import essence
 from mixtune.training.packing import Pack, Turn
 from mixtune.training.run import Evaluation, Run, TrainingConfig
-from mixtune.training.task import TaskConfig
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,9 @@ from benchmarks.readme import write
 from benchmarks.recorded import TABLE
 from mixtune.cli import Parser, parse_args, run
 from mixtune.config import plain
-from mixtune.study.space import Named
-from mixtune.study.space.fidelity import Fidelity
-from mixtune.study.space.final import Final
+from mixtune.search.fidelity import Fidelity
+from mixtune.search.final import Final
+from mixtune.search.space import Named
 
 HEADLINE, AT_ONCE = 0.01, 4
 RANDOM, MIXTUNE = "random search, whole budget", "mixtune"

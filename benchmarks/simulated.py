@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mixtune.study.space import Space
-from mixtune.study.space.candidates import NEGLIGIBLE, Search
-from mixtune.study.space.knobs import Uniform
+from mixtune.search.candidates import NEGLIGIBLE, Search
+from mixtune.search.domains import Uniform
+from mixtune.search.space import Space
 
 Fidelity = tuple[str, str]  # ("compress", "1/9")
 WHOLE: Fidelity = ("compress", "1/1")

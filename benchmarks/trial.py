@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator
 import torch
 
 from benchmarks.common import random_images
+from mixtune.optim.recipe import Recipe
 from mixtune.regime import BatchShape, Budget, Regime, Schedule, published
-from mixtune.training.engine import Engine
-from mixtune.training.learning.recipe import Recipe
+from mixtune.tasks.config import TaskConfig
 from mixtune.training.run import Evaluation, Run, TrainingConfig
-from mixtune.training.task import TaskConfig
+from mixtune.training.step import Engine
 
 BASE, SIZES = BatchShape(32, 64), (16, 24, 32, 48)
 

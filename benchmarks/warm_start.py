@@ -33,11 +33,11 @@ def first_steps(
     """Prepare a trial and do one step of every shape."""
     import torch
 
+    from mixtune.optim.recipe import Recipe
     from mixtune.regime import BatchShape, Budget, published
-    from mixtune.training.engine import Engine
-    from mixtune.training.learning.recipe import Recipe
+    from mixtune.tasks.config import TaskConfig
     from mixtune.training.run import Evaluation, Run, TrainingConfig
-    from mixtune.training.task import TaskConfig
+    from mixtune.training.step import Engine
 
     task, evaluate = TaskConfig("cifar10", network, data), Evaluation(sizes, 1)
     config = TrainingConfig(task, Budget(2), evaluate, Recipe(), seed=seed, device=device)
@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.child is not None:
         child(args.child, args.device, args.data)
         return 0
-    from mixtune.training.device import pick_device
+    from mixtune.runtime.device import pick_device
 
     device = pick_device(args.device).type
     words = [sys.executable, "-m", "benchmarks.warm_start", "--device", device]

@@ -14,9 +14,9 @@ from typing import Any
 from mixtune.cli import Parser, parse_args, run, short
 from mixtune.config import parse
 from mixtune.errors import InputError
+from mixtune.evaluation.curve import write_csv
 from mixtune.regime.files import load_regime
 from mixtune.train import settings
-from mixtune.training.curve import write_csv
 
 
 def parser() -> Parser:
@@ -42,7 +42,7 @@ def parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, evaluate, print."""
     args = parse_args(parser(), argv)
-    from mixtune.training.trained import judged_on
+    from mixtune.training.run_folder import judged_on
 
     given = Path(args.weights)
     trained: dict[str, Any] = {}
@@ -59,14 +59,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise InputError(f"--weights {given}: say what it was trained on with --space FILE (or name a run's folder)")
     source = args.space or f"{given / 'regime.yaml'}: training"
 
+    from mixtune.data.convert import check_sizes
+    from mixtune.evaluation.bn_recalibration import Recalibration
+    from mixtune.evaluation.corruptions import Mirrored, robustness
+    from mixtune.evaluation.latency import with_cost
+    from mixtune.models.weights import load_weights
     from mixtune.regime import BatchShape
-    from mixtune.training.calibration import Recalibration
-    from mixtune.training.cost import with_cost
-    from mixtune.training.images.prepared import check_sizes
-    from mixtune.training.robustness import Mirrored, robustness
+    from mixtune.tasks.classification import Classification, check_shapes
     from mixtune.training.run import TrainingConfig
-    from mixtune.training.task import Classification, check_shapes
-    from mixtune.training.weights import load_weights
 
     config = parse(settings(trained, args.space, args.assignments), TrainingConfig, source)
     sizes = _sizes(args.sizes) if args.sizes else config.evaluate.sizes

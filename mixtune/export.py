@@ -51,7 +51,7 @@ def export_network(args: argparse.Namespace) -> int:
     from mixtune.deploy import formats as written
     from mixtune.deploy import network as deployed
     from mixtune.deploy.pick import Need, pick
-    from mixtune.training.trained import Trained
+    from mixtune.training.run_folder import Trained
 
     runs = [Trained.read(Path(folder)) for folder in args.run]
     needs = [Need.parse("at most", text) for text in args.at_most]

@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from mixtune.cli import Parser, parse_args, run, short
+from mixtune.data import convert, manifest, tar_writer
+from mixtune.data.convert import Source, Target
+from mixtune.data.manifest import Entry
+from mixtune.data.tar_writer import archived
 from mixtune.errors import InputError, TrainingError
-from mixtune.training.images import archiving, entries, prepared
-from mixtune.training.images.archiving import archived
-from mixtune.training.images.entries import Entry
-from mixtune.training.images.prepared import Source, Target
 
 BATCH = 256  # files between two entries in the list
 S = TypeVar("S")
@@ -43,8 +43,8 @@ def parser() -> Parser:
     p.add_argument("--quality", type=int, default=90, help="of JPEGs, 1 to 95 (default: 90)")
     p.add_argument("--workers", type=int, help="processes (default: the CPU cores)")
     p.add_argument(
-        "--archives", type=int, nargs="?", const=archiving.MIB, metavar="MIB",
-        help=f"write tar archives of about so many MiB (default: {archiving.MIB}); always where DATA holds archives",
+        "--archives", type=int, nargs="?", const=tar_writer.MIB, metavar="MIB",
+        help=f"write tar archives of about so many MiB (default: {tar_writer.MIB}); always where DATA holds archives",
     )  # fmt: skip
     p.add_argument("--verify", action="store_true", help="compare what is there with its checksums, and mend it")
     return p
@@ -53,7 +53,7 @@ def parser() -> Parser:
 def largest_size(space: str) -> int:
     """The largest size that a search space trains or evaluates."""
     from mixtune.config import parse, read_yaml
-    from mixtune.study.space import Space
+    from mixtune.search.space import Space
 
     read = parse(read_yaml(space), Space, space)
     return max(read.base.S, *read.search.sizes, *read.evaluate.sizes)
@@ -80,13 +80,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if out.resolve().is_relative_to(data.resolve()) or data.resolve().is_relative_to(out.resolve()):
         raise InputError(f"--out {out}: must lie outside {data}, and not hold it")
     try:
-        found = prepared.found(data)
+        found = convert.found(data)
     except (InputError, OSError) as err:
         raise InputError(f"--data: {err}") from None
     packed = args.archives is not None or any(source.stamp for source in found)
     target = Target(size, args.format, args.quality, packed)
     try:
-        return _prepare(data, found, out, target, (args.archives or archiving.MIB) << 20, args.workers, args.verify)
+        return _prepare(data, found, out, target, (args.archives or tar_writer.MIB) << 20, args.workers, args.verify)
     except OSError as err:
         raise InputError(
             f"--out {out}: cannot be written ({err.strerror or err}); the same command goes on when it can"
@@ -100,21 +100,21 @@ def _prepare(
 ) -> int:
     form = f"{target.format}, in archives" if target.archives else target.format
     print(f"target   {form}, shorter side at most {target.side} px (for sizes up to {target.size})")
-    prepared.check_names(found, target)
-    prepared.begin(out, target)
-    known = entries.listed(out)
-    done = entries.intact(known, out, ((s.name, s.stamp or entries.stamp(data / s.name)) for s in found), verify)
-    entries.clear(out, known, done)
+    convert.check_names(found, target)
+    convert.begin(out, target)
+    known = manifest.listed(out)
+    done = manifest.intact(known, out, ((s.name, s.stamp or manifest.stamp(data / s.name)) for s in found), verify)
+    manifest.clear(out, known, done)
     missing = [s for s in found if s.name not in done]
     for folder in {s.part if target.archives else Path(s.name).parent for s in found}:
         (out / folder).mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     for batch in _written(data, out, missing, target, size, workers, known):
-        entries.record(out, batch)
+        manifest.record(out, batch)
         done |= {entry.source: entry for entry in batch if entry.source}
     seconds = max(time.monotonic() - began, 1e-9)
     bad = [done[s.name] for s in found if not done[s.name].written]
-    before, after = (sum(prepared.sizes(done[s.name])[i] for s in found) for i in (0, 1))
+    before, after = (sum(convert.sizes(done[s.name])[i] for s in found) for i in (0, 1))
     print(f"images   {len(found):,}, of which {len(missing):,} encoded now ({len(missing) / seconds:,.0f} images/s)")
     print(f"bytes    {before:,} -> {after:,} ({after / max(1, before):.2f})")
     if bad:
@@ -122,9 +122,9 @@ def _prepare(
     empty = {(s.part, s.kind) for s in found} - {(s.part, s.kind) for s in found if done[s.name].written}
     if empty or not found:
         raise InputError(f"--data {'/'.join((str(data), *min(empty, default=())))}: holds no image that can be read")
-    if archive := prepared.changed(data, found):
+    if archive := convert.changed(data, found):
         raise InputError(f"--data: {archive} changed while it was read; run the same command again")
-    prepared.write_state(out, asdict(target) | {"complete": True, "images": len(found) - len(bad), "bytes": after})
+    convert.write_state(out, asdict(target) | {"complete": True, "images": len(found) - len(bad), "bytes": after})
     print(f"written to {short(out)}; use it with --set task.data={short(out)}")
     return 0
 
@@ -141,11 +141,11 @@ def _written(
     """Entries of what is in its place, some at a time: those of an archive, or of as many files."""
     if target.archives:
         ahead = 4 * (workers or os.cpu_count() or 1)  # few, as this process holds their content
-        made = _each(partial(prepared.encoded, str(data), target=target), missing, workers, ahead)
+        made = _each(partial(convert.encoded, str(data), target=target), missing, workers, ahead)
         yield from archived(out, zip(missing, made, strict=True), target, size, known)
     else:
         names = [source.name for source in missing]
-        files = _each(partial(prepared.prepare_one, str(data), str(out), target=target), names, workers, 2 * BATCH)
+        files = _each(partial(convert.prepare_one, str(data), str(out), target=target), names, workers, 2 * BATCH)
         while batch := list(itertools.islice(files, BATCH)):
             yield batch
 

@@ -24,10 +24,10 @@ from mixtune.errors import InputError
 from mixtune.regime.files import load_regime
 
 if TYPE_CHECKING:
+    from mixtune.runtime.process_group import Ranks
+    from mixtune.tasks.config import TaskConfig
     from mixtune.training.loop import Report
-    from mixtune.training.ranks import Ranks
     from mixtune.training.run import Run
-    from mixtune.training.task_config import TaskConfig
 
 CHECKPOINT = "checkpoint.pt"
 # What a search space says of each run, beside what it searches.
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse, train, print; under torchrun together with the other ranks, of which the first prints and writes."""
     args = parse_args(parser(), argv)
 
-    from mixtune.training.meeting import from_environment
+    from mixtune.runtime.rendezvous import from_environment
 
     with from_environment() as ranks, contextlib.redirect_stdout(sys.stdout if ranks.first else io.StringIO()):
         return _train(args, ranks)
@@ -86,11 +86,11 @@ def _train(args: argparse.Namespace, ranks: Ranks) -> int:
 
     import torch
 
-    from mixtune.training.curve import mean_curve
-    from mixtune.training.finetune import find_rate
-    from mixtune.training.images.loader import describe
+    from mixtune.data.loader import describe
+    from mixtune.evaluation.curve import mean_curve
+    from mixtune.training.fine_tuning import find_rate
     from mixtune.training.run import Run, TrainingConfig
-    from mixtune.training.trained import save
+    from mixtune.training.run_folder import save
 
     source = args.space or f"{args.regime}: training"
     first = parse(data, TrainingConfig, source)
@@ -160,7 +160,7 @@ def _judged(task: TaskConfig, test: bool) -> str:
 
 def _reported(job: Run, kept: Path | None, ranks: Ranks) -> Report:
     """Train, print how it goes, and give the last report. ``kept``: the checkpoint."""
-    from mixtune.training.finetune import standardised_accuracy
+    from mixtune.training.fine_tuning import standardised_accuracy
 
     if kept and kept.exists():
         print(f"resuming {short(kept)}", flush=True)

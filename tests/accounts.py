@@ -12,8 +12,8 @@ from pathlib import Path
 import optuna
 from mlflow import MlflowClient
 
-from mixtune.study.durable.storage import open_storage
-from mixtune.study.folder import Places
+from mixtune.search.paths import Places
+from mixtune.search.storage import open_storage
 
 ROOT = Path(__file__).parents[1]
 

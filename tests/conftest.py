@@ -36,9 +36,9 @@ def cache(tmp_path_factory, monkeypatch):
 @pytest.fixture
 def direct(monkeypatch):
     """MLflow is written without a process of its own, which takes seconds to start."""
-    from tests.study.tracking.direct import Direct
+    from tests.tracking.direct import Direct
 
-    monkeypatch.setattr("mixtune.study.tracking.tracker.Courier", Direct)
+    monkeypatch.setattr("mixtune.tracking.mlflow_writer.Courier", Direct)
 
 
 @pytest.fixture(scope="session")
@@ -46,7 +46,7 @@ def empty_store(tmp_path_factory):
     """Puts an empty MLflow database into a folder: a copy, because making one takes seconds."""
     import shutil
 
-    from mixtune.study.tracking.store import default_uri
+    from mixtune.search.paths import default_uri
 
     made = tmp_path_factory.mktemp("store")
     from mlflow import MlflowClient
@@ -84,7 +84,7 @@ def finished(tmp_path_factory):
     from mixtune import published, train
     from mixtune.config import parse, plain
     from mixtune.regime.files import save_regime
-    from mixtune.study.space import Space
+    from mixtune.search.space import Space
 
     folder = tmp_path_factory.mktemp("run")
     space = parse(TINY, Space, "f")

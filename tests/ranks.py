@@ -4,7 +4,7 @@ import multiprocessing
 import traceback
 
 from mixtune.regime import Shard
-from mixtune.training.meeting import listen, meet
+from mixtune.runtime.rendezvous import listen, meet
 
 HOST = "127.0.0.1"
 CONTEXT = multiprocessing.get_context("forkserver")  # a fork of a process that has its imports and no threads

@@ -1,6 +1,5 @@
 """The deployment files are what Ray, KubeRay and this program accept."""
 
-import importlib
 import re
 import shlex
 from fnmatch import fnmatch
@@ -10,9 +9,9 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from mixtune import search, train
 from mixtune.config import load
-from mixtune.study.space import Space
+from mixtune.search.space import Space
+from tests.commands import module_of
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/cluster.md").read_text()
@@ -42,7 +41,7 @@ def flags(line):
     """The module and its parsed flags, of a command line with ``python -m mixtune.X`` in it."""
     words = shlex.split(line, comments=True)
     at = words.index("-m")
-    module = importlib.import_module(words[at + 1])
+    module = module_of(words[at + 1])
     return words[at + 1], module.parser().parse_args(words[at + 2 :])
 
 
@@ -123,7 +122,7 @@ COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL) fo
 @pytest.mark.parametrize("line", [line for line in COMMANDS if "-m mixtune." in line])
 def test_the_pages_commands_have_flags_that_parse(line):
     name, _ = flags(line)
-    assert name in {search.__name__, train.__name__}
+    assert name in {"mixtune.search", "mixtune.train"}
 
 
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"\((?:\.\./)?(cluster/[\w.-]+)\)|(cluster/[\w.-]+)", PAGE))))

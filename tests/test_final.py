@@ -12,8 +12,8 @@ import pytest
 from mlflow import MlflowClient
 
 from mixtune.cli import python
-from mixtune.study.durable.storage import open_storage
-from mixtune.study.folder import Places
+from mixtune.search.paths import Places
+from mixtune.search.storage import open_storage
 from tests.accounts import assert_exact, assert_gone, marked, start
 from tests.test_kills import victims
 from tests.test_search import command

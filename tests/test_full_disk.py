@@ -16,16 +16,16 @@ import torch
 from mixtune import cli
 from mixtune.config import parse
 from mixtune.errors import NoRoomError
-from mixtune.study.durable.ledger import Ledger
-from mixtune.study.durable.outbox import Outbox
-from mixtune.study.events import Listeners
-from mixtune.study.folder import save
-from mixtune.study.running.bridge import Bridge
-from mixtune.study.sampling import Trials
-from mixtune.study.space import Space
+from mixtune.execution.coordinator import Bridge
+from mixtune.search.callbacks import Listeners
+from mixtune.search.ledger import Ledger
+from mixtune.search.optuna_study import Trials
+from mixtune.search.outbox import Outbox
+from mixtune.search.paths import save
+from mixtune.search.space import Space
 from mixtune.training.checkpoint import Checkpoint
 from tests.accounts import assert_exact
-from tests.study.running.test_bridge import Recorder, report
+from tests.execution.test_coordinator import Recorder, report
 
 ROOT = Path(__file__).parents[1]
 
@@ -96,7 +96,7 @@ def test_space_and_best_files_stay_what_they_were(tmp_path):
 
 def test_a_regime_file_that_does_not_fit_begins_no_trial(bridge, tmp_path, tiny, url, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("mixtune.study.work.save_regime", lambda path, *_: Path("/dev/full").write_text("regime"))
+        patch.setattr("mixtune.execution.work.save_regime", lambda path, *_: Path("/dev/full").write_text("regime"))
         assert bridge.suggest("a") is None
     assert bridge.done
     assert "the disk (or its quota) is full" in bridge.halted
@@ -109,7 +109,7 @@ def test_a_curve_that_does_not_fit_is_written_when_the_trial_is_repeated(bridge,
     checkpoint.write_bytes(b"state")
     bridge.report("a", report(2, 0.5, last=True))
     with monkeypatch.context() as patch:
-        patch.setattr("mixtune.study.running.bridge.write_csv", lambda *_: Path("/dev/full").write_text("curve"))
+        patch.setattr("mixtune.execution.coordinator.write_csv", lambda *_: Path("/dev/full").write_text("curve"))
         bridge.end("a", error=False)
     assert "is full" in bridge.halted
     assert checkpoint.exists()
@@ -156,7 +156,7 @@ def test_an_outbox_that_cannot_grow_says_so_and_delivers_what_it_can(tmp_path):
 
 def test_an_outbox_whose_mark_cannot_be_written_goes_on(tmp_path, monkeypatch):
     got, marks = [], []
-    monkeypatch.setattr("mixtune.study.durable.spool.os.pwrite", lambda *_: (marks.append(1), fail()))
+    monkeypatch.setattr("mixtune.search.spool.os.pwrite", lambda *_: (marks.append(1), fail()))
     box = Outbox(tmp_path / "kept.jsonl", got.append, "MLflow", pause=0.01)
     for i in range(20):
         box.put({"i": i})
@@ -217,9 +217,10 @@ ls "$OUT/trials" | wc -l
 
 # The search refuses to begin where its plan does not fit: here the disk has room then, and others fill it.
 FILLED_LATER = """
-from mixtune import cli, search
-from mixtune.study.running import planning
-planning.check_disk = lambda *_: 2.0**40
+from mixtune import cli
+from mixtune.search import __main__ as search
+from mixtune.profiling import forecast
+forecast.check_disk = lambda *_: 2.0**40
 cli.run(search.main)
 """
 

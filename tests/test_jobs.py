@@ -17,10 +17,10 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
-from mixtune.study.durable.storage import open_storage
+from mixtune.search.storage import open_storage
 from tests.accounts import ROOT, assert_exact, assert_gone, marked, read_until
-from tests.study.tracking.test_server import free_port, server
 from tests.test_cluster import JOB, PAGE
+from tests.tracking.test_server import free_port, server
 
 pytest.importorskip("ray.dashboard.optional_deps", reason='needs pip install "ray[default]"', exc_type=ImportError)
 pytestmark = pytest.mark.slow

@@ -8,7 +8,7 @@ import uuid
 
 import pytest
 
-from mixtune.study.tracking import deliverer
+from mixtune.tracking import deliverer
 from tests.accounts import assert_exact, assert_gone, marked, read_until, start
 
 TRIALS = 4

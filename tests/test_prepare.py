@@ -14,13 +14,13 @@ from PIL import Image
 
 from mixtune import prepare
 from mixtune.config import parse
+from mixtune.data import convert, datasets, manifest
 from mixtune.errors import InputError
+from mixtune.profiling import preflight
 from mixtune.regime import BatchShape, Budget, published
-from mixtune.study.running import preflight
-from mixtune.study.space import Space
-from mixtune.training.images import data, entries, prepared
+from mixtune.search.space import Space
+from mixtune.tasks.config import TaskConfig
 from mixtune.training.run import Evaluation, Run, TrainingConfig
-from mixtune.training.task import TaskConfig
 from tests.test_full_disk import room_for
 
 ROOT = Path(__file__).parents[1]
@@ -51,7 +51,7 @@ def test_a_prepared_folder_is_a_folder_of_smaller_images(kind, tmp_path, capsys)
     source, out = write(tmp_path / "a"), tmp_path / "b"
     Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(source / "train/ant/small.jpg")
     run(source, out, "--format", kind)
-    made, original = data.load("folder", str(out)), data.load("folder", str(source))
+    made, original = datasets.load("folder", str(out)), datasets.load("folder", str(source))
     assert made.train.labels.tolist() == original.train.labels.tolist()
     for new, old in zip(made.train.paths, original.train.paths, strict=True):
         with Image.open(new) as a, Image.open(old) as b:
@@ -97,15 +97,15 @@ def test_a_kill_at_any_moment_leaves_whole_files_and_the_same_command_ends_it(tm
     assert 40 <= len(left) < 600
     assert all(expected[k] == v for k, v in left.items())
     with pytest.raises(InputError, match="prepared only in part"):
-        data.load("folder", str(out))
-    with (out / entries.LIST).open("a") as file:
+        datasets.load("folder", str(out))
+    with (out / manifest.LIST).open("a") as file:
         file.write("train/ant/000.jpg\thalf a li")  # and what a power cut leaves of a line
     run(source, out)
     made = tree(out)
-    assert {k: v for k, v in made.items() if k != entries.LIST} == {
-        k: v for k, v in expected.items() if k != entries.LIST
+    assert {k: v for k, v in made.items() if k != manifest.LIST} == {
+        k: v for k, v in expected.items() if k != manifest.LIST
     }
-    listed = entries.listed(out)
+    listed = manifest.listed(out)
     assert len(listed) == 600  # the line after the half one is whole
     for entry in listed.values():
         assert hashlib.sha256(made[entry.written]).hexdigest() == entry.checksum
@@ -117,7 +117,7 @@ def test_unreadable_images_are_counted_named_and_left_out(tmp_path, capsys):
     run(source, out)
     assert "left out 1 that cannot be read, for example train/bee/000.jpg (" in capsys.readouterr().out
     assert not (out / "train/bee/000.jpg").exists()
-    assert len(data.load("folder", str(out)).train) == 7
+    assert len(datasets.load("folder", str(out)).train) == 7
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_a_space_says_its_largest_size():
 def test_a_full_disk_is_one_sentence_and_the_same_command_ends_it(tmp_path):
     source, out, plain = write(tmp_path / "a"), tmp_path / "b", tmp_path / "c"
     run(source, plain)
-    sizes = [e.bytes for e in entries.listed(plain).values()]
+    sizes = [e.bytes for e in manifest.listed(plain).values()]
     with (
         room_for((min(sizes) + max(sizes)) // 2),
         pytest.raises(InputError, match=r"b: cannot be written \(File too large"),
@@ -164,7 +164,7 @@ def test_a_full_disk_is_one_sentence_and_the_same_command_ends_it(tmp_path):
         run(source, out)
     assert not list(out.rglob("*.part"))
     with pytest.raises(InputError, match="prepared only in part"):
-        data.load("folder", str(out))
+        datasets.load("folder", str(out))
     run(source, out)
     assert tree(out) == tree(plain)
 
@@ -173,7 +173,7 @@ def test_a_full_disk_is_one_sentence_and_the_same_command_ends_it(tmp_path):
 def test_a_damaged_list_is_made_again(left, tmp_path, capsys):
     source, out = write(tmp_path / "a"), tmp_path / "b"
     run(source, out)
-    (out / entries.LIST).write_bytes(left)
+    (out / manifest.LIST).write_bytes(left)
     run(source, out)
     assert "of which 16 encoded now" in capsys.readouterr().out
     run(source, out)
@@ -184,17 +184,17 @@ def test_a_damaged_list_is_made_again(left, tmp_path, capsys):
 def test_a_damaged_state_is_one_sentence(left, tmp_path):
     source, out = write(tmp_path / "a", 1), tmp_path / "b"
     run(source, out)
-    (out / prepared.STATE).write_text(left)
-    for act in (lambda: run(source, out), lambda: data.load("folder", str(out))):
+    (out / convert.STATE).write_text(left)
+    for act in (lambda: run(source, out), lambda: datasets.load("folder", str(out))):
         with pytest.raises(InputError, match=r"prepared\.json is damaged; delete the folder and prepare it again"):
             act()
 
 
 def test_a_source_that_vanishes_is_left_out_and_looked_for_again(tmp_path, monkeypatch, capsys):
     source, out = write(tmp_path / "a", 1), tmp_path / "b"
-    there = list(prepared.sources(source))
+    there = list(convert.sources(source))
     monkeypatch.setattr(
-        prepared, "sources", lambda _, parts: [x for x in [*there, "train/ant/gone.jpg"] if x.startswith(tuple(parts))]
+        convert, "sources", lambda _, parts: [x for x in [*there, "train/ant/gone.jpg"] if x.startswith(tuple(parts))]
     )
     for encoded in (5, 1):
         run(source, out)

@@ -12,6 +12,7 @@ from benchmarks.readme import pages, written
 from benchmarks.regimes import PLANS
 from mixtune import show
 from mixtune.cli import Parser
+from tests.commands import module_of
 
 ROOT = Path(__file__).parents[1]
 PAGES = {p.name: p.read_text() for p in pages()}
@@ -67,10 +68,9 @@ COMMANDS = [
 
 @pytest.mark.parametrize("line", COMMANDS)
 def test_every_command_has_flags_that_parse(line, monkeypatch):
-    import importlib
 
     words = shlex.split(line, comments=True)
-    module = importlib.import_module(words[2])
+    module = module_of(words[2])
     seen = []
 
     def record(self, args=None, namespace=None):

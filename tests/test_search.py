@@ -1,6 +1,5 @@
 """The chain as a user drives it: real Ray, Optuna storage and MLflow store, in a folder with a space in its name."""
 
-import importlib
 import os
 import re
 import shlex
@@ -9,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from tests.commands import module_of
 
 ROOT = Path(__file__).parents[1]
 
@@ -57,7 +58,7 @@ def run_here(monkeypatch, capsys, direct):
     def run(words, cwd):
         at = words.index("-m")
         monkeypatch.chdir(cwd)
-        assert importlib.import_module(words[at + 1]).main(words[at + 2 :]) == 0
+        assert module_of(words[at + 1]).main(words[at + 2 :]) == 0
         return capsys.readouterr().out
 
     return run
@@ -84,8 +85,8 @@ def test_optuna_and_mlflow_hold_the_same_trials(study):
     import optuna
     from mlflow import MlflowClient
 
-    from mixtune.study.durable.storage import open_storage
-    from mixtune.study.folder import Places
+    from mixtune.search.paths import Places
+    from mixtune.search.storage import open_storage
 
     folder, _ = study
     trials = optuna.load_study(study_name="tiny", storage=open_storage(Places(folder).storage_url)).trials
@@ -105,8 +106,8 @@ def test_optuna_and_mlflow_hold_the_same_trials(study):
 def test_the_printed_training_command_gives_the_trials_score_exactly(study):
     import optuna
 
-    from mixtune.study.durable.storage import open_storage
-    from mixtune.study.folder import Places
+    from mixtune.search.paths import Places
+    from mixtune.search.storage import open_storage
 
     folder, text = study
     best = optuna.load_study(study_name="tiny", storage=open_storage(Places(folder).storage_url)).best_value
@@ -190,14 +191,15 @@ def test_the_printed_command_adds_trials(study):
 def test_bad_input_is_one_sentence_exit_code_two_and_nothing_written(
     tmp_path, space_file, tiny, capsys, arguments, message
 ):
-    from mixtune import cli, search
+    from mixtune import cli
+    from mixtune.search import __main__ as search_command
 
     known = {"{space}": str(space_file(tiny)), "{file}": str(tmp_path / "space.yaml")}
     out = [] if "--out" in arguments else ["--out", str(tmp_path / "out")]
     for key, value in known.items():
         arguments = [a.replace(key, value) for a in arguments]
     with pytest.raises(SystemExit) as stop:
-        cli.run(lambda: search.main([*arguments, *out]))
+        cli.run(lambda: search_command.main([*arguments, *out]))
     assert stop.value.code == 2
     said = capsys.readouterr()
     assert said.out == ""
@@ -218,10 +220,10 @@ def test_a_dry_run_needs_no_data_and_writes_nothing(tmp_path, run_here):
 def test_two_searches_in_one_folder_are_refused(tmp_path, space_file, tiny):
     import fcntl
 
-    from mixtune import search
     from mixtune.errors import InputError
+    from mixtune.search import __main__ as search_command
 
     with (tmp_path / "lock").open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         with pytest.raises(InputError, match="another search is running there"):
-            search.main(["--space", str(space_file(tiny)), "--out", str(tmp_path)])
+            search_command.main(["--space", str(space_file(tiny)), "--out", str(tmp_path)])

@@ -7,9 +7,9 @@ import torch
 
 from benchmarks.readme import pages
 from mixtune import BatchShape, Budget, Mixture, Regime, Schedule
-from mixtune.loader import mixed_loader
+from mixtune.integrations.loader import mixed_loader
 from mixtune.regime.files import save_regime
-from tests.test_loader import SHAPES, N, dataset  # noqa: F401 (a fixture)
+from tests.integrations.test_loader import SHAPES, N, dataset  # noqa: F401 (a fixture)
 
 BLOCKS = [code for page in pages() for code in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)]
 LOOPS = [code for code in BLOCKS if "load_regime(" in code]

@@ -8,20 +8,20 @@ import pytest
 import yaml
 
 from mixtune.config import plain
+from mixtune.data.augment import Augment
+from mixtune.evaluation.bn_recalibration import Recalibration
+from mixtune.evaluation.score import Score
+from mixtune.optim.distillation import Distillation
+from mixtune.optim.recipe import Recipe
 from mixtune.regime import BatchShape, Budget
-from mixtune.study.space import Named, Resources, Space
-from mixtune.study.space.candidates import Search
-from mixtune.study.space.fidelity import Fidelity
-from mixtune.study.space.final import Final
-from mixtune.study.space.knobs import Range
-from mixtune.study.space.limits import Limits
-from mixtune.training.calibration import Recalibration
-from mixtune.training.images.views import Augment
-from mixtune.training.learning.distillation import Distillation
-from mixtune.training.learning.recipe import Recipe
+from mixtune.search.candidates import Search
+from mixtune.search.domains import Range
+from mixtune.search.fidelity import Fidelity
+from mixtune.search.final import Final
+from mixtune.search.space import Named, Resources, Space
+from mixtune.search.timeouts import Limits
+from mixtune.tasks.config import TaskConfig
 from mixtune.training.run import Evaluation
-from mixtune.training.score import Score
-from mixtune.training.task_config import TaskConfig
 
 PAGE = (Path(__file__).parents[1] / "docs/space.md").read_text()
 SECTIONS = {

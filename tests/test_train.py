@@ -7,7 +7,7 @@ from mixtune import cli, train
 from mixtune.config import parse, plain
 from mixtune.regime import BatchShape, published
 from mixtune.regime.files import load_regime, save_regime
-from mixtune.study.space import Space
+from mixtune.search.space import Space
 
 
 @pytest.fixture
@@ -106,11 +106,11 @@ def test_more_ranks_than_gpus_are_refused(regime_file, monkeypatch):
 
     from mixtune.errors import InputError
     from mixtune.regime import Shard
-    from mixtune.training import meeting
-    from mixtune.training.ranks import Ranks
+    from mixtune.runtime import rendezvous
+    from mixtune.runtime.process_group import Ranks
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(meeting, "from_environment", lambda: nullcontext(Ranks(Shard(0, 2), 2)))
+    monkeypatch.setattr(rendezvous, "from_environment", lambda: nullcontext(Ranks(Shard(0, 2), 2)))
     with pytest.raises(
         InputError, match="--nproc-per-node 2: each rank needs a GPU of its own, and there are 1; start"
     ):
@@ -126,11 +126,11 @@ def test_another_number_of_ranks_than_the_trials_is_said(regime_file, capsys):
 
 
 def test_a_regime_of_a_study_with_folds_gives_the_studys_score_on_all_of_them(tmp_path, tiny, capsys):
-    from mixtune.study.proof.repeats import whole
-    from mixtune.study.running.trial import trial_results
-    from mixtune.study.space.final import Repeat
-    from mixtune.study.work import candidate_of, handed_over
-    from mixtune.training.ranks import ALONE
+    from mixtune.execution.trial import trial_results
+    from mixtune.execution.work import candidate_of, handed_over
+    from mixtune.runtime.process_group import ALONE
+    from mixtune.search.final import Repeat
+    from mixtune.study.repeats import whole
 
     space = whole(parse(tiny | {"folds": 2, "score": {"measure": "mean"}}, Space, "f"), "leaders")
     noted = {"published": "multiscale", "repeat": vars(Repeat(1, 0, "leaders"))}

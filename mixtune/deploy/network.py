@@ -12,15 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mixtune.data import datasets, sources
+from mixtune.data.crops import CROP_RATIO
 from mixtune.deploy.pick import Need, useful_sizes
-from mixtune.training import calibration, networks
-from mixtune.training.calibration import Statistics
-from mixtune.training.curve import Curve, Point
-from mixtune.training.images import data
-from mixtune.training.images.crops import CROP_RATIO
-from mixtune.training.task import Classification
-from mixtune.training.trained import Trained
-from mixtune.training.weights import load_weights
+from mixtune.evaluation import bn_recalibration
+from mixtune.evaluation.bn_recalibration import Statistics
+from mixtune.evaluation.curve import Curve, Point
+from mixtune.models import registry
+from mixtune.models.weights import load_weights
+from mixtune.tasks.classification import Classification
+from mixtune.training.run_folder import Trained
 
 STATISTICS = "statistics.safetensors"  # the file of the batch norms' statistics at every size, beside the network
 
@@ -58,11 +59,11 @@ def restore(run: Trained, S: int) -> tuple[Deployed, dict[int, str]]:
     """
     task = Classification(run.config.task, "validation", "cpu", run.config.evaluate.recalibrate)
     dataset = _dataset(run)
-    network = networks.create(run.config.task.network, dataset.classes)
+    network = registry.create(run.config.task.network, dataset.classes)
     load_weights(network, run.weights, run.config.task.network, dataset.names)
     network.eval()
-    own = calibration.statistics(network)
-    found: dict[int, tuple[str, Statistics]] = dict.fromkeys({S, *run.curve.sizes}, (calibration.RUNNING, own))
+    own = bn_recalibration.statistics(network)
+    found: dict[int, tuple[str, Statistics]] = dict.fromkeys({S, *run.curve.sizes}, (bn_recalibration.RUNNING, own))
     if run.config.evaluate.recalibrate is not None:
         task.evaluate(network, sorted(found))
         found = {size: (name, statistics or own) for size, (name, statistics) in task.chosen.items()}
@@ -77,7 +78,7 @@ def restore(run: Trained, S: int) -> tuple[Deployed, dict[int, str]]:
 def description(run: Trained, point: Point, chosen: Mapping[int, str], needs: Sequence[Need]) -> dict[str, Any]:
     """What whoever deploys the network must know, as plain values."""
     dataset = _dataset(run)
-    classes, files = dataset.classes, isinstance(dataset.train, data.Files)
+    classes, files = dataset.classes, isinstance(dataset.train, sources.Files)
     accuracy = {k: v for k, v in Curve((point,)).rows()[0].items() if k != "S"}
     return {
         "network": run.config.task.network,
@@ -97,6 +98,6 @@ def description(run: Trained, point: Point, chosen: Mapping[int, str], needs: Se
     }
 
 
-def _dataset(run: Trained) -> data.DataSet:
+def _dataset(run: Trained) -> sources.DataSet:
     task = run.config.task
-    return data.load(task.dataset, task.data, task.classes)
+    return datasets.load(task.dataset, task.data, task.classes)

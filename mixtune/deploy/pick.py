@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mixtune.errors import InputError
-from mixtune.training.curve import Curve, Point, front
-from mixtune.training.trained import Trained
+from mixtune.evaluation.curve import Curve, Point, front
+from mixtune.training.run_folder import Trained
 
 _UNITS = {"gmacs": ("gmacs", 1.0), "mmacs": ("gmacs", 1e-3), "ms": ("latency", 1e-3), "mib": ("memory", 2.0**20)}
 

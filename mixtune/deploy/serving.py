@@ -13,7 +13,7 @@ import numpy as np
 
 from mixtune.deploy.network import STATISTICS
 from mixtune.errors import InputError
-from mixtune.study.tracking.store import cause, opened
+from mixtune.tracking.mlflow_reader import cause, opened
 
 ALIAS = "best"
 

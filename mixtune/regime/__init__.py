@@ -1,12 +1,12 @@
 """What a size regime is. Needs numpy only; imports nothing from the floors above."""
 
 from mixtune.regime.catalogue import LITERATURE, from_literature
-from mixtune.regime.cost import CostTable
 from mixtune.regime.literature import PUBLISHED, published
 from mixtune.regime.regime import Mixture, Phase, Regime
 from mixtune.regime.schedule import Budget, Schedule, apportion
 from mixtune.regime.shapes import BatchShape
 from mixtune.regime.shard import WHOLE, Shard
+from mixtune.regime.step_cost import CostTable
 
 __all__ = [
     "LITERATURE",

@@ -12,9 +12,9 @@ from typing import Literal
 
 import numpy as np
 
-from mixtune.regime.cost import Unit, samples, step_cost
 from mixtune.regime.regime import Mixture, Regime, StepCost
 from mixtune.regime.shapes import BatchShape
+from mixtune.regime.step_cost import Unit, samples, step_cost
 
 TOLERANCE = 0.05  # the largest share by which a run may miss its budget; whole steps leave far less in a real run
 

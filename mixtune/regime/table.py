@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mixtune.regime.cost import step_cost
 from mixtune.regime.regime import Regime, StepCost
 from mixtune.regime.schedule import Budget, Schedule
 from mixtune.regime.shapes import BatchShape
+from mixtune.regime.step_cost import step_cost
 
 
 @dataclass(frozen=True)

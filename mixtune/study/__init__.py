@@ -1,10 +1,1 @@
-"""Searching over regimes: the only floor that knows Ray, Optuna and MLflow."""
-
-import os
-
-# A tracking server that has gone away must not hold the search up: by default one call retries for minutes.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+"""A study from start to end: open, run, prove, report."""

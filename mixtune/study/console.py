@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mixtune.data.file_issues import IMAGES
+from mixtune.evaluation.curve import Curve
 from mixtune.regime import Regime
-from mixtune.study.events import Candidate, State
-from mixtune.study.outcome import Outcome
-from mixtune.study.space import Space
+from mixtune.search.callbacks import Candidate, State
+from mixtune.search.outcome import Outcome
+from mixtune.search.space import Space
 from mixtune.study.statistics import mean_sd
-from mixtune.training.curve import Curve
-from mixtune.training.images.notes import IMAGES
 
 
 class Console:

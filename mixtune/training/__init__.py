@@ -1,1 +1,1 @@
-"""Training and evaluating a network under a schedule. Needs torch, torchvision, timm; never ray, optuna or mlflow."""
+"""Train a network under a schedule. Needs torch, torchvision, timm; never ray, optuna or mlflow."""

@@ -5,11 +5,7 @@ All randomness is keyed by (seed, step), so the position is the state of every r
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import io
-import json
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
@@ -18,14 +14,10 @@ from typing import Any
 
 import torch
 
-from mixtune.errors import NO_ROOM, InputError, no_room
+from mixtune.errors import InputError
+from mixtune.files import replace_file
 
 VERSION = 1
-
-
-def digest(*parts: Any) -> str:
-    """A short name for plain values: equal values, equal names."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def essence(value: Any) -> Any:
@@ -40,27 +32,6 @@ def essence(value: Any) -> Any:
         if (here := getattr(value, f.name)) != default:
             kept[f.name] = essence(here)
     return kept
-
-
-def replace_file(path: Path, data: bytes) -> None:
-    """Write a file so that a reader, or a kill at any moment, finds the old content or the new, never a part.
-
-    Raises InputError when it cannot be written (NoRoomError on a full disk); what was there stays.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as err:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        if err.errno in NO_ROOM:
-            raise no_room(path) from None
-        raise InputError(f"{path}: cannot be written ({err.strerror or err}); the earlier file is intact") from None
 
 
 @dataclass

@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from mixtune.errors import TrainingError
+from mixtune.evaluation.curve import Curve
+from mixtune.optim.recipe import Recipe
 from mixtune.regime import Schedule
-from mixtune.training import shortage
+from mixtune.runtime import oom
+from mixtune.tasks.base import Task
 from mixtune.training.checkpoint import Checkpoint
-from mixtune.training.curve import Curve
-from mixtune.training.engine import Engine
-from mixtune.training.learning.recipe import Recipe
-from mixtune.training.task import Task
+from mixtune.training.step import Engine
 
 AGREEMENT = 10  # steps between two looks at the first rank's clock
 
@@ -128,17 +128,17 @@ def train(
     trained = 0  # views since the clock was last started
     network.train()
     if start < len(schedule):
-        with shortage.named(lambda: shortage.too_large(max(schedule.shapes, key=lambda s: s.pixels), [], "captured")):
+        with oom.named(lambda: oom.too_large(max(schedule.shapes, key=lambda s: s.pixels), [], "captured")):
             engine.prepare(schedule, before, start, say)
 
     def too_large() -> str:
         fit = {schedule.shapes[i] for i in schedule.index[: step - 1].tolist()} - {shape}
-        return shortage.too_large(shape, sorted(fit), f"step {step} of {len(schedule)}")
+        return oom.too_large(shape, sorted(fit), f"step {step} of {len(schedule)}")
 
     batches = engine.batches(schedule, seed, start)
     for step in range(start + 1, len(schedule) + 1):
         shape = schedule.shapes[schedule.index[step - 1]]
-        with shortage.named(too_large):
+        with oom.named(too_large):
             total += engine.train_on(next(batches), float(rates[step - 1]), step - 1, float(before[step - 1]), shape)
         steps, trained = steps + 1, trained + shape.views
         if on_step:

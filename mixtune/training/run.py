@@ -10,17 +10,19 @@ from typing import Literal
 import torch
 from torch import nn
 
+from mixtune.data.convert import check_sizes
 from mixtune.errors import InputError
+from mixtune.evaluation.bn_recalibration import Recalibration
+from mixtune.evaluation.score import Score
+from mixtune.files import digest, replace_file
+from mixtune.models import registry, weights
+from mixtune.optim.recipe import Recipe
 from mixtune.regime import BatchShape, Budget, Regime, Schedule
-from mixtune.training import networks, weights
-from mixtune.training.calibration import Recalibration
-from mixtune.training.checkpoint import Checkpoint, digest, essence, replace_file
-from mixtune.training.images.prepared import check_sizes
-from mixtune.training.learning.recipe import Recipe
+from mixtune.runtime.process_group import ALONE, Ranks
+from mixtune.tasks.classification import Classification, check_shapes
+from mixtune.tasks.config import TaskConfig
+from mixtune.training.checkpoint import Checkpoint, essence
 from mixtune.training.loop import Report, train
-from mixtune.training.ranks import ALONE, Ranks
-from mixtune.training.score import Score
-from mixtune.training.task import Classification, TaskConfig, check_shapes
 
 Judge = Literal["validation", "test"]
 
@@ -134,10 +136,10 @@ class Run:
         try:
             network = task.network(config.seed, recipe.dropout, recipe.drop_path)
             if recipe.zero_gamma is not None:
-                networks.set_zero_gamma(network, recipe.zero_gamma)
-            networks.layer_groups(network, recipe.groups)
+                registry.set_zero_gamma(network, recipe.zero_gamma)
+            registry.layer_groups(network, recipe.groups)
             for S in (min(*regime.sizes, *config.evaluate.sizes), max(*regime.sizes, *config.evaluate.sizes)):
-                networks.check_size(config.task.network, task.classes, S)
+                registry.check_size(config.task.network, task.classes, S)
         except ValueError as err:
             raise InputError(f"{config.task.network}: {err}") from None
         teacher = recipe.distill.teacher(task.classes, task.device, task.names) if recipe.distill else None

@@ -6,13 +6,13 @@ from unittest import mock
 import pytest
 
 from mixtune.config import parse, plain
+from mixtune.evaluation.curve import Curve, Point
 from mixtune.regime import published
 from mixtune.regime.files import save_regime
-from mixtune.study.events import Candidate
-from mixtune.study.space import Space
-from mixtune.study.tracking.tracker import Tracker
-from mixtune.training.curve import Curve, Point
-from tests.study.tracking.direct import Direct
+from mixtune.search.callbacks import Candidate
+from mixtune.search.space import Space
+from mixtune.tracking.mlflow_writer import Tracker
+from tests.tracking.direct import Direct
 
 
 def curve(*top1, ece=0.1):
@@ -29,7 +29,7 @@ class Made:
     def __init__(self, folder, settings, empty_store):
         self.folder, self.space = folder, parse(settings, Space, "f")
         self.uri = empty_store(folder)
-        with mock.patch("mixtune.study.tracking.tracker.Courier", Direct):  # no process per study
+        with mock.patch("mixtune.tracking.mlflow_writer.Courier", Direct):  # no process per study
             self.tracker = Tracker(self.uri, self.space, folder)
 
     def trial(self, number, family, found, state="COMPLETE", weights=None, **params):

@@ -12,9 +12,9 @@ from analysis.importance import importances, tendency
 from analysis.runs import read_study
 from mixtune import cli
 from mixtune.errors import InputError
+from mixtune.optim.recipe import Recipe
 from mixtune.regime import Budget, Schedule
 from mixtune.regime.files import load_regime, save_regime
-from mixtune.training.learning.recipe import Recipe
 from mixtune.training.run import TrainingConfig
 from tests.analysis.conftest import curve
 
@@ -204,7 +204,7 @@ def test_efficiency_is_entrs_formula_in_both_readings(study, tmp_path):
 def repeated(made, number, curves, out):
     """What ``mixtune.train --seeds`` would have written for a trial's regime."""
     from mixtune.config import plain
-    from mixtune.training.curve import write_csv
+    from mixtune.evaluation.curve import write_csv
 
     regime, _ = load_regime(made.folder / "trials" / f"{number:04d}" / "regime.yaml")
     space = made.space

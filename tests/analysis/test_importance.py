@@ -9,8 +9,8 @@ from analysis import importance
 from analysis.runs import read_study
 from mixtune.config import parse
 from mixtune.errors import InputError
-from mixtune.study.space import Space
-from mixtune.study.space.knobs import Uniform
+from mixtune.search.domains import Uniform
+from mixtune.search.space import Space
 from tests.analysis.conftest import Made, curve
 
 SEARCH = {

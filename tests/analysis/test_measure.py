@@ -7,11 +7,11 @@ import pytest
 from analysis.measure import main
 from analysis.runs import read_study
 from mixtune.errors import InputError
-from mixtune.study.tracking.store import parent_of
-from mixtune.training.cost import peak_memory
-from mixtune.training.robustness import FAMILIES, robustness
-from mixtune.training.task import Classification
-from mixtune.training.weights import load_weights
+from mixtune.evaluation.corruptions import FAMILIES, robustness
+from mixtune.evaluation.latency import peak_memory
+from mixtune.models.weights import load_weights
+from mixtune.tasks.classification import Classification
+from mixtune.tracking.mlflow_reader import parent_of
 from tests.analysis.conftest import curve
 from tests.analysis.test_commands import call
 

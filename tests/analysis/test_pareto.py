@@ -6,7 +6,7 @@ from analysis import pareto
 from analysis.finished import FinishedTrial
 from analysis.runs import StudyRuns
 from mixtune.errors import InputError
-from mixtune.training.curve import Curve, Point
+from mixtune.evaluation.curve import Curve, Point
 
 
 def trial(number, family, top1):

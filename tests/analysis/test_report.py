@@ -12,9 +12,10 @@ from analysis import efficiency, findings, report
 from analysis.record import main as record
 from analysis.runs import read_study
 from mixtune.errors import InputError
-from mixtune.study.work import candidate_of
+from mixtune.execution.work import candidate_of
 from tests.analysis.conftest import POINT, curve
 from tests.analysis.test_commands import repeated
+from tests.commands import module_of
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -177,14 +178,13 @@ def test_a_final_that_a_later_search_left_behind_is_not_the_answer(made):
 
 
 def test_its_commands_name_files_that_are_there_and_flags_that_parse(study, monkeypatch):
-    import importlib
 
     from mixtune.cli import Parser
 
     rerun, use = report.again(read_study(study.uri, "tiny"))
     for line in (*rerun, *use):
         words = shlex.split(line)
-        module = importlib.import_module(words[2])
+        module = module_of(words[2])
 
         def parse(self, args=None, namespace=None):
             super(Parser, self).parse_args(args, namespace)

@@ -9,11 +9,10 @@ from benchmarks import regimes
 from benchmarks.common import random_images
 from benchmarks.regimes import PLANS, Job, Plan, jobs, packed, table, train_once
 from benchmarks.verdict import verdict
+from mixtune.optim.recipe import Recipe
 from mixtune.regime import BatchShape, Budget, Schedule, published
-from mixtune.training import checkpoint
+from mixtune.runtime.device import available_cpus
 from mixtune.training.checkpoint import Checkpoint
-from mixtune.training.device import available_cpus
-from mixtune.training.learning.recipe import Recipe
 
 
 @pytest.mark.parametrize(
@@ -63,7 +62,7 @@ def test_packed_runs_are_finished_in_pieces_and_are_those_alone(tmp_path, monkey
     mine, clock, real = jobs(plan)[:2], itertools.count(), Checkpoint.save
     saved = []
     monkeypatch.setattr(Checkpoint, "due", True)
-    monkeypatch.setattr(checkpoint.os, "fsync", lambda fd: None)  # one for every step takes its time
+    monkeypatch.setattr("mixtune.files.os.fsync", lambda fd: None)  # one for every step takes its time
     monkeypatch.setattr(Checkpoint, "save", lambda self, state: (saved.append(state["step"]), real(self, state)))
     monkeypatch.setattr(regimes, "time", SimpleNamespace(time=lambda: next(clock)))
     with random_images(2000):

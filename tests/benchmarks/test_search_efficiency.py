@@ -12,9 +12,9 @@ from benchmarks.common import RESULTS
 from benchmarks.readme import written
 from benchmarks.recorded import TABLE, space_of
 from benchmarks.simulated import WHOLE, Simulated, features
-from mixtune.study.space import Named
-from mixtune.study.space.fidelity import Fidelity
-from mixtune.study.space.knobs import Uniform
+from mixtune.search.domains import Uniform
+from mixtune.search.fidelity import Fidelity
+from mixtune.search.space import Named
 
 ROWS = json.loads(TABLE.read_text())["rows"]
 KINDS = [(kind, share) for kind in ("compress", "truncate") for share in ROWS[0][kind]]

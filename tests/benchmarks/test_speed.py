@@ -1,6 +1,5 @@
 """The GPU benchmarks' commands run from start to end where there is no GPU, in small; nothing is written."""
 
-import importlib
 import json
 import sys
 
@@ -12,8 +11,9 @@ from benchmarks.common import conclude, random_images, spread
 from benchmarks.trial import description, images, steps
 from mixtune.errors import InputError, TrainingError
 from mixtune.regime import BatchShape
-from mixtune.training.engine import Engine
 from mixtune.training.run import Run
+from mixtune.training.step import Engine
+from tests.commands import module_of
 
 
 def test_quartiles_are_those_between_the_measurements():
@@ -41,12 +41,12 @@ def test_the_last_line_ends_with_the_headline_ratio(tmp_path, monkeypatch, capsy
 
 
 def test_random_images_are_there_in_the_block_only():
-    from mixtune.training.images import data
+    from mixtune.data import datasets
 
-    before = data.load
+    before = datasets.load
     with random_images(50):
-        assert len(data.load("cifar10", None).train) == 50
-    assert data.load is before
+        assert len(datasets.load("cifar10", None).train) == 50
+    assert datasets.load is before
 
 
 def test_the_timed_steps_are_those_that_are_asked_for_and_train():
@@ -94,8 +94,8 @@ def test_one_command_does_every_part_though_some_fail(tmp_path, monkeypatch, cap
 def test_the_one_command_names_commands_that_there_are():
     for words, _ in gpu.PARTS.values():
         if words[0] != "pytest":
-            assert callable(importlib.import_module(words[0]).main)
-            importlib.import_module(words[0]).parser().parse_args([*words[1:], *(["--data", "x"] * ("gpu60" in words))])
+            assert callable(module_of(words[0]).main)
+            module_of(words[0]).parser().parse_args([*words[1:], *(["--data", "x"] * ("gpu60" in words))])
 
 
 def test_the_rows_of_a_benchmark_that_broke_off_are_in_the_table(tmp_path):

@@ -11,8 +11,8 @@ from mixtune import export
 from mixtune.deploy import formats
 from mixtune.deploy.network import Deployed, restore
 from mixtune.errors import InputError
-from mixtune.training import networks
-from mixtune.training.trained import Trained
+from mixtune.models import registry
+from mixtune.training.run_folder import Trained
 
 
 def test_what_is_written_says_what_was_trained(finished, tmp_path, capsys):
@@ -37,8 +37,8 @@ def test_what_is_written_says_what_was_trained(finished, tmp_path, capsys):
 
 def test_the_deployed_network_has_the_accuracy_of_the_curve(finished):
     """Pixels from 0 to 1 through the written network give the top-1 that the run reported."""
-    from mixtune.training.images.pixels import pixel_eval_batches
-    from mixtune.training.task import Classification
+    from mixtune.data.in_memory import pixel_eval_batches
+    from mixtune.tasks.classification import Classification
 
     trained = Trained.read(finished)
     network, _ = restore(trained, 8)
@@ -51,13 +51,13 @@ def test_the_deployed_network_has_the_accuracy_of_the_curve(finished):
 
 
 def test_a_network_judged_with_recalibrated_statistics_is_deployed_with_them(finished, tmp_path, monkeypatch):
-    from mixtune.training import task
-    from mixtune.training.calibration import Recalibration
+    from mixtune.evaluation.bn_recalibration import Recalibration
+    from mixtune.tasks import classification as task
 
     trained = Trained.read(finished)
     config = trained.config
     object.__setattr__(config.evaluate, "recalibrate", Recalibration(("test",), 200))
-    monkeypatch.setattr(task.calibration, "choose", lambda predictions, part: "test")
+    monkeypatch.setattr(task.bn_recalibration, "choose", lambda predictions, part: "test")
     network, chosen = restore(Trained(finished, None, config, trained.curve), 12)
     assert chosen == {8: "test", 12: "test"}
     assert set(network.statistics) == {8}
@@ -69,7 +69,7 @@ def test_a_network_judged_with_recalibrated_statistics_is_deployed_with_them(fin
 
 
 def test_a_written_network_that_says_something_else_is_refused():
-    network = Deployed(networks.create("cifar_resnet8", 10), (0.3,) * 3, (0.3,) * 3).eval()
+    network = Deployed(registry.create("cifar_resnet8", 10), (0.3,) * 3, (0.3,) * 3).eval()
     with pytest.raises(InputError, match="onnxruntime gives other logits than PyTorch at 8 px"):
         formats._check(network, lambda x: network(x) + 0.01, [8], "onnxruntime")
     with pytest.raises(InputError, match=r"onnxruntime cannot run the network at 8 px \(no\)"):

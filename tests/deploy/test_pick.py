@@ -4,8 +4,8 @@ import pytest
 
 from mixtune.deploy.pick import Need, pick, useful_sizes
 from mixtune.errors import InputError
-from mixtune.training.curve import Curve, Point
-from mixtune.training.trained import Trained
+from mixtune.evaluation.curve import Curve, Point
+from mixtune.training.run_folder import Trained
 
 
 def run(*points):

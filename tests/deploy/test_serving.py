@@ -17,10 +17,10 @@ from mlflow import MlflowClient
 
 from mixtune import export
 from mixtune.errors import InputError
-from mixtune.training.task import Classification
-from mixtune.training.trained import Trained
-from mixtune.training.weights import load_weights
-from tests.study.tracking.test_server import free_port
+from mixtune.models.weights import load_weights
+from mixtune.tasks.classification import Classification
+from mixtune.training.run_folder import Trained
+from tests.tracking.test_server import free_port
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_it_has_the_runs_accuracy_at_every_size(exported):
 
 
 def test_every_size_is_served_with_its_own_statistics(finished, tmp_path, monkeypatch):
-    from mixtune.training import task
+    from mixtune.tasks import classification
 
     run = tmp_path / "run"
     shutil.copytree(finished, run)
@@ -59,7 +59,7 @@ def test_every_size_is_served_with_its_own_statistics(finished, tmp_path, monkey
     assert text.count("  evaluate:\n") == 1
     recalibrate = "  evaluate:\n    recalibrate: {views: [test], images: 200}\n"
     (run / "regime.yaml").write_text(text.replace("  evaluate:\n", recalibrate))
-    monkeypatch.setattr(task.calibration, "choose", lambda predictions, part: "test")
+    monkeypatch.setattr(classification.bn_recalibration, "choose", lambda predictions, part: "test")
     export.main(["--run", str(run), "--network", str(tmp_path / "net"), "--formats", "mlflow", "--at-most", "1 MMACs"])
     assert (tmp_path / "net" / "statistics.safetensors").exists()
     model = mlflow.pyfunc.load_model(str(tmp_path / "net" / "mlflow"))

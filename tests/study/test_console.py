@@ -2,8 +2,8 @@ from pathlib import Path
 
 from mixtune.regime import published
 from mixtune.regime.shapes import BatchShape
+from mixtune.search.callbacks import Candidate
 from mixtune.study.console import Console
-from mixtune.study.events import Candidate
 
 
 def test_what_a_trial_says_is_written_once():

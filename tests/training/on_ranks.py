@@ -10,17 +10,17 @@ from functools import partial
 import numpy as np
 import torch
 
+from mixtune.evaluation.bn_recalibration import Recalibration
+from mixtune.optim import mixup as mixing
+from mixtune.optim.recipe import Recipe
 from mixtune.regime import BatchShape, Budget, Mixture, Regime
-from mixtune.training import compiling
-from mixtune.training.calibration import Recalibration
-from mixtune.training.compiling import Compiler, by_kind
-from mixtune.training.engine import Engine
-from mixtune.training.finetune import find_rate
-from mixtune.training.learning import mixing
-from mixtune.training.learning.recipe import Recipe
-from mixtune.training.ranks import ALONE, PeerLostError
+from mixtune.runtime.process_group import ALONE, PeerLostError
+from mixtune.tasks.config import TaskConfig
+from mixtune.training import torch_compile
+from mixtune.training.fine_tuning import find_rate
 from mixtune.training.run import Evaluation, Run, TrainingConfig
-from mixtune.training.task import TaskConfig
+from mixtune.training.step import Engine
+from mixtune.training.torch_compile import Compiler, by_kind
 
 # None of these divides by 2 and 3 ranks alike; one has copies.
 SHAPES = [BatchShape(8, 5, 4), BatchShape(8, 20), BatchShape(12, 9), BatchShape(16, 7)]
@@ -156,7 +156,7 @@ def compiled(ranks, pays):
         engine._compiler = Compiler(engine.network, left, said.append, watch, ranks.share_state, make)
 
     Engine.prepare = watched
-    compiling.EXPECTED_SECONDS, compiling.TIMED = 1.0, 1
+    torch_compile.EXPECTED_SECONDS, torch_compile.TIMED = 1.0, 1
     reports = list(run.reports())
     return plain(run.network), [r.loss for r in reports], said, backend.frame_count
 

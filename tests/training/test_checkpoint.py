@@ -10,16 +10,15 @@ import torch
 from timm.layers import DropPath
 
 from mixtune.errors import InputError
+from mixtune.evaluation.bn_recalibration import Recalibration
+from mixtune.optim.recipe import Recipe
 from mixtune.regime import BatchShape, Budget, published
-from mixtune.training import checkpoint as module
-from mixtune.training.calibration import Recalibration
+from mixtune.runtime.process_group import ALONE
+from mixtune.tasks.config import TaskConfig
 from mixtune.training.checkpoint import Checkpoint, essence, read
-from mixtune.training.engine import Engine
-from mixtune.training.learning.recipe import Recipe
 from mixtune.training.loop import TrainingDivergedError
-from mixtune.training.ranks import ALONE
 from mixtune.training.run import Evaluation, Run
-from mixtune.training.task import TaskConfig
+from mixtune.training.step import Engine
 from tests.ranks import CONTEXT
 from tests.training import on_ranks
 from tests.training.test_loop import config, regime, same, weights
@@ -130,7 +129,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(written, monkeypatch):
     def full(fd):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(module.os, "fsync", full)
+    monkeypatch.setattr("mixtune.files.os.fsync", full)
     with pytest.raises(InputError, match=r"is full; what was written before is intact"):
         list(Run.prepare(regime(), config()).reports(written, 0.0))
     assert written.read_bytes() == before

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from mixtune.errors import InputError
+from mixtune.evaluation.latency import with_cost
+from mixtune.optim.recipe import Recipe
 from mixtune.regime import BatchShape, Budget, Schedule, published
-from mixtune.training.cost import with_cost
-from mixtune.training.learning.recipe import Recipe
+from mixtune.runtime.oom import OutOfMemoryError
+from mixtune.tasks.config import TaskConfig
 from mixtune.training.loop import TrainingDivergedError, report_steps
 from mixtune.training.run import Evaluation, Run, TrainingConfig
-from mixtune.training.shortage import OutOfMemoryError
-from mixtune.training.task import TaskConfig
 
 BASE, SIZES = BatchShape(8, 32), [8, 12, 16]
 

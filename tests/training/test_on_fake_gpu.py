@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
-from mixtune.training.engine import Engine
-from mixtune.training.learning.distillation import Distillation
-from mixtune.training.learning.recipe import Recipe
-from mixtune.training.networks import create
+from mixtune.models.registry import create
+from mixtune.optim.distillation import Distillation
+from mixtune.optim.recipe import Recipe
+from mixtune.tasks.classification import Classification
 from mixtune.training.run import Run
-from mixtune.training.task import Classification
+from mixtune.training.step import Engine
 from tests.training.fake_gpu import FakeRecorder, backward, fake_gpu, moved
-from tests.training.test_graphs import EVERYTHING, Reading, amoeba
+from tests.training.test_cuda_graphs import EVERYTHING, Reading, amoeba
 from tests.training.test_loop import config, regime
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a real one")

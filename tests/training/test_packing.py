@@ -9,11 +9,11 @@ from functools import partial
 import pytest
 import torch
 
+from mixtune.optim.recipe import Recipe
 from mixtune.training import loop
-from mixtune.training.engine import Engine
-from mixtune.training.learning.recipe import Recipe
 from mixtune.training.packing import Baton, Pack
 from mixtune.training.run import Run
+from mixtune.training.step import Engine
 from tests.training.tape import TapeRecorder
 from tests.training.test_checkpoint import facts
 from tests.training.test_loop import config, regime, same, weights

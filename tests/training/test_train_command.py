@@ -10,9 +10,9 @@ from mixtune.cli import Bar, duration
 from mixtune.config import plain
 from mixtune.errors import InputError
 from mixtune.regime.files import save_regime
+from mixtune.tasks.classification import Classification
 from mixtune.train import main
-from mixtune.training.task import Classification
-from mixtune.training.trained import Trained
+from mixtune.training.run_folder import Trained
 from tests.training.test_loop import config, regime, same
 
 

@@ -1,0 +1,1 @@
+"""Trials on processes, GPUs and nodes: the only package that imports ray."""

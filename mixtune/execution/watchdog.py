@@ -1,0 +1,104 @@
+"""Watch: what the driver does between Ray's events: kills workers that exceed a limit, notices that Ray itself died.
+
+With ``tuning``, the only module that knows Ray.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ray
+from ray._private import worker
+from ray.air.execution._internal.actor_manager import RayActorManager
+from ray.tune import Callback
+from ray.tune.experiment import Trial
+
+from mixtune.errors import TrainingError
+from mixtune.execution.coordinator import Bridge
+
+log = logging.getLogger("mixtune")
+EVERY = 0.5  # seconds between looks
+
+
+class ClusterLostError(TrainingError):
+    """A process of the local Ray cluster died: nothing runs any more, and Ray would only say so after a minute."""
+
+
+def lost() -> str:
+    """Which processes of the local cluster are dead; "" when all is well, or the cluster is another's."""
+    node = worker._global_node
+    return ", ".join(sorted({str(kind) for kind, _ in node.dead_processes()})) if node else ""
+
+
+class Watch(Callback):  # type: ignore[misc]
+    """Looks at running trials; called by Ray between events, at least every 0.1 s."""
+
+    def __init__(self, bridge: Bridge, clock: Callable[[], float] = time.monotonic) -> None:
+        self.bridge: Bridge | None = bridge
+        self._clock: Callable[[], float] | None = clock
+        self._looked = 0.0
+        self._over: list[Trial] = []
+
+    def on_trial_start(self, iteration: int, trials: Sequence[Trial], trial: Trial, **info: Any) -> None:
+        """A worker begins with a trial."""
+        assert self.bridge is not None and self._clock is not None  # noqa: PT018
+        self.bridge.running(trial.trial_id, self._clock())
+
+    def on_trial_complete(self, iteration: int, trials: Sequence[Trial], trial: Trial, **info: Any) -> None:
+        """A trial is over."""
+        self._over.append(trial)
+
+    def on_trial_error(self, iteration: int, trials: Sequence[Trial], trial: Trial, **info: Any) -> None:
+        """A trial's worker died."""
+        self._over.append(trial)
+
+    def on_step_end(self, iteration: int, trials: Sequence[Trial], **info: Any) -> None:
+        """Forget what is over, and look, when it is time.
+
+        Raises ClusterLostError, which ends the experiment, when Ray has died.
+        """
+        assert self.bridge is not None and self._clock is not None  # noqa: PT018
+        while self._over:  # only now, when every other callback has seen them
+            forget(self._over.pop())
+        now = self._clock()
+        if now - self._looked < EVERY:
+            return
+        self._looked = now
+        if dead := lost():
+            raise ClusterLostError(f"{dead} of the local Ray cluster died")
+        for run_id in self.bridge.overdue(now):
+            (trial,) = (t for t in trials if t.trial_id == run_id)
+            if (actor := trial.temporary_state.ray_actor) is not None:
+                ray.kill(actor)  # from outside, so that a worker that is stuck in C code ends too
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"bridge": None, "_clock": None, "_looked": 0.0, "_over": []}
+
+
+def forget(trial: Trial) -> None:
+    """Let go of a finished trial's configuration, last report and statistics, which Ray would keep (60 KiB a trial)."""
+    trial.config, trial.evaluated_params = {}, {}
+    kept = trial.run_metadata
+    kept.last_result, kept.metric_analysis, kept.metric_n_steps = {}, {}, {}
+
+
+def memory_kills_are_deaths() -> None:
+    """Make a worker that Ray's memory monitor killed one trial's end, as any other worker's death is.
+
+    Tune takes the monitor's error for a fault of its own and ends the experiment (Ray 2.60).
+    """
+    before = RayActorManager._actor_task_failed
+    if getattr(before, "_mixtune", False):
+        return
+
+    def failed(self: RayActorManager, tracked_actor_task: Any, exception: Exception) -> None:
+        if isinstance(exception, ray.exceptions.OutOfMemoryError):
+            log.warning("Ray's memory monitor killed a worker: %s", str(exception).split("\n")[0])
+            exception = ray.exceptions.RayActorError(error_msg=str(exception))
+        before(self, tracked_actor_task, exception)
+
+    failed._mixtune = True  # type: ignore[attr-defined]
+    RayActorManager._actor_task_failed = failed

@@ -1,0 +1,38 @@
+"""Write files whole or not at all; name plain values by a digest."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from mixtune.errors import NO_ROOM, InputError, no_room
+
+
+def digest(*parts: Any) -> str:
+    """A short name for plain values: equal values, equal names."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a file so that a reader, or a kill at any moment, finds the old content or the new, never a part.
+
+    Raises InputError when it cannot be written (NoRoomError on a full disk); what was there stays.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as err:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if err.errno in NO_ROOM:
+            raise no_room(path) from None
+        raise InputError(f"{path}: cannot be written ({err.strerror or err}); the earlier file is intact") from None

@@ -1,0 +1,1 @@
+"""A regime in other people's training loops: torch, Lightning, timm."""

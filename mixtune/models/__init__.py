@@ -1,0 +1,1 @@
+"""Networks by name, those that timm lacks, and their weight files."""

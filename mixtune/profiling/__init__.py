@@ -1,0 +1,1 @@
+"""What a study will take, measured and forecast before it starts."""

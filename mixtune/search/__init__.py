@@ -1,0 +1,1 @@
+"""What is searched, and Optuna, which proposes and prunes: the only package that imports optuna."""

@@ -1,0 +1,64 @@
+"""Where a study lives: its folder, held by one search at a time, and the stores that stand in for files in it."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from mixtune.errors import InputError
+from mixtune.files import replace_file
+from mixtune.search import journal
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a study lives. ``storage`` and ``tracking`` default to files in ``folder``; ``address``: a Ray cluster."""
+
+    folder: Path
+    storage: str | None = None
+    tracking: str | None = None
+    address: str | None = None
+
+    @property
+    def storage_url(self) -> str:
+        """Optuna's storage: a journal, or the database of a study that was begun when that was the default."""
+        old = self.folder / "study.db"
+        return self.storage or (f"sqlite:///{old}" if old.exists() else f"{journal.PREFIX}{self.folder}/study.journal")
+
+    @property
+    def tracking_uri(self) -> str:
+        """MLflow's store."""
+        return self.tracking or default_uri(self.folder)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the study's folder. Raises InputError when it cannot be written or another search holds it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = (folder / "lock").open("a+")
+    except OSError as err:
+        raise InputError(
+            f"--out {folder}: cannot be written to ({err.strerror}); name another folder with --out"
+        ) from None
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"--out {folder}: another search is running there; wait for it or name another folder"
+            ) from None
+        yield
+
+
+def save(path: Path, text: str) -> None:
+    """Write a text file whole or not at all. Raises InputError, and the earlier one is intact then."""
+    replace_file(path, text.encode())
+
+
+def default_uri(folder: Path) -> str:
+    """The tracking store inside a study's folder."""
+    return f"sqlite:///{folder.absolute()}/mlflow.db"

@@ -1,1 +1,0 @@
-"""Durable: what a study writes down so that no crash, full disk or outage loses or doubles it."""

@@ -1,1 +1,0 @@
-"""Proof: is the winner better than the published regimes: leaders, repeats with other seeds, tests, the verdict."""

@@ -1,1 +1,0 @@
-"""Running: trials on processes, GPUs and nodes. Ray is known here and nowhere else."""

@@ -1,1 +1,0 @@
-"""Tracking: trials as runs of MLflow, which is known here and nowhere else in the study."""

@@ -1,0 +1,1 @@
+"""What is learnt: the task contract, the registry, and one module per task."""

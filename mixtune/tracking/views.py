@@ -1,0 +1,60 @@
+"""How a study looks in MLflow's pages: a saved view of its runs, the best first, and the address that opens it.
+
+Without them MLflow opens on its pages for chat models and hides trials, score and regime. A view is a tag of the
+experiment, as the pages' own "share" button writes it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+
+from mixtune.search.space import Space
+
+
+def view(space: Space) -> tuple[str, str]:
+    """Name and value of the experiment tag that holds the study's view."""
+    state = {
+        "searchFilter": f"tags.`mixtune.study` = '{space.study}'",
+        "orderByKey": "metrics.`score`",
+        "orderByAsc": False,
+        "startTime": "ALL",
+        "lifecycleFilter": "Active",
+        "datasetsFilter": [],
+        "modelVersionFilter": "All Runs",
+        "selectedColumns": _columns(space),
+    }
+    return f"mlflow.sharedViewState.{_key(space.study)}", json.dumps(state)
+
+
+def _columns(space: Space) -> Sequence[str]:
+    digits = width([*space.search.sizes, *space.evaluate.sizes])
+    sizes = [f"metrics.`{top1_at(S, digits)}`" for S in sorted(space.evaluate.sizes)]
+    recipe = (f"recipe.{name}" for name in space.search.recipe)
+    params = [f"params.`{name}`" for name in ("regime", "growth", "split", *recipe)]
+    return ["metrics.`score`", *sizes, *params, "tags.`mixtune.state`", "attributes.`Duration`"]
+
+
+def width(sizes: Iterable[int]) -> int:
+    """Digits that sizes have in names of metrics and parameters, which MLflow sorts as text: w_08 before w_16."""
+    return len(str(max(sizes)))
+
+
+def top1_at(S: int, digits: int) -> str:
+    """The metric that holds top-1 at one size: a column of its own in a table of runs."""
+    return f"top1/S{S:0{digits}d}"
+
+
+def padded(name: str, digits: int) -> str:
+    """A parameter's name in MLflow: w_8 as w_08 where sizes have two digits."""
+    return f"w_{int(name[2:]):0{digits}d}" if name.startswith("w_") else name
+
+
+def address(server: str, experiment: str, study: str) -> str:
+    """Where the study's view opens on a server (http://host:port)."""
+    page = f"{server.rstrip('/')}/#/experiments/{experiment}/runs"
+    return f"{page}?workflowType=machine_learning&viewStateShareKey={_key(study)}"
+
+
+def _key(study: str) -> str:
+    return f"mixtune-{study}"

@@ -1,0 +1,80 @@
+"""Fine-tuning as ENTR does it: layer groups with their own learning rates, frozen and released, and a rate finder.
+
+Source: Wanger & Frohn, ENTR. Its other parts are elsewhere: the pretrained start is ``task.weights``, the growing sizes
+are a regime, restarts and cycles are schedules, test-time augmentation is ``robustness.Mirrored``.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from torch import nn
+
+from mixtune.errors import InputError
+from mixtune.optim.recipe import Recipe
+from mixtune.regime import Schedule
+from mixtune.tasks.base import Task
+from mixtune.training.step import Engine
+
+
+def standardised_accuracy(accuracy: float, minutes: float) -> float:
+    """ENTR's sqrt(A / T): accuracy from 0 to 1 over time. Their T is ambiguous, so say which one was put in."""
+    if minutes <= 0 or not 0 <= accuracy <= 1:
+        raise ValueError(f"an accuracy from 0 to 1 and a positive time are needed, not {accuracy:g} and {minutes:g}")
+    return math.sqrt(accuracy / minutes)
+
+
+@dataclass(frozen=True)
+class RateTest:
+    """A learning-rate range test: the loss at every rate tried, and the rate at which it fell fastest."""
+
+    rates: tuple[float, ...]
+    losses: tuple[float, ...]
+    suggestion: float
+
+
+def find_rate(
+    task: Task,
+    network: nn.Module,
+    schedule: Schedule,
+    recipe: Recipe,
+    seed: int,
+    low: float = 1e-5,
+    high: float = 10.0,
+    steps: int = 100,
+) -> RateTest:
+    """Raise the rate from ``low`` to ``high`` by the same factor at every step (Smith 2017) on a copy of the network.
+
+    The loss is a running mean (0.9, unbiased); the test ends when it has grown to four times its least. The schedule
+    gives the sizes, over again when it is short. Raises InputError when the loss never fell.
+    """
+    recipe = dataclasses.replace(recipe, ema=0.0, frozen=0.0)
+    engine = Engine(task, copy.deepcopy(network), recipe, seed)
+    engine.network.train()
+    rates, losses = [], []
+    mean = least = 0.0
+    number = 0
+    while number < steps:
+        for shape, (inputs, targets) in zip(schedule, task.batches(schedule, seed), strict=True):
+            lr = low * (high / low) ** (number / max(1, steps - 1))
+            loss = float(task.ranks.sum(engine.step(inputs, targets, lr, number, shape=shape)))
+            mean = 0.9 * mean + 0.1 * loss
+            number += 1
+            smooth = mean / (1 - 0.9**number)
+            least = smooth if number == 1 else min(least, smooth)
+            if not math.isfinite(smooth) or smooth > 4 * least:
+                number = steps
+            else:
+                rates.append(lr)
+                losses.append(smooth)
+            if number >= steps:
+                break
+    best = int(np.argmin(losses)) if losses else 0
+    if best < 2:
+        raise InputError("the loss did not fall at any learning rate that was tried; check the data and recipe")
+    slope = np.gradient(np.array(losses[: best + 1]), np.log(rates[: best + 1]))
+    return RateTest(tuple(rates), tuple(losses), rates[int(np.argmin(slope))])

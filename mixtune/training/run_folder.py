@@ -1,0 +1,105 @@
+"""Trained: what a finished run leaves in its folder: regime.yaml, curve.csv, weights.safetensors, result.yaml
+and, where image files were odd, images.tsv.
+
+``mixtune.train`` writes it; so does a search for every trial, whose driver adds the curve.
+"""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+from mixtune.config import parse, plain, read_yaml, to_yaml
+from mixtune.errors import InputError
+from mixtune.evaluation.curve import Curve, write_csv
+from mixtune.regime import Regime
+from mixtune.regime.files import load_regime, save_regime
+from mixtune.runtime.environment import environment
+from mixtune.training.loop import Report
+from mixtune.training.run import Judge, Run, TrainingConfig
+
+WEIGHTS, RESULT = "weights.safetensors", "result.yaml"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished run's folder. ``judge``: which images the curve is of; None where the folder does not say."""
+
+    folder: Path
+    regime: Regime
+    config: TrainingConfig
+    curve: Curve
+    judge: Judge | None = None
+
+    @property
+    def weights(self) -> Path:
+        """The network's weights."""
+        return self.folder / WEIGHTS
+
+    @classmethod
+    def read(cls, folder: Path) -> Trained:
+        """A folder that ``save`` wrote. Raises InputError when something is missing or was not written by mixtune."""
+        regime, training = load_regime(folder / "regime.yaml")
+        if not (folder / "curve.csv").exists():
+            raise InputError(f"{folder}: holds no curve.csv; was it written by mixtune.train --out?")
+        try:
+            with (folder / "curve.csv").open(newline="", encoding="utf-8") as file:
+                curve = Curve.from_rows(csv.DictReader(file))
+        except (OSError, KeyError, ValueError) as err:
+            raise InputError(f"{folder / 'curve.csv'}: is not a curve that mixtune wrote ({err})") from None
+        config = parse(training, TrainingConfig, f"{folder / 'regime.yaml'}: training")
+        return cls(folder, regime, config, curve, judged_on(folder))
+
+
+def judged_on(folder: Path) -> Judge | None:
+    """Which images a finished run was judged on; None where its folder does not say. Raises InputError for nonsense."""
+    path = folder / RESULT
+    if not path.exists():
+        return None
+    said = read_yaml(path).get("judge")
+    if said not in get_args(Judge):
+        raise InputError(f"{path}: judge must be validation or test, not {said!r}")
+    return said  # type: ignore[no-any-return]
+
+
+def runs_in(folder: Path) -> list[Path]:
+    """The folders of single runs in what ``mixtune.train`` wrote. Raises InputError when there are none."""
+    found = [folder] if (folder / "curve.csv").exists() else sorted(p.parent for p in folder.glob("seed*/curve.csv"))
+    if not found:
+        raise InputError(
+            f"{folder}: holds no finished run (curve.csv, regime.yaml); was it written by mixtune.train --out?"
+        )
+    return found
+
+
+def save(folder: Path, regime: Regime, job: Run, report: Report) -> None:
+    """Write everything about a finished run; ``report`` is its last. Raises InputError when the disk refuses."""
+    save_result(folder, job, report)
+    save_regime(folder / "regime.yaml", regime, plain(job.config))
+    write_csv(folder / "curve.csv", report.curve.rows())
+
+
+def save_result(folder: Path, job: Run, report: Report) -> None:
+    """Write the weights and result.yaml: on which images the run was judged, what it took, and where; and which images
+    were odd.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    job.save_weights(folder / WEIGHTS)
+    said = {
+        "judge": job.judge,
+        "images": {"trained": job.task.n_train, "judged": job.task.n_judged, **report.findings},
+        **({"classes": list(job.task.names)} if job.config.task.classes else {}),
+        "seed": job.config.seed,
+        "score": job.config.score.of(report.curve),
+        "measure": str(job.config.score),
+        "steps": report.step,
+        "epochs": round(job.schedule.samples / job.task.n_train, 3),
+        "loss": report.loss,
+        "minutes": round(report.seconds / 60, 3),
+        "device": str(job.task.device),
+        "environment": environment(),
+    }
+    job.task.notes.save(folder)
+    (folder / RESULT).write_text(to_yaml(said), encoding="utf-8")

@@ -1,0 +1,109 @@
+"""Trials that share processes under Ray Tune: what they give, and what happens when such a process is killed."""
+
+import os
+import signal
+
+import pytest
+
+from mixtune.config import parse
+from mixtune.execution import ray_tune, worker
+from mixtune.execution.coordinator import Bridge
+from mixtune.profiling.concurrency import Slots
+from mixtune.search.callbacks import Listeners
+from mixtune.search.optuna_study import Trials
+from mixtune.search.space import Space
+from tests.conftest import TINY
+from tests.execution.test_coordinator import Recorder
+
+SETTINGS = TINY | {"trials": 4, "published": ["fixed", "multiscale"], "pruner": {"name": "none"}}
+
+
+def study(folder, recorder, run, **settings):
+    space = parse(SETTINGS | settings, Space, "f")
+    trials = Trials(f"journal:///{folder}/study.journal", space, 4)
+    bridge = Bridge(trials, space.training(1), folder, Listeners([recorder]))
+    run(bridge)
+    return trials.outcomes()
+
+
+class Killer(Recorder):
+    """Kills the host, once, at the first report of the trial ``victim``: nothing is tidied up."""
+
+    def __init__(self, victim):
+        super().__init__()
+        self.victim, self.killed = victim, []
+
+    def reported(self, trial, report, score):
+        super().reported(trial, report, score)
+        if trial.number == self.victim and not self.killed:
+            import ray
+
+            (name,) = (n for n in ray.util.list_named_actors() if n.startswith(worker.NAME))
+            pid = ray.get(ray.get_actor(name).pid.remote())
+            self.killed.append(pid)
+            os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def outcomes(cluster, tmp_path_factory):
+    """The same study in processes of their own, packed in one, and packed in one that is killed on the way."""
+    alone, packed, killed = (tmp_path_factory.mktemp(n) for n in ("alone", "packed", "killed"))
+    killer = Killer(victim=1)
+    slots = Slots(1, 0, 3, pack=3)
+    found = {
+        "alone": study(alone, Recorder(), lambda b: ray_tune.run(b, Slots(1, 0, 2), alone)),
+        "packed": study(packed, Recorder(), lambda b: worker.run(b, slots, packed, "cpu", 0)),
+        "killed": study(killed, killer, lambda b: worker.run(b, slots, killed, "cpu", 0)),
+    }
+    assert len(killer.killed) == 1
+    return found, killer
+
+
+@pytest.mark.slow
+def test_packed_trials_score_as_trials_alone_to_the_bit(outcomes):
+    found, _ = outcomes
+    for kind in ("packed", "killed"):
+        assert [o.state for o in found[kind]] == ["COMPLETE"] * 4
+    for name in ("fixed", "multiscale"):
+        scores = {kind: next(o.score for o in os if o.published == name) for kind, os in found.items()}
+        assert len(set(scores.values())) == 1, scores
+
+
+@pytest.mark.slow
+def test_a_killed_process_costs_no_trial_a_report(outcomes):
+    """Every trial that was in it goes on from its checkpoint, and no report is told twice."""
+    _, killer = outcomes
+    for number in range(4):
+        reports = [e for e in killer.events if e[0] == "reported" and e[1] == number]
+        assert len(reports) == 2
+    ended = [e for e in killer.events if e[0] == "ended"]
+    assert len(ended) == 4
+
+
+@pytest.mark.parametrize(
+    ("resources", "gpus", "measured", "at_once", "pack"),
+    [
+        ({}, 0, None, 2, 1),  # CPU cores: a process per trial
+        ({}, 1, 8, 8, 8),
+        ({}, 2, 8, 16, 8),
+        ({}, 1, 1, 2, 1),  # one trial fills the GPU
+        ({"gpus": 0.5}, 1, None, 2, 1),  # a share was asked for
+        ({"pack": 3}, 1, None, 3, 3),
+        ({"pack": 4, "at_once": 2}, 1, None, 2, 2),
+        ({"at_once": 4}, 2, 2, 4, 2),
+    ],
+)
+def test_how_many_share_a_gpu_is_asked_for_or_measured(monkeypatch, resources, gpus, measured, at_once, pack):
+    space = parse(SETTINGS | {"resources": resources}, Space, "f")
+    asked = []
+
+    def call(function, slots, training, regime, at_most, again):
+        asked.append(again)
+        return min(measured, at_most), 3.0, "measured"
+
+    monkeypatch.setattr(ray_tune, "call", call)
+    slots, said = worker.packed(space, space.training(1), Slots(1, float(gpus > 0), 2), gpus, again=True)
+    assert (slots.at_once, slots.pack) == (at_once, pack)
+    assert slots.gain == (3.0 if asked and pack > 1 else 1.0)  # the plan's hours count on it
+    assert asked == [True] * (measured is not None)
+    assert bool(said) == (measured is not None or pack > 1)
