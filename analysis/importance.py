@@ -21,7 +21,7 @@ from analysis.finished import FinishedTrial
 from analysis.runs import StudyRuns
 from mixtune.cli import run
 from mixtune.errors import InputError
-from mixtune.search.domains import Knobs, Range, Value, ends, said
+from mixtune.search.domains import Domains, Range, Value, ends, said
 
 LEAST = 6  # complete trials; below that a forest of trees has nothing to divide
 ENOUGH = 30  # below that, the order of the bars changes with the trials
@@ -45,18 +45,18 @@ def rebuilt(study: StudyRuns, trials: Sequence[FinishedTrial]) -> optuna.Study:
     return made
 
 
-def turned(study: StudyRuns) -> dict[str, Knobs]:
+def turned(study: StudyRuns) -> dict[str, Domains]:
     """The knobs of a study that have more than one value."""
     return {name: knob for name, knob in study.search.knobs.items() if len(set(ends(knob))) > 1}
 
 
-def _distribution(knob: Knobs) -> BaseDistribution:
+def _distribution(knob: Domains) -> BaseDistribution:
     if isinstance(knob, Range):
         return FloatDistribution(_scaled(knob, knob.low), _scaled(knob, knob.high))
     return CategoricalDistribution(knob)
 
 
-def _scaled(knob: Knobs, value: Any) -> Any:
+def _scaled(knob: Domains, value: Any) -> Any:
     return math.log(value) if isinstance(knob, Range) and knob.log else value
 
 

@@ -22,7 +22,7 @@ from mixtune.errors import InputError
 from mixtune.optim.recipe import Recipe
 from mixtune.regime import Regime
 from mixtune.tracking.recorded import record_repeat, repeat
-from mixtune.training.run_folder import RESULT, Trained, runs_in
+from mixtune.training.run_folder import RESULT, FinishedRun, runs_in
 
 ROUNDED = 1e-3  # old studies hold their points rounded to four digits; none has two regimes nearer than that
 
@@ -83,7 +83,7 @@ def record(study: StudyRuns, folder: Path) -> int:
     """Log every run in a folder; returns how many. Raises InputError for a run of another task, regime or network."""
     single = runs_in(folder)
     for path in single:
-        trained = Trained.read(path)
+        trained = FinishedRun.read(path)
         trial = trial_of(study, trained.regime, trained.config.recipe)
         task, seed = trained.config.task, trained.config.seed
         for key, mine in (("dataset", task.dataset), ("network", task.network)):

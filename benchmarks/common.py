@@ -52,12 +52,12 @@ def random_images(n: int, S: int = 32) -> Iterator[None]:
         for count in (n, n // 5)
     ]
     made = sources.DataSet(parts[0], parts[1], 10, (0.5,) * 3, (0.25,) * 3)
-    load = datasets.load
-    datasets.load = lambda *_: made  # type: ignore[assignment]
+    load = datasets.load_dataset
+    datasets.load_dataset = lambda *_: made  # type: ignore[assignment]
     try:
         yield
     finally:
-        datasets.load = load
+        datasets.load_dataset = load
 
 
 def conclude(

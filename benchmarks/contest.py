@@ -24,9 +24,9 @@ import numpy as np
 from benchmarks.recorded import space_of
 from benchmarks.simulated import WHOLE, Fidelity, Floats, Simulated
 from mixtune.evaluation.curve import Curve
-from mixtune.execution.coordinator import Bridge
+from mixtune.execution.coordinator import Coordinator
 from mixtune.search import storage
-from mixtune.search.callbacks import Candidate, Listeners, State
+from mixtune.search.callbacks import Callbacks, Candidate, State
 from mixtune.search.optuna_study import Trials
 from mixtune.search.space import Space
 
@@ -128,7 +128,7 @@ def mixtune_search(space: Space, answers: Answers, meter: Meter, seed: int, at_o
     """mixtune's driver, told by this loop what Ray would tell it of ``at_once`` workers in simulated time."""
     with tempfile.TemporaryDirectory(prefix="mixtune-efficiency-") as folder, _in_memory():
         trials, told = Trials("", space, STRIDE), _Params()
-        driver = Bridge(trials, space.training(1), Path(folder), Listeners([told]))
+        driver = Coordinator(trials, space.training(1), Path(folder), Callbacks([told]))
         ends: list[tuple[float, str, list[Piece]]] = []
         now = 0.0
         for i in itertools.count():

@@ -68,7 +68,7 @@ class PlainViews(Dataset[tuple[Tensor, int]]):
 
 def plain(trial: Run, workers: int) -> tuple[float, float]:
     """Seconds of the plain loop over the run's steps, and its mean loss over them."""
-    dataset = datasets.load("cifar10", trial.config.task.data)
+    dataset = datasets.load_dataset("cifar10", trial.config.task.data)
     keys: dict[int, list[list[tuple[int, int, int, int]]]] = {S: [] for S in SIZES}
     source = trial.task.train_source
     assert trial.task.pixels is not None

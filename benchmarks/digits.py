@@ -19,7 +19,7 @@ from typing import Any
 from analysis.runs import read_study
 from benchmarks import readme
 from mixtune.cli import Parser, parse_args, run
-from mixtune.config import load
+from mixtune.config import load_config
 from mixtune.errors import InputError
 from mixtune.runtime.environment import environment
 from mixtune.search.paths import default_uri
@@ -31,7 +31,7 @@ def measure(folder: Path) -> dict[str, Any]:
     """The final of the study in a folder. Raises InputError when it has none."""
     import torch
 
-    study = read_study(default_uri(folder), load(folder / "space.yaml", Space).study)
+    study = read_study(default_uri(folder), load_config(folder / "space.yaml", Space).study)
     if study.winner is None:
         raise InputError(f"--study-folder {folder}: the study has no final; run its command again with --final 5")
     regimes: list[dict[str, Any]] = []

@@ -139,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if cv2 := crops.opencv():
         cv2.setNumThreads(1)
     folder = Path(args.data).absolute()
-    source = datasets.load("folder", str(folder)).train
+    source = datasets.load_dataset("folder", str(folder)).train
     assert isinstance(source, Files)
     chosen = random.Random(0).sample(source.paths, min(FILES, len(source)))  # noqa: S311
     jpegs = [Path(path).read_bytes() for path in chosen]

@@ -32,7 +32,7 @@ from mixtune.cli import Parser, parse_args, run
 from mixtune.data import augment, convert, crops, datasets, reader_pool
 from mixtune.data.datasets import IMAGENET_MEAN, IMAGENET_STD
 from mixtune.data.decode import decode, decoder
-from mixtune.data.file_issues import Notes
+from mixtune.data.file_issues import FileIssues
 from mixtune.data.normalise import Normalise
 from mixtune.data.sources import Files
 from mixtune.regime import BatchShape, Schedule
@@ -75,7 +75,7 @@ def torchvisions(folder: Path, S: int, images: int) -> float:
     return rate(DataLoader(dataset, BATCH, sampler=sampler, num_workers=CORES))
 
 
-def ours(source: Files, schedule: Schedule, readers: reader_pool.Inline, notes: Notes | None = None) -> float:
+def ours(source: Files, schedule: Schedule, readers: reader_pool.Inline, notes: FileIssues | None = None) -> float:
     """This loader's images per second."""
     normalise = Normalise(IMAGENET_MEAN, IMAGENET_STD, augment.CPU)
     made = augment.file_batches(source, schedule, augment.Augment(), True, 0, 0, readers, notes=notes)
@@ -118,7 +118,7 @@ def encoded(folder: Path, out: Path, target: convert.Target) -> tuple[Files, dic
         list(threads.map(lambda name: convert.prepare_one(str(folder), str(out), name, target), names))
     speed = len(names) / (time.perf_counter() - began)
     (out / "val").symlink_to(out / "train")
-    found = datasets.load("folder", str(out)).train
+    found = datasets.load_dataset("folder", str(out)).train
     assert isinstance(found, Files)
     return found, {"bytes_per_image": size(found), "prepared_per_second": speed}
 
@@ -146,7 +146,7 @@ def measured(
     name: str, folder: Path, S: int, readers: reader_pool.Inline, args: argparse.Namespace, made: Path
 ) -> list[dict[str, Any]]:
     """The rows of one folder at one size."""
-    source = datasets.load("folder", str(folder)).train
+    source = datasets.load_dataset("folder", str(folder)).train
     assert isinstance(source, Files)
     shares = 1.0, 128**2 / S**2, 224**2 / math.prod(dimensions(source))  # so that all take about as long
     n = max(16 * BATCH, round(args.images * min(shares)))
@@ -192,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as made:
         small = Path(args.data).absolute()
-        original = datasets.load("folder", str(small)).train
+        original = datasets.load_dataset("folder", str(small)).train
         assert isinstance(original, Files)
         size = " x ".join(map(str, dimensions(original)))
         folders: list[tuple[str, Path, tuple[int, ...]]] = [(f"{size} photographs", small, SIZES)]
@@ -200,7 +200,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             place = Path(made, f"mosaics{width}")
             mosaics(original, place, (width, height), count)
             folders.append((f"{width} x {height} mosaics", place, (128, 224)))
-        large = datasets.load("folder", str(place)).train
+        large = datasets.load_dataset("folder", str(place)).train
         assert isinstance(large, Files)
         for name, folder, sizes in folders:
             for S in (128, *(S for S in sizes if S != 128)):
@@ -212,7 +212,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sides = {"random": partial(ours, original, mixed, readers), "sorted": partial(ours, original, ordered, readers)}
         found = side_by_side(sides, 2 * args.repeats)
         rows.append(row("a mixture in random order against sorted", found, "random", "sorted", (0.97, 0.99)))
-        shape, notes = BatchShape(128, 32, 4), Notes()
+        shape, notes = BatchShape(128, 32, 4), FileIssues()
         schedule = steps(shape, 320)
         ours(original, schedule, readers, notes)
         ideal = notes.decodes / schedule.views * shape.D

@@ -24,13 +24,13 @@ from typing import Any
 from benchmarks.common import conclude, spread
 from benchmarks.readme import ROOT
 from mixtune.cli import Parser, parse_args, run
-from mixtune.config import load
+from mixtune.config import load_config
 from mixtune.evaluation.curve import Curve
 from mixtune.execution import ray_tune
-from mixtune.execution.coordinator import Bridge
-from mixtune.profiling.concurrency import Slots
-from mixtune.search.callbacks import Candidate, Listeners, State
-from mixtune.search.paths import Places, locked
+from mixtune.execution.coordinator import Coordinator
+from mixtune.profiling.concurrency import Concurrency
+from mixtune.search.callbacks import Callbacks, Candidate, State
+from mixtune.search.paths import StudyPaths, locked
 from mixtune.search.space import Space
 from mixtune.study.stores import opened
 
@@ -97,14 +97,16 @@ class Times:
 
 def study(trials: int, at_once: int, folder: Path) -> tuple[Times, float]:
     """Run a study; returns its times, and the seconds per trial from the first end until MLflow has everything."""
-    space = load(ROOT / "search_spaces" / "digits.yaml", Space, [f"trials={trials}", f"evaluate.reports={REPORTS}"])
-    times, places = Times(), Places(folder)
+    space = load_config(
+        ROOT / "search_spaces" / "digits.yaml", Space, [f"trials={trials}", f"evaluate.reports={REPORTS}"]
+    )
+    times, places = Times(), StudyPaths(folder)
     with locked(folder), opened(space, places, 4, False) as books:
-        bridge = Bridge(books.ledger, space.training(1), folder, Listeners([times, books.tracker]))
+        bridge = Coordinator(books.ledger, space.training(1), folder, Callbacks([times, books.tracker]))
         ray_tune.run_trial = quick_trial
         ray_tune.connect(None, at_once, 0)
         try:
-            ray_tune.run(bridge, Slots(1, 0, at_once), folder)
+            ray_tune.run(bridge, Concurrency(1, 0, at_once), folder)
             if not books.tracker.flush(600):
                 raise RuntimeError("MLflow did not take everything")
             done = time.perf_counter()

@@ -24,13 +24,13 @@ from typing import Any
 from benchmarks.common import conclude, side_by_side, spread
 from benchmarks.readme import ROOT
 from mixtune.cli import Parser, parse_args, run
-from mixtune.config import load
+from mixtune.config import load_config
 from mixtune.execution import ray_tune
-from mixtune.execution.coordinator import Bridge
-from mixtune.profiling.concurrency import Slots
-from mixtune.search.callbacks import Listeners
-from mixtune.search.outcome import Outcome
-from mixtune.search.paths import Places, locked
+from mixtune.execution.coordinator import Coordinator
+from mixtune.profiling.concurrency import Concurrency
+from mixtune.search.callbacks import Callbacks
+from mixtune.search.outcome import TrialResult
+from mixtune.search.paths import StudyPaths, locked
 from mixtune.search.space import Space
 from mixtune.study.stores import opened
 from mixtune.training.run import Run
@@ -47,15 +47,15 @@ def timed_trial(config: dict[str, Any]) -> None:
         (Path(config["folder"]) / "busy").write_text(f"{began} {time.time()}")
 
 
-def study(workers: int, changes: Sequence[str], folder: Path) -> tuple[list[tuple[float, float]], list[Outcome]]:
+def study(workers: int, changes: Sequence[str], folder: Path) -> tuple[list[tuple[float, float]], list[TrialResult]]:
     """Run a search; returns (began, ended) of every trial in seconds, and the outcomes, both by number."""
-    space = load(ROOT / "search_spaces" / "digits.yaml", Space, changes)
-    with locked(folder), opened(space, Places(folder), 4, False) as books:
-        bridge = Bridge(books.ledger, space.training(1), folder, Listeners([books.tracker]))
+    space = load_config(ROOT / "search_spaces" / "digits.yaml", Space, changes)
+    with locked(folder), opened(space, StudyPaths(folder), 4, False) as books:
+        bridge = Coordinator(books.ledger, space.training(1), folder, Callbacks([books.tracker]))
         ray_tune.run_trial = timed_trial
         ray_tune.connect(None, workers, 0)
         try:
-            ray_tune.run(bridge, Slots(1, 0, workers), folder)
+            ray_tune.run(bridge, Concurrency(1, 0, workers), folder)
         finally:
             ray_tune.disconnect()
         outcomes = books.trials.outcomes()
@@ -79,7 +79,7 @@ def rate(busy: Sequence[tuple[float, float]], workers: int) -> float:
 
 def train_alone(changes: Sequence[str]) -> None:
     """What a trial trains, without a search: the digits space's fixed size, on one thread."""
-    space = load(ROOT / "search_spaces" / "digits.yaml", Space, changes)
+    space = load_config(ROOT / "search_spaces" / "digits.yaml", Space, changes)
     regime = space.regime(space.published_params("fixed", 4), "fixed")
     for _ in Run.prepare(regime, space.training(1)).reports():
         pass

@@ -20,7 +20,7 @@ from typing import Any
 
 from benchmarks.common import hardware
 from mixtune.cli import Parser, parse_args, run
-from mixtune.config import load, plain
+from mixtune.config import load_config, to_plain
 from mixtune.files import replace_file
 from mixtune.search.domains import Uniform
 from mixtune.search.space import Space
@@ -34,7 +34,7 @@ TRUNCATED = (1, 3)  # of 9 reports: at 1/9 and 1/3 of the budget
 
 def space_of(data: str | None = None) -> Space:
     """The table's space, with the data in ``data``."""
-    return load(HERE / "recorded.yaml", Space, [] if data is None else [f"task.data={data}"])
+    return load_config(HERE / "recorded.yaml", Space, [] if data is None else [f"task.data={data}"])
 
 
 def points(space: Space, rows: int) -> list[tuple[str, dict[str, Any]]]:
@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     out, space = Path(args.out).absolute(), space_of(args.data)
     wanted = points(space, args.rows)
     # What decides a row, and nothing that a later version may add to a space and leaves off.
-    settings = plain(essence(replace(space, task=replace(space.task, data=None)).training()))
+    settings = to_plain(essence(replace(space, task=replace(space.task, data=None)).training()))
     rows: list[dict[str, Any]] = []
     if out.exists() and (old := json.loads(out.read_text()))["training"] == settings:
         rows = [r for r in old["rows"] if r["row"] < len(wanted) and r["params"] == wanted[r["row"]][1]]

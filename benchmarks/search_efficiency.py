@@ -23,7 +23,7 @@ from benchmarks.contest import LIMIT, TOP, Contest, Search, mixtune_search, optu
 from benchmarks.readme import write
 from benchmarks.recorded import TABLE
 from mixtune.cli import Parser, parse_args, run
-from mixtune.config import plain
+from mixtune.config import to_plain
 from mixtune.search.fidelity import Fidelity
 from mixtune.search.final import Final
 from mixtune.search.space import Named
@@ -166,7 +166,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "random": args.random,
         "limit": LIMIT,
         "values": dict(zip(TOP, contest.values, strict=True)),
-        "fidelity": plain(contest.space.fidelity),
+        "fidelity": to_plain(contest.space.fidelity),
         "explained": contest.simulated.explained(),
         "costs": {name: costs(found) for name, found in by_search.items()},
         **{name: version(name) for name in ("ray", "optuna")},

@@ -105,24 +105,24 @@ def parse(data: Mapping[str, Any], kind: type[T], source: str | Path) -> T:
     return parsed
 
 
-def load(path: str | Path, kind: type[T], assignments: Sequence[str] = ()) -> T:
+def load_config(path: str | Path, kind: type[T], assignments: Sequence[str] = ()) -> T:
     """Read a YAML file, apply ``key=value`` assignments and check it against the dataclass ``kind``."""
     return parse(override(read_yaml(path), assignments), kind, path)
 
 
-def plain(value: Any) -> Any:
+def to_plain(value: Any) -> Any:
     """Dataclasses and tuples as the dicts and lists that YAML and JSON know; fields that are None are left out."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         items = ((f.name, getattr(value, f.name)) for f in dataclasses.fields(value))
-        return {name: plain(v) for name, v in items if v is not None}
+        return {name: to_plain(v) for name, v in items if v is not None}
     if isinstance(value, Mapping):
-        return {k: plain(v) for k, v in value.items()}
-    return [plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+        return {k: to_plain(v) for k, v in value.items()}
+    return [to_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
 def to_yaml(value: Any) -> str:
     """Readable YAML in the order given; floats keep every bit."""
-    return yaml.safe_dump(plain(value), sort_keys=False, allow_unicode=True, width=120, default_flow_style=None)
+    return yaml.safe_dump(to_plain(value), sort_keys=False, allow_unicode=True, width=120, default_flow_style=None)
 
 
 @cache

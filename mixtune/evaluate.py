@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from mixtune.data.convert import check_sizes
     from mixtune.evaluation.bn_recalibration import Recalibration
-    from mixtune.evaluation.corruptions import Mirrored, robustness
+    from mixtune.evaluation.corruptions import FlipTTA, robustness
     from mixtune.evaluation.latency import with_cost
     from mixtune.models.weights import load_weights
     from mixtune.regime import BatchShape
@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.mirror and not task.flips:
         raise InputError(f"--mirror: a mirrored image of {config.task.dataset} is of another class")
     load_weights(network, path, config.task.network, task.names)
-    judged = Mirrored(network) if args.mirror else network
+    judged = FlipTTA(network) if args.mirror else network
     curve = task.evaluate(judged, sizes)
     if args.latency is not None:
         if args.latency < 1:

@@ -51,9 +51,9 @@ def export_network(args: argparse.Namespace) -> int:
     from mixtune.deploy import formats as written
     from mixtune.deploy import network as deployed
     from mixtune.deploy.pick import Need, pick
-    from mixtune.training.run_folder import Trained
+    from mixtune.training.run_folder import FinishedRun
 
-    runs = [Trained.read(Path(folder)) for folder in args.run]
+    runs = [FinishedRun.read(Path(folder)) for folder in args.run]
     needs = [Need.parse("at most", text) for text in args.at_most]
     needs += [Need.parse("at least", text) for text in args.at_least]
     formats = args.formats.split(",")

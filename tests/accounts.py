@@ -12,7 +12,7 @@ from pathlib import Path
 import optuna
 from mlflow import MlflowClient
 
-from mixtune.search.paths import Places
+from mixtune.search.paths import StudyPaths
 from mixtune.search.storage import open_storage
 
 ROOT = Path(__file__).parents[1]
@@ -45,7 +45,7 @@ def read_until(process, pattern, text, n=1):
 
 def assert_exact(folder, n, study="tiny", published=("fixed", "multiscale"), storage=None):
     """``n`` trials of the study in ``folder`` are finished, each once, with their reports, and none is left open."""
-    study = optuna.load_study(study_name=study, storage=open_storage(storage or Places(folder).storage_url))
+    study = optuna.load_study(study_name=study, storage=open_storage(storage or StudyPaths(folder).storage_url))
     interrupted = set(study.user_attrs.get("interrupted", []))
     finished = {t.number: t for t in study.trials if t.number not in interrupted}
     assert len(finished) == n

@@ -82,12 +82,14 @@ def space_file(tmp_path):
 def finished(tmp_path_factory):
     """A run of seconds, as mixtune.train writes it."""
     from mixtune import published, train
-    from mixtune.config import parse, plain
+    from mixtune.config import parse, to_plain
     from mixtune.regime.files import save_regime
     from mixtune.search.space import Space
 
     folder = tmp_path_factory.mktemp("run")
     space = parse(TINY, Space, "f")
-    save_regime(folder / "fixed.yaml", published("fixed", space.base, space.search.sizes, 4), plain(space.training(1)))
+    save_regime(
+        folder / "fixed.yaml", published("fixed", space.base, space.search.sizes, 4), to_plain(space.training(1))
+    )
     train.main(["--regime", str(folder / "fixed.yaml"), "--out", str(folder / "out")])
     return folder / "out"

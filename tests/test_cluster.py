@@ -9,7 +9,7 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from mixtune.config import load
+from mixtune.config import load_config
 from mixtune.search.space import Space
 from tests.commands import module_of
 
@@ -71,7 +71,7 @@ def test_the_ray_job_runs_our_search_with_flags_that_parse():
     assert all("/shared" in m for m in mounts)
     assert args.out.startswith("/shared/")
     (copied,) = re.findall(r"^WORKDIR (.*)$", (ROOT / "cluster/Dockerfile").read_text(), re.MULTILINE)
-    space = load(ROOT / Path(args.space).relative_to(copied), Space, args.assignments)
+    space = load_config(ROOT / Path(args.space).relative_to(copied), Space, args.assignments)
     asked, (worker,) = space.resources, containers()[1:]
     there = worker["resources"]["limits"]
     assert asked.workers > 1

@@ -2,7 +2,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from mixtune.config import load, override, parse, plain, read_yaml, to_yaml
+from mixtune.config import load_config, override, parse, read_yaml, to_plain, to_yaml
 from mixtune.errors import InputError
 
 
@@ -45,8 +45,8 @@ def test_round_trip_through_yaml(tmp_path):
     value = Outer(Inner(1 / 3, (3,)), "n", (Inner(5e-4),))
     path = tmp_path / "f.yaml"
     path.write_text(to_yaml(value))
-    assert load(path, Outer) == value
-    assert plain(value)["many"] == [{"rate": 5e-4, "sizes": [1, 2]}]
+    assert load_config(path, Outer) == value
+    assert to_plain(value)["many"] == [{"rate": 5e-4, "sizes": [1, 2]}]
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ import csv
 import pytest
 
 from mixtune import evaluate, train
-from mixtune.config import plain
+from mixtune.config import to_plain
 from mixtune.errors import InputError
 from mixtune.regime.files import save_regime
 from tests.training.test_loop import config, regime
@@ -12,7 +12,7 @@ from tests.training.test_loop import config, regime
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
-    save_regime(folder / "regime.yaml", regime(), plain(config()))
+    save_regime(folder / "regime.yaml", regime(), to_plain(config()))
     train.main(["--regime", str(folder / "regime.yaml"), "--out", str(folder / "out")])
     return folder / "out"
 
@@ -66,7 +66,7 @@ def test_a_run_is_judged_with_its_own_statistics_and_picked_by_a_measured_latenc
 
 
 def test_a_checkpoint_and_a_bare_file_work_with_a_space(trained, tmp_path, capsys, tiny, space_file):
-    space = space_file(tiny | {"task": plain(config().task)})
+    space = space_file(tiny | {"task": to_plain(config().task)})
     for name in ("checkpoint.pt", "weights.safetensors"):
         out = tmp_path / name
         flags = ["--space", str(space), "--sizes", "8,12", "--out", str(out), "--set", "device=cpu"]

@@ -12,7 +12,7 @@ import pytest
 from mlflow import MlflowClient
 
 from mixtune.cli import python
-from mixtune.search.paths import Places
+from mixtune.search.paths import StudyPaths
 from mixtune.search.storage import open_storage
 from tests.accounts import assert_exact, assert_gone, marked, start
 from tests.test_kills import victims
@@ -25,7 +25,7 @@ def rounds(folder):
     """Finished runs of each round: {round: [(trial, seed)]}, and how often each was begun."""
     found, begun = {}, {}
     for name in ("leaders", "final"):
-        study = optuna.load_study(study_name=f"tiny {name}", storage=open_storage(Places(folder).storage_url))
+        study = optuna.load_study(study_name=f"tiny {name}", storage=open_storage(StudyPaths(folder).storage_url))
         interrupted = set(study.user_attrs.get("interrupted", ()))
         assert {study.trials[n].state.name for n in interrupted} <= {"FAIL"}
         rest = [t for t in study.trials if t.number not in interrupted]

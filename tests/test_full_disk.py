@@ -16,8 +16,8 @@ import torch
 from mixtune import cli
 from mixtune.config import parse
 from mixtune.errors import NoRoomError
-from mixtune.execution.coordinator import Bridge
-from mixtune.search.callbacks import Listeners
+from mixtune.execution.coordinator import Coordinator
+from mixtune.search.callbacks import Callbacks
 from mixtune.search.ledger import Ledger
 from mixtune.search.optuna_study import Trials
 from mixtune.search.outbox import Outbox
@@ -60,7 +60,7 @@ def bridge(tmp_path, tiny, url):
     space = parse(tiny | {"pruner": {"name": "none"}}, Space, "f")
     trials = Trials(url, space, 4)
     ledger = Ledger(trials, tmp_path, pause=0.01, longest=0.02)
-    bridge = Bridge(ledger, space.training(1), tmp_path, Listeners([Recorder()]))
+    bridge = Coordinator(ledger, space.training(1), tmp_path, Callbacks([Recorder()]))
     yield bridge
     ledger.close()
 
@@ -181,7 +181,7 @@ def test_records_without_room_stop_the_search(bridge, tmp_path, tiny, url):
         def ended(self, *details):
             raise NoRoomError("unsent.jsonl: the disk is full")
 
-    bridge.listeners = Listeners([Full(), recorder := Recorder()])
+    bridge.listeners = Callbacks([Full(), recorder := Recorder()])
     bridge.suggest("a")
     bridge.report("a", report(2, 0.5, last=True))
     bridge.end("a", error=False)

@@ -51,7 +51,7 @@ def test_a_prepared_folder_is_a_folder_of_smaller_images(kind, tmp_path, capsys)
     source, out = write(tmp_path / "a"), tmp_path / "b"
     Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(source / "train/ant/small.jpg")
     run(source, out, "--format", kind)
-    made, original = datasets.load("folder", str(out)), datasets.load("folder", str(source))
+    made, original = datasets.load_dataset("folder", str(out)), datasets.load_dataset("folder", str(source))
     assert made.train.labels.tolist() == original.train.labels.tolist()
     for new, old in zip(made.train.paths, original.train.paths, strict=True):
         with Image.open(new) as a, Image.open(old) as b:
@@ -97,7 +97,7 @@ def test_a_kill_at_any_moment_leaves_whole_files_and_the_same_command_ends_it(tm
     assert 40 <= len(left) < 600
     assert all(expected[k] == v for k, v in left.items())
     with pytest.raises(InputError, match="prepared only in part"):
-        datasets.load("folder", str(out))
+        datasets.load_dataset("folder", str(out))
     with (out / manifest.LIST).open("a") as file:
         file.write("train/ant/000.jpg\thalf a li")  # and what a power cut leaves of a line
     run(source, out)
@@ -117,7 +117,7 @@ def test_unreadable_images_are_counted_named_and_left_out(tmp_path, capsys):
     run(source, out)
     assert "left out 1 that cannot be read, for example train/bee/000.jpg (" in capsys.readouterr().out
     assert not (out / "train/bee/000.jpg").exists()
-    assert len(datasets.load("folder", str(out)).train) == 7
+    assert len(datasets.load_dataset("folder", str(out)).train) == 7
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_a_full_disk_is_one_sentence_and_the_same_command_ends_it(tmp_path):
         run(source, out)
     assert not list(out.rglob("*.part"))
     with pytest.raises(InputError, match="prepared only in part"):
-        datasets.load("folder", str(out))
+        datasets.load_dataset("folder", str(out))
     run(source, out)
     assert tree(out) == tree(plain)
 
@@ -185,7 +185,7 @@ def test_a_damaged_state_is_one_sentence(left, tmp_path):
     source, out = write(tmp_path / "a", 1), tmp_path / "b"
     run(source, out)
     (out / convert.STATE).write_text(left)
-    for act in (lambda: run(source, out), lambda: datasets.load("folder", str(out))):
+    for act in (lambda: run(source, out), lambda: datasets.load_dataset("folder", str(out))):
         with pytest.raises(InputError, match=r"prepared\.json is damaged; delete the folder and prepare it again"):
             act()
 

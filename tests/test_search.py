@@ -85,11 +85,11 @@ def test_optuna_and_mlflow_hold_the_same_trials(study):
     import optuna
     from mlflow import MlflowClient
 
-    from mixtune.search.paths import Places
+    from mixtune.search.paths import StudyPaths
     from mixtune.search.storage import open_storage
 
     folder, _ = study
-    trials = optuna.load_study(study_name="tiny", storage=open_storage(Places(folder).storage_url)).trials
+    trials = optuna.load_study(study_name="tiny", storage=open_storage(StudyPaths(folder).storage_url)).trials
     client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
     experiment = client.get_experiment_by_name("mixtune")
     runs = client.search_runs([experiment.experiment_id])
@@ -106,11 +106,11 @@ def test_optuna_and_mlflow_hold_the_same_trials(study):
 def test_the_printed_training_command_gives_the_trials_score_exactly(study):
     import optuna
 
-    from mixtune.search.paths import Places
+    from mixtune.search.paths import StudyPaths
     from mixtune.search.storage import open_storage
 
     folder, text = study
-    best = optuna.load_study(study_name="tiny", storage=open_storage(Places(folder).storage_url)).best_value
+    best = optuna.load_study(study_name="tiny", storage=open_storage(StudyPaths(folder).storage_url)).best_value
     block = "import sys\nfor name in ('ray', 'optuna', 'mlflow'):\n    sys.modules[name] = None\n"
     words = printed_command(text, "train the best regime")
     arguments = words[words.index("-m") + 2 :]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mixtune.config import plain
+from mixtune.config import to_plain
 from mixtune.data.augment import Augment
 from mixtune.evaluation.bn_recalibration import Recalibration
 from mixtune.evaluation.score import Score
@@ -19,7 +19,7 @@ from mixtune.search.domains import Range
 from mixtune.search.fidelity import Fidelity
 from mixtune.search.final import Final
 from mixtune.search.space import Named, Resources, Space
-from mixtune.search.timeouts import Limits
+from mixtune.search.timeouts import Timeouts
 from mixtune.tasks.config import TaskConfig
 from mixtune.training.run import Evaluation
 
@@ -38,7 +38,7 @@ SECTIONS = {
     "sampler and pruner": Named,
     "final": Final,
     "resources": Resources,
-    "limits": Limits,
+    "limits": Timeouts,
     "recipe": Recipe,
     "recipe.distill": Distillation,
 }
@@ -59,7 +59,7 @@ def as_written(value):
             return {"low": value.low, "high": value.high}
         case tuple():
             return [round(v, 4) if isinstance(v, float) else v for v in value]
-    return plain(value)
+    return to_plain(value)
 
 
 @pytest.mark.parametrize("section", SECTIONS)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mixtune import cli, train
-from mixtune.config import parse, plain
+from mixtune.config import parse, to_plain
 from mixtune.regime import BatchShape, published
 from mixtune.regime.files import load_regime, save_regime
 from mixtune.search.space import Space
@@ -15,7 +15,7 @@ def regime_file(tmp_path, tiny):
     """A regime file as a search writes it."""
     space = parse(tiny, Space, "f")
     path = tmp_path / "regime.yaml"
-    save_regime(path, published("multiscale", space.base, [4, 8, 12], 4), plain(space.training(1)))
+    save_regime(path, published("multiscale", space.base, [4, 8, 12], 4), to_plain(space.training(1)))
     return path
 
 

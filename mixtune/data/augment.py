@@ -17,7 +17,7 @@ from mixtune.regime import WHOLE, Schedule, Shard
 from mixtune.data import loader
 from mixtune.data.sources import Files
 from mixtune.data.loader import Views
-from mixtune.data.file_issues import LEFT_OUT, Notes
+from mixtune.data.file_issues import LEFT_OUT, FileIssues
 from mixtune.data.reader_pool import Inline
 
 Batch = tuple[Tensor, Tensor]  # uint8 or float [B*D, 3, S, S] with pixel values from 0 to 255; int64 [B*D]
@@ -66,27 +66,27 @@ def file_batches(
     pool: Inline,
     device: torch.device = CPU,
     shard: Shard = WHOLE,
-    notes: Notes | None = None,
+    notes: FileIssues | None = None,
 ) -> Iterator[Batch]:
     """Training batches of image files, uint8 on ``device``, from step ``start`` on: the shard's images of each.
 
     A batch on the CPU is valid until the next one is asked for: its memory is used again.
     """
-    notes = notes or Notes()
+    notes = notes or FileIssues()
     images, size = loader.memory_ahead(schedule, pool.processes, shard)
     steps = loader.training_steps(schedule, len(source), seed, start, augment.scale, augment.ratio, flip, shard)
     yield from _on_device(loader.load(pool, source.paths, steps, images, size, notes), source, device)
 
 
 def file_eval_batches(
-    source: Files, S: int, batch: int, pool: Inline, device: torch.device = CPU, notes: Notes | None = None
+    source: Files, S: int, batch: int, pool: Inline, device: torch.device = CPU, notes: FileIssues | None = None
 ) -> Iterator[Batch]:
     """Image files as they are evaluated at S: the shorter side at S / 0.875, the central S x S cut out; uint8.
 
     The label of an image that cannot be read is LEFT_OUT: another one of its batch is shown in its place.
     A batch on the CPU is valid until the next one is asked for: its memory is used again.
     """
-    notes = notes or Notes()
+    notes = notes or FileIssues()
     steps = loader.evaluation_steps(len(source), S, batch)
     size = min(batch, len(source)) * S**2 * 3 * (3 if pool.processes else 1)
     yield from _on_device(loader.load(pool, source.paths, steps, 2 * batch, size, notes), source, device, LEFT_OUT)

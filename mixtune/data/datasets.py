@@ -30,7 +30,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @lru_cache(maxsize=2)
-def load(name: str, root: str | None, classes: int | None = None) -> DataSet:
+def load_dataset(name: str, root: str | None, classes: int | None = None) -> DataSet:
     """The data set of this name; ``root`` is the folder that holds it. Kept in memory for the next trial.
 
     classes: so many of its classes (``classes.fewer``), else all. Raises InputError saying what is missing and where it
@@ -43,11 +43,11 @@ def load(name: str, root: str | None, classes: int | None = None) -> DataSet:
         "folder": lambda root: _folder(root, "folder"),
         "imagenet": lambda root: _folder(root, "imagenet"),
     }
-    found = loaders[name](place(root))
+    found = loaders[name](data_folder(root))
     return found if classes is None else fewer(found, classes, name)
 
 
-def place(root: str | None) -> Path:
+def data_folder(root: str | None) -> Path:
     """The folder where a data set lies: ``root`` or, where that is None, MIXTUNE_DATA or data/."""
     return Path(root or os.environ.get("MIXTUNE_DATA", "data")).expanduser().absolute()
 

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class Notes:
+class FileIssues:
     """What was found out about the files: unreadable {path: why}, decodes, and {kind: paths} of what was converted."""
 
     unreadable: dict[str, str] = field(default_factory=dict)

@@ -22,7 +22,7 @@ from mixtune.errors import InputError
 from mixtune.regime import WHOLE, Schedule, Shard
 from mixtune.data import crops
 from mixtune.data.decode import decoder
-from mixtune.data.file_issues import Notes
+from mixtune.data.file_issues import FileIssues
 from mixtune.data.reader_tasks import Job, Region
 from mixtune.data.reader_pool import Inline
 from mixtune.data.reader_process import Work
@@ -124,7 +124,7 @@ class _Ahead:
 
 
 def load(
-    pool: Inline, paths: Sequence[str], steps: Iterator[Step], images: int, size: int, notes: Notes
+    pool: Inline, paths: Sequence[str], steps: Iterator[Step], images: int, size: int, notes: FileIssues
 ) -> Iterator[Views]:
     """The views of these steps, in order, made at most ``images`` images and ``size`` bytes ahead.
 
@@ -172,7 +172,7 @@ def describe(schedule: Schedule, readers: int, shard: Shard = WHOLE) -> str:
     return f"{who}, {decoder()}; up to {images:,} images ahead, in {size / 2**20:,.0f} MiB"
 
 
-def _begin(pool: Inline, paths: Sequence[str], step: Step, region: Region, offset: int, notes: Notes) -> _Ahead:
+def _begin(pool: Inline, paths: Sequence[str], step: Step, region: Region, offset: int, notes: FileIssues) -> _Ahead:
     """Hand a step's images out in pieces, so that all readers work on it; known bad ones are replaced at once."""
     good, standing = _good(paths, step, notes), step.mine.copy()
     for k in np.flatnonzero(~good[standing]):
@@ -193,7 +193,7 @@ def _job(paths: Sequence[str], step: Step, standing: np.ndarray, part: slice, re
     return Job(Work(chosen, begin, step.S, step.D, numbers, step.scale, step.ratio, mirrored), region)
 
 
-def _complete(pool: Inline, paths: Sequence[str], made: _Ahead, region: Region, notes: Notes) -> None:
+def _complete(pool: Inline, paths: Sequence[str], made: _Ahead, region: Region, notes: FileIssues) -> None:
     """Wait for a step; where an image could not be read, the next good one of the step is shown in its place."""
     step, jobs = made.step, made.jobs
     while jobs:
@@ -217,7 +217,7 @@ def _complete(pool: Inline, paths: Sequence[str], made: _Ahead, region: Region, 
         pool.submit(jobs)
 
 
-def _good(paths: Sequence[str], step: Step, notes: Notes) -> np.ndarray:
+def _good(paths: Sequence[str], step: Step, notes: FileIssues) -> np.ndarray:
     """bool [B]: which images of the step are not known to be bad."""
     if not notes.unreadable:
         return np.ones(len(step.samples), bool)
@@ -229,7 +229,7 @@ def _next_good(good: np.ndarray, place: int) -> int:
     return next((k for k in ((place + i) % len(good) for i in range(len(good))) if good[k]), place)
 
 
-def _views(paths: Sequence[str], made: _Ahead, region: Region, notes: Notes) -> Views:
+def _views(paths: Sequence[str], made: _Ahead, region: Region, notes: FileIssues) -> Views:
     step = made.step
     n, S = len(step.mine) * step.D, step.S
     pixels = region.pixels[made.offset : made.offset + step.size].view(n, S, S, 3)

@@ -21,7 +21,7 @@ from mixtune.evaluation.curve import Curve, Point
 from mixtune.models import registry
 from mixtune.models.weights import load_weights
 from mixtune.tasks.classification import Classification
-from mixtune.training.run_folder import Trained
+from mixtune.training.run_folder import FinishedRun
 
 STATISTICS = "statistics.safetensors"  # the file of the batch norms' statistics at every size, beside the network
 
@@ -51,7 +51,7 @@ class Deployed(nn.Module):
         return logits
 
 
-def restore(run: Trained, S: int) -> tuple[Deployed, dict[int, str]]:
+def restore(run: FinishedRun, S: int) -> tuple[Deployed, dict[int, str]]:
     """The trained network in evaluation mode, with the batch-norm statistics for S, and which each size takes.
 
     A run that was judged with recalibrated statistics gets them chosen on its hold-out, as in training. Raises
@@ -59,7 +59,7 @@ def restore(run: Trained, S: int) -> tuple[Deployed, dict[int, str]]:
     """
     task = Classification(run.config.task, "validation", "cpu", run.config.evaluate.recalibrate)
     dataset = _dataset(run)
-    network = registry.create(run.config.task.network, dataset.classes)
+    network = registry.create_network(run.config.task.network, dataset.classes)
     load_weights(network, run.weights, run.config.task.network, dataset.names)
     network.eval()
     own = bn_recalibration.statistics(network)
@@ -75,7 +75,7 @@ def restore(run: Trained, S: int) -> tuple[Deployed, dict[int, str]]:
     return Deployed(network, dataset.mean, dataset.std, others).eval(), chosen
 
 
-def description(run: Trained, point: Point, chosen: Mapping[int, str], needs: Sequence[Need]) -> dict[str, Any]:
+def description(run: FinishedRun, point: Point, chosen: Mapping[int, str], needs: Sequence[Need]) -> dict[str, Any]:
     """What whoever deploys the network must know, as plain values."""
     dataset = _dataset(run)
     classes, files = dataset.classes, isinstance(dataset.train, sources.Files)
@@ -98,6 +98,6 @@ def description(run: Trained, point: Point, chosen: Mapping[int, str], needs: Se
     }
 
 
-def _dataset(run: Trained) -> sources.DataSet:
+def _dataset(run: FinishedRun) -> sources.DataSet:
     task = run.config.task
-    return datasets.load(task.dataset, task.data, task.classes)
+    return datasets.load_dataset(task.dataset, task.data, task.classes)

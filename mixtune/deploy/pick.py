@@ -12,7 +12,7 @@ from typing import Literal
 
 from mixtune.errors import InputError
 from mixtune.evaluation.curve import Curve, Point, front
-from mixtune.training.run_folder import Trained
+from mixtune.training.run_folder import FinishedRun
 
 _UNITS = {"gmacs": ("gmacs", 1.0), "mmacs": ("gmacs", 1e-3), "ms": ("latency", 1e-3), "mib": ("memory", 2.0**20)}
 
@@ -42,7 +42,7 @@ class Need:
             raise InputError(f"{flag} {text}: {found[1]} is not a number") from None
 
 
-def pick(runs: Sequence[Trained], needs: Sequence[Need]) -> tuple[Trained, Point]:
+def pick(runs: Sequence[FinishedRun], needs: Sequence[Need]) -> tuple[FinishedRun, Point]:
     """The network and size that meet every need: the most accurate one, or with only an accuracy asked the cheapest.
 
     Raises InputError when a cost was not measured, or nothing meets the needs (it says what comes nearest).

@@ -103,7 +103,7 @@ def _change(family: str, severity: int, small: bool) -> Callable[[Tensor, int], 
     return lambda pixels, number: corrupt(pixels, family, severity, small, number)
 
 
-class Mirrored(nn.Module):
+class FlipTTA(nn.Module):
     """Test-time augmentation: the mean of the logits for an image and for its mirror image."""
 
     def __init__(self, network: nn.Module) -> None:

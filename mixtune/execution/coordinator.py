@@ -19,7 +19,7 @@ from mixtune.evaluation.curve import Curve, write_csv
 from mixtune.execution.trial import Cause
 from mixtune.execution.work import candidate_of, handed_over, training_of
 from mixtune.profiling.feasibility import Refuse, nothing
-from mixtune.search.callbacks import Candidate, Listeners, State
+from mixtune.search.callbacks import Callbacks, Candidate, State
 from mixtune.search.ledger import Book, StorageAwayError
 from mixtune.search.timeouts import Clock, forget_position, memory_kills, position
 from mixtune.training.run import TrainingConfig
@@ -46,11 +46,11 @@ class _Live:
     memory_kills: int = field(default_factory=memory_kills)
 
 
-class Bridge:
+class Coordinator:
     """One of the study's trials per candidate, and one of the runner's per attempt at it, found by the runner's id."""
 
     def __init__(
-        self, trials: Book, training: TrainingConfig, folder: Path, listeners: Listeners, refuse: Refuse = nothing
+        self, trials: Book, training: TrainingConfig, folder: Path, listeners: Callbacks, refuse: Refuse = nothing
     ) -> None:
         """``refuse``: why a candidate cannot be trained, and is recorded as infeasible; empty where it can be."""
         self.trials, self.listeners, self._refuse = trials, listeners, refuse

@@ -15,12 +15,12 @@ from mixtune.data.datasets import IN_MEMORY
 from mixtune.errors import InputError
 from mixtune.execution import cluster_checks, ray_tune, worker
 from mixtune.profiling import forecast, messages, resource_profile, step_benchmark
-from mixtune.profiling.concurrency import Slots, fitting, local_resources
+from mixtune.profiling.concurrency import Concurrency, concurrency_for, local_resources
 from mixtune.profiling.feasibility import Room
 from mixtune.profiling.forecast import Plan
 from mixtune.profiling.resource_profile import Footprint
 from mixtune.regime import BatchShape
-from mixtune.search.paths import Places, locked, save
+from mixtune.search.paths import StudyPaths, locked, save
 from mixtune.search.space import Space
 from mixtune.training.run import TrainingConfig
 
@@ -34,7 +34,7 @@ class Ready:
     """
 
     training: TrainingConfig
-    slots: Slots
+    slots: Concurrency
     room: Room
     gpus: int
     plan: Plan
@@ -42,8 +42,8 @@ class Ready:
 
 def ready(
     space: Space,
-    slots: Slots,
-    places: Places,
+    slots: Concurrency,
+    places: StudyPaths,
     n_train: int,
     left: int,
     write: Callable[[str], None],
@@ -83,7 +83,7 @@ def ready(
     return Ready(training, slots, room, gpus, plan)
 
 
-def slots_of(space: Space, places: Places) -> Slots:
+def slots_of(space: Space, places: StudyPaths) -> Concurrency:
     """What a trial takes of this machine, or of the cluster, which is joined. Raises InputError when none fits."""
     if places.address is not None:
         ray_tune.connect(places.address, 0, 0)
@@ -91,10 +91,10 @@ def slots_of(space: Space, places: Places) -> Slots:
     return _fitted(space, places)
 
 
-def _fitted(space: Space, places: Places) -> Slots:
+def _fitted(space: Space, places: StudyPaths) -> Concurrency:
     if places.address is None:
-        return fitting(space, *local_resources())
-    return fitting(space, *ray_tune.cluster(), ray_tune.nodes())
+        return concurrency_for(space, *local_resources())
+    return concurrency_for(space, *ray_tune.cluster(), ray_tune.nodes())
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class Stage:
 
     space: Space
     n_train: int
-    places: Places
+    places: StudyPaths
     title: str = ""
 
 
@@ -145,7 +145,7 @@ def compared(folder: Path, hours: float) -> str:
 
 
 def _measured(
-    space: Space, training: TrainingConfig, slots: Slots, places: Places, path: Path, again: bool
+    space: Space, training: TrainingConfig, slots: Concurrency, places: StudyPaths, path: Path, again: bool
 ) -> Footprint:
     """In a worker as a trial's; in this process where that is the same and spares the start of one."""
     arguments = (training, forecast.probes(space), path, again)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any
 
 from mixtune.execution import worker_group
-from mixtune.execution.trial import Told, path_of, results, told, trial_results
+from mixtune.execution.trial import RunReport, path_of, results, told, trial_results
 from mixtune.runtime.process_group import ALONE
 from mixtune.search.fidelity import Stage
 
@@ -28,7 +28,7 @@ def trained(config: dict[str, Any], turn: Callable[[], None] = lambda: None) -> 
         yield from trial_results(ALONE, config, turn)
 
 
-def _at_once(config: dict[str, Any], workers: int, count: int) -> Generator[Told, None, None]:
+def _at_once(config: dict[str, Any], workers: int, count: int) -> Generator[RunReport, None, None]:
     """The rungs by one team of ranks, because they decide whether the folds are trained; these by ``count`` teams.
 
     Each team trains every ``count``-th fold, and no fold waits for another's report.
@@ -43,9 +43,9 @@ def _at_once(config: dict[str, Any], workers: int, count: int) -> Generator[Told
                 yield from in_order((one for _, one in found), part)
 
 
-def in_order(found: Iterable[Told], path: Sequence[Stage]) -> Iterator[Told]:
+def in_order(found: Iterable[RunReport], path: Sequence[Stage]) -> Iterator[RunReport]:
     """What runs tell, as it comes, in the order in which they would tell it one after the other."""
-    waiting: dict[Stage, deque[Told]] = {stage: deque() for stage in path}
+    waiting: dict[Stage, deque[RunReport]] = {stage: deque() for stage in path}
     left = deque(path)
     for one in found:
         waiting[one.stage].append(one)

@@ -33,11 +33,11 @@ from ray.tune.search import Searcher
 
 from mixtune.errors import NO_ROOM, InputError, NoRoomError, TrainingError, no_room
 from mixtune.execution import executor, worker_group
-from mixtune.execution.coordinator import Bridge
+from mixtune.execution.coordinator import Coordinator
 from mixtune.execution.janitor import Janitor
 from mixtune.execution.trial import cause_of, failure
 from mixtune.execution.watchdog import Watch, memory_kills_are_deaths
-from mixtune.profiling.concurrency import Slots
+from mixtune.profiling.concurrency import Concurrency
 from mixtune.runtime.process_group import Ranks
 from mixtune.secrets import masked
 
@@ -98,7 +98,7 @@ def nodes() -> list[tuple[float, float]]:
     return [(there.get("CPU", 0.0), there.get("GPU", 0.0)) for there in alive]
 
 
-def call(function: Callable[..., T], slots: Slots, *arguments: Any) -> T:
+def call(function: Callable[..., T], slots: Concurrency, *arguments: Any) -> T:
     """Run a function once where a trial would run, with a trial's share of the machine. Raises what it raises, and
     TrainingError when its process dies.
 
@@ -154,9 +154,9 @@ def carry_out(
 class _Searcher(Searcher):  # type: ignore[misc]
     """Asks the bridge for candidates and tells it of ends."""
 
-    def __init__(self, bridge: Bridge) -> None:
+    def __init__(self, bridge: Coordinator) -> None:
         super().__init__()
-        self.bridge: Bridge | None = bridge
+        self.bridge: Coordinator | None = bridge
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """A configuration; None for "not now"; or FINISHED."""
@@ -189,9 +189,9 @@ class _Searcher(Searcher):  # type: ignore[misc]
 class _Scheduler(FIFOScheduler):  # type: ignore[misc]
     """Stops what Optuna prunes."""
 
-    def __init__(self, bridge: Bridge) -> None:
+    def __init__(self, bridge: Coordinator) -> None:
         super().__init__()
-        self.bridge: Bridge | None = bridge
+        self.bridge: Coordinator | None = bridge
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """CONTINUE or STOP."""
@@ -207,7 +207,7 @@ class _Scheduler(FIFOScheduler):  # type: ignore[misc]
         return {**self.__dict__, "bridge": None}
 
 
-def _resources(slots: Slots) -> dict[str, float] | tune.PlacementGroupFactory:
+def _resources(slots: Concurrency) -> dict[str, float] | tune.PlacementGroupFactory:
     """What Ray reserves for a trial; one in several processes is a worker without resources, and a bundle for each of
     them, and one that is computed by a host next to nothing.
     """
@@ -218,7 +218,9 @@ def _resources(slots: Slots) -> dict[str, float] | tune.PlacementGroupFactory:
     return tune.PlacementGroupFactory([{}, *[worker_group.bundle(slots.cpus, slots.gpus)] * slots.processes])
 
 
-def run(bridge: Bridge, slots: Slots, folder: Path, trial: Callable[[dict[str, Any]], None] | None = None) -> None:
+def run(
+    bridge: Coordinator, slots: Concurrency, folder: Path, trial: Callable[[dict[str, Any]], None] | None = None
+) -> None:
     """Run trials until the study has as many as it asks for. Raises ClusterLostError when Ray itself dies.
 
     ``trial``: what a worker runs instead of ``run_trial``, where the trial itself is computed by a host.

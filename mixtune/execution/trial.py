@@ -15,7 +15,7 @@ from mixtune.evaluation.curve import Curve, mean_curve
 from mixtune.regime import Regime
 from mixtune.regime.files import regime_from_dict
 from mixtune.runtime import device
-from mixtune.runtime.oom import lacking
+from mixtune.runtime.oom import is_out_of_memory
 from mixtune.runtime.process_group import PeerLostError, Ranks
 from mixtune.search.fidelity import Stage
 from mixtune.search.timeouts import Position, position
@@ -33,7 +33,7 @@ def cause_of(err: Exception) -> Cause:
     """Whose fault an error is that ended a run."""
     if isinstance(err, TrainingDivergedError):
         return "regime"
-    if isinstance(err, MemoryError) or lacking(err):
+    if isinstance(err, MemoryError) or is_out_of_memory(err):
         return "memory"
     if isinstance(err, OSError) and err.errno in NO_ROOM:
         return "unknown"
@@ -63,7 +63,7 @@ def metrics_of(report: Report, score: float, last: bool) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Told:
+class RunReport:
     """A report of one of a trial's runs; last: of this run; said: what the run has said since the one before."""
 
     stage: Stage
@@ -87,7 +87,7 @@ def trial_results(
     return results(config, told(here, config, path_of(config), turn))
 
 
-def results(config: dict[str, Any], found: Iterable[Told]) -> Iterator[dict[str, Any]]:
+def results(config: dict[str, Any], found: Iterable[RunReport]) -> Iterator[dict[str, Any]]:
     """What is reported of a trial, from what its runs tell in the order of its path, wherever they train."""
     training, path = parse(config["training"], TrainingConfig, "training"), path_of(config)
     folds: list[Curve] = []  # of the whole budget
@@ -106,14 +106,14 @@ def results(config: dict[str, Any], found: Iterable[Told]) -> Iterator[dict[str,
 
 def told(
     here: Ranks, config: dict[str, Any], path: Sequence[Stage], turn: Callable[[], None] = lambda: None
-) -> Iterator[Told]:
+) -> Iterator[RunReport]:
     """Train these of a trial's runs, one after the other."""
     regime, _ = regime_from_dict(config["regime"], "regime")
     training = parse(config["training"], TrainingConfig, "training")
     for stage in path:
         said: list[str] = []
         for report, last in _stage(here, regime, training, config, stage, turn, said.append):
-            yield Told(stage, report, last, tuple(said))
+            yield RunReport(stage, report, last, tuple(said))
             said.clear()
 
 

@@ -17,7 +17,7 @@ from ray.tune import Callback
 from ray.tune.experiment import Trial
 
 from mixtune.errors import TrainingError
-from mixtune.execution.coordinator import Bridge
+from mixtune.execution.coordinator import Coordinator
 
 log = logging.getLogger("mixtune")
 EVERY = 0.5  # seconds between looks
@@ -36,8 +36,8 @@ def lost() -> str:
 class Watch(Callback):  # type: ignore[misc]
     """Looks at running trials; called by Ray between events, at least every 0.1 s."""
 
-    def __init__(self, bridge: Bridge, clock: Callable[[], float] = time.monotonic) -> None:
-        self.bridge: Bridge | None = bridge
+    def __init__(self, bridge: Coordinator, clock: Callable[[], float] = time.monotonic) -> None:
+        self.bridge: Coordinator | None = bridge
         self._clock: Callable[[], float] | None = clock
         self._looked = 0.0
         self._over: list[Trial] = []

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mixtune.config import plain
+from mixtune.config import to_plain
 from mixtune.regime.files import regime_to_dict, save_regime
 from mixtune.search.callbacks import Candidate
 from mixtune.search.final import Repeat
@@ -33,7 +33,7 @@ def handed_over(space: Space, candidate: Candidate, training: TrainingConfig, ch
     """The configuration that a worker gets (``trial.trial_results`` reads it). Makes the folder and its regime file."""
     candidate.folder.mkdir(parents=True, exist_ok=True)
     (candidate.folder / "error.txt").unlink(missing_ok=True)  # of an attempt that failed
-    said = plain(training)
+    said = to_plain(training)
     save_regime(candidate.folder / "regime.yaml", candidate.regime, said)
     return {
         "regime": regime_to_dict(candidate.regime),
@@ -41,7 +41,7 @@ def handed_over(space: Space, candidate: Candidate, training: TrainingConfig, ch
         "folder": str(candidate.folder),
         "checkpoint": str(checkpoint),
         "judge": candidate.repeat.judge if candidate.repeat else "validation",
-        "stages": plain(space.stages),
+        "stages": to_plain(space.stages),
         "reports": space.reports_on_the_way,
         "folds_at_once": space.resources.folds_at_once,
     }

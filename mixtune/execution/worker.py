@@ -20,10 +20,10 @@ from ray import tune
 from ray.exceptions import RayActorError
 
 from mixtune.execution import ray_tune
-from mixtune.execution.coordinator import Bridge
+from mixtune.execution.coordinator import Coordinator
 from mixtune.models.registry import total_stride
 from mixtune.profiling import packing_plan
-from mixtune.profiling.concurrency import Slots
+from mixtune.profiling.concurrency import Concurrency
 from mixtune.regime import published
 from mixtune.search.space import Space
 from mixtune.training.packing import Pack
@@ -34,7 +34,7 @@ RETRIES = 3  # of a trial whose host dies again and again before its next report
 PATIENCE = 120.0  # seconds for a host to start: it imports torch and may have to wait for its GPU
 
 
-class Host:
+class Worker:
     """What the actor does: its trials share this process and its GPU."""
 
     def __init__(self, device: str, room: int) -> None:
@@ -79,7 +79,9 @@ class Host:
             os._exit(1)
 
 
-def packed(space: Space, training: TrainingConfig, slots: Slots, gpus: int, again: bool = False) -> tuple[Slots, str]:
+def packed(
+    space: Space, training: TrainingConfig, slots: Concurrency, gpus: int, again: bool = False
+) -> tuple[Concurrency, str]:
     """How many trials share a GPU, as the space says or as measured on one, and a sentence about it.
 
     A trial that is given its share of GPUs, or runs on CPU cores, has a process of its own.
@@ -103,7 +105,7 @@ def packed(space: Space, training: TrainingConfig, slots: Slots, gpus: int, agai
 
 
 @contextlib.contextmanager
-def hosts(slots: Slots, device: str, gpus: int) -> Iterator[list[str]]:
+def hosts(slots: Concurrency, device: str, gpus: int) -> Iterator[list[str]]:
     """One host per GPU, or a single one on a CPU. Gives their names; they end with the block."""
     names = [f"{NAME}-{uuid4().hex}" for _ in range(max(1, gpus))]
     options: dict[str, Any] = {
@@ -112,7 +114,7 @@ def hosts(slots: Slots, device: str, gpus: int) -> Iterator[list[str]]:
         "max_restarts": -1,
         "max_concurrency": 2 * slots.pack + 2,  # every trial waits in a call, and may be dropped in another
     }
-    actors = [ray.remote(Host).options(name=name, **options).remote(device, slots.pack) for name in names]
+    actors = [ray.remote(Worker).options(name=name, **options).remote(device, slots.pack) for name in names]
     try:
         yield names
     finally:
@@ -159,7 +161,7 @@ def _begin(trial: str, config: dict[str, Any], names: Sequence[str]) -> Any:
         time.sleep(0.2)
 
 
-def run(bridge: Bridge, slots: Slots, folder: Path, device: str, gpus: int) -> None:
+def run(bridge: Coordinator, slots: Concurrency, folder: Path, device: str, gpus: int) -> None:
     """``tuning.run``, with the trials in hosts where several are to share a process."""
     if slots.pack == 1:
         return ray_tune.run(bridge, slots, folder)

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mixtune.data import augment as views
 from mixtune.data import reader_pool
-from mixtune.data.file_issues import Notes
+from mixtune.data.file_issues import FileIssues
 from mixtune.data.normalise import Normalise
 from mixtune.data.sources import Files
 from mixtune.regime import WHOLE, Schedule, Shard
@@ -105,7 +105,7 @@ class FolderBatches(Sized):
         shard.check(schedule.shapes)
         self.files, self.schedule, self.seed, self.start = files, schedule, seed, start
         self.shard, self.workers = shard, workers
-        self.notes = Notes()  # on the files read so far: which cannot be, which were converted
+        self.notes = FileIssues()  # on the files read so far: which cannot be, which were converted
 
     def __len__(self) -> int:
         return len(self.schedule) - self.start

@@ -60,7 +60,7 @@ _OURS: tuple[tuple[re.Pattern[str], Callable[[re.Match[str], int, float, float],
 )
 
 
-def create(
+def create_network(
     name: str,
     classes: int,
     seed: int = 0,
@@ -158,7 +158,7 @@ def total_stride(name: str) -> int:
         if pattern.fullmatch(name):
             return stride
     with torch.device("meta"):
-        net = create(name, 2)
+        net = create_network(name, 2)
     info = getattr(net, "feature_info", None)
     return max((int(f["reduction"]) for f in info), default=1) if info else 1
 
@@ -167,7 +167,7 @@ def total_stride(name: str) -> int:
 def gmacs(name: str, classes: int, S: int) -> float:
     """Multiply-accumulates of one S x S image through the network, in 10^9 (1 MAC = 2 FLOPs). Runs nothing."""
     with torch.device("meta"):
-        net = create(name, classes).eval()
+        net = create_network(name, classes).eval()
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             net(torch.empty(1, 3, S, S))
     return float(counter.get_total_flops()) / 2e9

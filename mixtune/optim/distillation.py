@@ -38,7 +38,7 @@ class Distillation:
         Raises InputError for an unknown network, and a file of another or of other classes.
         """
         try:
-            net = registry.create(self.network, classes)
+            net = registry.create_network(self.network, classes)
         except ValueError as err:
             raise InputError(f"recipe.distill.network: {err}") from None
         load_weights(net, self.weights, self.network, names)

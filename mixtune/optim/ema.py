@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 
-class Average:
+class ModelEma:
     """The average network: after step t it is ``d * average + (1-d) * weights`` with d = min(decay, (1+t) / (10+t)).
 
     The smaller decay at the start forgets the random initialisation. Floating-point buffers are averaged as well:

@@ -12,7 +12,7 @@ from mixtune.search.space import Space
 
 
 @dataclass(frozen=True)
-class Slots:
+class Concurrency:
     """What one trial takes of the machine, each of its ``workers`` by itself, and how many trials run at once, ``pack``
     of them in one process of a GPU, together ``gain`` times as fast as one. folds: that a trial trains at once, each
     on as many workers.
@@ -31,7 +31,7 @@ class Slots:
         """How many a trial has."""
         return self.workers * self.folds
 
-    def with_folds(self, folds: int) -> Slots:
+    def with_folds(self, folds: int) -> Concurrency:
         """The same processes for trials that train this many folds at once."""
         return replace(self, folds=folds, at_once=max(1, self.at_once * self.folds // folds))
 
@@ -43,7 +43,9 @@ class Slots:
         )
 
 
-def fitting(space: Space, cpus: float, gpus: float, nodes: Sequence[tuple[float, float]] | None = None) -> Slots:
+def concurrency_for(
+    space: Space, cpus: float, gpus: float, nodes: Sequence[tuple[float, float]] | None = None
+) -> Concurrency:
     """What one trial takes and how many run at once on this many CPUs and GPUs. Raises InputError when none fits.
 
     nodes: CPUs and GPUs of each machine, where there are several: a worker needs its share on one of them.
@@ -65,7 +67,7 @@ def fitting(space: Space, cpus: float, gpus: float, nodes: Sequence[tuple[float,
     if cpu > (there := max(c for c, _ in machines)):
         no_more = f"no machine has more than {there:g}" if nodes else f"there are {there:g}"
         raise InputError(f"resources.cpus: a trial asks for {cpu} CPU cores and {no_more}")
-    fit = sum(places(cpu, gpu, machines))
+    fit = sum(processes_per_machine(cpu, gpu, machines))
     if fit < want.processes:
         each = f"{cpu} CPU core{'s' * (cpu > 1)}" + (f" and {gpu:g} GPU" if gpu else "")
         key, folds = "workers", ""
@@ -76,15 +78,15 @@ def fitting(space: Space, cpus: float, gpus: float, nodes: Sequence[tuple[float,
             f"and there is room for {fit}"
         )
     at_once = min(want.at_once or fit, fit // want.processes)
-    return Slots(cpu, gpu, at_once, want.workers, folds=want.folds_at_once)
+    return Concurrency(cpu, gpu, at_once, want.workers, folds=want.folds_at_once)
 
 
-def places(cpu: int, gpu: float, nodes: Sequence[tuple[float, float]]) -> list[int]:
+def processes_per_machine(cpu: int, gpu: float, nodes: Sequence[tuple[float, float]]) -> list[int]:
     """On each of these machines, how many processes that take so many CPUs and GPUs there is room for."""
     return [min(int(c) // cpu, _shares(g, gpu)) if gpu else int(c) // cpu for c, g in nodes]
 
 
-def unused(space: Space, slots: Slots, nodes: Sequence[tuple[float, float]]) -> str:
+def unused_gpus(space: Space, slots: Concurrency, nodes: Sequence[tuple[float, float]]) -> str:
     """How many GPUs of these machines no trial takes, and why; empty where every one is taken."""
     if not slots.gpus:
         return ""

@@ -12,7 +12,7 @@ from pathlib import Path
 from mixtune.data.datasets import IN_MEMORY
 from mixtune.data.loader import memory_ahead
 from mixtune.errors import InputError
-from mixtune.profiling.concurrency import Slots
+from mixtune.profiling.concurrency import Concurrency
 from mixtune.profiling.feasibility import Room, gib
 from mixtune.profiling.preflight import examples
 from mixtune.profiling.resource_profile import Footprint
@@ -39,7 +39,7 @@ def probes(space: Space) -> list[BatchShape]:
     return sorted({*parts, least, most, few, many, ends[-1]})
 
 
-def placed(space: Space, slots: Slots, found: Footprint, machines: int) -> tuple[Slots, Room, str]:
+def placed(space: Space, slots: Concurrency, found: Footprint, machines: int) -> tuple[Concurrency, Room, str]:
     """What each worker has of the memory, trials at once reduced to what it holds on CPUs, and a sentence about that.
 
     Raises InputError when the base shape does not fit; candidates with shapes that do not are told from others later.
@@ -93,7 +93,7 @@ class Plan:
     """
 
     trials: int
-    slots: Slots
+    slots: Concurrency
     hours: float
     expected: float | None
     longest: float
@@ -105,7 +105,7 @@ class Plan:
     ahead: float = 0.0
 
 
-def plan(space: Space, training: TrainingConfig, room: Room, slots: Slots, n_train: int, copies: int = 2) -> Plan:
+def plan(space: Space, training: TrainingConfig, room: Room, slots: Concurrency, n_train: int, copies: int = 2) -> Plan:
     """Hours and disk of the whole study. copies: of each trial's weights, one of them MLflow's where it is local.
 
     Raises InputError when no candidate can be trained.

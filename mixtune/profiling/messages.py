@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from mixtune.cli import duration
 from mixtune.data.datasets import IN_MEMORY
-from mixtune.profiling.concurrency import Slots, places, unused
+from mixtune.profiling.concurrency import Concurrency, processes_per_machine, unused_gpus
 from mixtune.profiling.feasibility import Room, gib, number
 from mixtune.profiling.forecast import Plan
 from mixtune.profiling.resource_profile import Footprint
@@ -34,7 +34,7 @@ def lines(
         f"step      {_steps_said(space, found)}",
         f"plan      {wanted.trials} trials, {slots}",
     ]
-    if idle := unused(space, slots, nodes):
+    if idle := unused_gpus(space, slots, nodes):
         told.append(f"          {idle}")
     if wanted.refused:
         told.append(
@@ -77,7 +77,7 @@ def _loader_said(wanted: Plan, nodes: Sequence[tuple[float, float]]) -> str:
     slots, n = wanted.slots, wanted.readers
     each = "a trial" if slots.processes == 1 else "each of its processes"
     who = f"{n} reader{'s' * (n > 1)} for {each}" if n else f"no readers, {each} decodes"
-    together = min(slots.at_once * slots.processes, max(places(slots.cpus, slots.gpus, nodes)))
+    together = min(slots.at_once * slots.processes, max(processes_per_machine(slots.cpus, slots.gpus, nodes)))
     said = f"{who}; at most {gib(wanted.ahead)} of images made ahead"
     return said + (f", {gib(together * wanted.ahead)} of a machine that has {together} at once" * (together > 1))
 
@@ -96,7 +96,7 @@ def _steps_said(space: Space, found: Footprint) -> str:
     return f"{said}; within {100 * spread:.0f} % for every shape that was tried"
 
 
-def occupied(slots: Slots, hours: float, longest: float = 0.0) -> str:
+def occupied(slots: Concurrency, hours: float, longest: float = 0.0) -> str:
     """Hours of trials as hours of what they occupy, and how long they take by the clock."""
     return _said([_occupied(slots, hours, longest)])
 
@@ -110,7 +110,7 @@ def in_all(plans: Sequence[Plan]) -> str:
     )
 
 
-def _occupied(slots: Slots, hours: float, longest: float) -> tuple[float, str, float]:
+def _occupied(slots: Concurrency, hours: float, longest: float) -> tuple[float, str, float]:
     """How many hours of what, and by the clock."""
     taken, what = (slots.gpus / slots.pack, "GPU-hours") if slots.gpus else (slots.cpus, "core-hours")
     return hours * slots.processes * taken, what, max(longest, hours / slots.at_once)

@@ -19,7 +19,7 @@ from mixtune.profiling import cache, step_benchmark
 from mixtune.regime import Budget, Regime
 from mixtune.runtime.device import pick_device
 from mixtune.runtime.memory import Peak, room
-from mixtune.runtime.oom import lacking
+from mixtune.runtime.oom import is_out_of_memory
 from mixtune.training.packing import DroppedError, Pack, Turn
 from mixtune.training.run import Run, TrainingConfig
 
@@ -66,7 +66,7 @@ def together(regime: Regime, config: TrainingConfig, K: int, steps: int) -> floa
         thread.start()
     for thread in asking:
         thread.join()
-    if any(lacking(err) for err in errors):
+    if any(is_out_of_memory(err) for err in errors):
         return 0.0
     if errors:
         raise errors[0]

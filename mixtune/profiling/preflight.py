@@ -26,7 +26,7 @@ def in_full(space: Space) -> Space:
     """The same space with absolute paths of data and weights: Ray's workers run in other folders."""
     task, recipe = space.task, space.recipe
     if task.dataset != "digits":
-        task = replace(task, data=str(datasets.place(task.data)))
+        task = replace(task, data=str(datasets.data_folder(task.data)))
     if task.weights not in (None, "pretrained"):
         task = replace(task, weights=_full(task.weights))
     if recipe.distill is not None and recipe.distill.weights != "pretrained":
@@ -93,7 +93,7 @@ def expected_images(space: Space, source: str) -> tuple[int, str]:
     """How many images a trial would train on, as its loader counts them where they lie; and, where they do not, of what
     that is the number and where they are missed. Raises what ``check_data`` raises.
     """
-    name, where = space.task.dataset, datasets.place(space.task.data)
+    name, where = space.task.dataset, datasets.data_folder(space.task.data)
     there = name not in IN_MEMORY and any((where / part).exists() for part in ("train", "val"))
     if there or name not in TRAINING_IMAGES:
         return check_data(space, source), ""

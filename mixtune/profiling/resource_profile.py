@@ -21,7 +21,7 @@ from mixtune.profiling import cache, step_benchmark
 from mixtune.regime import BatchShape
 from mixtune.runtime.device import pick_device
 from mixtune.runtime.memory import Peak, room
-from mixtune.runtime.oom import lacking
+from mixtune.runtime.oom import is_out_of_memory
 from mixtune.runtime.process_group import ALONE, Ranks
 from mixtune.training.run import TrainingConfig
 
@@ -163,7 +163,7 @@ def _measure(
     config: TrainingConfig, shapes: Sequence[BatchShape], key: str, too_large: BatchShape | None, ranks: Ranks
 ) -> Footprint:
     began = time.perf_counter()
-    stand = step_benchmark.Stand(config, ranks)
+    stand = step_benchmark.StepBenchmark(config, ranks)
     setup = time.perf_counter() - began
     network, device = stand.engine.network, stand.engine.device
     weights = sum(t.nbytes for t in (*network.parameters(), *network.buffers()))
@@ -182,7 +182,7 @@ def _measure(
         try:
             seconds = stand.seconds(shape)
         except Exception as err:
-            if not lacking(err):
+            if not is_out_of_memory(err):
                 raise
             if found.steps and ranks.alone:
                 return replace(found, too_large=shape)

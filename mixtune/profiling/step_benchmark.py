@@ -41,7 +41,7 @@ def identity(config: TrainingConfig) -> str:
     return digest(place(config), torch.__version__, *sections)
 
 
-class Stand:
+class StepBenchmark:
     """A network on its task, to try steps on; its weights stay as they are. Raises InputError for missing data.
 
     Where a step is shared by several ranks, each has one, and all are asked for the same.
@@ -90,7 +90,7 @@ def step_seconds(
     first one's table counts. Raises InputError for missing data.
     """
     table = known or CostTable("seconds", {}, place(config))
-    return table.extended(shapes, Stand(config, ranks).seconds)
+    return table.extended(shapes, StepBenchmark(config, ranks).seconds)
 
 
 def gmacs_table(config: TrainingConfig, shapes: Iterable[BatchShape]) -> CostTable:
@@ -98,7 +98,7 @@ def gmacs_table(config: TrainingConfig, shapes: Iterable[BatchShape]) -> CostTab
     from mixtune.data import datasets
     from mixtune.models import registry
 
-    classes = datasets.load(config.task.dataset, config.task.data, config.task.classes).classes
+    classes = datasets.load_dataset(config.task.dataset, config.task.data, config.task.classes).classes
     shapes = list(shapes)
     per_image = {S: registry.gmacs(config.task.network, classes, S) for S in {s.S for s in shapes}}
     return CostTable.from_gmacs(per_image, shapes, config.task.network)

@@ -20,7 +20,7 @@ class OutOfMemoryError(TrainingError):
 _SAID = ("DefaultCPUAllocator", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
 
 
-def lacking(err: BaseException) -> bool:
+def is_out_of_memory(err: BaseException) -> bool:
     """Whether memory was lacking, or whether that is what another error was raised on: a capture that runs out of
     memory ends with an error of its own.
     """
@@ -32,12 +32,12 @@ def lacking(err: BaseException) -> bool:
 
 
 @contextmanager
-def named(say: Callable[[], str]) -> Iterator[None]:
+def name_oom(say: Callable[[], str]) -> Iterator[None]:
     """Raise OutOfMemoryError with what ``say()`` says where memory is lacking in the block."""
     try:
         yield
     except Exception as err:
-        if isinstance(err, OutOfMemoryError) or not lacking(err):
+        if isinstance(err, OutOfMemoryError) or not is_out_of_memory(err):
             raise
         raise OutOfMemoryError(say()) from None
 

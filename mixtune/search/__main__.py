@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mixtune.cli import Parser, parse_args, python, run, shell, short
-from mixtune.config import load
+from mixtune.config import load_config
 from mixtune.errors import InputError
 from mixtune.secrets import MaskSecrets, masked
 
 if TYPE_CHECKING:
     from mixtune.execution.estimate import Stage
-    from mixtune.search.paths import Places
+    from mixtune.search.paths import StudyPaths
     from mixtune.search.space import Space
 
 
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from mixtune.search.space import Space
 
-    space = load(args.space, Space, [*args.assignments, *more])
+    space = load_config(args.space, Space, [*args.assignments, *more])
     if args.proxy and args.found:
         raise InputError("--proxy searches, and --from names a study that was: give one of them")
     if not (args.proxy or args.found):
@@ -98,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return _search(args, space, whole, scores, args.measure and not told)
 
 
-def _dry_run(args: argparse.Namespace, stages: Sequence[tuple[Space, Places]]) -> int:
+def _dry_run(args: argparse.Namespace, stages: Sequence[tuple[Space, StudyPaths]]) -> int:
     """Tell of the study, and of the one that follows where there is one."""
     from mixtune.execution.estimate import ahead
     from mixtune.profiling import preflight
@@ -117,7 +117,7 @@ def _dry_run(args: argparse.Namespace, stages: Sequence[tuple[Space, Places]]) -
     return 0
 
 
-def _tell_first(args: argparse.Namespace, stages: Sequence[tuple[Space, Places]]) -> bool:
+def _tell_first(args: argparse.Namespace, stages: Sequence[tuple[Space, StudyPaths]]) -> bool:
     """Say what the proxy and the whole task will take, if neither has begun; whether it was said."""
     from mixtune.execution.estimate import ahead
     from mixtune.study.stores import begun
@@ -147,7 +147,7 @@ def _checked(args: argparse.Namespace, space: Space, there: bool) -> tuple[Space
     return space, *preflight.expected_images(space, args.space)
 
 
-def _stages(found: Sequence[tuple[Space, int, str]], stages: Sequence[tuple[Space, Places]]) -> list[Stage]:
+def _stages(found: Sequence[tuple[Space, int, str]], stages: Sequence[tuple[Space, StudyPaths]]) -> list[Stage]:
     from mixtune.execution.estimate import Stage
 
     titles = ("\nthe proxy", "\nthen the whole task") if len(stages) > 1 else ("",)
@@ -158,15 +158,15 @@ def _stages(found: Sequence[tuple[Space, int, str]], stages: Sequence[tuple[Spac
 def _search(
     args: argparse.Namespace,
     space: Space,
-    places: Places,
+    places: StudyPaths,
     scores: Mapping[str, float],
     measure: bool,
     last: bool = True,
 ) -> int:
     """last: whether no other search follows, but what people do next."""
-    from mixtune.study.run_study import conduct, table
+    from mixtune.study.run_study import run_study, table
 
-    result = conduct(space, args.space, places, _draw, say, args.resume, scores, measure)
+    result = run_study(space, args.space, places, _draw, say, args.resume, scores, measure)
     say(f"\n{table(space, result)}\n")
     for title, command in _next_commands(places, space, result) if last else ():
         say(f"{title}\n  {command}")
@@ -179,11 +179,11 @@ def _search(
     return 0
 
 
-def _places(args: argparse.Namespace, study: str) -> Places:
-    from mixtune.search.paths import Places
+def _places(args: argparse.Namespace, study: str) -> StudyPaths:
+    from mixtune.search.paths import StudyPaths
 
     folder = Path(args.out or Path("studies") / study).absolute()
-    return Places(folder, args.storage, args.tracking_uri, args.address)
+    return StudyPaths(folder, args.storage, args.tracking_uri, args.address)
 
 
 def say(line: str) -> None:

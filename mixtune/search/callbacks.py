@@ -37,7 +37,7 @@ class Candidate:
         return self.published or "searched"
 
 
-class Listener(Protocol):
+class Callback(Protocol):
     """Told of everything that happens to trials, in order."""
 
     def started(self, trial: Candidate) -> None:
@@ -50,10 +50,10 @@ class Listener(Protocol):
         """The trial ended; score and curve are its last ones, ``reason`` says why it is not COMPLETE."""
 
 
-class Listeners:
+class Callbacks:
     """Tells every listener; a listener's fault is its own and never a trial's or the study's end."""
 
-    def __init__(self, listeners: Sequence[Listener]) -> None:
+    def __init__(self, listeners: Sequence[Callback]) -> None:
         self._listeners = listeners
         self.faults: dict[str, int] = {}
 

@@ -17,7 +17,7 @@ from mixtune.errors import did_you_mean
 from mixtune.optim.recipe import Recipe
 from mixtune.regime import BatchShape, Mixture, Regime
 from mixtune.regime.literature import window
-from mixtune.search.domains import Knob, Knobs, Range, Suggests, draw, ends, holds, said
+from mixtune.search.domains import Domain, Domains, Range, Suggests, draw, ends, holds, said
 
 Growth = Literal["none", "gradual", "stepwise", "window"]
 GROWTHS: tuple[Growth, ...] = get_args(Growth)
@@ -40,10 +40,10 @@ class Search:
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
 
     sizes: tuple[int, ...]
-    split: Knob = SHARES
-    growth: Knob = ("none", "gradual", "stepwise")
-    weights: dict[int, Knob] = field(default_factory=dict)
-    recipe: dict[str, Knob] = field(default_factory=dict)
+    split: Domain = SHARES
+    growth: Domain = ("none", "gradual", "stepwise")
+    weights: dict[int, Domain] = field(default_factory=dict)
+    recipe: dict[str, Domain] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.sizes or min(self.sizes) < 1 or len(set(self.sizes)) < len(self.sizes):
@@ -65,9 +65,9 @@ class Search:
                 except ValueError as err:
                     raise ValueError(f"recipe: {err}") from None
 
-    def weight(self, S: int) -> Knobs:
+    def weight(self, S: int) -> Domains:
         """What may be the weight of a size."""
-        knob: Knobs = self.weights.get(S, SHARES)
+        knob: Domains = self.weights.get(S, SHARES)
         return knob
 
     @property
@@ -77,14 +77,14 @@ class Search:
         return min(values), max(values)
 
     @property
-    def knobs(self) -> dict[str, Knobs]:
+    def knobs(self) -> dict[str, Domains]:
         """Every parameter of a point by name, in order."""
-        found: dict[str, Knobs] = {f"w_{S}": self.weight(S) for S in self.sizes}
+        found: dict[str, Domains] = {f"w_{S}": self.weight(S) for S in self.sizes}
         found |= {"split": self.split, "growth": self.growth}
         return found | {f"recipe.{name}": knob for name, knob in self.recipe.items()}
 
 
-def _in_unit(name: str, knob: Knobs) -> None:
+def _in_unit(name: str, knob: Domains) -> None:
     for value in ends(knob):
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
             raise ValueError(f"{name} must lie in [0, 1], not {said(knob)}")

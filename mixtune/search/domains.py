@@ -70,7 +70,7 @@ def _choices(given: Any) -> Any:
     return tuple(values)
 
 
-def knob(given: Any) -> Any:
+def as_domain(given: Any) -> Any:
     """Range for a mapping, tuple for everything else: one branch, so that a mistake is one sentence."""
     if isinstance(given, Range | tuple):
         return given
@@ -84,32 +84,32 @@ def knob(given: Any) -> Any:
     return _choices(given)
 
 
-Knob = Annotated[Any, BeforeValidator(knob)]  # Range | tuple[Value, ...] after reading
-Knobs = Range | tuple[Value, ...]
+Domain = Annotated[Any, BeforeValidator(as_domain)]  # Range | tuple[Value, ...] after reading
+Domains = Range | tuple[Value, ...]
 
 
-def draw(trial: Suggests, name: str, knob: Knobs) -> Value:
+def draw(trial: Suggests, name: str, domain: Domains) -> Value:
     """The knob's value in this trial. A fixed value is a choice of one: it stays visible among the parameters."""
-    if isinstance(knob, Range):
-        return trial.suggest_float(name, knob.low, knob.high, log=knob.log)
-    chosen: Value = trial.suggest_categorical(name, list(knob))
+    if isinstance(domain, Range):
+        return trial.suggest_float(name, domain.low, domain.high, log=domain.log)
+    chosen: Value = trial.suggest_categorical(name, list(domain))
     return chosen
 
 
-def holds(knob: Knobs, value: Value) -> bool:
+def holds(domain: Domains, value: Value) -> bool:
     """Whether the knob can take this value."""
-    if isinstance(knob, Range):
-        return isinstance(value, (int, float)) and knob.low <= value <= knob.high
-    return value in knob
+    if isinstance(domain, Range):
+        return isinstance(value, (int, float)) and domain.low <= value <= domain.high
+    return value in domain
 
 
-def ends(knob: Knobs) -> tuple[Value, ...]:
+def ends(domain: Domains) -> tuple[Value, ...]:
     """The values to check a knob with: a range's ends, or every choice."""
-    return (knob.low, knob.high) if isinstance(knob, Range) else knob
+    return (domain.low, domain.high) if isinstance(domain, Range) else domain
 
 
-def said(knob: Knobs) -> str:
+def said(domain: Domains) -> str:
     """``0..1``, ``1`` or ``none | gradual``, for people."""
-    if isinstance(knob, Range):
-        return f"{knob.low:g}..{knob.high:g}"
-    return " | ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in knob)
+    if isinstance(domain, Range):
+        return f"{domain.low:g}..{domain.high:g}"
+    return " | ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in domain)

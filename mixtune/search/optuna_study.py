@@ -21,7 +21,7 @@ from mixtune.evaluation.score import DIRECTIONS
 from mixtune.search import grid
 from mixtune.search import storage as storage_
 from mixtune.search.optuna_factories import make_pruner, make_sampler
-from mixtune.search.outcome import Outcome
+from mixtune.search.outcome import TrialResult
 from mixtune.search.space import Space
 from mixtune.search.storage import at_once, reached
 from mixtune.secrets import masked
@@ -211,13 +211,15 @@ class Trials:
                 storage_.attribute_of(self._study, trial, "curve", json.dumps(rows))
             self._tell(trial, state, score, Curve.from_rows(rows) if rows is not None else None)
 
-    def outcomes(self) -> list[Outcome]:
+    def outcomes(self) -> list[TrialResult]:
         """All trials that ended by themselves, in order (those that an interruption ended are not among them)."""
         with reached():
             interrupted = self._interrupted()
             trials = self._study.get_trials(deepcopy=False, states=FINISHED)
         at = self.space.objectives.index("score")
-        return [Outcome.of(t, at) for t in trials if t.number not in interrupted and "infeasible" not in t.user_attrs]
+        return [
+            TrialResult.of(t, at) for t in trials if t.number not in interrupted and "infeasible" not in t.user_attrs
+        ]
 
     def infeasible(self) -> dict[int, str]:
         """Candidates that could not meet the budget, with the reason: they were not trained and do not count."""
@@ -244,7 +246,7 @@ class Trials:
             ended = [t for t in self._study.get_trials(deepcopy=False, states=FINISHED) if t.number in numbers]
         return sum(t.duration.total_seconds() for t in ended if t.duration is not None) / 3600
 
-    def best(self) -> Outcome | None:
+    def best(self) -> TrialResult | None:
         """The complete trial with the highest score; None when there is none."""
         complete = [o for o in self.outcomes() if o.state == "COMPLETE" and o.score is not None]
         return max(complete, key=lambda o: o.score or 0.0, default=None)

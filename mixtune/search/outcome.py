@@ -12,7 +12,7 @@ from mixtune.search.final import Repeat
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrialResult:
     """A finished trial as the study remembers it. ``score`` is None where there was no report.
 
     reports: the scores on the way, by the pruner's step.
@@ -30,7 +30,7 @@ class Outcome:
     reports: Mapping[int, float] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, trial: Any, at: int) -> Outcome:
+    def of(cls, trial: Any, at: int) -> TrialResult:
         """Of one of Optuna's trials that has ended; ``at``: the place of the score among its values."""
         attrs, reports, state = trial.user_attrs, trial.intermediate_values, trial.state.name
         score = trial.values[at] if state == "COMPLETE" else (reports[max(reports)] if reports else None)

@@ -14,7 +14,7 @@ from mixtune.search import journal
 
 
 @dataclass(frozen=True)
-class Places:
+class StudyPaths:
     """Where a study lives. ``storage`` and ``tracking`` default to files in ``folder``; ``address``: a Ray cluster."""
 
     folder: Path

@@ -20,7 +20,7 @@ from mixtune.search.domains import Suggests, holds
 from mixtune.search.fidelity import Fidelity, Stage, stages
 from mixtune.search.final import Final
 from mixtune.search.resources import Resources
-from mixtune.search.timeouts import Limits
+from mixtune.search.timeouts import Timeouts
 from mixtune.tasks.config import TaskConfig
 from mixtune.training.checkpoint import essence
 from mixtune.training.run import Evaluation, TrainingConfig
@@ -66,7 +66,7 @@ class Space:
     sampler: Named = Named("tpe")
     pruner: Named | None = None
     resources: Resources = field(default_factory=Resources)
-    limits: Limits = field(default_factory=Limits)
+    limits: Timeouts = field(default_factory=Timeouts)
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     proxy: dict[str, Any] = field(default_factory=dict)
@@ -185,7 +185,7 @@ class Space:
         resources = Resources(workers=1 if self.recipe.sync_bn else self.resources.workers)
         # One that is named and is the default is the same space.
         pruner = None if self.pruner == Named("halving") else self.pruner
-        plain = replace(self, pruner=pruner, trials=1, resources=resources, known=(), limits=Limits(), device="auto")
+        plain = replace(self, pruner=pruner, trials=1, resources=resources, known=(), limits=Timeouts(), device="auto")
         plain = replace(plain, final=None, proxy={})
         data = essence(plain)
         for key in ("data", "workers"):

@@ -16,7 +16,7 @@ _WIDTH = 64
 
 
 @dataclass(frozen=True)
-class Limits:
+class Timeouts:
     """What is done about trials that hang or whose worker dies. Absent: trials may take as long as they like.
 
     minutes: that a worker may spend on a trial, its data and evaluation included; silent_minutes: that may pass without
@@ -97,7 +97,7 @@ def forget_position(folder: Path) -> None:
 class Clock:
     """One worker's time on one trial, for its limits; ``now`` is in seconds, of any steady clock."""
 
-    def __init__(self, limits: Limits, folder: Path) -> None:
+    def __init__(self, limits: Timeouts, folder: Path) -> None:
         self._limits, self._folder = limits, folder
         self._began: float | None = None
         self._seen: dict[Path, tuple[str, int]] = {}  # what was last seen of every part that moves by itself

@@ -12,7 +12,7 @@ from mixtune.data.file_issues import IMAGES
 from mixtune.evaluation.curve import Curve
 from mixtune.regime import Regime
 from mixtune.search.callbacks import Candidate, State
-from mixtune.search.outcome import Outcome
+from mixtune.search.outcome import TrialResult
 from mixtune.search.space import Space
 from mixtune.study.statistics import mean_sd
 
@@ -20,7 +20,7 @@ from mixtune.study.statistics import mean_sd
 class Console:
     """One line per event of a trial (a ``Listener``)."""
 
-    def __init__(self, trials: int, best: Outcome | None, write: Callable[[str], None] | None = None) -> None:
+    def __init__(self, trials: int, best: TrialResult | None, write: Callable[[str], None] | None = None) -> None:
         self._trials = trials
         self._best, self._best_name = (best.score, f"#{best.number}") if best else (None, "")
         self._write = write or (lambda line: print(line, flush=True))
@@ -108,7 +108,7 @@ def spread(values: Sequence[float]) -> str:
     return f"{100 * mean:.2f}" + (f" ± {100 * deviation:.2f}" if deviation is not None else "")
 
 
-def results_table(outcomes: Sequence[Outcome], regime_of: Callable[[Outcome], Regime], top: int = 5) -> str:
+def results_table(outcomes: Sequence[TrialResult], regime_of: Callable[[TrialResult], Regime], top: int = 5) -> str:
     """The best searched trials beside the published regimes, best first, with top-1 in per cent at every size."""
     complete = sorted((o for o in outcomes if o.state == "COMPLETE"), key=lambda o: -(o.score or 0.0))
     searched = [o for o in complete if not o.published][:top]
@@ -130,7 +130,7 @@ def results_table(outcomes: Sequence[Outcome], regime_of: Callable[[Outcome], Re
     return "\n".join([*lines, f"trials: {counts}" + (f" ({hidden} more searched ones not shown)" if hidden else "")])
 
 
-def pareto_table(outcomes: Sequence[Outcome], space: Space) -> str:
+def pareto_table(outcomes: Sequence[TrialResult], space: Space) -> str:
     """The trials that no other beats in every objective, the best score first."""
     lines = [f"Pareto set of {len(outcomes)} trials ({space.aim})"]
     lines.append(f"{'trial':>5}  {'family':<11}" + "".join(f"{name:>10}" for name in space.objectives))

@@ -7,35 +7,35 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from mixtune.execution.work import candidate_of
-from mixtune.search.callbacks import Listeners
+from mixtune.search.callbacks import Callbacks
 from mixtune.search.final import Repeat, Round, seeds_of
-from mixtune.search.outcome import Outcome
-from mixtune.search.paths import Places
+from mixtune.search.outcome import TrialResult
+from mixtune.search.paths import StudyPaths
 from mixtune.search.space import Space
 from mixtune.study.console import RoundConsole, spread
 from mixtune.study.leaders import finalists, leaders
 from mixtune.study.repeats import Repeats
-from mixtune.study.run_trials import Machine
+from mixtune.study.run_trials import TrialRunner
 from mixtune.study.stores import Books, opened_round
 from mixtune.study.verdict import Verdict, verdict
 
-Runs = Mapping[int, Mapping[int, Outcome]]  # finished repeats by the number of their trial, then by seed
+Runs = Mapping[int, Mapping[int, TrialResult]]  # finished repeats by the number of their trial, then by seed
 
 
 @dataclass(frozen=True)
-class Proof:
+class FinalResult:
     """What fresh runs say. ``tested``: the winner first; ``replicated`` and ``final`` hold their finished runs, and
     ``failed`` those that did not come to an end.
     """
 
-    tested: tuple[Outcome, ...]
+    tested: tuple[TrialResult, ...]
     replicated: Runs
     final: Runs
-    failed: tuple[Outcome, ...] = ()
+    failed: tuple[TrialResult, ...] = ()
     led: str = ""  # how the searched ones were chosen, where that was not by the best scores
 
     @property
-    def winner(self) -> Outcome:
+    def winner(self) -> TrialResult:
         """The regime with the best mean over fresh seeds on the held-out images; the test set has no say in it."""
         return self.tested[0]
 
@@ -87,7 +87,9 @@ class Proof:
         return "\n".join([*lines, *failed, said])
 
 
-def prove(space: Space, places: Places, books: Books, machine: Machine, write: Callable[[str], None]) -> Proof | None:
+def run_final(
+    space: Space, places: StudyPaths, books: Books, machine: TrialRunner, write: Callable[[str], None]
+) -> FinalResult | None:
     """Train leaders and finalists as often as ``space.final`` asks, going on with what is there.
 
     None when it asks for nothing, the search completed no trial, or runs are left that could not be made. Raises what
@@ -107,18 +109,18 @@ def prove(space: Space, places: Places, books: Books, machine: Machine, write: C
     replicated, lost = again
     tested = finalists(led, _scores(replicated))
     last = _round("final", tested, space, places, books, machine, write)
-    return Proof(tuple(tested), replicated, last[0], (*lost, *last[1]), how) if last is not None else None
+    return FinalResult(tuple(tested), replicated, last[0], (*lost, *last[1]), how) if last is not None else None
 
 
 def _round(
     round_: Round,
-    regimes: Sequence[Outcome],
+    regimes: Sequence[TrialResult],
     space: Space,
-    places: Places,
+    places: StudyPaths,
     books: Books,
-    machine: Machine,
+    machine: TrialRunner,
     write: Callable[[str], None],
-) -> tuple[Runs, list[Outcome]] | None:
+) -> tuple[Runs, list[TrialResult]] | None:
     """The finished runs of a round, and those that failed; None where some are still to be made."""
     assert space.final is not None
     folder, seeds = places.folder / round_, seeds_of(space.final, round_, space.seed)
@@ -139,12 +141,12 @@ def _round(
                 f"{round_}: {len(regimes)} regimes with {len(seeds)} seeds each; {done} of {len(wanted)} runs are done"
             )
             try:
-                machine.run(mine, folder, Listeners([RoundConsole(done, len(wanted), write), books.tracker]))
+                machine.run(mine, folder, Callbacks([RoundConsole(done, len(wanted), write), books.tracker]))
             finally:
                 mine.settle()
         if mine.trials.remaining():
             return None
-        found: dict[int, dict[int, Outcome]] = {}
+        found: dict[int, dict[int, TrialResult]] = {}
         failed = []
         for repeat, o in mine.trials.results().items():
             if o.state == "COMPLETE":

@@ -5,12 +5,12 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 
-from mixtune.search.outcome import Outcome
+from mixtune.search.outcome import TrialResult
 
 Scores = Mapping[int, Mapping[int, float]]  # by number of the trial, then by seed
 
 
-def leaders(outcomes: Sequence[Outcome], count: int, front: Sequence[int] = ()) -> tuple[list[Outcome], str]:
+def leaders(outcomes: Sequence[TrialResult], count: int, front: Sequence[int] = ()) -> tuple[list[TrialResult], str]:
     """``count`` searched regimes of what was trained to the end, and the published ones; and how those were chosen.
 
     The best by score. With several objectives no more than are on the Pareto ``front`` (numbers, those first that stand
@@ -32,13 +32,13 @@ def leaders(outcomes: Sequence[Outcome], count: int, front: Sequence[int] = ()) 
     return [o for o in complete if o.published or o in searched[:count]] + pruned, how
 
 
-def worth(outcome: Outcome, replicated: Scores) -> float:
+def worth(outcome: TrialResult, replicated: Scores) -> float:
     """A regime's mean score over its fresh seeds; over the run of the search where it has none."""
     fresh = replicated.get(outcome.number)
     return statistics.fmean(fresh.values()) if fresh else (outcome.score or 0.0)
 
 
-def finalists(led: Sequence[Outcome], replicated: Scores) -> list[Outcome]:
+def finalists(led: Sequence[TrialResult], replicated: Scores) -> list[TrialResult]:
     """The best searched leader and the published ones, the winner first; those whose fresh runs failed come last."""
     order = sorted(led, key=lambda o: (bool(replicated) and not replicated.get(o.number), -worth(o, replicated)))
     best = next((o for o in order if not o.published), None)

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mixtune.config import load, merged, parse, plain
+from mixtune.config import load_config, merged, parse, to_plain
 from mixtune.errors import InputError
 from mixtune.models.registry import total_stride
 from mixtune.search.fidelity import Fidelity
 from mixtune.search.optuna_study import Trials
-from mixtune.search.outcome import Outcome
-from mixtune.search.paths import Places
+from mixtune.search.outcome import TrialResult
+from mixtune.search.paths import StudyPaths
 from mixtune.search.space import Named, Space
 from mixtune.search.storage import holds
 from mixtune.study.statistics import rank_correlation
@@ -31,7 +31,7 @@ def on_proxy(space: Space, source: str) -> Space:
             f"{source}: has no proxy section; say there what is cheaper, e.g. proxy: {{budget: {{epochs: 5}}}}"
         )
     # What follows a search follows the one on the whole task.
-    cheaper = merged(plain(replace(space, proxy={}, final=None)), space.proxy)
+    cheaper = merged(to_plain(replace(space, proxy={}, final=None)), space.proxy)
     return parse({**cheaper, "study": f"{space.study}-proxy"}, Space, f"{source}: proxy")
 
 
@@ -45,8 +45,8 @@ def carried(space: Space, folder: Path, top: int, storage: str | None = None) ->
     _check_top(top)
     if not (folder / "space.yaml").exists():
         raise InputError(f"--from {folder}: holds no study (space.yaml); name the folder of a search, as studies/NAME")
-    proxy = load(folder / "space.yaml", Space)
-    own = Places(folder).storage_url
+    proxy = load_config(folder / "space.yaml", Space)
+    own = StudyPaths(folder).storage_url
     url = own if storage is None or holds(own, proxy.study) else storage
     if not holds(url, proxy.study):
         raise InputError(f"--from {folder}: study {proxy.study!r} is not there; name its database with --storage")
@@ -121,7 +121,7 @@ class Agreement:
         return {"mixtune.proxy.spearman": said, "mixtune.proxy.regimes": str(self.n)}
 
 
-def agreement(outcomes: Sequence[Outcome]) -> Agreement | None:
+def agreement(outcomes: Sequence[TrialResult]) -> Agreement | None:
     """Of the complete trials that were carried from a proxy; None where none was."""
     pairs = [
         (o.proxy, o.score) for o in outcomes if o.proxy is not None and o.state == "COMPLETE" and o.score is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mixtune.search.outcome import Outcome
+from mixtune.search.outcome import TrialResult
 from mixtune.search.space import Space
 from mixtune.study.statistics import rank_correlation
 
@@ -21,7 +21,7 @@ def early_steps(space: Space) -> dict[int, float]:
     return {stage.step: stage.share for stage in space.stages if stage.share < 1}
 
 
-def agreements(space: Space, outcomes: Sequence[Outcome]) -> dict[float, tuple[float, int]]:
+def agreements(space: Space, outcomes: Sequence[TrialResult]) -> dict[float, tuple[float, int]]:
     """Spearman's correlation with the final scores, and of how many trials, by share of the budget.
 
     Of complete trials only: those that were pruned have no final score. A share is left out where fewer than ``ENOUGH``

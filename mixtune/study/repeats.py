@@ -13,7 +13,7 @@ from typing import Any
 from mixtune.search.fidelity import Fidelity
 from mixtune.search.final import Repeat, Round
 from mixtune.search.optuna_study import Trials
-from mixtune.search.outcome import Outcome
+from mixtune.search.outcome import TrialResult
 from mixtune.search.space import Named, Space
 from mixtune.search.storage import reached
 
@@ -30,7 +30,7 @@ def whole(space: Space, round_: Round) -> Space:
 class Repeats(Trials):
     """A round: hands out the runs that are wanted and not finished, and records how they ended."""
 
-    def __init__(self, url: str, space: Space, round_: Round, wanted: Sequence[tuple[Outcome, Repeat]]) -> None:
+    def __init__(self, url: str, space: Space, round_: Round, wanted: Sequence[tuple[TrialResult, Repeat]]) -> None:
         """``wanted``: trials of the search, each with how it is to be repeated. Raises what ``Trials`` raises."""
         self._wanted = {repeat: outcome for outcome, repeat in wanted}
         self.failed_before: dict[Repeat, str] = {}  # what an earlier command left failed and is run again, with reasons
@@ -71,6 +71,6 @@ class Repeats(Trials):
         """How many runs are still to be made."""
         return len(self._wanted) - len(self.results())
 
-    def results(self) -> dict[Repeat, Outcome]:
+    def results(self) -> dict[Repeat, TrialResult]:
         """What ended by itself, of what is wanted."""
         return {o.repeat: o for o in self.outcomes() if o.repeat in self._wanted}

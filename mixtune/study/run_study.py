@@ -9,22 +9,22 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mixtune.config import plain
+from mixtune.config import to_plain
 from mixtune.execution import estimate, ray_tune
 from mixtune.profiling import preflight
 from mixtune.regime import Regime
 from mixtune.regime.files import save_regime
-from mixtune.search.callbacks import Listeners
+from mixtune.search.callbacks import Callbacks
 from mixtune.search.optuna_factories import check_named
 from mixtune.search.optuna_study import Trials
-from mixtune.search.outcome import Outcome
-from mixtune.search.paths import Places, locked, save
+from mixtune.search.outcome import TrialResult
+from mixtune.search.paths import StudyPaths, locked, save
 from mixtune.search.space import Space
 from mixtune.study import proxy as carry
 from mixtune.study import rank_correlation
 from mixtune.study.console import Console, pareto_table, results_table
-from mixtune.study.final_evaluation import Proof, prove
-from mixtune.study.run_trials import Machine
+from mixtune.study.final_evaluation import FinalResult, run_final
+from mixtune.study.run_trials import TrialRunner
 from mixtune.study.stores import Books, begun, opened
 from mixtune.tracking import mlflow_reader
 
@@ -32,31 +32,31 @@ log = logging.getLogger("mixtune")
 
 
 @dataclass(frozen=True)
-class Result:
+class StudyResult:
     """How a search ended."""
 
-    outcomes: list[Outcome]
-    best: Outcome | None
+    outcomes: list[TrialResult]
+    best: TrialResult | None
     interrupted: bool
     remaining: int
     experiment: str
     best_file: Path | None
     infeasible: Mapping[int, str] = field(default_factory=dict)  # candidates that could not be trained, with the reason
     took: str = ""  # beside what was planned; empty where trials remain
-    proof: Proof | None = None
+    proof: FinalResult | None = None
     pareto: tuple[int, ...] = ()  # with several objectives: the trials that no other beats in all of them
 
 
-def conduct(
+def run_study(
     space: Space,
     source: str,
-    places: Places,
+    places: StudyPaths,
     draw: Callable[[str, str, Path], list[Path]],
     write: Callable[[str], None],
     resume: bool = False,
     proxy: Mapping[str, float] | None = None,
     again: bool = False,
-) -> Result:
+) -> StudyResult:
     """Run a study to its end, or as far as it gets.
 
     ``draw(tracking uri, study, folder)`` makes the figures. Raises InputError before anything is written when the
@@ -73,7 +73,7 @@ def conduct(
 
     with locked(places.folder), contextlib.ExitStack() as at_the_end:
         at_the_end.callback(ray_tune.disconnect)
-        machine = Machine(space, slots, places, n_train, write, again)
+        machine = TrialRunner(space, slots, places, n_train, write, again)
         # What does not fit is refused before the study is begun, so that it may be begun with another base.
         if not (resume or begun(space, places)):
             machine.ready(space.trials)
@@ -87,11 +87,11 @@ def conduct(
                     write(space.aim)
                     console = Console(space.trials, trials.best(), write)
                     console.header()
-                    machine.run(books, places.folder, Listeners([console, books.tracker]), machine.refuse)
+                    machine.run(books, places.folder, Callbacks([console, books.tracker]), machine.refuse)
                     if said := console.findings():
                         write(said)
                 if not trials.remaining():
-                    proof = prove(space, places, books, machine, write)
+                    proof = run_final(space, places, books, machine, write)
             except KeyboardInterrupt:
                 interrupted = True
             finally:
@@ -102,12 +102,12 @@ def conduct(
 
 def _close(
     books: Books,
-    places: Places,
+    places: StudyPaths,
     space: Space,
     draw: Callable[[str, str, Path], list[Path]],
     interrupted: bool,
-    proof: Proof | None,
-) -> Result:
+    proof: FinalResult | None,
+) -> StudyResult:
     trials, tracker = books.trials, books.tracker
     best, best_file = proof.winner if proof else trials.best(), None
     artifacts = [places.folder / name for name in (estimate.MEASURED, estimate.PLANNED)]
@@ -138,26 +138,26 @@ def _close(
         log.warning("MLflow could not be brought up to date: %s", str(err).split("\n")[0])
     took = estimate.compared(places.folder, trials.hours()) if not remaining else ""
     here, refused = tracker.experiment, trials.infeasible()
-    return Result(outcomes, best, interrupted, remaining, here, best_file, refused, took, proof, pareto)
+    return StudyResult(outcomes, best, interrupted, remaining, here, best_file, refused, took, proof, pareto)
 
 
-def _keep(best: Outcome, chosen: str, places: Places, space: Space) -> Path:
+def _keep(best: TrialResult, chosen: str, places: StudyPaths, space: Space) -> Path:
     """Write best.yaml: the winner's regime and how it is trained, under a line that says how it was chosen."""
     path, kept = places.folder / "best.yaml", places.folder / "trials" / f"{best.number:04d}" / "regime.yaml"
     if not kept.exists():  # run by another machine of a cluster without a shared folder
         kept.parent.mkdir(parents=True, exist_ok=True)
         training = replace(space.training(), recipe=space.recipe_of(best.params))
-        save_regime(kept, regime_of(space, best), plain(training))
+        save_regime(kept, regime_of(space, best), to_plain(training))
     save(path, f"# Trial {best.number}, {chosen}.\n{kept.read_text(encoding='utf-8')}")
     return path
 
 
-def regime_of(space: Space, outcome: Outcome) -> Regime:
+def regime_of(space: Space, outcome: TrialResult) -> Regime:
     """The regime that a finished trial trained."""
     return space.regime(outcome.params, outcome.published)
 
 
-def table(space: Space, result: Result) -> str:
+def table(space: Space, result: StudyResult) -> str:
     """The best trials beside the published regimes."""
     lines = results_table(result.outcomes, lambda o: regime_of(space, o))
     if result.infeasible:
@@ -173,7 +173,7 @@ def table(space: Space, result: Result) -> str:
     return f"{lines}\n\n{result.proof.table()}" if result.proof else lines
 
 
-def _say_what_happens(trials: Trials, stale: int, places: Places, write: Callable[[str], None]) -> None:
+def _say_what_happens(trials: Trials, stale: int, places: StudyPaths, write: Callable[[str], None]) -> None:
     name, total, left = trials.space.study, trials.space.trials, trials.remaining()
     if not trials.resumed:
         write(f"study {name}: {total} trials, in {places.folder}")

@@ -12,12 +12,12 @@ from pathlib import Path
 
 from mixtune.errors import InputError
 from mixtune.execution import cluster_checks, estimate, ray_tune, worker
-from mixtune.execution.coordinator import Bridge
+from mixtune.execution.coordinator import Coordinator
 from mixtune.execution.estimate import Ready
-from mixtune.profiling.concurrency import Slots, local_resources
+from mixtune.profiling.concurrency import Concurrency, local_resources
 from mixtune.profiling.feasibility import Refuse, infeasible, nothing
-from mixtune.search.callbacks import Listeners
-from mixtune.search.paths import Places
+from mixtune.search.callbacks import Callbacks
+from mixtune.search.paths import StudyPaths
 from mixtune.search.space import Space
 from mixtune.study.stores import Books
 
@@ -25,14 +25,14 @@ log = logging.getLogger("mixtune")
 RESTARTS = 3  # a fault of Ray itself ends an experiment; the study goes on in a new one
 
 
-class Machine:
+class TrialRunner:
     """The cluster with what all trials share, for as many books as there are."""
 
     def __init__(
         self,
         space: Space,
-        slots: Slots,
-        places: Places,
+        slots: Concurrency,
+        places: StudyPaths,
         n_train: int,
         write: Callable[[str], None],
         again: bool = False,
@@ -63,7 +63,7 @@ class Machine:
         """Says which candidates of the search cannot be trained here."""
         return partial(infeasible, self._space, n_train=self._n_train, room=self.ready().room)
 
-    def run(self, books: Books, folder: Path, listeners: Listeners, refuse: Refuse = nothing) -> None:
+    def run(self, books: Books, folder: Path, listeners: Callbacks, refuse: Refuse = nothing) -> None:
         """Run a book's trials until none remains.
 
         Raises InputError when no trial can go on, KeyboardInterrupt when it is told to stop.
@@ -76,7 +76,7 @@ class Machine:
         attempt = 0
         with _terminable():
             while (left := trials.remaining()) and attempt < RESTARTS:
-                bridge = Bridge(books.ledger, training, folder, listeners, refuse)
+                bridge = Coordinator(books.ledger, training, folder, listeners, refuse)
                 fault: Exception | None = None
                 try:
                     worker.run(bridge, slots, self._places.folder, training.device, ready.gpus)

@@ -12,11 +12,11 @@ from mixtune.errors import InputError, NoRoomError
 from mixtune.search import sqlite
 from mixtune.search.ledger import Ledger, StorageAwayError
 from mixtune.search.optuna_study import Trials
-from mixtune.search.paths import Places, save
+from mixtune.search.paths import StudyPaths, save
 from mixtune.search.space import Space
 from mixtune.search.storage import PATIENCE_SECONDS, holds, patiently
 from mixtune.secrets import masked
-from mixtune.tracking.mlflow_writer import Tracker
+from mixtune.tracking.mlflow_writer import MlflowWriter
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Books:
 
     trials: Trials
     ledger: Ledger
-    tracker: Tracker
+    tracker: MlflowWriter
     stale: int
 
     def settle(self) -> None:
@@ -35,7 +35,7 @@ class Books:
                 self.trials.reconcile()
 
 
-def begun(space: Space, places: Places) -> bool:
+def begun(space: Space, places: StudyPaths) -> bool:
     """Whether the study is there already; nothing is made. Raises InputError when its storage cannot be used."""
     if places.storage is None and not places.folder.exists():
         return False
@@ -45,7 +45,7 @@ def begun(space: Space, places: Places) -> bool:
 
 @contextlib.contextmanager
 def opened(
-    space: Space, places: Places, stride: int, resume: bool, proxy: Mapping[str, float] | None = None
+    space: Space, places: StudyPaths, stride: int, resume: bool, proxy: Mapping[str, float] | None = None
 ) -> Iterator[Books]:
     """Begin the study or go on with it; with ``resume``, only go on. proxy: see ``Trials``.
 
@@ -61,7 +61,7 @@ def opened(
             sqlite.with_log(places.storage_url)
             _deliver(ledger)
             key = f"mlflow_parent {masked(places.tracking_uri)}"
-            tracker = Tracker(places.tracking_uri, space, places.folder, trials.noted(key))
+            tracker = MlflowWriter(places.tracking_uri, space, places.folder, trials.noted(key))
             sqlite.with_log(places.tracking_uri)
             trials.note(key, tracker.parent)
             save(places.folder / "space.yaml", to_yaml(space))
@@ -101,7 +101,7 @@ def _deliver(ledger: Ledger) -> None:
 
 
 @contextlib.contextmanager
-def _in_one_sentence(places: Places) -> Iterator[None]:
+def _in_one_sentence(places: StudyPaths) -> Iterator[None]:
     try:
         yield
     except StorageAwayError as err:

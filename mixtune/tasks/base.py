@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from mixtune.data.file_issues import Notes
+from mixtune.data.file_issues import FileIssues
 from mixtune.data.in_memory import Drawn
 from mixtune.evaluation.curve import Curve
 from mixtune.optim.mixup import Blend
@@ -20,7 +20,7 @@ class Task(Protocol):
     """What the loop needs of a task."""
 
     n_train: int
-    notes: Notes  # on the files that were read
+    notes: FileIssues  # on the files that were read
     ranks: Ranks  # batches hold this rank's part of each step; evaluation is shared by all and the same on all
 
     def network(self, seed: int) -> nn.Module:

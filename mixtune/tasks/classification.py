@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mixtune.data import augment as views
 from mixtune.data import datasets, reader_pool, sources, splits
 from mixtune.data import in_memory as pixels
-from mixtune.data.file_issues import Notes
+from mixtune.data.file_issues import FileIssues
 from mixtune.data.normalise import Normalise
 from mixtune.errors import InputError
 from mixtune.evaluation import bn_recalibration
@@ -56,7 +56,7 @@ class Classification:
     ) -> None:
         self.config, self.ranks = config, ranks
         self.device = pick_device(device)
-        dataset = datasets.load(config.dataset, config.data, config.classes)
+        dataset = datasets.load_dataset(config.dataset, config.data, config.classes)
         self.classes, self.names, self.prepared_for = dataset.classes, dataset.names, dataset.prepared_for
         self._flip = dataset.flips if config.augment.flip is None else config.augment.flip
         self._normalise = Normalise(dataset.mean, dataset.std, self.device)
@@ -69,7 +69,7 @@ class Classification:
         self.n_train, self.n_judged = len(self.train_source), len(self._held_out)
         if self.n_judged < ranks.shard.world:
             raise InputError(f"task.validation: {self.n_judged} images are too few for {ranks.shard.world} ranks")
-        self.notes = Notes()  # on the image files that were read so far
+        self.notes = FileIssues()  # on the image files that were read so far
         self.pixels: pixels.PixelViews | None = None
         if isinstance(self.train_source, sources.Pixels):
             self.pixels = pixels.PixelViews(self.train_source, config.augment, self._flip, self.device)
@@ -93,7 +93,7 @@ class Classification:
     def network(self, seed: int, dropout: float = 0.0, drop_path: float = 0.0) -> nn.Module:
         """A fresh network on the task's device, channels last."""
         weights = self.config.weights
-        net = registry.create(self.config.network, self.classes, seed, dropout, drop_path, weights, self.names)
+        net = registry.create_network(self.config.network, self.classes, seed, dropout, drop_path, weights, self.names)
         return net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
     def batches(self, schedule: Schedule, seed: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:

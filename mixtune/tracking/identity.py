@@ -28,7 +28,7 @@ class Identity:
 
 def identity(task: TaskConfig) -> Identity:
     """The identity of the data that a trial of this task sees. Raises InputError for missing data."""
-    found = datasets.load(task.dataset, task.data, task.classes)
+    found = datasets.load_dataset(task.dataset, task.data, task.classes)
     n = len(found.train)
     labels = found.train.labels
     if task.samples is not None and task.samples < n:
@@ -44,7 +44,7 @@ def identity(task: TaskConfig) -> Identity:
 
 @lru_cache(maxsize=2)
 def _digest(name: str, root: str | None, classes: int | None = None) -> str:
-    found, said = datasets.load(name, root, classes), hashlib.sha256()
+    found, said = datasets.load_dataset(name, root, classes), hashlib.sha256()
     for part in (found.train, found.test):
         if isinstance(part, sources.Files):
             said.update("\n".join("/".join(Path(p).parts[-3:]) for p in part.paths).encode())

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, cast
 
 from mixtune import __version__
-from mixtune.config import plain, to_yaml
+from mixtune.config import to_plain, to_yaml
 from mixtune.evaluation.curve import Curve
 from mixtune.runtime.environment import environment
 from mixtune.search.callbacks import Candidate, State
-from mixtune.search.outcome import Outcome
+from mixtune.search.outcome import TrialResult
 from mixtune.search.space import Space
 from mixtune.search.timeouts import POSITION
 from mixtune.secrets import masked
@@ -31,7 +31,7 @@ log = logging.getLogger("mixtune")
 _STATUS: dict[State, str] = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED", "INTERRUPTED": "KILLED"}
 
 
-class Tracker:
+class MlflowWriter:
     """Writes a study to MLflow as it happens (a ``Listener``), through a courier: no event waits for the store."""
 
     def __init__(self, uri: str, space: Space, folder: Path, parent: str | None = None) -> None:
@@ -66,7 +66,7 @@ class Tracker:
                 "artifacts hold the figures."
             ),
         }
-        sections = plain(space)
+        sections = to_plain(space)
         for key in ("fold", "folds"):  # of one run; the study's are at the top level
             del sections["task"][key]
         params = parameters.settings("", {k: v for k, v in sections.items() if not isinstance(v, dict)})
@@ -159,7 +159,7 @@ class Tracker:
         """Bin the child runs that a killed search left open; their trials are run again."""
         self._put("discard unfinished", -1)
 
-    def repair(self, outcomes: Sequence[Outcome]) -> int:
+    def repair(self, outcomes: Sequence[TrialResult]) -> int:
         """Record what a search that was killed had put into the study, but not into its records for MLflow; how many.
 
         To be called before ``discard_unfinished``. Left to the next search when the store does not answer.

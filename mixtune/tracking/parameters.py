@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from mixtune.config import parse
 from mixtune.errors import InputError
 from mixtune.search.candidates import Search
-from mixtune.search.domains import Knobs, Range, Value
+from mixtune.search.domains import Domains, Range, Value
 from mixtune.tracking.views import padded
 
 T = TypeVar("T")
@@ -63,7 +63,7 @@ def _shown(value: Value) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _read(text: str, knob: Knobs) -> Value:
+def _read(text: str, knob: Domains) -> Value:
     """The value of a knob that is shown as ``text``."""
     if isinstance(knob, Range):
         return min(max(float(text), knob.low), knob.high)  # rounding may have left the range

@@ -128,7 +128,7 @@ def train(
     trained = 0  # views since the clock was last started
     network.train()
     if start < len(schedule):
-        with oom.named(lambda: oom.too_large(max(schedule.shapes, key=lambda s: s.pixels), [], "captured")):
+        with oom.name_oom(lambda: oom.too_large(max(schedule.shapes, key=lambda s: s.pixels), [], "captured")):
             engine.prepare(schedule, before, start, say)
 
     def too_large() -> str:
@@ -138,7 +138,7 @@ def train(
     batches = engine.batches(schedule, seed, start)
     for step in range(start + 1, len(schedule) + 1):
         shape = schedule.shapes[schedule.index[step - 1]]
-        with oom.named(too_large):
+        with oom.name_oom(too_large):
             total += engine.train_on(next(batches), float(rates[step - 1]), step - 1, float(before[step - 1]), shape)
         steps, trained = steps + 1, trained + shape.views
         if on_step:

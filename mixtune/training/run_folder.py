@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from mixtune.config import parse, plain, read_yaml, to_yaml
+from mixtune.config import parse, read_yaml, to_plain, to_yaml
 from mixtune.errors import InputError
 from mixtune.evaluation.curve import Curve, write_csv
 from mixtune.regime import Regime
@@ -24,7 +24,7 @@ WEIGHTS, RESULT = "weights.safetensors", "result.yaml"
 
 
 @dataclass(frozen=True)
-class Trained:
+class FinishedRun:
     """A finished run's folder. ``judge``: which images the curve is of; None where the folder does not say."""
 
     folder: Path
@@ -39,7 +39,7 @@ class Trained:
         return self.folder / WEIGHTS
 
     @classmethod
-    def read(cls, folder: Path) -> Trained:
+    def read(cls, folder: Path) -> FinishedRun:
         """A folder that ``save`` wrote. Raises InputError when something is missing or was not written by mixtune."""
         regime, training = load_regime(folder / "regime.yaml")
         if not (folder / "curve.csv").exists():
@@ -77,7 +77,7 @@ def runs_in(folder: Path) -> list[Path]:
 def save(folder: Path, regime: Regime, job: Run, report: Report) -> None:
     """Write everything about a finished run; ``report`` is its last. Raises InputError when the disk refuses."""
     save_result(folder, job, report)
-    save_regime(folder / "regime.yaml", regime, plain(job.config))
+    save_regime(folder / "regime.yaml", regime, to_plain(job.config))
     write_csv(folder / "curve.csv", report.curve.rows())
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mixtune.data.in_memory import Drawn
 from mixtune.optim import mixup
-from mixtune.optim.ema import Average
+from mixtune.optim.ema import ModelEma
 from mixtune.optim.gradient_smoothing import GradientSmoothing
 from mixtune.optim.recipe import Recipe
 from mixtune.regime import BatchShape, Schedule
@@ -47,7 +47,7 @@ class Engine:
         self._recorder = CudaRecorder(self.device) if recorder is None and self.device.type == "cuda" else recorder
         self.optimizer = recipe.optimizer(network, captured=self._recorder is not None)
         self.smooth = GradientSmoothing(network) if recipe.smoothing else None
-        self.average = Average(network, recipe.ema) if recipe.ema else None
+        self.average = ModelEma(network, recipe.ema) if recipe.ema else None
         self.teacher = teacher
         self.forward: Forward = network  # or what it was compiled to
         self._compiler: Compiler | None = None

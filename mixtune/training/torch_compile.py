@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from mixtune.errors import TrainingError
 from mixtune.regime import BatchShape, Schedule
 from mixtune.runtime.device import Watch
-from mixtune.runtime.oom import lacking
+from mixtune.runtime.oom import is_out_of_memory
 
 Forward = Callable[[Tensor], Any]
 Kind = tuple[BatchShape, bool]  # of a step: its shape (of all ranks), and whether all but the head is frozen
@@ -106,7 +106,7 @@ class Compiler:
         try:
             loss = work()
         except Exception as err:
-            if state == State.TIMED or kind in self._failed or lacking(err) or isinstance(err, TrainingError):
+            if state == State.TIMED or kind in self._failed or is_out_of_memory(err) or isinstance(err, TrainingError):
                 raise
             first_line = str(err).partition("\n")[0]
             self._failed[kind] = f"{type(err).__name__}: {first_line[:200]}"

@@ -5,13 +5,13 @@ from unittest import mock
 
 import pytest
 
-from mixtune.config import parse, plain
+from mixtune.config import parse, to_plain
 from mixtune.evaluation.curve import Curve, Point
 from mixtune.regime import published
 from mixtune.regime.files import save_regime
 from mixtune.search.callbacks import Candidate
 from mixtune.search.space import Space
-from mixtune.tracking.mlflow_writer import Tracker
+from mixtune.tracking.mlflow_writer import MlflowWriter
 from tests.tracking.direct import Direct
 
 
@@ -30,7 +30,7 @@ class Made:
         self.folder, self.space = folder, parse(settings, Space, "f")
         self.uri = empty_store(folder)
         with mock.patch("mixtune.tracking.mlflow_writer.Courier", Direct):  # no process per study
-            self.tracker = Tracker(self.uri, self.space, folder)
+            self.tracker = MlflowWriter(self.uri, self.space, folder)
 
     def trial(self, number, family, found, state="COMPLETE", weights=None, **params):
         folder = self.folder / "trials" / f"{number:04d}"
@@ -41,7 +41,7 @@ class Made:
         else:
             point = self.space.published_params(family, 4)
             regime = published(family, self.space.base, self.space.search.sizes, 4)
-        save_regime(folder / "regime.yaml", regime, plain(self.space.training(1)))
+        save_regime(folder / "regime.yaml", regime, to_plain(self.space.training(1)))
         if weights:
             shutil.copy(weights, folder / "weights.safetensors")
         trial = Candidate(number, regime, point, folder, "" if family == "searched" else family)

@@ -203,7 +203,7 @@ def test_efficiency_is_entrs_formula_in_both_readings(study, tmp_path):
 
 def repeated(made, number, curves, out):
     """What ``mixtune.train --seeds`` would have written for a trial's regime."""
-    from mixtune.config import plain
+    from mixtune.config import to_plain
     from mixtune.evaluation.curve import write_csv
 
     regime, _ = load_regime(made.folder / "trials" / f"{number:04d}" / "regime.yaml")
@@ -212,7 +212,7 @@ def repeated(made, number, curves, out):
         folder = out / f"seed{seed}"
         folder.mkdir(parents=True)
         config = TrainingConfig(space.task, space.budget, space.evaluate, seed=seed)
-        save_regime(folder / "regime.yaml", regime, plain(config))
+        save_regime(folder / "regime.yaml", regime, to_plain(config))
         write_csv(folder / "curve.csv", found.rows())
         (folder / "result.yaml").write_text("judge: test\n")
     return str(out)

@@ -43,10 +43,10 @@ def test_the_last_line_ends_with_the_headline_ratio(tmp_path, monkeypatch, capsy
 def test_random_images_are_there_in_the_block_only():
     from mixtune.data import datasets
 
-    before = datasets.load
+    before = datasets.load_dataset
     with random_images(50):
-        assert len(datasets.load("cifar10", None).train) == 50
-    assert datasets.load is before
+        assert len(datasets.load_dataset("cifar10", None).train) == 50
+    assert datasets.load_dataset is before
 
 
 def test_the_timed_steps_are_those_that_are_asked_for_and_train():

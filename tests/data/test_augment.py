@@ -8,7 +8,7 @@ from PIL import Image
 from mixtune.regime import WHOLE, BatchShape, Budget, Mixture, Regime, Schedule, Shard
 from mixtune.data import crops, reader_pool, augment as views
 from mixtune.data.sources import Files, Pixels
-from mixtune.data.file_issues import Notes
+from mixtune.data.file_issues import FileIssues
 from mixtune.data.in_memory import PixelViews, pixel_eval_batches
 from mixtune.data.augment import Augment
 
@@ -233,7 +233,7 @@ def test_ranks_make_the_views_of_one_device_and_decode_each_image_once(kind, fil
     source = pixels() if kind == "pixels" else files
     steps = schedule(len(source))
     whole = batches(source, steps)
-    notes = Notes()
+    notes = FileIssues()
     parts = [batches(source, steps, shard=Shard(r, 3), notes=notes) for r in range(3)]
     joined = [tuple(torch.cat(tensors) for tensors in zip(*part, strict=True)) for part in zip(*parts, strict=True)]
     assert equal(joined, whole)

@@ -12,13 +12,13 @@ import yaml
 from safetensors import safe_open
 
 from mixtune import evaluate, export, prepare, train
-from mixtune.config import parse, plain
+from mixtune.config import parse, to_plain
 from mixtune.errors import InputError
 from mixtune.regime.files import save_regime
 from mixtune.data import datasets
 from mixtune.data.class_subset import chosen
 from mixtune.optim.distillation import Distillation
-from mixtune.models.registry import create
+from mixtune.models.registry import create_network
 from mixtune.tasks.classification import Classification
 from mixtune.tasks.config import TaskConfig
 from tests.data.test_datasets import write
@@ -37,7 +37,7 @@ def test_the_choice_follows_from_the_names_alone():
 
 
 def test_images_keep_their_class_under_its_new_number():
-    whole, some = datasets.load("digits", None), datasets.load("digits", None, 4)
+    whole, some = datasets.load_dataset("digits", None), datasets.load_dataset("digits", None, 4)
     kept = [int(name) for name in some.names]
     assert (some.classes, len(kept), kept) == (4, 4, sorted(kept))
     for before, after in ((whole.train, some.train), (whole.test, some.test)):
@@ -61,10 +61,10 @@ def test_cifar_and_a_folder_are_divided_by_the_names_they_come_with(tmp_path, mo
             super().__init__(data=images, targets=[i % 8 for i in range(80)], classes=NAMES)
 
     monkeypatch.setattr(torchvision.datasets, "CIFAR10", Cifar)
-    datasets.load.cache_clear()
-    assert [NAMES.index(name) for name in datasets.load("cifar10", str(tmp_path), 3).names] == chosen(NAMES, 3)
-    datasets.load.cache_clear()
-    found = datasets.load("folder", str(write(tmp_path / "images", classes=NAMES)), 3)
+    datasets.load_dataset.cache_clear()
+    assert [NAMES.index(name) for name in datasets.load_dataset("cifar10", str(tmp_path), 3).names] == chosen(NAMES, 3)
+    datasets.load_dataset.cache_clear()
+    found = datasets.load_dataset("folder", str(write(tmp_path / "images", classes=NAMES)), 3)
     assert set(found.names) == {NAMES[i] for i in chosen(NAMES, 3)}
     for files in (found.train, found.test):
         assert [path.split("/")[-2] for path in files.paths] == [found.names[label] for label in files.labels]
@@ -72,12 +72,12 @@ def test_cifar_and_a_folder_are_divided_by_the_names_they_come_with(tmp_path, mo
 
 def test_a_prepared_folder_gives_the_same_classes(tmp_path):
     prepare.main(["--data", str(write(tmp_path / "a", classes=NAMES)), "--out", str(tmp_path / "b"), "--size", "16"])
-    assert datasets.load("folder", str(tmp_path / "a"), 3).names == datasets.load("folder", str(tmp_path / "b"), 3).names
+    assert datasets.load_dataset("folder", str(tmp_path / "a"), 3).names == datasets.load_dataset("folder", str(tmp_path / "b"), 3).names
 
 
 def test_what_cannot_be_chosen_is_one_sentence():
     with pytest.raises(InputError, match=r"^task\.classes: digits has 10 classes, not 11$"):
-        datasets.load("digits", None, 11)
+        datasets.load_dataset("digits", None, 11)
     with pytest.raises(InputError, match="classes must be at least 2, not 1"):
         parse({"dataset": "digits", "network": "resnet18", "classes": 1}, TaskConfig, "f")
 
@@ -87,13 +87,13 @@ def trained(tmp_path_factory):
     """A run on four of the digits, as mixtune.train writes it."""
     folder, whole = tmp_path_factory.mktemp("some"), config()
     some = dataclasses.replace(whole, task=dataclasses.replace(whole.task, classes=4))
-    save_regime(folder / "regime.yaml", regime(), plain(some))
+    save_regime(folder / "regime.yaml", regime(), to_plain(some))
     train.main(["--regime", str(folder / "regime.yaml"), "--out", str(folder / "out")])
     return folder / "out"
 
 
 def test_a_run_says_which_classes_it_tells_apart_and_is_judged_on_them(trained, tmp_path):
-    names = datasets.load("digits", None, 4).names
+    names = datasets.load_dataset("digits", None, 4).names
     assert yaml.safe_load((trained / "result.yaml").read_text())["classes"] == list(names)
     with safe_open(trained / "weights.safetensors", "pt") as file:
         assert json.loads(file.metadata()["class_names"]) == list(names)
@@ -105,7 +105,7 @@ def test_a_run_says_which_classes_it_tells_apart_and_is_judged_on_them(trained, 
 
 
 def test_weights_for_other_classes_are_refused_or_lose_their_head(trained, tmp_path):
-    names, weights = list(datasets.load("digits", None, 4).names), str(trained / "weights.safetensors")
+    names, weights = list(datasets.load_dataset("digits", None, 4).names), str(trained / "weights.safetensors")
     for n in (3, 5):
         with pytest.raises(InputError, match=rf"for other classes than this task's: 4, and here are {n}; the first"):
             evaluate.main(["--weights", str(trained), "--set", f"task.classes={n}"])
@@ -114,9 +114,9 @@ def test_weights_for_other_classes_are_refused_or_lose_their_head(trained, tmp_p
     with pytest.raises(InputError, match=said):
         Distillation("cifar_resnet8", weights).teacher(4, torch.device("cpu"), others)
     Distillation("cifar_resnet8", weights).teacher(4, torch.device("cpu"), names)
-    fresh = create("cifar_resnet8", 4, seed=1).state_dict()
+    fresh = create_network("cifar_resnet8", 4, seed=1).state_dict()
     for its, kept in ((names, True), (others, False)):
-        begun = create("cifar_resnet8", 4, seed=1, weights=weights, names=its).state_dict()
+        begun = create_network("cifar_resnet8", 4, seed=1, weights=weights, names=its).state_dict()
         (head,) = (k for k in fresh if fresh[k].shape[:1] == (4,) and fresh[k].ndim == 2)
         assert torch.equal(begun[head], fresh[head]) is not kept
         assert not any(torch.equal(begun[k], fresh[k]) for k in fresh if fresh[k].ndim == 4)

@@ -19,7 +19,7 @@ def write(folder, shape=(20, 30), n=3, classes=("ant", "bee")):
 
 
 def test_digits_keep_every_class_on_both_sides():
-    digits = datasets.load("digits", None)
+    digits = datasets.load_dataset("digits", None)
     assert (len(digits.train), len(digits.test), digits.classes) == (1438, 359, 10)
     assert digits.train.images.shape[1:] == (8, 8, 3)
     assert digits.train.images.dtype == torch.uint8
@@ -49,7 +49,7 @@ def test_a_class_of_one_image_cannot_be_divided():
 
 
 def test_a_folder_is_read_as_files_with_classes_in_order(tmp_path):
-    found = datasets.load("folder", str(write(tmp_path)))
+    found = datasets.load_dataset("folder", str(write(tmp_path)))
     assert (len(found.train), len(found.test), found.classes) == (6, 6, 2)
     assert found.train.labels.tolist() == [0, 0, 0, 1, 1, 1]
     assert found.train.subset(np.array([5, 0])).labels.tolist() == [1, 0]
@@ -57,25 +57,25 @@ def test_a_folder_is_read_as_files_with_classes_in_order(tmp_path):
 
 def test_missing_and_odd_folders_are_one_sentence(tmp_path):
     with pytest.raises(InputError, match=r"no folder images in .*train/"):
-        datasets.load("folder", str(tmp_path / "none"))
+        datasets.load_dataset("folder", str(tmp_path / "none"))
     write(tmp_path / "odd")
     (tmp_path / "odd" / "val" / "bee").rename(tmp_path / "odd" / "val" / "cow")
     with pytest.raises(InputError, match="'bee' is in only one"):
-        datasets.load("folder", str(tmp_path / "odd"))
+        datasets.load_dataset("folder", str(tmp_path / "odd"))
 
 
 def test_a_folder_of_no_images_is_refused_and_one_bad_file_is_not(tmp_path):
     write(tmp_path)
     first, *others = sorted((tmp_path / "train").rglob("*.png"))
     first.write_bytes(b"no image")
-    assert len(datasets.load("folder", str(tmp_path)).train) == 6
+    assert len(datasets.load_dataset("folder", str(tmp_path)).train) == 6
     for path in others:
         path.write_bytes(b"no image")
-    datasets.load.cache_clear()
+    datasets.load_dataset.cache_clear()
     with pytest.raises(
         InputError, match=r"train/ant/0\.png is not a readable image \(.*\), nor are the files after it"
     ):
-        datasets.load("folder", str(tmp_path))
+        datasets.load_dataset("folder", str(tmp_path))
 
 
 def test_a_truncated_cifar_is_refused_with_the_place_and_the_file(tmp_path, monkeypatch):
@@ -88,4 +88,4 @@ def test_a_truncated_cifar_is_refused_with_the_place_and_the_file(tmp_path, monk
     (tmp_path / "cifar-10-batches-py").mkdir()
     (tmp_path / "cifar-10-batches-py" / "data_batch_1").write_bytes(b"half")
     with pytest.raises(InputError, match=r"no intact CIFAR10 .*cifar-10-python\.tar\.gz"):
-        datasets.load("cifar10", str(tmp_path))
+        datasets.load_dataset("cifar10", str(tmp_path))

@@ -10,7 +10,7 @@ from mixtune.errors import InputError
 from mixtune.regime import BatchShape, Budget, published
 from mixtune.execution.trial import metrics_of
 from mixtune.data import datasets as data, splits
-from mixtune.data.file_issues import Notes
+from mixtune.data.file_issues import FileIssues
 from mixtune.runtime.process_group import ALONE
 from mixtune.training.run import Evaluation, Run, TrainingConfig
 from mixtune.tasks.config import TaskConfig
@@ -98,11 +98,11 @@ def read(ranks, folder):
 
 def test_a_list_is_bounded_and_names_what_cannot_be_read_first(tmp_path, monkeypatch):
     monkeypatch.setattr("mixtune.data.file_issues.LISTED", 4)
-    notes = Notes()
+    notes = FileIssues()
     notes.hear([(f"{i}.jpg", kind, "") for i in range(3) for kind in ("CMYK", "greyscale", "unreadable")])
     assert [row[:2] for row in notes.listed()] == [(f"{i}.jpg", "unreadable") for i in range(3)] + [("0.jpg", "CMYK")]
     assert sum(notes.counts().values()) == 9
-    Notes().save(tmp_path)
+    FileIssues().save(tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -117,7 +117,7 @@ def test_an_accuracy_is_that_of_the_images_that_can_be_read(folder):
     assert job.task.findings() == {"unreadable": 3, "not judged": 3}
     for name in bad:
         (folder / name).rename(folder / name.replace("/", "_"))
-    data.load.cache_clear()
+    data.load_dataset.cache_clear()
     splits.split.cache_clear()
     rest = prepared(folder)
     rest.network.eval()

@@ -17,7 +17,7 @@ from mixtune.regime import BatchShape, Schedule, Shard
 from mixtune.data import reader_pool, augment
 from mixtune.data.sources import Files
 from mixtune.data.loader import memory_ahead
-from mixtune.data.file_issues import Notes
+from mixtune.data.file_issues import FileIssues
 from mixtune.data.reader_tasks import pin
 from mixtune.data.ring_buffer import Ring
 from mixtune.data.augment import Augment
@@ -54,7 +54,7 @@ def spoil(source, *numbers):
 def test_bad_files_are_replaced_alike_by_all_and_in_resumed_runs(files):
     clean = batches(files)
     spoil(files, 2, 3, 7)
-    notes = Notes()
+    notes = FileIssues()
     here, there, resumed = batches(files, 0, notes=notes), batches(files, 2), batches(files, start=5)
     assert sorted(notes.unreadable) == [files.paths[i] for i in (2, 3, 7)]
     assert notes.lines()[0].startswith(
@@ -90,7 +90,7 @@ def test_readers_that_die_are_replaced_and_their_work_is_done_again(files, caplo
     for child in _children(readers._launched[0].pid):
         os.kill(child, signal.SIGSTOP)  # so that they die with work in hand
         threading.Timer(1, os.kill, (child, signal.SIGKILL)).start()
-    notes = Notes()
+    notes = FileIssues()
     found = [x.clone() for x, _ in augment.file_batches(files, schedule(), Augment(), True, 3, 0, readers, notes=notes)]
     assert all(torch.equal(x, y) for x, (y, _) in zip(found, expected, strict=True))
     assert notes.unreadable == {}
@@ -122,7 +122,7 @@ def dies(path, need):
 decode.begin = dies
 """
     inject(tmp_path_factory.mktemp("injected"), monkeypatch, killer)
-    readers, notes = reader_pool.Processes(workers), Notes()
+    readers, notes = reader_pool.Processes(workers), FileIssues()
     found = [x.clone() for x, _ in augment.file_batches(files, schedule(), Augment(), True, 3, 0, readers, notes=notes)]
     assert notes.unreadable == {files.paths[7]: "the process that decoded it died, 2 times"}
     assert 3 <= readers._deaths <= 3 * workers  # of the piece, and twice of the file alone; others may be at it too
@@ -133,7 +133,7 @@ decode.begin = dies
 
 def test_readers_that_cannot_start_blame_no_file(files, tmp_path_factory, monkeypatch):
     inject(tmp_path_factory.mktemp("injected"), monkeypatch, "import os; os._exit(3)")
-    notes = Notes()
+    notes = FileIssues()
     with pytest.raises(reader_pool.ReaderLostError, match=r"die again and again \(3 so far\)"):
         list(augment.file_batches(files, schedule(), Augment(), True, 3, 0, reader_pool.Processes(1), notes=notes))
     assert notes.unreadable == {}
@@ -161,7 +161,7 @@ def test_what_is_left_early_leaves_the_pool_as_it_was(files):
 
 
 def test_one_decode_serves_all_copies(files):
-    notes = Notes()
+    notes = FileIssues()
     batches(files, notes=notes)
     assert notes.decodes == schedule().samples < schedule().views
 

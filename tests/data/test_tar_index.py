@@ -15,7 +15,7 @@ from mixtune.errors import InputError
 from mixtune.regime import BatchShape, Schedule
 from mixtune.data import datasets, reader_pool, tar_index, augment
 from mixtune.data.decode import decode
-from mixtune.data.file_issues import Notes
+from mixtune.data.file_issues import FileIssues
 from tests.data.test_datasets import write
 
 CLASSES = ("ant", "bee", "longer name")
@@ -42,7 +42,7 @@ def packed(loose, out, form="folders", shard=5):
                         info = tarfile.TarInfo(name)
                         info.size = len(content)
                         tar.addfile(info, io.BytesIO(content))
-    datasets.load.cache_clear()
+    datasets.load_dataset.cache_clear()
     return out
 
 
@@ -59,8 +59,8 @@ def batches(source, workers):
 
 @pytest.mark.parametrize("form", ["folders", "cls"])
 def test_archives_are_the_data_set_that_was_packed(form, loose, tmp_path):
-    plain = datasets.load("folder", str(loose))
-    made = datasets.load("folder", str(packed(loose, tmp_path / form, form)))
+    plain = datasets.load_dataset("folder", str(loose))
+    made = datasets.load_dataset("folder", str(packed(loose, tmp_path / form, form)))
     assert made.classes == plain.classes == 3
     for here, there in ((made.train, plain.train), (made.test, plain.test)):
         assert here.labels.tolist() == there.labels.tolist()
@@ -74,23 +74,23 @@ def test_archives_are_the_data_set_that_was_packed(form, loose, tmp_path):
 
 def test_the_index_is_used_until_an_archive_changes(loose, tmp_path, monkeypatch):
     out = packed(loose, tmp_path / "a")
-    before = datasets.load("folder", str(out)).train.paths
+    before = datasets.load_dataset("folder", str(out)).train.paths
     kept = json.loads((out / "train" / tar_index.INDEX).read_text())
     assert len(kept["images"]) == len(before) == 12
     with monkeypatch.context() as patched:
         patched.setattr(tarfile, "open", None)  # nothing is looked for again
-        datasets.load.cache_clear()
-        assert datasets.load("folder", str(out)).train.paths == before
+        datasets.load_dataset.cache_clear()
+        assert datasets.load_dataset("folder", str(out)).train.paths == before
     (first, *_) = tar_index.archives(out / "train")
     os.utime(first, ns=(1, 1))
     with tarfile.open(first, "a") as tar:
         tar.add(loose / "train/ant/0.png", "bee/new.png")
-    datasets.load.cache_clear()
-    assert len(datasets.load("folder", str(out)).train) == 13
+    datasets.load_dataset.cache_clear()
+    assert len(datasets.load_dataset("folder", str(out)).train) == 13
     for damage in (b"", b"{}", b'{"archives": 3}', b'[{"images": [1]}]'):
         (out / "train" / tar_index.INDEX).write_bytes(damage)
-        datasets.load.cache_clear()
-        assert len(datasets.load("folder", str(out)).train) == 13
+        datasets.load_dataset.cache_clear()
+        assert len(datasets.load_dataset("folder", str(out)).train) == 13
 
 
 def test_storage_that_cannot_be_written_is_read(loose, tmp_path, monkeypatch):
@@ -100,7 +100,7 @@ def test_storage_that_cannot_be_written_is_read(loose, tmp_path, monkeypatch):
         raise PermissionError(30, "Read-only file system")
 
     monkeypatch.setattr(Path, "replace", refused)
-    assert len(datasets.load("folder", str(out)).train) == 12
+    assert len(datasets.load_dataset("folder", str(out)).train) == 12
     assert not list(out.rglob("*index*"))
 
 
@@ -145,7 +145,7 @@ def test_archives_without_images_are_one_sentence(tmp_path):
 
 def test_a_bad_image_inside_is_named_and_replaced(loose, tmp_path):
     (loose / "train/bee/1.png").write_bytes(b"\x89PNG broken")
-    source, notes = datasets.load("folder", str(packed(loose, tmp_path / "a"))).train, Notes()
+    source, notes = datasets.load_dataset("folder", str(packed(loose, tmp_path / "a"))).train, FileIssues()
     schedule = Schedule((BatchShape(8, 6),), np.zeros(4, np.int16), np.ones(1))
     assert len(list(augment.file_batches(source, schedule, augment.Augment(), True, 0, 0, reader_pool.Inline(), notes=notes))) == 4
     (name,) = notes.unreadable
@@ -154,7 +154,7 @@ def test_a_bad_image_inside_is_named_and_replaced(loose, tmp_path):
 
 
 def test_archives_are_held_open_and_let_go(loose, tmp_path):
-    source = datasets.load("folder", str(packed(loose, tmp_path / "a", shard=1))).train
+    source = datasets.load_dataset("folder", str(packed(loose, tmp_path / "a", shard=1))).train
     tar_index.opened.cache_clear()
     before = len(list(Path("/proc/self/fd").iterdir()))
     for path in source.paths:
@@ -167,7 +167,7 @@ def test_archives_are_held_open_and_let_go(loose, tmp_path):
 def test_an_archive_whose_handle_is_stale_is_opened_again(loose, tmp_path, monkeypatch):
     from mixtune.data import decode as module
 
-    source = datasets.load("folder", str(packed(loose, tmp_path / "a"))).train
+    source = datasets.load_dataset("folder", str(packed(loose, tmp_path / "a"))).train
     plain, real = decode(source.paths[0]).pixels, os.pread
     handle = tar_index.opened(tar_index.place(source.paths[0]).archive)  # held, so that its number is not used again
 

@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def run(source, out, *more):
-    datasets.load.cache_clear()
+    datasets.load_dataset.cache_clear()
     tar_index.opened.cache_clear()
     return prepare.main(["--data", str(source), "--out", str(out), "--size", "32", "--workers", "1", *more])
 
@@ -86,7 +86,7 @@ def test_a_folder_is_packed_as_its_prepared_folder(loose, plain, few, tmp_path, 
     assert max(p.stat().st_size for p in archives) < 3 * 8 << 10
     with tarfile.open(archives[0]) as tar:  # as tar reads it
         assert [m.name for m in tar if m.isfile()] == [name for *_, name, _ in plain[: len(tar.getnames())]]
-    made = datasets.load("folder", str(out))
+    made = datasets.load_dataset("folder", str(out))
     assert (len(made.train), made.prepared_for, made.names) == (12, 32, ("ant", "bee"))
     for entry in manifest.listed(out).values():
         content = (out / entry.written).read_bytes() if not entry.source else tar_index.content(f"{out}/{entry.written}")
@@ -104,7 +104,7 @@ def test_archives_become_archives_of_the_same_data_set(form, kind, tmp_path):
     source = packed(write_classes(tmp_path / "loose", n=4, classes=CLASSES), tmp_path / "packed", form)
     out = tmp_path / "out"
     run(source, out, "--format", kind)
-    made, original = datasets.load("folder", str(out)), datasets.load("folder", str(source))
+    made, original = datasets.load_dataset("folder", str(out)), datasets.load_dataset("folder", str(source))
     assert made.names == original.names
     for here, there in ((made.train, original.train), (made.test, original.test)):
         assert here.labels.tolist() == there.labels.tolist()
@@ -121,7 +121,7 @@ def test_classes_and_names_are_kept_however_deep_and_equal_they_are(loose, tmp_p
         Image.new("RGB", (40, 40), (9, 99, 0)).save(loose / "train/bee" / name)
     out = tmp_path / "out"
     run(loose, out, "--archives")
-    made, original = datasets.load("folder", str(out)).train, datasets.load("folder", str(loose)).train
+    made, original = datasets.load_dataset("folder", str(out)).train, datasets.load_dataset("folder", str(loose)).train
     assert sorted(made.labels.tolist()) == sorted(original.labels.tolist())
     assert len(made) == 12 + 7
     before = times(out)
@@ -144,7 +144,7 @@ def test_a_kill_leaves_whole_archives_and_each_image_is_there_once(tmp_path, cap
     left = times(out)
     assert 1 <= len(left) < 6
     with pytest.raises(InputError, match="prepared only in part"):
-        datasets.load("folder", str(out))
+        datasets.load_dataset("folder", str(out))
     capsys.readouterr()
     run(source, out, "--format", "ppm", "--archives", "1")
     assert "of which 800 encoded now" not in capsys.readouterr().out
@@ -224,7 +224,7 @@ def test_what_is_gone_or_became_unreadable_is_not_there_any_more(form, loose, fe
     (loose / "train/bee/002.jpg").write_bytes(b"\xff\xd8 broken")
     for _ in range(2):
         run(loose, out, *form)
-        assert len(datasets.load("folder", str(out)).train) == 10
+        assert len(datasets.load_dataset("folder", str(out)).train) == 10
         assert "left out 1 that cannot be read, for example train/bee/002.jpg (" in capsys.readouterr().out
 
 
@@ -242,7 +242,7 @@ def test_a_damaged_member_is_counted_and_named(loose, tmp_path, capsys):
         assert "left out 1 that cannot be read, for example train/all.tar@" in said
         assert "/bee/001.png (" in said
     assert "of which 0 encoded now" in said
-    assert len(datasets.load("folder", str(out)).train) == 11
+    assert len(datasets.load_dataset("folder", str(out)).train) == 11
 
 
 @pytest.fixture
@@ -264,9 +264,9 @@ def archive(loose, tmp_path):
 
 def reds(out):
     """Of the first training image."""
-    datasets.load.cache_clear()
+    datasets.load_dataset.cache_clear()
     tar_index.opened.cache_clear()
-    return int(decode(datasets.load("folder", str(out)).train.paths[0]).pixels[..., 0].mean())
+    return int(decode(datasets.load_dataset("folder", str(out)).train.paths[0]).pixels[..., 0].mean())
 
 
 def test_an_archive_that_was_replaced_since_is_prepared_again(archive, tmp_path):
@@ -312,7 +312,7 @@ def test_an_archive_that_is_replaced_meanwhile_is_not_called_complete(archive, t
         with pytest.raises(InputError, match=r"train/all\.tar changed while it was read; run the same command"):
             run(source, out)
     with pytest.raises(InputError, match="prepared only in part"):
-        datasets.load("folder", str(out))
+        datasets.load_dataset("folder", str(out))
     run(source, out)
     assert abs(reds(out) - 50) < 4
 

@@ -12,7 +12,7 @@ from mixtune.deploy import formats
 from mixtune.deploy.network import Deployed, restore
 from mixtune.errors import InputError
 from mixtune.models import registry
-from mixtune.training.run_folder import Trained
+from mixtune.training.run_folder import FinishedRun
 
 
 def test_what_is_written_says_what_was_trained(finished, tmp_path, capsys):
@@ -22,7 +22,7 @@ def test_what_is_written_says_what_was_trained(finished, tmp_path, capsys):
     about = yaml.safe_load((tmp_path / "net" / "deploy.yaml").read_text())
     assert about["size"] == 8
     assert about["batch_norm"] == "running"
-    original, _ = restore(Trained.read(finished), 8)
+    original, _ = restore(FinishedRun.read(finished), 8)
     program = torch.export.load(tmp_path / "net" / "network.pt2").module()
     with torch.no_grad():
         for N, H, W in ((1, 8, 8), (5, 12, 12), (2, 20, 28)):
@@ -40,7 +40,7 @@ def test_the_deployed_network_has_the_accuracy_of_the_curve(finished):
     from mixtune.data.in_memory import pixel_eval_batches
     from mixtune.tasks.classification import Classification
 
-    trained = Trained.read(finished)
+    trained = FinishedRun.read(finished)
     network, _ = restore(trained, 8)
     task = Classification(trained.config.task)
     with torch.no_grad():
@@ -54,22 +54,22 @@ def test_a_network_judged_with_recalibrated_statistics_is_deployed_with_them(fin
     from mixtune.evaluation.bn_recalibration import Recalibration
     from mixtune.tasks import classification as task
 
-    trained = Trained.read(finished)
+    trained = FinishedRun.read(finished)
     config = trained.config
     object.__setattr__(config.evaluate, "recalibrate", Recalibration(("test",), 200))
     monkeypatch.setattr(task.bn_recalibration, "choose", lambda predictions, part: "test")
-    network, chosen = restore(Trained(finished, None, config, trained.curve), 12)
+    network, chosen = restore(FinishedRun(finished, None, config, trained.curve), 12)
     assert chosen == {8: "test", 12: "test"}
     assert set(network.statistics) == {8}
     object.__setattr__(config.evaluate, "recalibrate", None)
-    plain_, _ = restore(Trained(finished, None, config, trained.curve), 12)
+    plain_, _ = restore(FinishedRun(finished, None, config, trained.curve), 12)
     changed = {k for k, v in network.network.state_dict().items() if not torch.equal(v, plain_.network.state_dict()[k])}
     assert changed
     assert all(k.rpartition(".")[2] in ("running_mean", "running_var", "num_batches_tracked") for k in changed)
 
 
 def test_a_written_network_that_says_something_else_is_refused():
-    network = Deployed(registry.create("cifar_resnet8", 10), (0.3,) * 3, (0.3,) * 3).eval()
+    network = Deployed(registry.create_network("cifar_resnet8", 10), (0.3,) * 3, (0.3,) * 3).eval()
     with pytest.raises(InputError, match="onnxruntime gives other logits than PyTorch at 8 px"):
         formats._check(network, lambda x: network(x) + 0.01, [8], "onnxruntime")
     with pytest.raises(InputError, match=r"onnxruntime cannot run the network at 8 px \(no\)"):

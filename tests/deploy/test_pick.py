@@ -5,12 +5,14 @@ import pytest
 from mixtune.deploy.pick import Need, pick, useful_sizes
 from mixtune.errors import InputError
 from mixtune.evaluation.curve import Curve, Point
-from mixtune.training.run_folder import Trained
+from mixtune.training.run_folder import FinishedRun
 
 
 def run(*points):
     """A run that is nothing but a curve: (S, GMACs, top-1, latency)."""
-    return Trained(None, None, None, Curve(tuple(Point(S, g, a, 1.0, 0.5, 0.1, latency=t) for S, g, a, t in points)))
+    return FinishedRun(
+        None, None, None, Curve(tuple(Point(S, g, a, 1.0, 0.5, 0.1, latency=t) for S, g, a, t in points))
+    )
 
 
 SMALL = run((64, 0.5, 0.60, 0.001), (128, 2.0, 0.70, 0.004))

@@ -19,7 +19,7 @@ from mixtune import export
 from mixtune.errors import InputError
 from mixtune.models.weights import load_weights
 from mixtune.tasks.classification import Classification
-from mixtune.training.run_folder import Trained
+from mixtune.training.run_folder import FinishedRun
 from tests.tracking.test_server import free_port
 
 
@@ -29,7 +29,7 @@ def exported(finished, tmp_path_factory):
     folder, said = tmp_path_factory.mktemp("net work"), io.StringIO()
     with contextlib.redirect_stdout(said):
         export.main(["--run", str(finished), "--network", str(folder), "--formats", "mlflow", "--at-least", "1 %"])
-    return Trained.read(finished), folder, said.getvalue()
+    return FinishedRun.read(finished), folder, said.getvalue()
 
 
 def held_out(trained):
@@ -63,7 +63,7 @@ def test_every_size_is_served_with_its_own_statistics(finished, tmp_path, monkey
     export.main(["--run", str(run), "--network", str(tmp_path / "net"), "--formats", "mlflow", "--at-most", "1 MMACs"])
     assert (tmp_path / "net" / "statistics.safetensors").exists()
     model = mlflow.pyfunc.load_model(str(tmp_path / "net" / "mlflow"))
-    trained = Trained.read(run)
+    trained = FinishedRun.read(run)
     images, labels = held_out(trained)
     judged = Classification(trained.config.task, "validation", "cpu", trained.config.evaluate.recalibrate)
     network = judged.network(0)

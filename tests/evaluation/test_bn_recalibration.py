@@ -7,7 +7,7 @@ from torch import nn
 from mixtune.evaluation import bn_recalibration
 from mixtune.evaluation.bn_recalibration import Recalibration, choose, cross_fitted, recalibrate, statistics, using
 from mixtune.evaluation.metrics import Predictions
-from mixtune.models.registry import create
+from mixtune.models.registry import create_network
 from mixtune.regime import BatchShape, Budget, published
 from mixtune.tasks.classification import Classification
 from mixtune.tasks.config import TaskConfig
@@ -15,7 +15,7 @@ from mixtune.training.run import Evaluation, Run, TrainingConfig
 
 
 def network():
-    net = create("cifar_resnet8", 10)
+    net = create_network("cifar_resnet8", 10)
     with torch.no_grad():
         for b in net.buffers():
             if b.is_floating_point():
@@ -83,7 +83,10 @@ def test_dropout_is_off_while_statistics_are_taken():
 
 
 def test_statistics_of_another_network_are_refused():
-    with pytest.raises(KeyError, match="another network"), using(network(), statistics(create("cifar_resnet14", 10))):
+    with (
+        pytest.raises(KeyError, match="another network"),
+        using(network(), statistics(create_network("cifar_resnet14", 10))),
+    ):
         pass
 
 
@@ -156,7 +159,7 @@ def test_the_test_images_are_never_chosen_on(monkeypatch):
         return "test"
 
     monkeypatch.setattr(bn_recalibration, "choose", spy)
-    with_choice.evaluate(create("cifar_resnet8", 10), [8])
+    with_choice.evaluate(create_network("cifar_resnet8", 10), [8])
     assert asked == [len(with_choice._choice)]
     assert with_choice.chosen[8][0] == "test"
     assert len(with_choice._held_out) == 359 != len(with_choice._choice)  # the test set is another

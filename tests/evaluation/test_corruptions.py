@@ -7,10 +7,10 @@ from PIL import Image, ImageFilter
 from torch import nn
 
 from mixtune.evaluation.bn_recalibration import statistics, using
-from mixtune.evaluation.corruptions import FAMILIES, Mirrored, corrupt, robustness
+from mixtune.evaluation.corruptions import FAMILIES, FlipTTA, corrupt, robustness
 from mixtune.evaluation.curve import Curve, Point
 from mixtune.evaluation.latency import measure_cost, peak_memory, with_cost
-from mixtune.models.registry import create
+from mixtune.models.registry import create_network
 from mixtune.tasks.classification import Classification
 from mixtune.tasks.config import TaskConfig
 
@@ -91,7 +91,7 @@ def test_an_unchanged_image_gives_the_plain_accuracy():
 
 
 def test_the_mean_over_mirrors_does_not_change_under_mirroring():
-    network = Mirrored(create("cifar_resnet8", 10).eval())
+    network = FlipTTA(create_network("cifar_resnet8", 10).eval())
     x = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     assert torch.allclose(network(x), network(x.flip(3)), atol=1e-6)
     assert torch.allclose(network(x), (network.network(x) + network.network(x.flip(3))) / 2)
@@ -110,7 +110,7 @@ class Counting(nn.Module):
 
 def test_corruptions_are_judged_with_the_statistics_that_were_chosen():
     task = Classification(TaskConfig("digits", "cifar_resnet8", samples=200, validation=0.25), device="cpu")
-    network = create("cifar_resnet8", 10)
+    network = create_network("cifar_resnet8", 10)
     plain = robustness(task, network, 8, ["noise"], [1])
     other = {k: v + 1 for k, v in statistics(network).items()}
     task.chosen[8] = ("train", other)
@@ -141,7 +141,7 @@ def test_peak_memory_is_what_lives_at_once():
 
 
 def test_peak_memory_grows_with_the_square_of_the_size():
-    network = create("cifar_resnet8", 10).eval()
+    network = create_network("cifar_resnet8", 10).eval()
     small, large = (peak_memory(network, torch.zeros(4, 3, S, S)) for S in (32, 64))
     weights = sum(t.nbytes for t in network.state_dict().values())
     assert (large - weights) / (small - weights) == pytest.approx(4, rel=0.01)

@@ -47,13 +47,13 @@ def pids(here):
 def short_of_memory(config, shapes, path, again, too_large, here):
     """Measured where the second rank has too little memory for the base."""
 
-    class Short(step_benchmark.Stand):
+    class Short(step_benchmark.StepBenchmark):
         def seconds(self, shape):
             if here.shard.rank == 1 and shape == BatchShape(8, 32):
                 raise torch.OutOfMemoryError("CUDA out of memory")
             return super().seconds(shape)
 
-    step_benchmark.Stand = Short  # in this rank's process
+    step_benchmark.StepBenchmark = Short  # in this rank's process
     return measured(config, shapes, path, again, too_large, here)
 
 

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from mixtune.config import parse
-from mixtune.execution.coordinator import Bridge
-from mixtune.search.callbacks import Listeners
+from mixtune.execution.coordinator import Coordinator
+from mixtune.search.callbacks import Callbacks
 from mixtune.search.optuna_study import Trials
 from mixtune.search.space import Space
 from tests.search.test_optuna_study import CURVE
@@ -42,7 +42,7 @@ def bridge(tmp_path, tiny):
     space = parse(tiny, Space, "f")
     recorder = Recorder()
     trials = Trials(f"journal:///{tmp_path}/study.journal", space, 4)
-    bridge = Bridge(trials, space.training(1), tmp_path, Listeners([Broken(), recorder]))
+    bridge = Coordinator(trials, space.training(1), tmp_path, Callbacks([Broken(), recorder]))
     bridge.recorder = recorder
     return bridge
 
@@ -160,8 +160,8 @@ def test_a_trial_whose_worker_died_goes_on_once_and_is_counted_once(bridge):
 
 def test_without_retries_a_death_is_the_end(tmp_path, tiny):
     space = parse(tiny | {"limits": {"retries": 0}}, Space, "f")
-    bridge = Bridge(
-        Trials(f"journal:///{tmp_path}/study.journal", space, 4), space.training(1), tmp_path, Listeners([])
+    bridge = Coordinator(
+        Trials(f"journal:///{tmp_path}/study.journal", space, 4), space.training(1), tmp_path, Callbacks([])
     )
     bridge.suggest("a")
     bridge.end("a", error=True)
@@ -220,8 +220,8 @@ def test_a_worker_that_died_after_its_last_report_lost_nothing(bridge):
 
 def test_a_trial_over_its_limit_is_a_failure_and_not_tried_again(tmp_path, tiny):
     space = parse(tiny | {"limits": {"minutes": 1, "silent_minutes": 0.5, "retries": 3}}, Space, "f")
-    bridge = Bridge(
-        Trials(f"journal:///{tmp_path}/study.journal", space, 4), space.training(1), tmp_path, Listeners([])
+    bridge = Coordinator(
+        Trials(f"journal:///{tmp_path}/study.journal", space, 4), space.training(1), tmp_path, Callbacks([])
     )
     for name in "ab":
         bridge.suggest(name)

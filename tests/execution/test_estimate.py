@@ -8,10 +8,10 @@ from mixtune.config import parse
 from mixtune.errors import InputError
 from mixtune.execution import estimate, ray_tune
 from mixtune.profiling import forecast, messages, resource_profile
-from mixtune.profiling.concurrency import Slots
+from mixtune.profiling.concurrency import Concurrency
 from mixtune.profiling.forecast import Plan
 from mixtune.search import __main__ as search_command
-from mixtune.search.paths import Places
+from mixtune.search.paths import StudyPaths
 from mixtune.search.space import Space
 from tests.conftest import TINY
 from tests.profiling.test_resource_profile import MIB, Stand, device
@@ -19,7 +19,7 @@ from tests.profiling.test_resource_profile import MIB, Stand, device
 pytestmark = pytest.mark.usefixtures("cache")
 
 __all__ = ["device"]  # a fixture
-SLOTS = Slots(1, 0, 2)
+SLOTS = Concurrency(1, 0, 2)
 LONG = TINY | {"budget": {"epochs": 40}}  # whole steps are near enough to it for every candidate
 
 
@@ -34,12 +34,12 @@ def alone(device, monkeypatch):
 
 def test_the_plan_is_told_and_kept_and_nothing_is_measured_twice(alone, tmp_path):
     space, said = parse(LONG, Space, "f"), []
-    first = estimate.ready(space, SLOTS, Places(tmp_path), 300, space.trials, said.append)
+    first = estimate.ready(space, SLOTS, StudyPaths(tmp_path), 300, space.trials, said.append)
     assert [line.split()[0] for line in said] == ["measuring", "measured", "memory", "step", "plan", "hours", "disk"]
     tried = len(Stand.tried)
     assert tried > 3
     said.clear()
-    assert estimate.ready(space, SLOTS, Places(tmp_path), 300, space.trials, said.append) == first
+    assert estimate.ready(space, SLOTS, StudyPaths(tmp_path), 300, space.trials, said.append) == first
     assert said[0].startswith("measured")
     assert len(Stand.tried) == tried
     assert (tmp_path / estimate.MEASURED).exists()
@@ -64,7 +64,7 @@ def test_the_plan_is_told_and_kept_and_nothing_is_measured_twice(alone, tmp_path
 def test_hours_of_steps_that_will_be_compiled_are_said_to_be_of_others(device, hours, workers, more, said):
     task = TINY["task"] | {"dataset": "folder", "data": "somewhere"} | more.get("task", {})
     training = parse(TINY | more | {"task": task}, Space, "f").training(1)
-    plan = Plan(4, Slots(1, 1, 2, workers), 4 * hours, None, hours, 0.99, 0.0, 4)
+    plan = Plan(4, Concurrency(1, 1, 2, workers), 4 * hours, None, hours, 0.99, 0.0, 4)
     assert ("one by one" in messages.uncompiled(training, device, plan)) == said
 
 
@@ -73,11 +73,11 @@ def test_a_second_study_with_a_budget_in_seconds_measures_nothing_and_is_given_t
     space, found = parse(LONG | {"budget": {"epochs": 40, "cost": "seconds"}}, Space, "f"), []
     for study, tried in (("a", True), ("b", False), ("a", False)):
         Stand.tried = []
-        found.append(estimate.ready(space, SLOTS, Places(tmp_path / study), 300, 4, lambda _: None).training.costs)
+        found.append(estimate.ready(space, SLOTS, StudyPaths(tmp_path / study), 300, 4, lambda _: None).training.costs)
         assert bool(Stand.tried) == tried
     assert found[0] == found[1] == found[2]
     Stand.tried = []
-    estimate.ready(space, SLOTS, Places(tmp_path / "c"), 300, 4, lambda _: None, again=True)
+    estimate.ready(space, SLOTS, StudyPaths(tmp_path / "c"), 300, 4, lambda _: None, again=True)
     assert set(space.shapes()) <= set(Stand.tried)
 
 
@@ -85,7 +85,7 @@ def test_another_base_is_measured_too(alone, tmp_path):
     for B in (32, 64):
         space = parse(LONG | {"base": {"S": 8, "B": B}}, Space, "f")
         Stand.tried = []
-        estimate.ready(space, SLOTS, Places(tmp_path), 300, 4, lambda _: None)
+        estimate.ready(space, SLOTS, StudyPaths(tmp_path), 300, 4, lambda _: None)
         assert space.base in Stand.tried
 
 
@@ -114,13 +114,13 @@ def test_a_dry_run_measures_when_asked_and_leaves_nothing(alone, tmp_path, space
 
 def test_the_next_study_on_this_machine_is_spared_the_measurement(alone, tmp_path, cache):
     space, said = parse(LONG, Space, "f"), []
-    first = estimate.ready(space, SLOTS, Places(tmp_path / "a"), 300, 4, said.append)
+    first = estimate.ready(space, SLOTS, StudyPaths(tmp_path / "a"), 300, 4, said.append)
     tried = len(Stand.tried)
-    second = estimate.ready(space, SLOTS, Places(tmp_path / "b"), 300, 4, said.append)
+    second = estimate.ready(space, SLOTS, StudyPaths(tmp_path / "b"), 300, 4, said.append)
     assert second == first
     assert len(Stand.tried) == tried
     assert sum(line.endswith(time.strftime(", on %Y-%m-%d")) for line in said) == 2
-    estimate.ready(space, SLOTS, Places(tmp_path / "b"), 300, 4, said.append, again=True)
+    estimate.ready(space, SLOTS, StudyPaths(tmp_path / "b"), 300, 4, said.append, again=True)
     assert len(Stand.tried) == 2 * tried
     (file,) = (cache / "mixtune/footprints").iterdir()
     assert file.read_text() == (tmp_path / "b" / estimate.MEASURED).read_text()
@@ -137,5 +137,7 @@ def test_ranks_begin_anew_after_each_shortage_until_what_is_left_fits(alone, tmp
         return "found"
 
     monkeypatch.setattr(ray_tune, "call", call)
-    found = estimate._measured(space, space.training(1), Slots(1, 0, 1, 2), Places(tmp_path), tmp_path / "f", False)
+    found = estimate._measured(
+        space, space.training(1), Concurrency(1, 0, 1, 2), StudyPaths(tmp_path), tmp_path / "f", False
+    )
     assert (found, asked) == ("found", [None, *shapes[:2]])

@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 from mixtune.config import parse
 from mixtune.errors import InputError
 from mixtune.execution import executor, ray_tune, worker_group
-from mixtune.execution.coordinator import Bridge
-from mixtune.execution.trial import Told, told, trial_results
-from mixtune.profiling.concurrency import Slots, fitting
+from mixtune.execution.coordinator import Coordinator
+from mixtune.execution.trial import RunReport, told, trial_results
+from mixtune.profiling.concurrency import Concurrency, concurrency_for
 from mixtune.runtime.process_group import ALONE
-from mixtune.search.callbacks import Listeners
+from mixtune.search.callbacks import Callbacks
 from mixtune.search.fidelity import Stage
 from mixtune.search.optuna_study import Trials
 from mixtune.search.space import Space
@@ -129,8 +129,8 @@ def test_a_trial_that_is_stopped_ends_its_folds(group, tmp_path, mark):
 def study(folder, settings):
     space = parse(TINY | settings, Space, "f")
     trials = Trials(f"journal:///{folder}/study.journal", space, 4)
-    slots = fitting(space, 2, 0)
-    ray_tune.run(Bridge(trials, space.training(1), folder, Listeners([])), slots, folder)
+    slots = concurrency_for(space, 2, 0)
+    ray_tune.run(Coordinator(trials, space.training(1), folder, Callbacks([])), slots, folder)
     return trials.outcomes()
 
 
@@ -169,7 +169,7 @@ def test_reports_come_in_the_order_of_the_folds_and_as_soon_as_they_can():
     path = [Stage(1.0, fold, 4 + fold) for fold in range(3)]
 
     def one(fold, last=True):
-        return Told(path[fold], None, last, ())
+        return RunReport(path[fold], None, last, ())
 
     arrived = [one(1), one(0, last=False), one(2), one(0)]
     taken = []
@@ -188,22 +188,22 @@ def test_reports_come_in_the_order_of_the_folds_and_as_soon_as_they_can():
 
 def test_room_is_counted_for_every_fold():
     space = parse(TINY | AT_ONCE, Space, "f")
-    assert fitting(space, 5, 0) == Slots(1, 0, 2, folds=2)
-    assert fitting(replace(space, resources=replace(space.resources, workers=2)), 8, 0).at_once == 2
-    assert str(Slots(4, 0.5, 1, folds=2)) == "1 at once, each on 2 folds at once of 4 CPU cores and 0.5 GPU"
+    assert concurrency_for(space, 5, 0) == Concurrency(1, 0, 2, folds=2)
+    assert concurrency_for(replace(space, resources=replace(space.resources, workers=2)), 8, 0).at_once == 2
+    assert str(Concurrency(4, 0.5, 1, folds=2)) == "1 at once, each on 2 folds at once of 4 CPU cores and 0.5 GPU"
     with pytest.raises(
         InputError, match=r"folds_at_once: a trial asks for 2 folds at once on 1 worker of 1 CPU core ea"
     ):
-        fitting(space, 1, 0)
+        concurrency_for(space, 1, 0)
     shared = parse(TINY | AT_ONCE | {"resources": {"gpus": 0.5, "folds_at_once": 2}}, Space, "f")
-    assert fitting(shared, 8, 2) == Slots(2, 0.5, 2, folds=2)
+    assert concurrency_for(shared, 8, 2) == Concurrency(2, 0.5, 2, folds=2)
 
 
 def test_the_final_on_the_whole_training_set_has_no_folds_and_as_many_processes():
     space = parse(TINY | AT_ONCE | PAIRED, Space, "f")
     assert whole(space, "leaders").resources.folds_at_once == 2
     assert whole(space, "final").resources.folds_at_once == 1
-    assert Slots(1, 0, 2, folds=3).with_folds(1) == Slots(1, 0, 6)
+    assert Concurrency(1, 0, 2, folds=3).with_folds(1) == Concurrency(1, 0, 6)
 
 
 @pytest.mark.parametrize(

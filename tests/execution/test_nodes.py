@@ -11,9 +11,9 @@ from ray.cluster_utils import Cluster
 
 from mixtune.config import parse
 from mixtune.execution import executor, ray_tune
-from mixtune.execution.coordinator import Bridge
-from mixtune.profiling.concurrency import fitting
-from mixtune.search.callbacks import Listeners
+from mixtune.execution.coordinator import Coordinator
+from mixtune.profiling.concurrency import concurrency_for
+from mixtune.search.callbacks import Callbacks
 from mixtune.search.optuna_study import Trials
 from mixtune.search.space import Space
 from mixtune.training.run import Run
@@ -60,8 +60,8 @@ def study(folder, monkeypatch, **settings):
     monkeypatch.setattr(ray_tune, "run_trial", noted_trial)
     space = parse(TINY | SYNCED | settings, Space, "f")
     trials = Trials(f"journal:///{folder}/study.journal", space, 4)
-    slots = fitting(space, *ray_tune.cluster(), ray_tune.nodes())
-    ray_tune.run(Bridge(trials, space.training(1), folder, Listeners([])), slots, folder)
+    slots = concurrency_for(space, *ray_tune.cluster(), ray_tune.nodes())
+    ray_tune.run(Coordinator(trials, space.training(1), folder, Callbacks([])), slots, folder)
     found = [set(path.read_text().split()) for path in sorted(folder.glob("trials/*/nodes"))]
     return space, trials.outcomes(), found
 

@@ -13,13 +13,13 @@ from PIL import Image
 
 from mixtune.config import parse
 from mixtune.execution import ray_tune
-from mixtune.execution.coordinator import Bridge
-from mixtune.profiling.concurrency import Slots
-from mixtune.search.callbacks import Listeners
+from mixtune.execution.coordinator import Coordinator
+from mixtune.profiling.concurrency import Concurrency
+from mixtune.search.callbacks import Callbacks
 from mixtune.search.optuna_study import Trials
 from mixtune.search.space import Space
 from mixtune.study.console import Console
-from mixtune.tracking.mlflow_writer import Tracker
+from mixtune.tracking.mlflow_writer import MlflowWriter
 from mixtune.training.run import Run
 from tests.accounts import assert_ended
 from tests.conftest import TINY
@@ -35,8 +35,8 @@ def faulty_ray(cluster, tmp_path_factory):
     space = parse(TINY | settings, Space, "f")
     trials = Trials(f"journal:///{folder}/study.journal", space, 4)
     recorder = Recorder()
-    bridge = Bridge(trials, space.training(1), folder, Listeners([recorder]))
-    ray_tune.run(bridge, Slots(1, 0, 2), folder, faulty.trial)
+    bridge = Coordinator(trials, space.training(1), folder, Callbacks([recorder]))
+    ray_tune.run(bridge, Concurrency(1, 0, 2), folder, faulty.trial)
     return trials, recorder, folder
 
 
@@ -119,7 +119,9 @@ def test_a_trial_that_lost_its_gpu_goes_on_from_its_checkpoint_in_a_new_process(
     space = parse(TINY | {"trials": 1, "published": ["fixed"], "pruner": {"name": "none"}}, Space, "f")
     trials, recorder = Trials(f"journal:///{tmp_path}/study.journal", space, 4), Recorder()
     # What Ray counts as a GPU: where there is one, a trial's process ends with it.
-    ray_tune.run(Bridge(trials, space.training(1), tmp_path, Listeners([recorder])), Slots(1, 1, 1), tmp_path)
+    ray_tune.run(
+        Coordinator(trials, space.training(1), tmp_path, Callbacks([recorder])), Concurrency(1, 1, 1), tmp_path
+    )
     (outcome,) = trials.outcomes()
     *_, undisturbed = Run.prepare(space.regime(outcome.params, "fixed"), space.training(1)).reports()
     assert (outcome.state, outcome.curve) == ("COMPLETE", undisturbed.curve)
@@ -152,7 +154,7 @@ def search(folder, data, *listeners, **changes):
     }
     space = parse(TINY | settings | changes, Space, "f")
     trials = Trials(f"journal:///{folder}/study.journal", space, 4)
-    ray_tune.run(Bridge(trials, space.training(1), folder, Listeners(listeners)), Slots(1, 0, 1), folder)
+    ray_tune.run(Coordinator(trials, space.training(1), folder, Callbacks(listeners)), Concurrency(1, 0, 1), folder)
     return trials
 
 
@@ -163,7 +165,7 @@ def test_what_is_odd_about_images_is_counted_on_the_console_and_in_mlflow(
         (photographs / f"train/{name}.jpg").write_bytes(b"broken")
     Image.new("CMYK", (30, 30), (9, 9, 9, 9)).save(photographs / "train/c0/04.jpg")
     console = Console(1, None, lambda line: None)
-    tracker = Tracker(empty_store(tmp_path), parse(tiny, Space, "f"), tmp_path)
+    tracker = MlflowWriter(empty_store(tmp_path), parse(tiny, Space, "f"), tmp_path)
     search(tmp_path, photographs, console, tracker, budget={"epochs": 2})
     assert tracker.flush()
     (run,) = MlflowClient(tracker.uri).search_runs([tracker.experiment], "tags.`mixtune.kind` = 'trial'")

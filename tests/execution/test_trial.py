@@ -5,8 +5,8 @@ import errno
 import pytest
 import torch
 
-from mixtune.config import parse, plain
-from mixtune.data.file_issues import Notes
+from mixtune.config import parse, to_plain
+from mixtune.data.file_issues import FileIssues
 from mixtune.data.reader_pool import ReaderLostError
 from mixtune.execution import ray_tune
 from mixtune.search.space import Space
@@ -51,7 +51,7 @@ def test_what_a_trial_with_folds_keeps_was_not_trained_on_the_images_that_judge_
     from mixtune import evaluate
     from mixtune.regime.files import regime_from_dict, save_regime
 
-    training = plain(parse(tiny | {"folds": 2}, Space, "f").training(1))
+    training = to_plain(parse(tiny | {"folds": 2}, Space, "f").training(1))
     stages = [{"share": 1.0, "fold": 0, "step": 2}, {"share": 1.0, "fold": 1, "step": 3}]
     trial.config |= {"training": training, "stages": stages}
     first, last = (r for r in trial() if r["progress"] == 1)
@@ -71,7 +71,7 @@ def test_a_trial_reports_and_leaves_weights_and_position(trial):
 
 
 def test_what_a_trial_says_comes_with_its_reports(trial, monkeypatch):
-    found = Notes(unreadable={"a.jpg": "truncated"})
+    found = FileIssues(unreadable={"a.jpg": "truncated"})
     monkeypatch.setattr("mixtune.tasks.classification.Notes", lambda: found)
     first, last = trial()
     assert first["said"] == ["steps are issued one by one: on a CPU there is nothing to gain by capturing them"]

@@ -7,9 +7,9 @@ import pytest
 
 from mixtune.config import parse
 from mixtune.execution import ray_tune, worker
-from mixtune.execution.coordinator import Bridge
-from mixtune.profiling.concurrency import Slots
-from mixtune.search.callbacks import Listeners
+from mixtune.execution.coordinator import Coordinator
+from mixtune.profiling.concurrency import Concurrency
+from mixtune.search.callbacks import Callbacks
 from mixtune.search.optuna_study import Trials
 from mixtune.search.space import Space
 from tests.conftest import TINY
@@ -21,7 +21,7 @@ SETTINGS = TINY | {"trials": 4, "published": ["fixed", "multiscale"], "pruner": 
 def study(folder, recorder, run, **settings):
     space = parse(SETTINGS | settings, Space, "f")
     trials = Trials(f"journal:///{folder}/study.journal", space, 4)
-    bridge = Bridge(trials, space.training(1), folder, Listeners([recorder]))
+    bridge = Coordinator(trials, space.training(1), folder, Callbacks([recorder]))
     run(bridge)
     return trials.outcomes()
 
@@ -49,9 +49,9 @@ def outcomes(cluster, tmp_path_factory):
     """The same study in processes of their own, packed in one, and packed in one that is killed on the way."""
     alone, packed, killed = (tmp_path_factory.mktemp(n) for n in ("alone", "packed", "killed"))
     killer = Killer(victim=1)
-    slots = Slots(1, 0, 3, pack=3)
+    slots = Concurrency(1, 0, 3, pack=3)
     found = {
-        "alone": study(alone, Recorder(), lambda b: ray_tune.run(b, Slots(1, 0, 2), alone)),
+        "alone": study(alone, Recorder(), lambda b: ray_tune.run(b, Concurrency(1, 0, 2), alone)),
         "packed": study(packed, Recorder(), lambda b: worker.run(b, slots, packed, "cpu", 0)),
         "killed": study(killed, killer, lambda b: worker.run(b, slots, killed, "cpu", 0)),
     }
@@ -102,7 +102,7 @@ def test_how_many_share_a_gpu_is_asked_for_or_measured(monkeypatch, resources, g
         return min(measured, at_most), 3.0, "measured"
 
     monkeypatch.setattr(ray_tune, "call", call)
-    slots, said = worker.packed(space, space.training(1), Slots(1, float(gpus > 0), 2), gpus, again=True)
+    slots, said = worker.packed(space, space.training(1), Concurrency(1, float(gpus > 0), 2), gpus, again=True)
     assert (slots.at_once, slots.pack) == (at_once, pack)
     assert slots.gain == (3.0 if asked and pack > 1 else 1.0)  # the plan's hours count on it
     assert asked == [True] * (measured is not None)

@@ -5,7 +5,7 @@ from torch import nn
 
 from mixtune.errors import InputError
 from mixtune.models.amoebanet import AmoebaNet
-from mixtune.models.registry import check_size, create, gmacs, set_zero_gamma, total_stride
+from mixtune.models.registry import check_size, create_network, gmacs, set_zero_gamma, total_stride
 
 
 def count(network):
@@ -15,7 +15,7 @@ def count(network):
 @pytest.mark.parametrize(("depth", "millions"), [(20, 0.27), (32, 0.46), (44, 0.66), (56, 0.85), (110, 1.7)])
 def test_cifar_resnets_have_the_published_parameters(depth, millions):
     """He et al. 2016, table 6. Their shortcuts have no parameters; ours are 1x1 convolutions, as in MixSize."""
-    network = create(f"cifar_resnet{depth}", 10)
+    network = create_network(f"cifar_resnet{depth}", 10)
     shortcuts = sum(count(m.shortcut) for m in network.layers)
     assert shortcuts == 16 * 32 + 2 * 32 + 32 * 64 + 2 * 64
     assert round((count(network) - shortcuts) / 1e6, 2 if millions < 1 else 1) == millions
@@ -40,7 +40,7 @@ def test_cifar_resnets_have_the_published_parameters(depth, millions):
 )
 def test_imagenet_networks_have_the_published_parameters_and_operations(name, parameters, giga):
     with torch.device("meta"):
-        network = create(name, 1000)
+        network = create_network(name, 1000)
     assert count(network) == parameters
     assert gmacs(name, 1000, 224) == pytest.approx(giga, abs=0.01)
     assert total_stride(name) == 32
@@ -48,7 +48,7 @@ def test_imagenet_networks_have_the_published_parameters_and_operations(name, pa
 
 def test_the_first_published_bottleneck_strides_in_its_first_convolution():
     """Equal to torchvision's network but for where the stride is; so are its outputs where there is none to move."""
-    network, later = create("resnet50_v1", 10, seed=3), create("resnet50", 10, seed=3)
+    network, later = create_network("resnet50_v1", 10, seed=3), create_network("resnet50", 10, seed=3)
     assert network.state_dict().keys() == later.state_dict().keys()
     strides = [[tuple(m.stride) for m in (b[0].conv1, b[0].conv2)] for b in (network.layer2, later.layer2)]
     assert strides == [[(2, 2), (1, 1)], [(1, 1), (2, 2)]]
@@ -86,7 +86,7 @@ def by_hooks(network, S):
 
 @pytest.mark.parametrize(("name", "S"), [("cifar_resnet20", 32), ("cifar_resnet8", 20), ("efficientnet_b0", 96)])
 def test_gmacs_agree_with_a_count_by_hooks(name, S):
-    assert gmacs(name, 10, S) == pytest.approx(by_hooks(create(name, 10), S), rel=1e-6)
+    assert gmacs(name, 10, S) == pytest.approx(by_hooks(create_network(name, 10), S), rel=1e-6)
 
 
 def test_operations_grow_with_the_square_of_a_size_on_the_grid():
@@ -96,7 +96,7 @@ def test_operations_grow_with_the_square_of_a_size_on_the_grid():
 def test_the_seed_decides_the_weights_and_leaves_the_global_state_alone():
     torch.manual_seed(7)
     state = torch.get_rng_state()
-    a, b, c = (create("cifar_resnet8", 10, seed) for seed in (1, 1, 2))
+    a, b, c = (create_network("cifar_resnet8", 10, seed) for seed in (1, 1, 2))
     assert torch.equal(a.fc.weight, b.fc.weight)
     assert not torch.equal(a.fc.weight, c.fc.weight)
     assert torch.equal(torch.get_rng_state(), state)
@@ -104,7 +104,7 @@ def test_the_seed_decides_the_weights_and_leaves_the_global_state_alone():
 
 @pytest.mark.parametrize("S", [8, 16, 32, 48])
 def test_cifar_networks_work_at_every_size(S):
-    assert create("cifar_resnet8", 7)(torch.zeros(2, 3, S, S)).shape == (2, 7)
+    assert create_network("cifar_resnet8", 7)(torch.zeros(2, 3, S, S)).shape == (2, 7)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_cifar_networks_work_at_every_size(S):
 )
 def test_unknown_names_are_refused_with_a_hint(name, message):
     with pytest.raises(ValueError, match=message):
-        create(name, 10)
+        create_network(name, 10)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_unknown_names_are_refused_with_a_hint(name, message):
 def test_wide_resnets_have_the_published_parameters(name, millions):
     """Zagoruyko & Komodakis 2016, tables 2 to 4; WRN-28-10 takes 5.2 G multiply-accumulates."""
     with torch.device("meta"):
-        network = create(name, 10)
+        network = create_network(name, 10)
     assert round(count(network) / 1e6, 1) == millions
     assert len(network.layers) == 3 * (int(name[3:5]) - 4) // 6
     if name == "wrn28_10":
@@ -133,7 +133,7 @@ def test_wide_resnets_have_the_published_parameters(name, millions):
 def test_amoebanet_has_the_published_parameters_up_to_rounding():
     """Real et al. 2019, table 1: AmoebaNet-A (6, 36) has 3.2 M, without the auxiliary head; this form has 3.15 M."""
     with torch.device("meta"):
-        network = create("amoebanet_a", 10)
+        network = create_network("amoebanet_a", 10)
     main = sum(p.numel() for n, p in network.named_parameters() if not n.startswith("auxiliary"))
     assert main / 1e6 == pytest.approx(3.2, rel=0.02)
     assert len(network.cells) == 20
@@ -177,23 +177,23 @@ def test_drop_path_grows_with_progress_and_keeps_the_mean():
 
 
 def test_dropout_of_a_wide_resnet_lies_inside_its_blocks():
-    network = create("wrn10_1", 10, dropout=0.3)
+    network = create_network("wrn10_1", 10, dropout=0.3)
     assert [m.p for m in network.modules() if isinstance(m, nn.Dropout)] == [0.3] * 3
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pt"])
 @pytest.mark.parametrize("name", ["cifar_resnet8", "resnet18"])
 def test_weights_come_from_a_file_and_another_number_of_classes_gets_a_fresh_head(name, suffix, tmp_path):
-    source, path = create(name, 10, seed=1), tmp_path / f"w.{suffix}"
+    source, path = create_network(name, 10, seed=1), tmp_path / f"w.{suffix}"
     if suffix == "safetensors":
         save_file(source.state_dict(), path)
     else:
         torch.save({"state_dict": source.state_dict()}, path)
-    same, other = create(name, 10, weights=str(path)), create(name, 3, weights=str(path))
+    same, other = create_network(name, 10, weights=str(path)), create_network(name, 3, weights=str(path))
     for k, v in source.state_dict().items():
         assert torch.equal(same.state_dict()[k], v)
         assert k.startswith("fc.") or torch.equal(other.state_dict()[k], v)
-    assert torch.equal(other.fc.weight, create(name, 3).fc.weight)
+    assert torch.equal(other.fc.weight, create_network(name, 3).fc.weight)
 
 
 def test_torchvisions_weight_files_fit_timms_networks(tmp_path):
@@ -202,7 +202,7 @@ def test_torchvisions_weight_files_fit_timms_networks(tmp_path):
     torch.manual_seed(0)
     theirs = torchvision.models.resnet18(num_classes=10).eval()
     torch.save(theirs.state_dict(), tmp_path / "w.pth")
-    ours = create("resnet18", 10, weights=str(tmp_path / "w.pth")).eval()
+    ours = create_network("resnet18", 10, weights=str(tmp_path / "w.pth")).eval()
     x = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         assert torch.allclose(ours(x), theirs(x), atol=1e-5)
@@ -210,16 +210,16 @@ def test_torchvisions_weight_files_fit_timms_networks(tmp_path):
 
 def test_unusable_weights_are_one_sentence(tmp_path):
     path = tmp_path / "w.safetensors"
-    save_file(create("cifar_resnet8", 10).state_dict(), path)
+    save_file(create_network("cifar_resnet8", 10).state_dict(), path)
     with pytest.raises(InputError, match="another network than cifar_resnet14"):
-        create("cifar_resnet14", 10, weights=str(path))
+        create_network("cifar_resnet14", 10, weights=str(path))
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(InputError, match="no whole weight file"):
-        create("cifar_resnet8", 10, weights=str(path))
+        create_network("cifar_resnet8", 10, weights=str(path))
     with pytest.raises(InputError, match="no such file"):
-        create("cifar_resnet8", 10, weights=str(tmp_path / "none.pt"))
+        create_network("cifar_resnet8", 10, weights=str(tmp_path / "none.pt"))
     with pytest.raises(ValueError, match="no pretrained weights of cifar_resnet8"):
-        create("cifar_resnet8", 10, weights="pretrained")
+        create_network("cifar_resnet8", 10, weights="pretrained")
 
 
 def test_pretrained_weights_that_cannot_be_downloaded_are_one_sentence(monkeypatch):
@@ -230,7 +230,7 @@ def test_pretrained_weights_that_cannot_be_downloaded_are_one_sentence(monkeypat
 
     monkeypatch.setattr(timm, "create_model", offline)
     with pytest.raises(InputError, match=r"pretrained weights of resnet18 could not be had .* name a file"):
-        create("resnet18", 10, weights="pretrained")
+        create_network("resnet18", 10, weights="pretrained")
 
 
 @pytest.mark.parametrize(("name", "S"), [("inception_v3", 32), ("vit_tiny_patch16_224", 64)])

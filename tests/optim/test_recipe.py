@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mixtune.models.registry import create
+from mixtune.models.registry import create_network
 from mixtune.optim.recipe import Recipe
 
 PROGRESS = np.arange(1000) / 1000
@@ -105,7 +105,7 @@ def test_a_run_of_one_step_moves():
 
 
 def test_biases_and_norms_are_not_decayed():
-    network = create("cifar_resnet8", 10)
+    network = create_network("cifar_resnet8", 10)
     optimizer = Recipe(weight_decay=0.1, momentum=0.0).optimizer(network)
     names = {id(p): n for n, p in network.named_parameters()}
     grouped = [[names[id(p)] for p in group["params"]] for group in optimizer.param_groups]
@@ -122,7 +122,7 @@ def test_biases_and_norms_are_not_decayed():
 
 def test_sgd_is_the_textbook_one():
     """v <- m v + (g + decay w); w <- w - lr v, in numpy."""
-    network = create("cifar_resnet8", 10)
+    network = create_network("cifar_resnet8", 10)
     optimizer = Recipe(lr=0.1, momentum=0.9, weight_decay=0.01).optimizer(network)
     w = network.fc.weight.detach().double().numpy().copy()
     v = np.zeros_like(w)

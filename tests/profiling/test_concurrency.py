@@ -4,7 +4,7 @@ import pytest
 
 from mixtune.config import parse
 from mixtune.errors import InputError
-from mixtune.profiling.concurrency import Slots, fitting, unused
+from mixtune.profiling.concurrency import Concurrency, concurrency_for, unused_gpus
 from mixtune.search.space import Space
 from tests.conftest import TINY
 
@@ -16,8 +16,8 @@ def space(**resources):
 def fitted(nodes, **resources):
     """The slots on these machines, and what is said of GPUs that stay unused."""
     wanted = space(**resources)
-    slots = fitting(wanted, sum(c for c, _ in nodes), sum(g for _, g in nodes), nodes)
-    return slots, unused(wanted, slots, nodes)
+    slots = concurrency_for(wanted, sum(c for c, _ in nodes), sum(g for _, g in nodes), nodes)
+    return slots, unused_gpus(wanted, slots, nodes)
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,7 @@ def fitted(nodes, **resources):
     ],
 )
 def test_every_gpu_has_a_trial_whatever_else_its_machine_is(nodes, cpus, at_once):
-    assert fitted(nodes) == (Slots(cpus, 1, at_once), "")
+    assert fitted(nodes) == (Concurrency(cpus, 1, at_once), "")
 
 
 @pytest.mark.parametrize(
@@ -64,5 +64,7 @@ def test_what_no_machine_has_is_refused_with_the_number_that_one_has():
 
 def test_trials_that_share_a_gpu_leave_none_unused():
     nodes = [(64, 8)]
-    assert unused(space(), Slots(8, 1, 32, pack=4), nodes) == ""
-    assert unused(space(at_once=12), Slots(8, 1, 12, pack=2), nodes).startswith("2 of 8 GPUs stay unused: resources.at")
+    assert unused_gpus(space(), Concurrency(8, 1, 32, pack=4), nodes) == ""
+    assert unused_gpus(space(at_once=12), Concurrency(8, 1, 12, pack=2), nodes).startswith(
+        "2 of 8 GPUs stay unused: resources.at"
+    )

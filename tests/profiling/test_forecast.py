@@ -7,10 +7,10 @@ import optuna
 import pytest
 
 from mixtune.cli import duration
-from mixtune.config import load, parse
+from mixtune.config import load_config, parse
 from mixtune.errors import InputError
 from mixtune.profiling import forecast, messages, preflight
-from mixtune.profiling.concurrency import Slots
+from mixtune.profiling.concurrency import Concurrency
 from mixtune.profiling.feasibility import Room, gib, infeasible
 from mixtune.profiling.trial_parts import whole_runs
 from mixtune.regime import BatchShape
@@ -22,8 +22,8 @@ from tests.accounts import ROOT
 from tests.conftest import TINY
 from tests.profiling.test_resource_profile import GIB, made
 
-ONE = Slots(cpus=1, gpus=0, at_once=2)
-GPU = Slots(cpus=12, gpus=1, at_once=8)
+ONE = Concurrency(cpus=1, gpus=0, at_once=2)
+GPU = Concurrency(cpus=12, gpus=1, at_once=8)
 NODES = [(96.0, 8.0)]
 
 
@@ -114,7 +114,7 @@ def test_hours_are_those_of_every_rung_of_every_trial():
 
 def test_a_dry_run_tells_the_whole_search_in_training_runs():
     """search_spaces/imagenet.yaml: 6 published regimes go through all rungs, of 58 others a third through each."""
-    s = load(ROOT / "search_spaces/imagenet.yaml", Space)
+    s = load_config(ROOT / "search_spaces/imagenet.yaml", Space)
     (said,) = (line for line in preflight.plan(s, 1_255_544, sampled=0).splitlines() if line.startswith("search: "))
     rungs = 1 / 9 + 1 / 3 + 1
     assert f"64 trials, in all the compute of {6 * rungs + 58 / 3:.3g} runs of the whole budget if halving" in said
@@ -225,7 +225,7 @@ def test_the_plan_says_what_is_asked_for():
     uneven = replace(found, steps=(*found.steps, replace(found.steps[1], shape=BatchShape(12, 14), seconds=1e-5)))
     assert "% more" in "\n".join(messages.lines(s, plan, Room(uneven, room.bytes), 1e12, NODES, s.training(1)))
     for slots, said in (
-        (Slots(12, 1, 1, workers=8), "16 GPU-hours in 2 h 00 min"),
+        (Concurrency(12, 1, 1, workers=8), "16 GPU-hours in 2 h 00 min"),
         (ONE, "4 core-hours in 2 h 00 min"),
     ):
         two = replace(plan, slots=slots, hours=2.0 * slots.at_once, expected=None)

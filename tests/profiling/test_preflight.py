@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from mixtune import prepare
-from mixtune.config import load, parse
+from mixtune.config import load_config, parse
 from mixtune.errors import InputError
 from mixtune.profiling.preflight import check_batches, expected_images
 from mixtune.search import __main__ as search_command
@@ -61,7 +61,7 @@ def test_data_that_are_there_in_part_or_too_few_are_refused_and_not_taken_for_th
         with pytest.raises(InputError, match="there are 4 to train on"):
             search_command.main(["--space", file, "--set", f"task.data={few}", "--dry-run", *flags])
     (tmp_path / "part/val").mkdir(parents=True)
-    space = load(file, Space)
+    space = load_config(file, Space)
     with pytest.raises(InputError, match="the folder train/ with one folder per class is missing"):
         expected_images(replace(space, task=replace(space.task, data=str(tmp_path / "part"))), file)
     assert capsys.readouterr().out == ""

@@ -32,7 +32,7 @@ def config(tiny):
     return parse(tiny, Space, "f").training(1)
 
 
-class Stand(step_benchmark.Stand):
+class Stand(step_benchmark.StepBenchmark):
     """A device of so many bytes, on which a step takes ``fixed`` and ``per_pixel`` bytes and 1 ns per pixel."""
 
     fixed, per_pixel, has, tried, now = 10 * MIB, 4096.0, 40 * MIB, [], 0.0

@@ -31,7 +31,7 @@ def test_a_step_of_nine_times_the_pixels_takes_longer(config):
 
 def test_captured_steps_of_a_recipe_that_freezes_layers_are_timed_with_all_of_them_free(config):
     recipe = dataclasses.replace(config.recipe, groups=2, frozen=0.5)
-    stand = step_benchmark.Stand(dataclasses.replace(config, recipe=recipe))
+    stand = step_benchmark.StepBenchmark(dataclasses.replace(config, recipe=recipe))
     stand.engine = Engine(stand.task, stand.engine.network, recipe, 0, recorder=TapeRecorder())
     assert stand.seconds(SHAPES[0]) > 0
     assert all(p.requires_grad for p in stand.engine.network.parameters())

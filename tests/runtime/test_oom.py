@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mixtune.runtime.oom import OutOfMemoryError, lacking, named
+from mixtune.runtime.oom import OutOfMemoryError, is_out_of_memory, name_oom
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ from mixtune.runtime.oom import OutOfMemoryError, lacking, named
     ],
 )
 def test_memory_is_lacking_where_torch_or_cuda_say_so(error, is_one):
-    assert lacking(error) is is_one
+    assert is_out_of_memory(error) is is_one
 
 
 def raised_on(first, second, hiding):
@@ -46,6 +46,6 @@ def test_an_error_of_ending_a_capture_that_ran_out_of_memory_is_a_lack_of_memory
     """
     on_top = RuntimeError("CUDA error: operation failed due to a previous error during capture")
     found = raised_on(torch.OutOfMemoryError("CUDA out of memory"), on_top, hiding)
-    with pytest.raises(RuntimeError if hiding else OutOfMemoryError), named(lambda: "too large"):
+    with pytest.raises(RuntimeError if hiding else OutOfMemoryError), name_oom(lambda: "too large"):
         raise found
-    assert lacking(found) is not hiding
+    assert is_out_of_memory(found) is not hiding

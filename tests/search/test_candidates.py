@@ -1,6 +1,6 @@
 import pytest
 
-from mixtune.config import parse, plain
+from mixtune.config import parse, to_plain
 from mixtune.errors import InputError
 from mixtune.regime import PUBLISHED, BatchShape, published
 from mixtune.regime.files import load_regime, save_regime
@@ -62,8 +62,8 @@ def test_a_value_is_fixed_a_list_is_a_choice_a_mapping_is_a_range():
 
 def test_a_written_space_is_read_as_it_was():
     s = space(split=[0, 1], weights={8: {"low": 0.1, "high": 0.2}}, recipe={"weight_decay": 1e-4})
-    assert parse(plain(s), Space, "f") == s
-    assert parse(plain(s), Space, "f").search.weights == {8: Range(0.1, 0.2)}
+    assert parse(to_plain(s), Space, "f") == s
+    assert parse(to_plain(s), Space, "f").search.weights == {8: Range(0.1, 0.2)}
 
 
 @pytest.mark.parametrize(

@@ -5,16 +5,16 @@ import numpy as np
 import pytest
 import torch
 
-from mixtune.config import parse, plain
+from mixtune.config import parse, to_plain
 from mixtune.data import splits
 from mixtune.errors import InputError
 from mixtune.evaluation.curve import mean_curve
-from mixtune.execution.coordinator import Bridge
+from mixtune.execution.coordinator import Coordinator
 from mixtune.execution.trial import trial_results
 from mixtune.profiling.feasibility import infeasible
 from mixtune.regime import Schedule
 from mixtune.runtime.process_group import ALONE
-from mixtune.search.callbacks import Listeners
+from mixtune.search.callbacks import Callbacks
 from mixtune.search.domains import Uniform
 from mixtune.search.fidelity import Fidelity, Stage, stages
 from mixtune.search.optuna_study import Trials
@@ -54,7 +54,7 @@ def test_a_rung_trains_the_whole_schedule_on_its_share_of_the_budget(tmp_path):
     assert [(r["number"], r["progress"], r["last"]) for r in made] == [(1, 0.5, False), (2, 1.0, True)]
     # Each is what a run of that share gives by itself; the second begins anew.
     for r, share in zip(made, (0.5, 1.0), strict=True):
-        training = parse(plain(s.training(1)) | {"share": share}, type(s.training()), "f")
+        training = parse(to_plain(s.training(1)) | {"share": share}, type(s.training()), "f")
         job = Run.prepare(s.regime(s.published_params("fixed", 4)), training)
         alone = list(job.reports())[-1]
         assert r["score"] == s.score.of(alone.curve)
@@ -93,7 +93,9 @@ def test_the_mean_curve_is_the_mean(tmp_path):
 
     one, both = results(s, tmp_path)[-2:]
     regime = s.regime(s.published_params("fixed", 4))
-    training = parse(plain(s.training(1)) | {"task": plain(s.training(1).task) | {"fold": 1}}, type(s.training()), "f")
+    training = parse(
+        to_plain(s.training(1)) | {"task": to_plain(s.training(1).task) | {"fold": 1}}, type(s.training()), "f"
+    )
     second = list(Run.prepare(regime, training).reports())[-1].curve
     assert Curve.from_rows(both["curve"]) == mean_curve([Curve.from_rows(one["curve"]), second])
 
@@ -118,7 +120,7 @@ def test_what_cannot_meet_the_budget_is_recorded_in_no_time_and_is_no_trial(tmp_
     s = space(base={"S": 8, "B": 100}, budget={"epochs": 0.7}, search={"sizes": [8, 12]}, trials=8)
     url = f"journal:///{tmp_path}/study.journal"
     trials = Trials(url, s, 4)
-    bridge = Bridge(trials, s.training(1), tmp_path, Listeners([]), partial(infeasible, s, n_train=300))
+    bridge = Coordinator(trials, s.training(1), tmp_path, Callbacks([]), partial(infeasible, s, n_train=300))
     drawn = [s.suggest(Uniform(i)) for i in range(40)]
     refused = [p for p in drawn if infeasible(s, s.regime(p), s.training(1), 300)]
     assert refused, "the test needs candidates that cannot meet the budget"
@@ -138,7 +140,7 @@ def test_a_space_without_a_feasible_candidate_ends_with_a_sentence(tmp_path, mon
     monkeypatch.setattr("mixtune.execution.coordinator.INFEASIBLE_IN_A_ROW", 5)
     s = space(published=[], base={"S": 8, "B": 300}, budget={"epochs": 0.4}, search={"sizes": [8], "split": 1})
     trials = Trials(f"journal:///{tmp_path}/study.journal", s, 4)
-    bridge = Bridge(trials, s.training(1), tmp_path, Listeners([]), partial(infeasible, s, n_train=300))
+    bridge = Coordinator(trials, s.training(1), tmp_path, Callbacks([]), partial(infeasible, s, n_train=300))
     assert bridge.suggest("a") is None
     assert "candidates in a row cannot be trained" in bridge.halted
     trials.close()

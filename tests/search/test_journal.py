@@ -13,7 +13,7 @@ from mixtune.config import parse
 from mixtune.errors import InputError, NoRoomError
 from mixtune.search.journal import Journal, Lines
 from mixtune.search.optuna_study import Trials
-from mixtune.search.paths import Places
+from mixtune.search.paths import StudyPaths
 from mixtune.search.space import Space
 from mixtune.search.storage import holds, open_storage, reached
 from tests.test_full_disk import room_for
@@ -159,7 +159,7 @@ def test_a_journal_is_only_looked_into(tmp_path):
 
 
 def test_a_study_that_was_begun_in_a_database_goes_on_there(tmp_path):
-    assert Places(tmp_path).storage_url == url(tmp_path)
+    assert StudyPaths(tmp_path).storage_url == url(tmp_path)
     (tmp_path / "study.db").touch()
-    assert Places(tmp_path).storage_url == f"sqlite:///{tmp_path}/study.db"
-    assert Places(tmp_path, storage="sqlite:///elsewhere.db").storage_url == "sqlite:///elsewhere.db"
+    assert StudyPaths(tmp_path).storage_url == f"sqlite:///{tmp_path}/study.db"
+    assert StudyPaths(tmp_path, storage="sqlite:///elsewhere.db").storage_url == "sqlite:///elsewhere.db"

@@ -8,10 +8,10 @@ import pytest
 
 from mixtune.config import parse
 from mixtune.errors import InputError, NoRoomError
-from mixtune.execution.coordinator import Bridge
+from mixtune.execution.coordinator import Coordinator
 from mixtune.search import ledger as ledger_
 from mixtune.search import storage
-from mixtune.search.callbacks import Listeners
+from mixtune.search.callbacks import Callbacks
 from mixtune.search.ledger import Ledger, StorageAwayError
 from mixtune.search.optuna_study import Trials
 from mixtune.search.space import Space
@@ -147,7 +147,7 @@ def test_a_published_regime_survives_a_kill_before_anything_was_suggested(study)
 def test_the_bridge_goes_on_without_the_storage_and_begins_nothing(study, tmp_path):
     trials, ledger = study(pruner={"name": "none"})
     recorder = Recorder()
-    bridge = Bridge(ledger, trials.space.training(1), tmp_path, Listeners([recorder]))
+    bridge = Coordinator(ledger, trials.space.training(1), tmp_path, Callbacks([recorder]))
     bridge.suggest("a")
     with locked(tmp_path / "study.db"):
         assert not bridge.report("a", report(1, 0.4))
@@ -168,7 +168,7 @@ def test_the_bridge_goes_on_without_the_storage_and_begins_nothing(study, tmp_pa
 
 def test_a_study_that_can_only_wait_ends_after_a_while(study, tmp_path, monkeypatch):
     trials, ledger = study()
-    bridge = Bridge(ledger, trials.space.training(1), tmp_path, Listeners([]))
+    bridge = Coordinator(ledger, trials.space.training(1), tmp_path, Callbacks([]))
     monkeypatch.setattr("mixtune.execution.coordinator.PATIENCE_SECONDS", 0.1)
     with locked(tmp_path / "study.db"):
         stop = threading.Event()

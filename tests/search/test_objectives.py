@@ -7,9 +7,9 @@ import pytest
 from mixtune.config import parse
 from mixtune.errors import InputError
 from mixtune.evaluation.curve import Curve, Point
-from mixtune.execution.coordinator import Bridge
+from mixtune.execution.coordinator import Coordinator
 from mixtune.profiling import preflight
-from mixtune.search.callbacks import Listeners
+from mixtune.search.callbacks import Callbacks
 from mixtune.search.optuna_study import Trials
 from mixtune.search.space import Space
 from mixtune.search.storage import open_storage
@@ -24,7 +24,7 @@ def curve(top1, ece):
 
 
 def run_all(trials, curves, folder):
-    bridge = Bridge(trials, trials.space.training(1), folder, Listeners([Recorder()]))
+    bridge = Coordinator(trials, trials.space.training(1), folder, Callbacks([Recorder()]))
     for found in curves:
         bridge.suggest("one")
         for number, last in ((1, False), (2, True)):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from mixtune.config import load, parse
+from mixtune.config import load_config, parse
 from mixtune.errors import InputError
 from mixtune.regime import published
 from mixtune.search.domains import Uniform
@@ -14,7 +14,7 @@ STRIDE = {"imagenet": 32, "folder": 32}
 
 @pytest.mark.parametrize("name", FILES)
 def test_published_regimes_are_points_of_every_shipped_space(name):
-    space = load(f"search_spaces/{name}.yaml", Space)
+    space = load_config(f"search_spaces/{name}.yaml", Space)
     stride = STRIDE.get(name, 4)
     for family in space.published:
         found = space.regime(space.published_params(family, stride), family)
@@ -28,7 +28,7 @@ def test_published_regimes_are_points_of_every_shipped_space(name):
 
 @pytest.mark.parametrize("seed", range(30))
 def test_every_point_is_a_regime_that_spends_the_base_pixels(seed):
-    space = load("search_spaces/imagenet.yaml", Space)
+    space = load_config("search_spaces/imagenet.yaml", Space)
     params = space.suggest(Uniform(seed))
     regime = space.regime(params)
     assert set(regime.sizes) == {S for S in space.search.sizes if params[f"w_{S}"] >= NEGLIGIBLE}
@@ -106,7 +106,7 @@ def test_digest_ignores_what_does_not_change_scores(tiny):
 
 @pytest.mark.parametrize("name", ["digits", "cifar10", "imagenet"])
 def test_the_shapes_of_a_space_are_those_its_candidates_have(name):
-    space = load(f"search_spaces/{name}.yaml", Space)
+    space = load_config(f"search_spaces/{name}.yaml", Space)
     known = set(space.shapes())
     assert {space.base.resized(S, split) for S in space.search.sizes for split in np.linspace(0, 1, 101)} <= known
     for seed in range(50):

@@ -6,7 +6,7 @@ from mixtune.config import parse
 from mixtune.errors import InputError
 from mixtune.regime import Budget, Schedule, published
 from mixtune.search.space import Space
-from mixtune.search.timeouts import Clock, Limits, Position, forget_position, memory_kills, position
+from mixtune.search.timeouts import Clock, Position, Timeouts, forget_position, memory_kills, position
 
 
 @pytest.fixture
@@ -59,11 +59,11 @@ def test_the_position_outlives_its_writer(tmp_path, schedule):
 
 
 def test_a_clock_that_has_not_been_started_never_runs_out(tmp_path):
-    assert Clock(Limits(minutes=1, silent_minutes=1), tmp_path).exceeded(1e9) is None
+    assert Clock(Timeouts(minutes=1, silent_minutes=1), tmp_path).exceeded(1e9) is None
 
 
 def test_a_trial_that_takes_too_long_is_told_with_its_place(tmp_path, schedule):
-    clock = Clock(Limits(minutes=2), tmp_path)
+    clock = Clock(Timeouts(minutes=2), tmp_path)
     with Position(tmp_path, schedule) as at:
         at(4, 32)
     clock.start(100.0)
@@ -72,7 +72,7 @@ def test_a_trial_that_takes_too_long_is_told_with_its_place(tmp_path, schedule):
 
 
 def test_only_silence_is_silence(tmp_path, schedule):
-    clock = Clock(Limits(silent_minutes=1), tmp_path)
+    clock = Clock(Timeouts(silent_minutes=1), tmp_path)
     clock.start(0.0)
     with Position(tmp_path, schedule) as at:
         for step in range(5):  # a step every 50 s
@@ -86,7 +86,7 @@ def test_only_silence_is_silence(tmp_path, schedule):
 
 
 def test_of_folds_that_train_at_once_each_must_move_until_it_is_done(tmp_path, schedule):
-    clock = Clock(Limits(silent_minutes=1), tmp_path)
+    clock = Clock(Timeouts(silent_minutes=1), tmp_path)
     clock.start(0.0)
     with Position(tmp_path, schedule, 0) as hangs:
         hangs(3, 32)
@@ -114,7 +114,7 @@ def test_what_an_attempt_that_was_cut_off_left_is_no_silence(tmp_path, schedule)
 
 
 def test_without_limits_a_trial_may_hang_as_long_as_it_likes(tmp_path):
-    clock = Clock(Limits(), tmp_path)
+    clock = Clock(Timeouts(), tmp_path)
     clock.start(0.0)
     assert clock.exceeded(1e9) is None
 

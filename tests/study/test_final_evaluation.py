@@ -9,12 +9,12 @@ from mlflow import MlflowClient
 
 from mixtune.config import parse
 from mixtune.evaluation.curve import Curve, Point
-from mixtune.execution.coordinator import Bridge
+from mixtune.execution.coordinator import Coordinator
 from mixtune.profiling.feasibility import nothing
-from mixtune.search.callbacks import Listeners
-from mixtune.search.paths import Places
+from mixtune.search.callbacks import Callbacks
+from mixtune.search.paths import StudyPaths
 from mixtune.search.space import Space
-from mixtune.study.final_evaluation import prove
+from mixtune.study.final_evaluation import run_final
 from mixtune.study.repeats import Repeats
 from mixtune.study.stores import opened
 from tests.tracking.direct import Idle
@@ -31,7 +31,7 @@ class Planted:
         self.trained = []
 
     def run(self, books, folder, listeners, refuse=nothing):
-        bridge = Bridge(books.ledger, books.trials.space.training(1), folder, listeners, refuse)
+        bridge = Coordinator(books.ledger, books.trials.space.training(1), folder, listeners, refuse)
         while (told := bridge.suggest("one")) is not None:
             if self.stop_after is not None and len(self.trained) == self.stop_after:
                 bridge.interrupt()
@@ -71,7 +71,7 @@ def places(tmp_path, empty_store, monkeypatch):
     """Of a study whose runs are not taken to MLflow, which is most of the work."""
     monkeypatch.setattr("mixtune.tracking.mlflow_writer.Courier", Idle)
     empty_store(tmp_path)
-    return Places(tmp_path)
+    return StudyPaths(tmp_path)
 
 
 @pytest.fixture
@@ -83,9 +83,9 @@ def recorded(places, direct):
 def conclude(space, places, machine, said=None):
     with opened(space, places, 4, False) as books:
         if books.trials.remaining():
-            machine.run(books, places.folder, Listeners([books.tracker]))
+            machine.run(books, places.folder, Callbacks([books.tracker]))
         try:
-            return prove(space, places, books, machine, (said if said is not None else []).append)
+            return run_final(space, places, books, machine, (said if said is not None else []).append)
         finally:
             assert books.tracker.flush()
 
@@ -253,11 +253,11 @@ def test_mlflow_holds_every_run_once_as_a_repeat(space, recorded):
 
 
 def test_a_run_that_mlflow_lacked_at_a_kill_is_told_again(space, recorded, monkeypatch):
-    from mixtune.tracking.mlflow_writer import Tracker
+    from mixtune.tracking.mlflow_writer import MlflowWriter
 
     machine = Planted({SEARCHED: 0.95})
     with monkeypatch.context() as broken:
-        broken.setattr(Tracker, "repeated", lambda *_: None)
+        broken.setattr(MlflowWriter, "repeated", lambda *_: None)
         conclude(space, recorded, machine)
     conclude(space, recorded, machine)
     client = MlflowClient(recorded.tracking_uri)

@@ -1,9 +1,9 @@
-from mixtune.search.outcome import Outcome
+from mixtune.search.outcome import TrialResult
 from mixtune.study.leaders import finalists, leaders
 
 
 def outcome(number, score, published="", state="COMPLETE"):
-    return Outcome(number, state, score, {}, published, "", None)
+    return TrialResult(number, state, score, {}, published, "", None)
 
 
 SEARCH = [

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mixtune.config import load, parse
+from mixtune.config import load_config, parse
 from mixtune.errors import InputError
 from mixtune.profiling.preflight import check_sizes, expected_images
 from mixtune.regime.files import save_regime
 from mixtune.search import __main__ as search_command
 from mixtune.search.optuna_study import Trials
-from mixtune.search.outcome import Outcome
+from mixtune.search.outcome import TrialResult
 from mixtune.search.space import Space
 from mixtune.study import proxy as carry
 from mixtune.study.proxy import agreement, carried, on_proxy
@@ -79,7 +79,7 @@ def test_a_study_remembers_the_proxys_scores_and_more_regimes_may_follow(proxy, 
 
 
 def outcomes(*pairs):
-    return [Outcome(i, "COMPLETE", here, {}, "", "", None, before) for i, (before, here) in enumerate(pairs)]
+    return [TrialResult(i, "COMPLETE", here, {}, "", "", None, before) for i, (before, here) in enumerate(pairs)]
 
 
 def test_the_agreement_is_spearmans_over_what_both_have():
@@ -136,7 +136,7 @@ def test_the_proxy_section_changes_what_it_names_and_nothing_else():
 
 def test_the_shipped_proxy_is_a_space_that_can_be_searched():
     file = str(Path(__file__).parents[2] / "search_spaces/imagenet.yaml")
-    cheaper = on_proxy(load(file, Space), file)
+    cheaper = on_proxy(load_config(file, Space), file)
     stride = check_sizes(cheaper, file)
     for name in cheaper.published:
         cheaper.published_params(name, stride)
@@ -196,7 +196,7 @@ def test_both_are_told_before_the_proxy_begins(alone, cache, tmp_path, space_fil
         assert (space.study, len(each)) == ("full-proxy", 2)
         raise InputError("the proxy begins")
 
-    monkeypatch.setattr("mixtune.study.run_study.conduct", begins)
+    monkeypatch.setattr("mixtune.study.run_study.run_study", begins)
     out = tmp_path / "out"
     with pytest.raises(InputError, match="the proxy begins"):
         search_command.main(["--space", str(space_file(two_stages())), "--proxy", "--out", str(out)])

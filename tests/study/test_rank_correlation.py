@@ -4,12 +4,12 @@ import pytest
 from mlflow import MlflowClient
 
 from mixtune.config import parse
-from mixtune.search.outcome import Outcome
-from mixtune.search.paths import Places
+from mixtune.search.outcome import TrialResult
+from mixtune.search.paths import StudyPaths
 from mixtune.search.space import Named, Space
 from mixtune.study import run_study
 from mixtune.study.rank_correlation import ENOUGH, agreements, early_steps, metrics, sentence
-from mixtune.study.run_study import Result, table
+from mixtune.study.run_study import StudyResult, table
 from mixtune.study.stores import opened
 from tests.search.test_optuna_study import CURVE
 
@@ -23,7 +23,7 @@ def space(tiny):
 
 def outcomes(early, final, state="COMPLETE"):
     return [
-        Outcome(i, state, f, {}, "", "", None, reports={1: e, 3: -e, 9: f})
+        TrialResult(i, state, f, {}, "", "", None, reports={1: e, 3: -e, 9: f})
         for i, (e, f) in enumerate(zip(early, final, strict=True))
     ]
 
@@ -66,7 +66,7 @@ def test_they_are_metrics_by_share_of_the_budget():
 
 def test_a_study_keeps_its_own_in_mlflow(space, tmp_path, empty_store, direct):
     empty_store(tmp_path)
-    space, places = replace(space, pruner=Named("none"), trials=9), Places(tmp_path)
+    space, places = replace(space, pruner=Named("none"), trials=9), StudyPaths(tmp_path)
     with opened(space, places, 4, False) as books:
         for n in range(9):
             trial, _ = books.trials.ask()
@@ -85,7 +85,7 @@ def test_a_study_keeps_its_own_in_mlflow(space, tmp_path, empty_store, direct):
 
 def test_a_study_prints_its_own(space, monkeypatch):
     monkeypatch.setattr("mixtune.study.run_study.results_table", lambda outcomes, regime_of: "the trials")
-    result = Result(outcomes(range(12), range(12)), None, False, 0, "", None)
+    result = StudyResult(outcomes(range(12), range(12)), None, False, 0, "", None)
     said = table(space, result).splitlines()
     assert said[0] == "the trials"
     assert said[1].endswith("not pruned): 1.00 at 11 % (n = 12), -1.00 at 33 % (n = 12)")

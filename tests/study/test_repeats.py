@@ -1,8 +1,8 @@
 import pytest
 
 from mixtune.config import parse
-from mixtune.execution.coordinator import Bridge
-from mixtune.search.callbacks import Listeners
+from mixtune.execution.coordinator import Coordinator
+from mixtune.search.callbacks import Callbacks
 from mixtune.search.final import Repeat
 from mixtune.search.optuna_study import Trials
 from mixtune.search.space import Space
@@ -104,7 +104,7 @@ def test_a_round_trains_the_whole_budget_at_once(tiny):
 
 def test_a_worker_is_told_its_seed_and_images_and_the_folder_is_that_of_mixtune_train(tmp_path, space, outcomes):
     book = opened(tmp_path, space, outcomes, [3])
-    bridge = Bridge(book, whole(space, "final").training(1), tmp_path / "final", Listeners([Recorder()]))
+    bridge = Coordinator(book, whole(space, "final").training(1), tmp_path / "final", Callbacks([Recorder()]))
     told = [bridge.suggest(run) for run in "ab"]
     assert [t["judge"] for t in told] == ["test", "test"]
     assert [t["training"]["seed"] for t in told] == [3, 3]

@@ -19,7 +19,7 @@ from mixtune.search.space import Space
 from mixtune.tracking import courier as courier_
 from mixtune.tracking import deliverer
 from mixtune.tracking.courier import Courier
-from mixtune.tracking.mlflow_writer import Tracker
+from mixtune.tracking.mlflow_writer import MlflowWriter
 from tests.accounts import assert_gone
 from tests.search.test_optuna_study import CURVE
 from tests.test_full_disk import room_for
@@ -33,7 +33,7 @@ LOOK = 0.1  # seconds between looks into the store: each takes as much of a core
 def tracker(tmp_path, tiny, empty_store):
     folder = tmp_path / "a folder"
     folder.mkdir()
-    made = Tracker(empty_store(folder), parse(tiny, Space, "f"), folder)
+    made = MlflowWriter(empty_store(folder), parse(tiny, Space, "f"), folder)
     yield made
     made.close()
 
@@ -81,7 +81,7 @@ def test_a_study_is_delivered_whole_by_a_process_that_ends_then_and_not_before(
 ):
     """Neither the janitor nor the terminal ends it: it is still needed when Ray and all that it started are gone."""
     monkeypatch.setenv(janitor.MARK, "a test of the courier")
-    tracker = Tracker(empty_store(tmp_path), parse(tiny, Space, "f"), tmp_path)
+    tracker = MlflowWriter(empty_store(tmp_path), parse(tiny, Space, "f"), tmp_path)
     for number in range(3):
         run_trial(tracker, number)
     process = process_of(tracker)
@@ -153,7 +153,7 @@ def test_it_ends_with_a_search_that_is_killed_and_the_next_delivers_the_rest(tmp
     search.kill()
     search.wait()
     # The next one begins at once; it waits for the process of the first.
-    again = Tracker(uri, parse(tiny, Space, "f"), tmp_path, parent)
+    again = MlflowWriter(uri, parse(tiny, Space, "f"), tmp_path, parent)
     assert again.parent == parent
     assert again.courier.waiting
     assert again.flush(60)

@@ -14,7 +14,7 @@ import yaml
 from mlflow import MlflowClient
 
 from mixtune.config import parse
-from mixtune.data.datasets import load
+from mixtune.data.datasets import load_dataset
 from mixtune.data.sources import DataSet, Files, Pixels
 from mixtune.errors import InputError
 from mixtune.evaluation.curve import Curve, Point
@@ -22,7 +22,7 @@ from mixtune.regime import published
 from mixtune.regime.files import save_regime
 from mixtune.search.callbacks import Candidate
 from mixtune.search.optuna_study import Trials
-from mixtune.search.outcome import Outcome
+from mixtune.search.outcome import TrialResult
 from mixtune.search.space import Space
 from mixtune.tasks.classification import Classification
 from mixtune.tasks.config import TaskConfig
@@ -30,7 +30,7 @@ from mixtune.tracking.courier import Courier
 from mixtune.tracking.delivery import merged
 from mixtune.tracking.identity import _digest, identity
 from mixtune.tracking.mlflow_reader import check, children
-from mixtune.tracking.mlflow_writer import Tracker
+from mixtune.tracking.mlflow_writer import MlflowWriter
 from mixtune.tracking.views import address
 from tests.search.test_optuna_study import CURVE
 
@@ -41,7 +41,7 @@ pytestmark = pytest.mark.usefixtures("direct")  # test_courier has the process
 def tracker(tmp_path, tiny, empty_store):
     folder = tmp_path / "a folder"
     folder.mkdir()
-    return Tracker(empty_store(folder), parse(tiny, Space, "f"), folder)
+    return MlflowWriter(empty_store(folder), parse(tiny, Space, "f"), folder)
 
 
 def candidate(tracker, number=0):
@@ -121,7 +121,7 @@ def test_runs_are_not_asked_for_when_the_store_was_read(tracker, monkeypatch):
 def test_every_fold_is_a_step_of_its_own(tmp_path, tiny, empty_store):
     folder = tmp_path / "folds"
     folder.mkdir()
-    tracker = Tracker(empty_store(folder), parse(tiny | {"folds": 3}, Space, "f"), folder)
+    tracker = MlflowWriter(empty_store(folder), parse(tiny | {"folds": 3}, Space, "f"), folder)
     trial = candidate(tracker)
     tracker.started(trial)
     for fold in range(3):
@@ -148,7 +148,7 @@ def test_interrupted_and_stale_runs_leave_no_trace(tracker, tiny):
         tracker.started(candidate(tracker, number))
     tracker.ended(Candidate(0, None, {}, tracker._folder, "fixed"), "INTERRUPTED", None, "", None)
     assert len(runs(tracker, "trial")) == 1
-    again = Tracker(tracker.uri, tracker._space, tracker._folder, tracker.parent)
+    again = MlflowWriter(tracker.uri, tracker._space, tracker._folder, tracker.parent)
     again.discard_unfinished()
     assert runs(again, "trial") == []
     assert again.parent == tracker.parent
@@ -208,7 +208,7 @@ def test_metrics_are_rounded_for_reading_and_the_curve_is_not(tracker):
 def test_the_machine_is_watched_when_mlflow_is_told_to(tmp_path, tiny, empty_store, monkeypatch):
     monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "true")
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.05")
-    watched = Tracker(empty_store(tmp_path), parse(tiny, Space, "f"), tmp_path)
+    watched = MlflowWriter(empty_store(tmp_path), parse(tiny, Space, "f"), tmp_path)
     client = MlflowClient(watched.uri)
     for _ in range(600):
         if any(k.startswith("system/") for k in client.get_run(watched.parent).data.metrics):
@@ -223,7 +223,7 @@ def test_watching_without_its_library_is_one_sentence(tmp_path, tiny, empty_stor
     monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "true")
     monkeypatch.setitem(sys.modules, "mlflow.system_metrics.system_metrics_monitor", None)
     with pytest.raises(InputError, match="MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING: needs psutil"):
-        Tracker(empty_store(tmp_path), parse(tiny, Space, "f"), tmp_path)
+        MlflowWriter(empty_store(tmp_path), parse(tiny, Space, "f"), tmp_path)
 
 
 def test_a_database_of_something_else_is_neither_written_nor_read(tmp_path, tiny):
@@ -265,7 +265,7 @@ def test_an_end_that_a_power_cut_left_open_is_recorded_again(tracker):
     tracker.ended(trial, "COMPLETE", 0.5, "", CURVE)
     (run,) = runs(tracker, "trial")
     MlflowClient(tracker.uri).update_run(run.info.run_id, status="RUNNING")
-    assert tracker.repair([Outcome(0, "COMPLETE", 0.5, trial.params, "fixed", "", CURVE)]) == 1
+    assert tracker.repair([TrialResult(0, "COMPLETE", 0.5, trial.params, "fixed", "", CURVE)]) == 1
     (run,) = runs(tracker, "trial")
     assert run.info.status == "FINISHED"
 
@@ -311,11 +311,15 @@ def test_every_run_names_its_data_by_digest(tracker):
     (parent,) = runs(tracker, "study")
     counts = {k: int(parent.data.params[f"images.{k}"]) for k in ("train", "validation", "test")}
     task = Classification(tracker._space.task)
-    assert counts == {"train": task.n_train, "validation": len(task._held_out), "test": len(load("digits", None).test)}
+    assert counts == {
+        "train": task.n_train,
+        "validation": len(task._held_out),
+        "test": len(load_dataset("digits", None).test),
+    }
 
 
 def test_a_study_with_folds_says_so_and_counts_every_image_it_judges(tmp_path, tiny, empty_store):
-    tracker = Tracker(empty_store(tmp_path), parse(tiny | {"folds": 4}, Space, "f"), tmp_path)
+    tracker = MlflowWriter(empty_store(tmp_path), parse(tiny | {"folds": 4}, Space, "f"), tmp_path)
     (parent,) = runs(tracker, "study")
     assert parent.data.tags["mixtune.fold"] == "4 folds"
     task = [Classification(replace(tracker._space.training().task, fold=i)) for i in range(4)]
@@ -332,7 +336,7 @@ def test_sending_a_record_twice_changes_nothing(tracker):
     tracker.ended(trial, "COMPLETE", 0.5, "", CURVE)
     sent = [*tracker.courier.records]
     assert tracker.flush()
-    fresh = Tracker(tracker.uri, tracker._space, tracker._folder, tracker.parent)  # as a new process would
+    fresh = MlflowWriter(tracker.uri, tracker._space, tracker._folder, tracker.parent)  # as a new process would
     for record in sent:
         fresh.courier.sender.deliver(record)
     (child,) = runs(tracker, "trial")
@@ -354,7 +358,7 @@ def test_a_run_whose_maker_was_killed_at_once_gets_its_data_all_the_same(tracker
         tracker.started(candidate(tracker))
         with pytest.raises(KeyboardInterrupt):
             tracker.flush()
-    again = Tracker(tracker.uri, tracker._space, tracker._folder, tracker.parent)
+    again = MlflowWriter(tracker.uri, tracker._space, tracker._folder, tracker.parent)
     for record in tracker.courier.records:
         again.courier.put(record)
     (run,) = runs(again, "trial")
@@ -370,7 +374,9 @@ def test_the_digest_changes_with_pixels_labels_and_names(monkeypatch):
     renamed = Files(tuple(f"/a/train/y/{i}.jpg" for i in range(4)), pixels.labels)
 
     def digest(source):
-        monkeypatch.setattr("mixtune.data.datasets.load", lambda *_: DataSet(source, source, 2, (0,) * 3, (1,) * 3))
+        monkeypatch.setattr(
+            "mixtune.data.datasets.load_dataset", lambda *_: DataSet(source, source, 2, (0,) * 3, (1,) * 3)
+        )
         _digest.cache_clear()
         return _digest("x", None)
 
@@ -397,12 +403,12 @@ def test_what_a_kill_kept_from_mlflow_is_recorded_by_the_next_search(tracker):
     tracker.ended(ended, "COMPLETE", 0.5, "", CURVE)
     assert tracker.flush()
 
-    again = Tracker(tracker.uri, space, tracker._folder, tracker.parent)
+    again = MlflowWriter(tracker.uri, space, tracker._folder, tracker.parent)
     point = space.published_params("fixed", 4)
     known = [
-        Outcome(0, "COMPLETE", 0.4, point, "fixed", "", CURVE),
-        Outcome(1, "COMPLETE", 0.6, point, "fixed", "", CURVE),  # its last report is missing too
-        Outcome(3, "PRUNED", 0.2, point, "", "pruned at 50 %", CURVE),  # nothing is there
+        TrialResult(0, "COMPLETE", 0.4, point, "fixed", "", CURVE),
+        TrialResult(1, "COMPLETE", 0.6, point, "fixed", "", CURVE),  # its last report is missing too
+        TrialResult(3, "PRUNED", 0.2, point, "", "pruned at 50 %", CURVE),  # nothing is there
     ]
     assert again.repair(known) == 2
     again.discard_unfinished()  # the third, which ran
@@ -430,7 +436,7 @@ def test_no_password_reaches_the_store(tmp_path, tiny, empty_store, monkeypatch)
     trial, _ = trials.ask()
     reason = "no answer from http://me:hunter2@host/x"
     trials.finish(trial, "FAIL", None, reason, None)
-    tracker = Tracker(empty_store(folder), space, folder)
+    tracker = MlflowWriter(empty_store(folder), space, folder)
     first = candidate(tracker)
     tracker.started(first)
     tracker.ended(first, "FAIL", None, reason, None)
@@ -478,7 +484,7 @@ def test_merged_records_leave_what_the_records_leave(tmp_path, tiny, empty_store
     for way in ("plain", "merged"):
         folder = tmp_path / way
         folder.mkdir()
-        tracker = Tracker(empty_store(folder), space, folder)
+        tracker = MlflowWriter(empty_store(folder), space, folder)
         records = []
         tracker._put = lambda do, trial, records=records, parent=tracker.parent, **more: records.append(
             {"do": do, "trial": trial, "parent": parent, "time": 1000 + len(records), **more}

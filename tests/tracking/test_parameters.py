@@ -1,6 +1,6 @@
 import pytest
 
-from mixtune.config import parse, plain
+from mixtune.config import parse, to_plain
 from mixtune.errors import InputError
 from mixtune.evaluation.score import Score
 from mixtune.regime import BatchShape
@@ -32,14 +32,14 @@ def search(request):
 
 
 def test_a_section_is_read_as_it_was_written(search):
-    written = parameters.settings("search", plain(search))
+    written = parameters.settings("search", to_plain(search))
     assert all(isinstance(v, str) for v in written.values())
     assert parameters.section({**written, "searched": "x", "base.S": "8"}, "search", Search, "f") == search
 
 
 @pytest.mark.parametrize("value", [BatchShape(8, 32, 2), Score(), Score("top1", 224)])
 def test_other_sections_too(value):
-    written = parameters.settings("x", plain(value))
+    written = parameters.settings("x", to_plain(value))
     assert parameters.section(written, "x", type(value), "f") == value
 
 

@@ -16,7 +16,7 @@ from analysis.runs import read_study
 from mixtune.config import parse
 from mixtune.search.space import Space
 from mixtune.tracking.mlflow_reader import check
-from mixtune.tracking.mlflow_writer import Tracker
+from mixtune.tracking.mlflow_writer import MlflowWriter
 from tests.search.test_optuna_study import CURVE
 from tests.tracking.test_mlflow_writer import REPORT, candidate
 
@@ -59,7 +59,7 @@ def test_a_server_that_dies_in_the_middle_loses_nothing(tmp_path, tiny, empty_st
     space = parse(tiny, Space, "f")
     with server(tmp_path, port) as uri:
         check(uri)
-        tracker = Tracker(uri, space, tmp_path / "study")
+        tracker = MlflowWriter(uri, space, tmp_path / "study")
         first = candidate(tracker, 0)
         tracker.started(first)
         tracker.reported(first, REPORT, 0.4)
@@ -80,7 +80,7 @@ def test_a_server_that_dies_in_the_middle_loses_nothing(tmp_path, tiny, empty_st
     # The search's process ends, with everything on disk.
 
     with server(tmp_path, port) as uri:
-        again = Tracker(uri, space, tmp_path / "study", tracker.parent)
+        again = MlflowWriter(uri, space, tmp_path / "study", tracker.parent)
         again.discard_unfinished()
         assert again.flush(60)
         assert again.finish("FINISHED", [])

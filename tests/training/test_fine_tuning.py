@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from mixtune import train as command
-from mixtune.config import plain
+from mixtune.config import to_plain
 from mixtune.errors import InputError
-from mixtune.models.registry import create, layer_groups
+from mixtune.models.registry import create_network, layer_groups
 from mixtune.optim.recipe import Recipe
 from mixtune.regime import Budget
 from mixtune.regime.files import save_regime
@@ -19,7 +19,7 @@ from tests.training.test_loop import config, regime, same, weights
 
 @pytest.mark.parametrize(("name", "n"), [("cifar_resnet8", 3), ("resnet18", 3), ("resnet18", 2), ("wrn10_1", 4)])
 def test_groups_hold_every_parameter_once_in_order_with_the_head_last(name, n):
-    network = create(name, 10)
+    network = create_network(name, 10)
     groups = layer_groups(network, n)
     assert len(groups) == n
     assert all(groups)
@@ -102,7 +102,7 @@ def test_standardised_accuracy_is_the_root_of_accuracy_over_time():
 
 
 def test_the_command_finds_a_rate_and_states_the_time(tmp_path, capsys):
-    save_regime(tmp_path / "r.yaml", regime(), plain(config()))
+    save_regime(tmp_path / "r.yaml", regime(), to_plain(config()))
     command.main(["--regime", str(tmp_path / "r.yaml"), "--find-rate"])
     assert "where the loss falls fastest" in capsys.readouterr().out
     command.main(["--regime", str(tmp_path / "r.yaml")])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
-from mixtune.models.registry import create
+from mixtune.models.registry import create_network
 from mixtune.optim.distillation import Distillation
 from mixtune.optim.recipe import Recipe
 from mixtune.tasks.classification import Classification
@@ -23,7 +23,7 @@ ALL = dataclasses.replace(
 
 
 def small():
-    return create("cifar_resnet8", 10)
+    return create_network("cifar_resnet8", 10)
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def on_gpu(monkeypatch):
         (ALL, small, False),
         (Recipe(mixup=0.4, smoothing=False, momentum=0.0), small, True),
         (Recipe(), lambda: amoeba(0.6), True),
-        (Recipe(ema=0.9), lambda: create("resnet10t", 10, dropout=0.1, drop_path=0.1), True),
+        (Recipe(ema=0.9), lambda: create_network("resnet10t", 10, dropout=0.1, drop_path=0.1), True),
     ],
 )
 def test_a_step_stays_on_the_gpu(recipe, network, captured, on_gpu):

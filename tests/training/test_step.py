@@ -9,9 +9,9 @@ import torch
 from torch.nn import functional as F
 
 from mixtune.errors import InputError
-from mixtune.models.registry import create, set_zero_gamma
+from mixtune.models.registry import create_network, set_zero_gamma
 from mixtune.optim.distillation import Distillation
-from mixtune.optim.ema import Average
+from mixtune.optim.ema import ModelEma
 from mixtune.optim.mixup import apply, draw
 from mixtune.optim.recipe import Recipe
 from mixtune.tasks.classification import Classification
@@ -78,8 +78,8 @@ def test_both_together_take_half_of_the_batches_each():
 
 
 def test_the_average_is_the_plain_recurrence():
-    network = create("cifar_resnet8", 10)
-    average = Average(network, 0.95)
+    network = create_network("cifar_resnet8", 10)
+    average = ModelEma(network, 0.95)
     w = network.fc.weight.detach().clone().double()
     g = torch.Generator().manual_seed(0)
     for t in range(1, 60):
@@ -145,7 +145,7 @@ def test_a_teacher_of_another_network_is_one_sentence(tmp_path):
 
 @pytest.mark.parametrize("name", ["cifar_resnet8", "resnet18", "resnet50"])
 def test_zero_gamma_starts_every_block_as_its_shortcut(name):
-    network = create(name, 10)
+    network = create_network(name, 10)
     set_zero_gamma(network, True)
     last = {"cifar_resnet8": "bn2", "resnet18": "bn2", "resnet50": "bn3"}[name]
     norms = {
@@ -167,8 +167,8 @@ def test_what_a_network_does_not_have_is_one_sentence():
 
 
 def test_dropout_and_drop_path_reach_the_network():
-    assert create("cifar_resnet8", 10, dropout=0.3).dropout.p == 0.3
-    net = create("resnet18", 10, dropout=0.3, drop_path=0.2)
+    assert create_network("cifar_resnet8", 10, dropout=0.3).dropout.p == 0.3
+    net = create_network("resnet18", 10, dropout=0.3, drop_path=0.2)
     assert net.drop_rate == 0.3
     assert net.layer4[-1].drop_path.drop_prob == pytest.approx(0.2)
 
@@ -228,7 +228,7 @@ def test_bf16_computes_the_network_in_eight_bits_of_mantissa_and_keeps_the_weigh
     for precision in ("float32", "bf16"):
         recipe = Recipe(precision=precision, smoothing=False)
         task = Classification(config().task, device="cpu")
-        engine = Engine(task, create("cifar_resnet8", 10), recipe, 0)
+        engine = Engine(task, create_network("cifar_resnet8", 10), recipe, 0)
         seen = []
         engine.network.layers[0].conv1.register_forward_hook(lambda *found, seen=seen: seen.append(found[2].dtype))
         engine.network.train()

@@ -4,7 +4,7 @@ from collections import Counter, deque
 import pytest
 import torch
 
-from mixtune.models.registry import create
+from mixtune.models.registry import create_network
 from mixtune.regime import BatchShape, Budget, Schedule, published
 from mixtune.runtime.device import Events
 from mixtune.training import torch_compile
@@ -265,7 +265,7 @@ def test_a_gpu_times_its_steps_and_what_compiling_them_gives(monkeypatch):
 
 def test_what_is_compiled_shares_weights_and_statistics_and_gives_the_same():
     """Traced as for compiling, with torch's reference backend: no generated code, the same numbers."""
-    one, two = (create("cifar_resnet8", 10).train() for _ in range(2))
+    one, two = (create_network("cifar_resnet8", 10).train() for _ in range(2))
     forward = torch.compile(two, dynamic=False, fullgraph=True, backend="eager")
     g = torch.Generator().manual_seed(0)
     for n, S in ((4, 8), (2, 16), (4, 8)):

@@ -7,18 +7,18 @@ import yaml
 from safetensors.torch import load_file
 
 from mixtune.cli import Bar, duration
-from mixtune.config import plain
+from mixtune.config import to_plain
 from mixtune.errors import InputError
 from mixtune.regime.files import save_regime
 from mixtune.tasks.classification import Classification
 from mixtune.train import main
-from mixtune.training.run_folder import Trained
+from mixtune.training.run_folder import FinishedRun
 from tests.training.test_loop import config, regime, same
 
 
 @pytest.fixture
 def regime_file(tmp_path):
-    save_regime(tmp_path / "regime.yaml", regime(), plain(config()))
+    save_regime(tmp_path / "regime.yaml", regime(), to_plain(config()))
     return str(tmp_path / "regime.yaml")
 
 
@@ -53,7 +53,7 @@ def test_the_result_says_on_which_images_and_where_it_was_made(regime_file, tmp_
     for flags, judge in ([], "validation"), (["--test"], "test"):
         main(["--regime", regime_file, "--out", str(tmp_path / judge), *flags])
         said = yaml.safe_load((tmp_path / judge / "result.yaml").read_text())
-        trained = Trained.read(tmp_path / judge)
+        trained = FinishedRun.read(tmp_path / judge)
         assert said["judge"] == trained.judge == judge
         task = Classification(trained.config.task, judge)
         assert said["images"] == {"trained": task.n_train, "judged": len(task._held_out)}
