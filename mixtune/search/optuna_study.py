@@ -20,6 +20,7 @@ from mixtune.evaluation.curve import Curve
 from mixtune.evaluation.score import DIRECTIONS
 from mixtune.search import grid
 from mixtune.search import storage as storage_
+from mixtune.search.final import ROUNDS, Round
 from mixtune.search.optuna_factories import make_pruner, make_sampler
 from mixtune.search.outcome import TrialResult
 from mixtune.search.space import Space
@@ -30,6 +31,11 @@ FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 # What Optuna has no state for, and the one it gets. An infeasible point was pruned before it had any value.
 _NOTED = {"INFEASIBLE": "PRUNED", "DIVERGED": "FAIL"}
 KEPT = ("published", "known", "grid", "proxy", "point", "repeat")  # what a trial that starts again takes along
+
+
+def round_name(space: Space, round_: Round) -> str:
+    """Return the name of the study that holds a round after a search (see ``final``)."""
+    return f"{space.study} {round_}"
 
 
 class Trials:
@@ -220,6 +226,23 @@ class Trials:
         return [
             TrialResult.of(t, at) for t in trials if t.number not in interrupted and "infeasible" not in t.user_attrs
         ]
+
+    def running(self) -> frozenset[int]:
+        """Return the numbers of the trials that have begun and not ended."""
+        with reached():
+            trials = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        return frozenset(t.number for t in trials)
+
+    def repeats(self) -> list[TrialResult]:
+        """Return what the rounds after this search have trained to the end, from their studies in the same storage."""
+        results: list[TrialResult] = []
+        with reached():
+            names = {s.study_name for s in self._storage.get_all_studies()}
+            for name in names & {round_name(self.space, round_) for round_ in ROUNDS}:
+                study = optuna.load_study(study_name=name, storage=self._storage)
+                complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+                results += [TrialResult.of(t, 0) for t in complete]
+        return results
 
     def infeasible(self) -> dict[int, str]:
         """Candidates that could not meet the budget, with the reason: they were not trained and do not count."""
