@@ -56,9 +56,7 @@ def make(uri: str) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         MlflowClient(f"{sqlite.PREFIX}{partial}").search_experiments(max_results=1)
-        for left in path.parent.glob(
-            f"{path.name}-*"
-        ):  # the log of a database that was deleted
+        for left in path.parent.glob(f"{path.name}-*"):  # the log of a database that was deleted
             left.unlink()
         partial.replace(path)
     finally:

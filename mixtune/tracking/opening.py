@@ -12,7 +12,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Param, Run
 from mlflow.exceptions import MlflowException
 
 from mixtune.config import to_yaml
-from mixtune.errors import InputError, no_room
+from mixtune.errors import NO_ROOM, InputError, no_room
 from mixtune.runtime.environment import environment
 from mixtune.search import sqlite
 from mixtune.search.space import Space
@@ -109,7 +109,8 @@ def refused(uri: str, err: Exception) -> InputError:
     """Return the error for a store that cannot be written."""
     if isinstance(err, InputError):
         return err
-    if "disk is full" in str(err) or "disk I/O error" in str(err):
+    full = "disk is full" in str(err) or "disk I/O error" in str(err)  # of SQLite
+    if full or (isinstance(err, OSError) and err.errno in NO_ROOM):
         return no_room(masked(uri))
     return InputError(f"--tracking-uri {masked(uri)}: MLflow cannot write there ({cause(err)})")
 
