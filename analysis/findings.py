@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
-from analysis import page, style
+from analysis import style
 from analysis.compare import by_seed, compare_runs
 from analysis.finished import FinishedTrial
 from analysis.runs import StudyRuns
@@ -112,20 +114,35 @@ def noise(study: StudyRuns) -> list[str]:
     return said
 
 
-def results(study: StudyRuns) -> str:
+class Cell(NamedTuple):
+    """A cell of a table: its text, and a second line in small print."""
+
+    text: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class ResultsTable:
+    """The regimes compared, the best in the first row."""
+
+    head: Sequence[Cell]
+    rows: Sequence[Sequence[Cell]]
+
+
+def results(study: StudyRuns) -> ResultsTable:
     """The table: every published regime and the best searched one, with deviation and difference to the winner."""
     order = ranked(study)
     best = order[0]
     shown = best.curve.sizes
-    head = ["regime\nsize x batch (x copies)", "seeds", "score", "to the best", *(f"{S} px" for S in shown)]
+    head = [Cell("regime", "size x batch (x copies)"), *map(Cell, ("seeds", "score", "to the best"))]
     gaps = _gaps(study, order)
     rows = []
-    for t, gap in zip(order, ["", *gaps], strict=True):
+    for t, gap in zip(order, [Cell(""), *gaps], strict=True):
         curves = by_seed(study, t)
         cells = [_with(*mean_sd([c.at(S).top1 for c in curves.values()])) for S in shown]
         score = _with(*_scores(study, t), digits=2)
-        rows.append([f"{_named(t)}\n{t.regime}", str(len(curves)), score, gap, *cells])
-    return page.table(head, rows, winner=0)
+        rows.append([Cell(_named(t), t.regime), Cell(str(len(curves))), score, gap, *cells])
+    return ResultsTable([*head, *(Cell(f"{S} px") for S in shown)], rows)
 
 
 def _verdict(study: StudyRuns, order: Sequence[FinishedTrial]) -> Verdict:
@@ -136,13 +153,13 @@ def _verdict(study: StudyRuns, order: Sequence[FinishedTrial]) -> Verdict:
     return verdict(_named(order[0]), scores)
 
 
-def _gaps(study: StudyRuns, order: Sequence[FinishedTrial]) -> list[str]:
+def _gaps(study: StudyRuns, order: Sequence[FinishedTrial]) -> list[Cell]:
     """Each regime's score less the best one's, with p adjusted over the regimes by Holm's method."""
     found = {a.name: a for a in _verdict(study, order).against}
     gaps = []
     for a in (found.get(_named(t)) for t in order[1:]):
-        p = "" if a is None or a.p is None else "\np < 0.001" if a.p < 0.001 else f"\np {a.p:.2g}"
-        gaps.append("not comparable" if a is None else f"{-100 * a.difference.value:+.2f}{p}")
+        p = "" if a is None or a.p is None else "p < 0.001" if a.p < 0.001 else f"p {a.p:.2g}"
+        gaps.append(Cell("not comparable") if a is None else Cell(f"{-100 * a.difference.value:+.2f}", p))
     return gaps
 
 
@@ -154,5 +171,5 @@ def _named(t: FinishedTrial) -> str:
     return style.label(t.family) + (f" #{t.number}" if t.searched else "")
 
 
-def _with(mean: float, deviation: float | None, digits: int = 1) -> str:
-    return f"{100 * mean:.{digits}f}" + (f"\n± {100 * deviation:.{digits}f}" if deviation is not None else "")
+def _with(mean: float, deviation: float | None, digits: int = 1) -> Cell:
+    return Cell(f"{100 * mean:.{digits}f}", f"± {100 * deviation:.{digits}f}" if deviation is not None else "")

@@ -5,14 +5,17 @@ Writes report.html, which holds everything (figures too) and can be mailed, open
 
 from __future__ import annotations
 
+import base64
 import shlex
 import statistics
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from analysis import page, pareto, sizes, timeline
+import jinja2
+
+from analysis import pareto, sizes, style, timeline
 from analysis.command import parser, perform
 from analysis.findings import answer, budget, noise, question, ranked, results
 from analysis.finished import FinishedTrial
@@ -44,67 +47,72 @@ def again(study: StudyRuns) -> tuple[list[str], list[str]]:
     return rerun, use
 
 
-def write(study: StudyRuns, folder: Path) -> tuple[list[Path], list[str]]:
-    """Write report.html into ``folder``. Raises InputError when it cannot be written to."""
-    best, s = ranked(study)[0], study.settings
+class Picture(NamedTuple):
+    """A figure inside the page: a data URI, what it shows in words, the text below it and its width in inches."""
+
+    source: str
+    alt: str
+    caption: str
+    inches: float
+
+
+def picture(png: Path, alt: str, caption: str, inches: float = style.WIDTH) -> Picture:
+    """Return a PNG file as a picture of the page; at ``inches`` its text has the size of the page's small print."""
+    data = base64.b64encode(png.read_bytes()).decode()
+    return Picture(f"data:image/png;base64,{data}", alt, caption, inches)
+
+
+def html(study: StudyRuns) -> str:
+    """Return the page: the template ``report.html.jinja`` with this study's values, all of them escaped."""
     rerun, use = again(study)
     with tempfile.TemporaryDirectory() as scratch:
-        kept = Path(scratch)
-        front = pareto.draw_study(study, kept)[0][0]
-        lines = sizes.draw_study(study, kept)[0][0]
+        folder = Path(scratch)
+        front = pareto.draw_study(study, folder)[0][0]
+        curves = sizes.draw_study(study, folder)[0][0]
         columns = min(4, len(study.shown))
-        when = timeline.draw_study(study, kept, columns)[0][0]
-        body = [
-            page.heading_one(question(study)),
-            page.paragraph(f"mixtune study {study.name}; {budget(study)}.", "under"),
-            page.paragraph(answer(study), "answer"),
-            page.heading("Accuracy against cost, and away from the training sizes"),
-            '<div class="pair">',
-            page.figure(
+        regimes = timeline.draw_study(study, folder, columns)[0][0]
+        pictures = {
+            "front": picture(
                 front,
                 "accuracy against inference cost, one line per regime",
                 "One network per regime, tested at every size. Bold marks: no other network is better at that cost."
                 + (" Means and deviations over seeds, on the test set." if study.winner else ""),
             ),
-            page.figure(
-                lines,
+            "sizes": picture(
+                curves,
                 "accuracy against test image size, one line per regime",
                 "The same networks by test size; the bars below show which sizes each regime trained on.",
             ),
-            "</div>",
-            page.heading("The best searched regime beside the published ones"),
-            page.paragraph(
-                f"In %. Score: {study.score}; p is Holm-adjusted over the rows.",
-                "under",
-            ),
-            results(study),
-            page.heading("How sure is that?"),
-            *(page.paragraph(text) for text in noise(study)),
-            page.heading("What each regime does over the budget"),
-            page.figure(
-                when,
+            "timeline": picture(
+                regimes,
                 "image size over the training budget, one panel per regime",
                 "Area is compute; beside each size stand the batch size B and the copies D.",
                 0.75 * (timeline.WIDTH * columns + 0.6),
             ),
-            page.heading("Use the winner"),
-            page.paragraph(
-                (
-                    ""
-                    if study.winner is not None
-                    else "Train the leaders again with fresh seeds, and what they choose and the published regimes on "
-                    "the whole training set for the test set (this report then shows deviations and tests). "
-                )
-                + "Write the network out for use: mixtune.export --help has the formats, and picks a size by need with "
-                "--at-most and --at-least."
-            ),
-            page.commands(*use),
-            page.heading("Run it again"),
-            page.commands(*rerun),
-            page.paragraph("On a CPU, the same regime file and seed give the same weights and score to the last bit."),
-            page.facts(_facts(study, best)),
-        ]
-    text = page.page(f"{question(study)} (study {s.get('study', study.name)})", body)
+        }
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    templates = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return templates.get_template("report.html.jinja").render(
+        study=study.name,
+        question=question(study),
+        budget=budget(study),
+        answer=answer(study),
+        score=str(study.score),
+        results=results(study),
+        noise=noise(study),
+        has_final=study.winner is not None,
+        use=use,
+        rerun=rerun,
+        facts=_facts(study, ranked(study)[0]),
+        **pictures,
+    )
+
+
+def write(study: StudyRuns, folder: Path) -> tuple[list[Path], list[str]]:
+    """Write report.html into ``folder``. Raises InputError when it cannot be written to."""
+    text = html(study)
     path = folder / "report.html"
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,7 @@ import re
 import shlex
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -45,6 +46,11 @@ def written(uri, out):
     return (out / "report.html").read_text()
 
 
+def texts(table):
+    """The text of every cell of a table."""
+    return [cell.text for row in table.rows for cell in row]
+
+
 @pytest.fixture(scope="module")
 def whole(study, tmp_path_factory):
     """The folder with the page of a study."""
@@ -65,6 +71,14 @@ def test_the_page_is_whole_and_needs_nothing_from_elsewhere(whole):
     for said in ("How should cifar_resnet8 mix image sizes", "1 epoch at the base shape 8x32", "fixed size", "pruned"):
         assert said in words
     assert [p.name for p in whole.iterdir()] == ["report.html"]
+
+
+def test_names_with_markup_show_as_text(study):
+    name = '<script>alert("a & b")</script>'
+    text = report.html(replace(read_study(study.uri, "tiny"), name=name))
+    assert "<script" not in text
+    assert "<p class=" in text  # the page's own markup is not escaped
+    assert name in " ".join(Page(text).words)
 
 
 def test_one_run_each_claims_nothing(study):
@@ -91,7 +105,7 @@ def test_seeds_decide_what_is_claimed(made, tmp_path, fixed, verdict):
     assert said.startswith("searched #1 is best: it scores 63.00 ± 1.00 %")
     assert f": {verdict} (paired t-test over 3 seeds" in said
     # What was run once and judged on other images is said not to compare, however well it looks.
-    assert "not comparable" in findings.results(study)
+    assert "not comparable" in texts(findings.results(study))
     assert any("multi-scale VBS; these do not compare" in line for line in findings.noise(study))
 
 
@@ -129,7 +143,7 @@ def test_a_final_names_the_winner_that_was_chosen_before_it_and_what_the_test_se
     assert any(
         "chosen before the test set was read: the best mean over 2 fresh" in line for line in findings.noise(study)
     )
-    assert "searched #1" not in findings.results(study)  # a leader that fresh seeds did not choose
+    assert "searched #1" not in texts(findings.results(study))  # a leader that fresh seeds did not choose
     shown = {t.number: t.curve.at(8).top1 for t in study.tested().trials}
     assert shown == pytest.approx({0: 0.51, 2: 0.73, 3: (0.73 + 0.72 + 0.745) / 3})
     _, use = report.again(study)
