@@ -65,7 +65,7 @@ def answer(study: StudyRuns) -> str:
     gap = f"{100 * d.value:+.2f} points against {kind}, {_named(second)}"
     if d.p is None:
         return f"{said}; with one run each on the hold-out, {gap}: the noise between seeds may well be as large."
-    verdict = "more than noise" if d.proven else "not more than noise"
+    verdict = "more than noise" if d.significant else "not more than noise"
     return f"{said}, {gap}: {verdict} ({d.test}, 95 % interval {100 * d.low:+.2f} to {100 * d.high:+.2f})."
 
 
