@@ -1,6 +1,6 @@
-"""A study on one page: python -m analysis.report --study NAME
+"""Write the report of a study, a page of its own: python -m analysis.report --study NAME
 
-Writes report.html, which holds everything (figures too) and can be mailed, opened without a network and printed.
+report.html holds its figures, loads nothing, and prints.
 """
 
 from __future__ import annotations
@@ -16,34 +16,32 @@ from typing import Any, NamedTuple
 import jinja2
 
 from analysis import pareto, sizes, style, timeline
-from analysis.command import parser, perform
-from analysis.findings import answer, budget, noise, question, ranked, results
-from analysis.finished import FinishedTrial
-from analysis.runs import StudyRuns
+from analysis.command_line import run_on_study, study_parser
+from analysis.finished_trial import FinishedTrial
+from analysis.report_text import answer, best_first, budget, question, results_table, uncertainty
+from analysis.study_runs import StudyRuns
 from mixtune.cli import duration, python, run, short
 from mixtune.errors import InputError
 from mixtune.search.final import Final
 
 
-def again(study: StudyRuns) -> tuple[list[str], list[str]]:
-    """Commands that run the study again, and that train and use the winner."""
-    me, order = python(), ranked(study)
-    best = order[0]
-    here = study.uri.startswith("sqlite:///")
-    folder = short(Path(study.uri.removeprefix("sqlite:///")).parent) if here else Path("studies") / study.name
-    at = [] if here else ["--tracking-uri", study.uri]
+def commands(study: StudyRuns) -> tuple[list[str], list[str]]:
+    """Return the commands that run the study again, and those that prove, train and use the winner."""
+    best = best_first(study)[0]
+    local = study.uri.startswith("sqlite:///")
+    folder = short(Path(study.uri.removeprefix("sqlite:///")).parent) if local else Path("studies") / study.name
+    tracking = [] if local else ["--tracking-uri", study.uri]
 
     def line(module: str, *words: str | Path) -> str:
-        return f"{me} -m {module} " + shlex.join(map(str, words))
+        return f"{python()} -m {module} " + shlex.join(map(str, words))
 
     rerun = [line("mixtune.search", "--space", folder / "space.yaml", "--out", f"{folder}-again")]
-    proof = line(
-        "mixtune.search", "--space", folder / "space.yaml", "--out", folder, *at, "--final", str(Final().seeds)
-    )
+    final = ["--final", str(Final().seeds)]
+    evaluate = line("mixtune.search", "--space", folder / "space.yaml", "--out", folder, *tracking, *final)
     label = best.family if not best.searched else f"searched{best.number}"
     run_folder = folder / "final" / label / f"seed{int(study.settings.get('seed', 0))}"
     export = line("mixtune.export", "--run", run_folder, "--network", f"{study.name}-winner")
-    use = [export] if study.winner is not None else [proof, export]
+    use = [export] if study.winner is not None else [evaluate, export]
     return rerun, use
 
 
@@ -62,9 +60,9 @@ def picture(png: Path, alt: str, caption: str, inches: float = style.WIDTH) -> P
     return Picture(f"data:image/png;base64,{data}", alt, caption, inches)
 
 
-def html(study: StudyRuns) -> str:
+def render(study: StudyRuns) -> str:
     """Return the page: the template ``report.html.jinja`` with this study's values, all of them escaped."""
-    rerun, use = again(study)
+    rerun, use = commands(study)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         front = pareto.draw_study(study, folder)[0][0]
@@ -100,19 +98,19 @@ def html(study: StudyRuns) -> str:
         budget=budget(study),
         answer=answer(study),
         score=str(study.score),
-        results=results(study),
-        noise=noise(study),
+        results=results_table(study),
+        noise=uncertainty(study),
         has_final=study.winner is not None,
         use=use,
         rerun=rerun,
-        facts=_facts(study, ranked(study)[0]),
+        facts=_facts(study, best_first(study)[0]),
         **pictures,
     )
 
 
-def write(study: StudyRuns, folder: Path) -> tuple[list[Path], list[str]]:
+def write_report(study: StudyRuns, folder: Path) -> tuple[list[Path], list[str]]:
     """Write report.html into ``folder``. Raises InputError when it cannot be written to."""
-    text = html(study)
+    text = render(study)
     path = folder / "report.html"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -142,12 +140,12 @@ def _facts(study: StudyRuns, best: FinishedTrial) -> list[tuple[str, str]]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, call, print."""
-    p = parser("analysis.report", __doc__)
+    p = study_parser("analysis.report", __doc__)
 
     def draw(study: StudyRuns, folder: Path, args: Any) -> tuple[list[Path], list[str]]:
-        return write(study, Path(args.out) if args.out else Path("studies") / study.name)
+        return write_report(study, Path(args.out) if args.out else Path("studies") / study.name)
 
-    return perform(p, argv, draw)
+    return run_on_study(p, argv, draw)
 
 
 if __name__ == "__main__":
