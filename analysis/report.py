@@ -18,7 +18,7 @@ import jinja2
 from analysis import pareto, sizes, style, timeline
 from analysis.command_line import run_on_study, study_parser
 from analysis.finished_trial import FinishedTrial
-from analysis.report_text import answer, best_first, budget, question, results_table, uncertainty
+from analysis.report_text import answer, best_first, budget, comparison_table, question, uncertainty
 from analysis.study_runs import StudyRuns
 from mixtune.cli import duration, python, run, short
 from mixtune.errors import InputError
@@ -98,7 +98,7 @@ def render(study: StudyRuns) -> str:
         budget=budget(study),
         answer=answer(study),
         score=str(study.score),
-        results=results_table(study),
+        comparison=comparison_table(study),
         noise=uncertainty(study),
         has_final=study.winner is not None,
         use=use,

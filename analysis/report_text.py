@@ -98,7 +98,7 @@ def uncertainty(study: StudyRuns) -> list[str]:
     if images:
         error = 100 * image_error(top, images)
         sentences.append(
-            f"An accuracy on {images:,} images has a standard error of about {error:.2f} points from their choice alone."
+            f"An accuracy on {images:,} images has a standard error of about {error:.2f} points from their choice."
         )
     tried = sum(study.states.values())
     searched = tried - sum(not t.searched for t in study.trials)
@@ -127,14 +127,14 @@ class Cell(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ResultsTable:
+class ComparisonTable:
     """The regimes compared, the best in the first row."""
 
     head: Sequence[Cell]
     rows: Sequence[Sequence[Cell]]
 
 
-def results_table(study: StudyRuns) -> ResultsTable:
+def comparison_table(study: StudyRuns) -> ComparisonTable:
     """Return every published regime and the best searched one, with deviation and difference to the winner."""
     order = best_first(study)
     best = order[0]
@@ -147,7 +147,7 @@ def results_table(study: StudyRuns) -> ResultsTable:
         cells = [_with(*mean_sd([c.at(S).top1 for c in curves.values()])) for S in shown]
         score = _with(*_scores(study, t), digits=2)
         rows.append([Cell(_named(t), t.regime), Cell(str(len(curves))), score, gap, *cells])
-    return ResultsTable([*head, *(Cell(f"{S} px") for S in shown)], rows)
+    return ComparisonTable([*head, *(Cell(f"{S} px") for S in shown)], rows)
 
 
 def _verdict(study: StudyRuns, order: Sequence[FinishedTrial]) -> Verdict:

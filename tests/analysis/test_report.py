@@ -105,7 +105,7 @@ def test_seeds_decide_what_is_claimed(made, tmp_path, fixed, verdict):
     assert said.startswith("searched #1 is best: it scores 63.00 ± 1.00 %")
     assert f": {verdict} (paired t-test over 3 seeds" in said
     # What was run once and judged on other images is said not to compare, however well it looks.
-    assert "not comparable" in texts(report_text.results_table(study))
+    assert "not comparable" in texts(report_text.comparison_table(study))
     assert any("multi-scale VBS; these do not compare" in line for line in report_text.uncertainty(study))
 
 
@@ -144,7 +144,7 @@ def test_a_final_names_the_winner_that_was_chosen_before_it_and_what_the_test_se
         "chosen before the test set was read: the best mean over 2 fresh" in line
         for line in report_text.uncertainty(study)
     )
-    assert "searched #1" not in texts(report_text.results_table(study))  # a leader that fresh seeds did not choose
+    assert "searched #1" not in texts(report_text.comparison_table(study))  # a leader that fresh seeds did not choose
     shown = {t.number: t.curve.at(8).top1 for t in study.tested().trials}
     assert shown == pytest.approx({0: 0.51, 2: 0.73, 3: (0.73 + 0.72 + 0.745) / 3})
     _, use = report.commands(study)
