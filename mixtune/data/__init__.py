@@ -1,0 +1,1 @@
+"""Images from files or memory to the views of a step: sources, splits, decoding, augmentation, loading."""
