@@ -21,7 +21,7 @@ def mixsize_shape(base: BatchShape, S: int, adapt: Adapt, devices: int = 1) -> B
     """Return the MixSize authors' shape at size S (Hoffer et al. 2019; ``mixsize_config`` in their models/resnet.py).
 
     B and D are rounded to the nearest whole number, independently: D+ costs from 0.73 to 1.65 of the base at the
-    published ImageNet sizes. Below half a copy their code drops D+ and shrinks the batch; ``switches_to_b_plus`` says where.
+    published ImageNet sizes. Below half a copy their code drops D+ and shrinks the batch (``switches_to_b_plus``).
     Raise ValueError where no image is left.
     """
     gain = base.S / S if adapt == "both" else (base.S / S) ** 2
