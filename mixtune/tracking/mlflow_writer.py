@@ -15,7 +15,7 @@ from typing import Any, cast
 from mixtune import __version__
 from mixtune.config import to_plain, to_yaml
 from mixtune.evaluation.curve import Curve
-from mixtune.runtime.environment import environment
+from mixtune.runtime.environment import describe_environment
 from mixtune.search.callbacks import Candidate, State
 from mixtune.search.outcome import TrialResult
 from mixtune.search.space import Space
@@ -44,7 +44,7 @@ class MlflowWriter:
         data = vars(identity(space.training().task))
         self._opening = Opening(uri, folder, data)
         self.experiment = self._opening.experiment
-        texts = {"space.yaml": to_yaml(space), "environment.yaml": to_yaml(environment())}
+        texts = {"space.yaml": to_yaml(space), "environment.yaml": to_yaml(describe_environment())}
         self.parent = self._opening.parent(parent, f"study {space.study}", *self._described(), texts)
         self._opening.view(*views.view(space))
         self._system = system_metrics(uri, self.parent)
