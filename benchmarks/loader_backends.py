@@ -20,7 +20,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -122,9 +121,7 @@ def backends(source: Files, schedule: Schedule, workers: int) -> dict[str, Calla
     return measures
 
 
-def compare(
-    measures: dict[str, Callable[[], float]], repeats: int
-) -> tuple[dict[str, list[float]], dict[str, float]]:
+def compare(measures: dict[str, Callable[[], float]], repeats: int) -> tuple[dict[str, list[float]], dict[str, float]]:
     """Return the measurements of each, and the median over the repeats of each one's ratio to the first."""
     rates: dict[str, list[float]] = {name: [] for name in measures}
     names = list(measures)
