@@ -3,7 +3,7 @@
     python -m benchmarks.loader --data FOLDER     holds train/CLASS/* and val/CLASS/*, real photographs; about 5 minutes
 
 Both sides make the same augmentation (RandomResizedCrop, mirroring, normalising) with as many workers as there are
-cores, torchvision's processes and ours threads, and hand over float batches in this process's memory; the time runs
+cores (torchvision's are processes, ours threads), and hand over float batches in this process's memory. The time runs
 from the first batch to the last. From the originals, from mosaics of them as large as ImageNet's images and twice as
 large, and from all of them prepared.
 """
