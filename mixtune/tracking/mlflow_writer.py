@@ -15,11 +15,11 @@ from typing import Any, cast
 from mixtune import __version__
 from mixtune.config import to_plain, to_yaml
 from mixtune.evaluation.curve import Curve
+from mixtune.execution.position import POSITION
 from mixtune.runtime.environment import environment
 from mixtune.search.callbacks import Candidate, State
-from mixtune.search.outcome import TrialResult
 from mixtune.search.space import Space
-from mixtune.search.timeouts import POSITION
+from mixtune.search.trial_result import TrialResult
 from mixtune.secrets import masked
 from mixtune.tracking import parameters, views
 from mixtune.tracking.courier import Courier

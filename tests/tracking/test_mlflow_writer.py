@@ -21,9 +21,9 @@ from mixtune.evaluation.curve import Curve, Point
 from mixtune.regime import published
 from mixtune.regime.files import save_regime
 from mixtune.search.callbacks import Candidate
-from mixtune.search.optuna_study import Trials
-from mixtune.search.outcome import TrialResult
+from mixtune.search.optuna_study import OptunaStudy
 from mixtune.search.space import Space
+from mixtune.search.trial_result import TrialResult
 from mixtune.tasks.classification import Classification
 from mixtune.tasks.config import TaskConfig
 from mixtune.tracking.courier import Courier
@@ -432,7 +432,7 @@ def test_no_password_reaches_the_store(tmp_path, tiny, empty_store, monkeypatch)
     folder = tmp_path / "study"
     folder.mkdir()
     space = parse(tiny, Space, "f")
-    trials = Trials(f"journal:///{folder}/study.journal", space, 4)
+    trials = OptunaStudy(f"journal:///{folder}/study.journal", space, 4)
     trial, _ = trials.ask()
     reason = "no answer from http://me:hunter2@host/x"
     trials.finish(trial, "FAIL", None, reason, None)
