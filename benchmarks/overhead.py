@@ -76,7 +76,7 @@ def resident(pid: int | str) -> float:
 
 
 class Times:
-    """When trials ended, and the driver's memory then (a ``Listener``)."""
+    """When trials ended, and the driver's memory then (a ``Callback``)."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []
@@ -101,11 +101,13 @@ def study(trials: int, at_once: int, folder: Path) -> tuple[Times, float]:
     )
     times, places = Times(), StudyPaths(folder)
     with locked(folder), opened(space, places, 4, False) as opened_study:
-        bridge = Coordinator(opened_study.trials, space.training(1), folder, Callbacks([times, opened_study.tracker]))
+        coordinator = Coordinator(
+            opened_study.trials, space.training(1), folder, Callbacks([times, opened_study.tracker])
+        )
         ray_tune.run_trial = quick_trial
         ray_tune.connect(None, at_once, 0)
         try:
-            ray_tune.run(bridge, Concurrency(1, 0, at_once), folder)
+            ray_tune.run(coordinator, Concurrency(1, 0, at_once), folder)
             if not opened_study.tracker.resync():
                 raise RuntimeError("MLflow did not take everything")
             done = time.perf_counter()

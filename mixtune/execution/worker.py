@@ -48,7 +48,7 @@ class Worker:
         self._pack.drop(trial)
         if len(self._pack) >= self._room:
             return False
-        self._pack.start(trial, lambda turn, report: ray_tune.carry_out(config, report, turn))
+        self._pack.start(trial, lambda pause, report: ray_tune.train_and_report(config, report, pause))
         return True
 
     def next(self, trial: str) -> dict[str, Any] | None:
@@ -161,13 +161,13 @@ def _begin(trial: str, config: dict[str, Any], names: Sequence[str]) -> Any:
         time.sleep(0.2)
 
 
-def run_trials(bridge: Coordinator, slots: Concurrency, folder: Path, device: str, gpus: int) -> None:
+def run_trials(coordinator: Coordinator, slots: Concurrency, folder: Path, device: str, gpus: int) -> None:
     """``tuning.run``, with the trials in hosts where several are to share a process."""
     if slots.pack == 1:
-        return ray_tune.run(bridge, slots, folder)
+        return ray_tune.run(coordinator, slots, folder)
     with start_workers(slots, device, gpus) as names:
 
         def trial(config: dict[str, Any]) -> None:
             run_packed_trial(config, names)
 
-        return ray_tune.run(bridge, slots, folder, trial)
+        return ray_tune.run(coordinator, slots, folder, trial)

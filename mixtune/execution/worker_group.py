@@ -19,7 +19,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from mixtune.errors import InputError, TrainingError
-from mixtune.execution.trial import cause_of
+from mixtune.execution.trial import failure_cause
 from mixtune.runtime.process_group import PeerLostError, ProcessGroup
 from mixtune.runtime.rendezvous import join_group, open_store
 
@@ -154,7 +154,7 @@ def _cause(errors: list[Exception]) -> Exception:
     A rank whose device, or another part of its machine, was lost counts as dead.
     """
     own = [_own(err) for err in errors]
-    said = [err for err in own if isinstance(err, (InputError, TrainingError)) and cause_of(err) != "machine"]
+    said = [err for err in own if isinstance(err, (InputError, TrainingError)) and failure_cause(err) != "machine"]
     if said:
         return said[0]
     dead = [e for e in own if isinstance(e, ray.exceptions.RayError) and not isinstance(e, ray.exceptions.RayTaskError)]
@@ -162,7 +162,7 @@ def _cause(errors: list[Exception]) -> Exception:
         return RankLostError(f"a rank died ({_first_line(dead[0])})")
     for err in own:
         if not isinstance(err, PeerLostError):
-            lost = cause_of(err) == "machine"
+            lost = failure_cause(err) == "machine"
             return RankLostError(f"a rank lost what it needs ({_first_line(err)})") if lost else err
     return RankLostError(str(own[0]))
 

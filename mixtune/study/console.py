@@ -12,8 +12,8 @@ from mixtune.data.file_issues import ISSUES_FILE
 from mixtune.evaluation.curve import Curve
 from mixtune.regime import Regime
 from mixtune.search.callbacks import Candidate, State
-from mixtune.search.outcome import TrialResult
 from mixtune.search.space import Space
+from mixtune.search.trial_result import TrialResult
 from mixtune.study.statistics import mean_sd
 
 

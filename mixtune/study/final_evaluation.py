@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from mixtune.search.callbacks import Callbacks
 from mixtune.search.final import Repeat, Round, seeds_of
-from mixtune.search.outcome import TrialResult
 from mixtune.search.paths import StudyPaths
 from mixtune.search.space import Space
+from mixtune.search.trial_result import TrialResult
 from mixtune.study.console import RoundConsole, spread
 from mixtune.study.leaders import finalists, leaders
 from mixtune.study.repeats import Repeats
@@ -96,7 +96,7 @@ def run_final(
     """
     if space.final is None:
         return None
-    front = study.trials.spread() if space.several else ()
+    front = study.trials.diverse_front() if space.several else ()
     led, how = leaders(study.trials.outcomes(), space.final.leaders, front)
     if not led:
         return None

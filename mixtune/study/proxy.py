@@ -14,11 +14,11 @@ from mixtune.config import deep_merge, load_config, parse, to_plain
 from mixtune.errors import InputError
 from mixtune.models.registry import total_stride
 from mixtune.search.fidelity import Fidelity
-from mixtune.search.optuna_study import Trials
-from mixtune.search.outcome import TrialResult
+from mixtune.search.optuna_study import OptunaStudy
 from mixtune.search.paths import StudyPaths
 from mixtune.search.space import Named, Space
 from mixtune.search.storage import holds_study
+from mixtune.search.trial_result import TrialResult
 from mixtune.study.statistics import rank_correlation
 
 ENOUGH = 3  # regimes, for a rank correlation
@@ -50,7 +50,7 @@ def carried(space: Space, folder: Path, top: int, storage: str | None = None) ->
     url = own if storage is None or holds_study(own, proxy.study) else storage
     if not holds_study(url, proxy.study):
         raise InputError(f"--from {folder}: study {proxy.study!r} is not there; name its database with --storage")
-    trials = Trials(url, proxy, total_stride(proxy.task.network))
+    trials = OptunaStudy(url, proxy, total_stride(proxy.task.network))
     try:
         complete = [o for o in trials.outcomes() if o.state == "COMPLETE" and o.score is not None]
     finally:

@@ -16,10 +16,10 @@ from mixtune.regime import Regime
 from mixtune.regime.files import save_regime
 from mixtune.search.callbacks import Callbacks
 from mixtune.search.optuna_factories import check_named
-from mixtune.search.optuna_study import Trials
-from mixtune.search.outcome import TrialResult
+from mixtune.search.optuna_study import OptunaStudy
 from mixtune.search.paths import StudyPaths, locked, save
 from mixtune.search.space import Space
+from mixtune.search.trial_result import TrialResult
 from mixtune.study import proxy as carry
 from mixtune.study import rank_correlation
 from mixtune.study.console import Console, pareto_table, results_table
@@ -172,7 +172,7 @@ def table(space: Space, result: StudyResult) -> str:
     return f"{lines}\n\n{result.proof.table()}" if result.proof else lines
 
 
-def _say_what_happens(trials: Trials, stale: int, places: StudyPaths, write: Callable[[str], None]) -> None:
+def _say_what_happens(trials: OptunaStudy, stale: int, places: StudyPaths, write: Callable[[str], None]) -> None:
     name, total, left = trials.space.study, trials.space.trials, trials.remaining()
     if not trials.resumed:
         write(f"study {name}: {total} trials, in {places.folder}")

@@ -22,7 +22,7 @@ from typing import Any
 from mixtune.errors import InputError, NoRoomError
 from mixtune.evaluation.curve import Curve
 from mixtune.search.callbacks import Candidate, State
-from mixtune.search.optuna_study import Trials
+from mixtune.search.optuna_study import OptunaStudy
 from mixtune.search.space import Space
 from mixtune.tracking.mlflow_reader import cause
 from mixtune.tracking.mlflow_runs import RunGoneError, is_permanent
@@ -61,7 +61,7 @@ _Job = tuple["Future[None]", Callable[[], None]]  # what the thread does after a
 class MlflowWriter:
     """Writes a study's trials to MLflow (a ``Callback``): one child run each, under the study's parent run."""
 
-    def __init__(self, uri: str, space: Space, folder: Path, trials: Trials) -> None:
+    def __init__(self, uri: str, space: Space, folder: Path, trials: OptunaStudy) -> None:
         """Open the store and the study's parent run; ``folder``: the study's. Raises InputError when it cannot."""
         self.uri, self._folder, self._trials = uri, folder, trials
         self._study = open_study(trials, space, folder, uri)

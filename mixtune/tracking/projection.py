@@ -17,10 +17,10 @@ from mixtune import __version__
 from mixtune.config import read_yaml, to_plain
 from mixtune.errors import InputError
 from mixtune.evaluation.curve import Curve
+from mixtune.execution.position import POSITION
 from mixtune.search.callbacks import Candidate, State
-from mixtune.search.outcome import TrialResult
 from mixtune.search.space import Space
-from mixtune.search.timeouts import POSITION
+from mixtune.search.trial_result import TrialResult
 from mixtune.secrets import masked
 from mixtune.tracking import parameters, views
 from mixtune.tracking.identity import Identity

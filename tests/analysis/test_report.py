@@ -13,7 +13,7 @@ from analysis import efficiency, report, report_text
 from analysis.add_runs import main as record
 from analysis.study_runs import read_study
 from mixtune.errors import InputError
-from mixtune.execution.work import candidate_of
+from mixtune.execution.trial_config import make_candidate
 from tests.analysis.conftest import POINT, curve
 from tests.analysis.test_commands import repeated
 from tests.commands import module_of
@@ -124,7 +124,7 @@ def proven(made, scores, winner, fixed="COMPLETE"):
             point = point | {"split": 0.1}
         noted = {"repeat": {"of": n, "seed": seed, "round": round_}}
         noted |= {"published": published[n]} if n in published else {}
-        repeat = candidate_of(made.space, n, point, noted, made.folder)
+        repeat = make_candidate(made.space, n, point, noted, made.folder)
         made.tracker.ended(repeat, "COMPLETE", top1, "", curve(top1, top1))
     summary = {"score": 0.7, "trial": winner, "chosen": "the best mean over 2 fresh seeds", "verdict": "said"}
     made.summarise(summary)

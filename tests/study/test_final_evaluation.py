@@ -27,22 +27,22 @@ class Planted:
 
     def __init__(self, means, luck=None, stop_after=None, faults=None):
         """faults: {(regime, judge, seed): what the worker reports instead, one for each attempt}"""
-        self.means, self.luck, self.stop_after, self.faults = means, luck or {}, stop_after, faults or {}
+        self.means, self.luck, self.stop_after, self.errors = means, luck or {}, stop_after, faults or {}
         self.trained = []
 
-    def run(self, study, folder, listeners, refuse=nothing):
-        bridge = Coordinator(study.trials, study.trials.space.training(1), folder, listeners, refuse)
-        while (told := bridge.suggest("one")) is not None:
+    def run(self, study, folder, callbacks, refuse=nothing):
+        coordinator = Coordinator(study.trials, study.trials.space.training(1), folder, callbacks, refuse)
+        while (told := coordinator.suggest("one")) is not None:
             if self.stop_after is not None and len(self.trained) == self.stop_after:
-                bridge.interrupt()
+                coordinator.interrupt()
                 raise KeyboardInterrupt
-            bridge.report("one", self.report(told, searching=folder.name not in ("leaders", "final")))
-            bridge.end("one", error=False)
+            coordinator.report("one", self.report(told, searching=folder.name not in ("leaders", "final")))
+            coordinator.end("one", error=False)
 
     def report(self, told, searching):
         name, seed = told["regime"]["name"], told["training"]["seed"]
         self.trained.append((name, told["judge"], seed))
-        if faults := self.faults.get((name, told["judge"], seed)):
+        if faults := self.errors.get((name, told["judge"], seed)):
             return faults.pop(0)
         noise = np.random.default_rng((seed, crc32(name.encode()), told["judge"] == "test")).normal(0, 0.003)
         top1 = self.means.get(name, 0.5) + float(noise) + (self.luck.get(name, 0.0) if searching else 0.0)
@@ -160,7 +160,7 @@ def test_what_the_machine_did_to_a_run_is_tried_again_at_once_and_not_for_ever(s
     assert "failed: fixed, seed 2, for the test set: the device's memory does not hold a step (2 times)" in table
     assert "is better than" in table
     assert "Welch's t-test, 3 and 4 seeds" in table  # n is said
-    machine.faults.clear()
+    machine.errors.clear()
     said = []
     again = conclude(space, places, machine, said)
     assert said[0] == (

@@ -4,9 +4,9 @@ import pytest
 from mlflow import MlflowClient
 
 from mixtune.config import parse
-from mixtune.search.outcome import TrialResult
 from mixtune.search.paths import StudyPaths
 from mixtune.search.space import Named, Space
+from mixtune.search.trial_result import TrialResult
 from mixtune.study import run_study
 from mixtune.study.rank_correlation import ENOUGH, agreements, early_steps, metrics, sentence
 from mixtune.study.run_study import StudyResult, table

@@ -19,7 +19,7 @@ from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from mixtune.config import parse
 from mixtune.errors import InputError, NoRoomError
-from mixtune.search.optuna_study import Trials
+from mixtune.search.optuna_study import OptunaStudy
 from mixtune.search.space import Space
 from mixtune.tracking import mlflow_writer, resync
 from mixtune.tracking.mlflow_runs import ChildRuns
@@ -245,7 +245,7 @@ def test_a_driver_that_is_killed_at_any_moment_leaves_nothing_lost_or_doubled(tm
         os.kill(search.pid, signal.SIGKILL)
         search.wait()
     space = parse(TINY | SETTINGS | {"trials": 30}, Space, "f")
-    trials = Trials(f"journal:///{folder}/study.journal", space, 4)
+    trials = OptunaStudy(f"journal:///{folder}/study.journal", space, 4)
     trials.reconcile()
     resync.resync(trials, space, folder, uri)
     held, parents = contents(uri)
@@ -446,7 +446,7 @@ def test_a_study_of_an_earlier_version_keeps_its_parent_run_and_loses_its_file_o
     tags = {"mixtune.kind": "study", "mixtune.study": "tiny"}
     parent = client.create_run(client.create_experiment("mixtune"), tags=tags).info.run_id
     client.log_param(parent, "data.digest", "x")
-    study.trials.note(f"mlflow_parent {uri}", parent)
+    study.trials.set_attribute(f"mlflow_parent {uri}", parent)
     records = folder / f"unsent-{resync.hashlib.sha256(uri.encode()).hexdigest()[:8]}.jsonl"
     records.write_text('{"do": "start"}\n')
     (folder / "unsent-study.jsonl").write_text("")  # not MLflow's
