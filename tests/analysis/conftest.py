@@ -10,7 +10,7 @@ from mixtune.evaluation.curve import Curve, Point
 from mixtune.regime import published
 from mixtune.regime.files import save_regime
 from mixtune.search.callbacks import Candidate
-from mixtune.search.optuna_study import Trials
+from mixtune.search.optuna_study import OptunaStudy
 from mixtune.search.space import Space
 from mixtune.tracking.resync import StudyState, note_summary, write_summary
 from tests.tracking.writers import open_writer
@@ -31,7 +31,7 @@ class Made:
         self.folder, self.space = folder, parse(settings, Space, "f")
         self.uri = empty_store(folder)
         # The trials are made up; what is remembered of the study as a whole is not.
-        trials = Trials(f"journal:///{folder}/study.journal", replace(self.space, published=()), 4)
+        trials = OptunaStudy(f"journal:///{folder}/study.journal", replace(self.space, published=()), 4)
         self.tracker = open_writer(self.uri, self.space, folder, trials)
 
     def trial(self, number, family, found, state="COMPLETE", weights=None, **params):
