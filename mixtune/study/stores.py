@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from mixtune.config import to_yaml
 from mixtune.errors import InputError, NoRoomError, StorageAwayError
@@ -49,11 +50,12 @@ def opened(
     if resume and not begun(space, places):
         where = masked(places.storage_url)
         raise InputError(f"--resume: {where} holds no study {space.study!r}; without --resume it is begun")
+    _check_unsent(places.folder)
     trials, tracker = OptunaStudy(places.storage_url, space, stride, proxy), None
     try:
-        sqlite.with_log(places.storage_url)
+        sqlite.use_write_ahead_log(places.storage_url)
         tracker = MlflowWriter(places.tracking_uri, space, places.folder, trials)
-        sqlite.with_log(places.tracking_uri)
+        sqlite.use_write_ahead_log(places.tracking_uri)
         save(places.folder / "space.yaml", to_yaml(space))
         stale = trials.reconcile()
         tracker.start_resync()
@@ -62,8 +64,18 @@ def opened(
         trials.close()
         if tracker is not None:
             tracker.close()
-        sqlite.plain(places.storage_url)
-        sqlite.plain(places.tracking_uri)
+        sqlite.leave_write_ahead_log(places.storage_url)
+        sqlite.leave_write_ahead_log(places.tracking_uri)
+
+
+def _check_unsent(folder: Path) -> None:
+    """Raise InputError where an earlier version kept ends of trials that its database had not taken yet."""
+    for pattern in ("unsent-study.jsonl", "*/unsent-study.jsonl"):
+        for path in folder.glob(pattern):
+            raise InputError(
+                f"{path}: an earlier version of mixtune kept here what the study's database had not taken; continue "
+                "the study once with that version, or delete the file to have those trials trained again"
+            )
 
 
 @contextlib.contextmanager
