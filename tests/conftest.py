@@ -33,14 +33,6 @@ def cache(tmp_path_factory, monkeypatch):
     return made
 
 
-@pytest.fixture
-def direct(monkeypatch):
-    """MLflow is written without a process of its own, which takes seconds to start."""
-    from tests.tracking.direct import Direct
-
-    monkeypatch.setattr("mixtune.tracking.mlflow_writer.Courier", Direct)
-
-
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory):
     """Puts an empty MLflow database into a folder: a copy, because making one takes seconds."""

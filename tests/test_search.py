@@ -52,7 +52,7 @@ def run_printed(words, cwd):
 
 
 @pytest.fixture
-def run_here(monkeypatch, capsys, direct):
+def run_here(monkeypatch, capsys):
     """Runs a printed command in this process, which has the imports that a new one takes seconds for; what it says."""
 
     def run(words, cwd):

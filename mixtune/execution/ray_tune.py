@@ -105,7 +105,7 @@ def call(function: Callable[..., T], slots: Concurrency, *arguments: Any) -> T:
     Where trials have several ranks, it is called on each of them, with its place among them as one more argument.
     """
     if slots.workers > 1:
-        shared: T = worker_group.call(_called, slots.workers, slots.cpus, slots.gpus, function, arguments)
+        shared: T = worker_group.call_on_group(_called, slots.workers, slots.cpus, slots.gpus, function, arguments)
         return shared
     # Once, in a process that ends with it: what it had of a GPU is free then, and what killed it would kill it again.
     remote = ray.remote(num_cpus=slots.cpus, num_gpus=slots.gpus, max_calls=1, max_retries=0)(function)
@@ -135,7 +135,7 @@ def carry_out(
     """Train one regime and ``report``; bad luck is reported as ``failed``, not raised. turn: see ``trial_results``."""
     folder = Path(config["folder"])
     try:
-        with contextlib.closing(executor.trained(config, turn)) as results:
+        with contextlib.closing(executor.train_trial(config, turn)) as results:
             for result in results:
                 report(result)
     except NoRoomError as err:
@@ -215,7 +215,7 @@ def _resources(slots: Concurrency) -> dict[str, float] | tune.PlacementGroupFact
         return {"cpu": 0.01}
     if slots.processes == 1:
         return {"cpu": slots.cpus, "gpu": slots.gpus}
-    return tune.PlacementGroupFactory([{}, *[worker_group.bundle(slots.cpus, slots.gpus)] * slots.processes])
+    return tune.PlacementGroupFactory([{}, *[worker_group.resource_bundle(slots.cpus, slots.gpus)] * slots.processes])
 
 
 def run(

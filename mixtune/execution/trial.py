@@ -36,7 +36,7 @@ def cause_of(err: Exception) -> Cause:
         return "memory"
     if isinstance(err, OSError) and err.errno in NO_ROOM:
         return "unknown"
-    return "machine" if isinstance(err, OSError | PeerLostError) or device.lost(err) else "unknown"
+    return "machine" if isinstance(err, OSError | PeerLostError) or device.is_device_lost(err) else "unknown"
 
 
 def failure(err: Exception, folder: Path) -> str:

@@ -6,7 +6,6 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from mixtune.execution.work import candidate_of
 from mixtune.search.callbacks import Callbacks
 from mixtune.search.final import Repeat, Round, seeds_of
 from mixtune.search.outcome import TrialResult
@@ -129,10 +128,6 @@ def _round(
         return {}, []
     with opened_round(study, Repeats(places.storage_url, space, round_, wanted)) as mine:
         assert isinstance(mine.trials, Repeats)
-        for o in mine.trials.results().values():  # what a kill kept from MLflow
-            if o.state == "COMPLETE" and o.score is not None and o.curve is not None:
-                noted = {"published": o.published, "repeat": vars(o.repeat)}
-                study.tracker.repeated(candidate_of(space, o.number, o.params, noted, folder), o.score, o.curve)
         for repeat, reason in mine.trials.failed_before.items():
             write(f"{round_}: #{repeat.of} with seed {repeat.seed} failed ({reason}) and starts again")
         if left := mine.trials.remaining():

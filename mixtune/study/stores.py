@@ -52,14 +52,11 @@ def opened(
     trials, tracker = Trials(places.storage_url, space, stride, proxy), None
     try:
         sqlite.with_log(places.storage_url)
-        key = f"mlflow_parent {masked(places.tracking_uri)}"
-        tracker = MlflowWriter(places.tracking_uri, space, places.folder, trials.noted(key))
+        tracker = MlflowWriter(places.tracking_uri, space, places.folder, trials)
         sqlite.with_log(places.tracking_uri)
-        trials.note(key, tracker.parent)
         save(places.folder / "space.yaml", to_yaml(space))
         stale = trials.reconcile()
-        tracker.repair(trials.outcomes())
-        tracker.discard_unfinished()
+        tracker.start_resync()
         yield OpenStudy(trials, tracker, stale)
     finally:
         trials.close()

@@ -124,7 +124,7 @@ class Classification:
         self, blend: mixup.Blend, inputs: Tensor, targets: Tensor, shape: BatchShape | None = None
     ) -> tuple[Tensor, Tensor]:
         """Images and soft labels of mixup or cutmix."""
-        return mixup.apply(blend, inputs, targets, self.classes, self.group, shape)
+        return mixup.apply_blend(blend, inputs, targets, self.classes, self.group, shape)
 
     def loss(self, recipe: Recipe, outputs: Any, targets: Tensor) -> Tensor:
         """The recipe's cross-entropy."""

@@ -17,7 +17,7 @@ from mixtune.search.space import Space
 from mixtune.study.final_evaluation import run_final
 from mixtune.study.repeats import Repeats
 from mixtune.study.stores import opened
-from tests.tracking.direct import Idle
+from tests.tracking.writers import Silent
 
 SEARCHED = "searched 2"
 
@@ -67,17 +67,17 @@ def space(tiny):
 
 
 @pytest.fixture
-def places(tmp_path, empty_store, monkeypatch):
+def places(tmp_path, monkeypatch):
     """Of a study whose runs are not taken to MLflow, which is most of the work."""
-    monkeypatch.setattr("mixtune.tracking.mlflow_writer.Courier", Idle)
-    empty_store(tmp_path)
+    monkeypatch.setattr("mixtune.study.stores.MlflowWriter", Silent)
     return StudyPaths(tmp_path)
 
 
 @pytest.fixture
-def recorded(places, direct):
+def recorded(tmp_path, empty_store):
     """Of one whose runs are."""
-    return places
+    empty_store(tmp_path)
+    return StudyPaths(tmp_path)
 
 
 def conclude(space, places, machine, said=None):
@@ -87,7 +87,7 @@ def conclude(space, places, machine, said=None):
         try:
             return run_final(space, places, study, machine, (said if said is not None else []).append)
         finally:
-            assert study.tracker.flush()
+            assert study.tracker.resync()
 
 
 def test_a_search_that_found_something_better_says_so(space, places):
@@ -252,12 +252,10 @@ def test_mlflow_holds_every_run_once_as_a_repeat(space, recorded):
     assert {"regime.yaml", "curve.csv"} <= artifacts
 
 
-def test_a_run_that_mlflow_lacked_at_a_kill_is_told_again(space, recorded, monkeypatch):
-    from mixtune.tracking.mlflow_writer import MlflowWriter
-
+def test_runs_that_mlflow_lacked_at_a_kill_are_written_by_the_next_search(space, recorded, monkeypatch):
     machine = Planted({SEARCHED: 0.95})
     with monkeypatch.context() as broken:
-        broken.setattr(MlflowWriter, "repeated", lambda *_: None)
+        broken.setattr("mixtune.study.stores.MlflowWriter", Silent)
         conclude(space, recorded, machine)
     conclude(space, recorded, machine)
     client = MlflowClient(recorded.tracking_uri)

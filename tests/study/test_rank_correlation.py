@@ -64,7 +64,7 @@ def test_they_are_metrics_by_share_of_the_budget():
     assert metrics({}) == []
 
 
-def test_a_study_keeps_its_own_in_mlflow(space, tmp_path, empty_store, direct):
+def test_a_study_keeps_its_own_in_mlflow(space, tmp_path, empty_store):
     empty_store(tmp_path)
     space, places = replace(space, pruner=Named("none"), trials=9), StudyPaths(tmp_path)
     with opened(space, places, 4, False) as books:
