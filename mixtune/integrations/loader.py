@@ -84,7 +84,7 @@ class SampleViews(Dataset[tuple[Tensor, Tensor]]):
 
 
 def random_crops(S: int) -> Transform:
-    """Return the usual augmentation of photographs: a random crop resized to S, half of them mirrored, pixels 0 to 1."""
+    """Return the usual augmentation of photographs: a random crop resized to S, mirrored or not, pixels 0 to 1."""
     from torchvision.transforms import v2
 
     steps = [v2.ToImage(), v2.RandomResizedCrop((S, S), antialias=True), v2.RandomHorizontalFlip()]
