@@ -17,22 +17,6 @@ TINY = {
 }
 
 
-@pytest.fixture(autouse=True, scope="session")
-def shared_cache(tmp_path_factory):
-    """A cache folder of these tests' own, not the user's; what one search measured spares the next one seconds."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
-@pytest.fixture
-def cache(tmp_path_factory, monkeypatch):
-    """An empty cache folder, for a test of what is measured."""
-    made = tmp_path_factory.mktemp("cache")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(made))
-    return made
-
-
 @pytest.fixture
 def direct(monkeypatch):
     """MLflow is written without a process of its own, which takes seconds to start."""

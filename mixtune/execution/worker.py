@@ -10,7 +10,6 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -21,13 +20,8 @@ from ray.exceptions import RayActorError
 
 from mixtune.execution import ray_tune
 from mixtune.execution.coordinator import Coordinator
-from mixtune.models.registry import total_stride
-from mixtune.profiling import packing_plan
 from mixtune.profiling.concurrency import Concurrency
-from mixtune.regime import published
-from mixtune.search.space import Space
 from mixtune.training.packing import Pack
-from mixtune.training.run import TrainingConfig
 
 NAME = "mixtune-host"  # what the names of all hosts begin with
 RETRIES = 3  # of a trial whose host dies again and again before its next report
@@ -77,31 +71,6 @@ class Worker:
                 torch.cuda.synchronize()
         except RuntimeError:
             os._exit(1)
-
-
-def packed(
-    space: Space, training: TrainingConfig, slots: Concurrency, gpus: int, again: bool = False
-) -> tuple[Concurrency, str]:
-    """How many trials share a GPU, as the space says or as measured on one, and a sentence about it.
-
-    A trial that is given its share of GPUs, or runs on CPU cores, has a process of its own.
-    """
-    want = space.resources
-    at_most = want.pack or (16 if want.gpus is None and gpus else 1)
-    if slots.processes > 1:
-        at_most = 1
-    if want.at_once:
-        at_most = min(at_most, -(-want.at_once // max(1, gpus)))
-    if at_most == 1:
-        return slots, ""
-    pack, gain, said = at_most, 1.0, f"{at_most} trials share a process"
-    if want.pack is None:
-        regime = published("fixed", space.base, space.search.sizes, total_stride(space.task.network))
-        pack, gain, said = ray_tune.call(packing_plan.measure, slots, training, regime, at_most, again)
-    if pack == 1:
-        return slots, said
-    at_once = min(want.at_once or pack * max(1, gpus), pack * max(1, gpus))
-    return replace(slots, at_once=at_once, pack=pack, gain=gain), said
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from mixtune.models.amoebanet import AmoebaNet
 from mixtune.optim.distillation import Distillation
 from mixtune.optim.recipe import Recipe
 from mixtune.regime import BatchShape, Budget, published
-from mixtune.runtime.memory import Peak
+from mixtune.runtime.memory import PeakMemory
 from mixtune.runtime.oom import OutOfMemoryError
 from mixtune.training.cuda_graphs import CudaRecorder, WaitsError
 from mixtune.training.run import Run
@@ -413,7 +413,7 @@ def test_the_shapes_of_a_trial_share_the_memory_of_the_largest():
         assert len(set(run.schedule.index.tolist())) == shapes
         run.network.train()
         engine = Engine(run.task, run.network, Recipe(), 0)
-        watch, before = Peak(engine.device), torch.cuda.memory_reserved()
+        watch, before = PeakMemory(engine.device), torch.cuda.memory_reserved()
         engine.prepare(run.schedule, run.schedule.progress, 0, lambda _: None)
         taken.append(watch.bytes() - before)
         del engine, run
