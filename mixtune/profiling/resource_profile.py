@@ -17,7 +17,7 @@ from mixtune.profiling.step_benchmark import StepBenchmark, describe_device
 from mixtune.regime import BatchShape
 from mixtune.runtime.memory import PeakMemory, available_memory
 from mixtune.runtime.oom import is_out_of_memory
-from mixtune.runtime.process_group import ALONE, Ranks
+from mixtune.runtime.process_group import SINGLE_PROCESS, ProcessGroup
 from mixtune.search.space import Space
 from mixtune.training.run import TrainingConfig
 
@@ -113,13 +113,15 @@ def benchmark_shapes(space: Space) -> list[BatchShape]:
     return sorted({*ends, *(replace(base, B=max(1, base.B // k)) for k in (1, 2, 4))})
 
 
-def measure_profile(config: TrainingConfig, shapes: Iterable[BatchShape], ranks: Ranks = ALONE) -> ResourceProfile:
-    """Return the profile with these shapes, as far as they fit. Where several ranks share a step, each calls this.
+def measure_profile(
+    config: TrainingConfig, shapes: Iterable[BatchShape], group: ProcessGroup = SINGLE_PROCESS
+) -> ResourceProfile:
+    """Return the profile with these shapes, as far as they fit. Each process of a group calls this.
 
     Raises InputError for missing data and where not even the smallest shape fits.
     """
     began = time.perf_counter()
-    benchmark = StepBenchmark(config, ranks)
+    benchmark = StepBenchmark(config, group)
     setup = time.perf_counter() - began
     network, device = benchmark.engine.network, benchmark.engine.device
     available, peak = available_memory(device), PeakMemory(device)
@@ -138,7 +140,7 @@ def measure_profile(config: TrainingConfig, shapes: Iterable[BatchShape], ranks:
     )
     for shape in sorted(set(shapes), key=lambda s: (s.pixels, s)):
         # On a CPU, a step that takes all memory ends other processes: one that cannot fit is not tried.
-        if ranks.agree(len(profile.steps) > 1 and profile.memory(shape) > available):
+        if group.broadcast_flag(len(profile.steps) > 1 and profile.memory(shape) > available):
             break
         peak = PeakMemory(device)
         try:
@@ -146,7 +148,7 @@ def measure_profile(config: TrainingConfig, shapes: Iterable[BatchShape], ranks:
         except Exception as err:
             if not is_out_of_memory(err):
                 raise
-            if profile.steps and ranks.alone:  # there is less memory than the device says
+            if profile.steps and not group.is_distributed:  # there is less memory than the device says
                 return replace(profile, available_memory=0.99 * profile.memory(shape))
             raise InputError(
                 f"base: {profile.measured_on} does not hold a step of {shape} (S x B x D) in {gib(available)}; lower "

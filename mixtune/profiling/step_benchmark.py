@@ -11,7 +11,7 @@ import torch
 from mixtune.models import registry
 from mixtune.regime import BatchShape, CostTable, Schedule
 from mixtune.runtime.device import available_cpus
-from mixtune.runtime.process_group import ALONE, Ranks
+from mixtune.runtime.process_group import SINGLE_PROCESS, ProcessGroup
 from mixtune.tasks.classification import Classification
 from mixtune.training.run import TrainingConfig
 from mixtune.training.step import Engine
@@ -20,9 +20,9 @@ WARM_UP_STEPS, TIMED_STEPS = 3, 7  # of each shape; the median of the timed ones
 PROGRESS = 1.0  # the share of the budget spent: as late in training, where no layers are frozen
 
 
-def load_task(config: TrainingConfig, ranks: Ranks = ALONE) -> Classification:
+def load_task(config: TrainingConfig, group: ProcessGroup = SINGLE_PROCESS) -> Classification:
     """Return the task of a trial, judged on held-out images. Raises InputError for missing data."""
-    return Classification(config.task, "validation", config.device, config.evaluate.recalibrate, ranks)
+    return Classification(config.task, "validation", config.device, config.evaluate.recalibrate, group)
 
 
 def describe_device(config: TrainingConfig) -> str:
@@ -38,12 +38,12 @@ def describe_device(config: TrainingConfig) -> str:
 class StepBenchmark:
     """A network on its task, whose steps are timed; the weights stay as they are.
 
-    Where several ranks share a step, each has one, and all are called alike. Raises InputError for missing data.
+    Each process of a group has one, and all are called alike. Raises InputError for missing data.
     """
 
-    def __init__(self, config: TrainingConfig, ranks: Ranks = ALONE) -> None:
-        torch.set_num_threads(config.threads or ranks.cpus)
-        self.task = load_task(config, ranks)
+    def __init__(self, config: TrainingConfig, group: ProcessGroup = SINGLE_PROCESS) -> None:
+        torch.set_num_threads(config.threads or group.cpus_per_process)
+        self.task = load_task(config, group)
         network = self.task.network(config.seed, config.recipe.dropout, config.recipe.drop_path)
         distill = config.recipe.distill
         teacher = distill.teacher(self.task.classes, self.task.device, self.task.names) if distill else None

@@ -13,7 +13,7 @@ from mixtune.evaluation.curve import Curve
 from mixtune.optim.mixup import Blend
 from mixtune.optim.recipe import Recipe
 from mixtune.regime import BatchShape, Schedule
-from mixtune.runtime.process_group import Ranks
+from mixtune.runtime.process_group import ProcessGroup
 
 
 class Task(Protocol):
@@ -21,7 +21,7 @@ class Task(Protocol):
 
     n_train: int
     notes: FileIssues  # on the files that were read
-    ranks: Ranks  # batches hold this rank's part of each step; evaluation is shared by all and the same on all
+    group: ProcessGroup  # batches hold this rank's part of each step; evaluation is shared by all and the same on all
 
     def network(self, seed: int) -> nn.Module:
         """A fresh network on the task's device; the same seed gives the same weights."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property, partial
@@ -22,13 +23,13 @@ from mixtune.evaluation.bn_recalibration import Recalibration, Statistics
 from mixtune.evaluation.curve import Curve
 from mixtune.evaluation.metrics import Predictions, evaluate, predict
 from mixtune.models import registry
+from mixtune.models.sync_batch_norm import convert_to_sync_batch_norm
 from mixtune.optim import mixup
 from mixtune.optim.recipe import Recipe
 from mixtune.regime import BatchShape, Schedule
 from mixtune.runtime.device import available_cpus as available_cpus
 from mixtune.runtime.device import pick_device
-from mixtune.runtime.process_group import ALONE, Ranks
-from mixtune.runtime.sync_batch_norm import Synced
+from mixtune.runtime.process_group import SINGLE_PROCESS, ProcessGroup
 from mixtune.tasks.base import Task as Task
 from mixtune.tasks.config import TaskConfig as TaskConfig
 
@@ -43,7 +44,7 @@ class Classification:
     judged with what was chosen on the other. For the test set up to 2,048 training images are held back to choose on,
     so that the test images are only ever judged. ``chosen`` holds, by size, the statistics of the last evaluation.
 
-    ``ranks``: where there are several, each makes its part of every step and judges its part of the images.
+    ``group``: where there are several, each makes its part of every step and judges its part of the images.
     """
 
     def __init__(
@@ -52,9 +53,9 @@ class Classification:
         judge: Literal["validation", "test"] = "validation",
         device: str = "auto",
         recalibration: Recalibration | None = None,
-        ranks: Ranks = ALONE,
+        group: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
-        self.config, self.ranks = config, ranks
+        self.config, self.group = config, group
         self.device = pick_device(device)
         dataset = datasets.load_dataset(config.dataset, config.data, config.classes)
         self.classes, self.names, self.prepared_for = dataset.classes, dataset.names, dataset.prepared_for
@@ -67,8 +68,8 @@ class Classification:
         except ValueError as err:
             raise InputError(f"task.validation: {config.dataset}: {err}") from None
         self.n_train, self.n_judged = len(self.train_source), len(self._held_out)
-        if self.n_judged < ranks.shard.world:
-            raise InputError(f"task.validation: {self.n_judged} images are too few for {ranks.shard.world} ranks")
+        if self.n_judged < group.world_size:
+            raise InputError(f"task.validation: {self.n_judged} images are too few for {group.world_size} ranks")
         self.notes = FileIssues()  # on the image files that were read so far
         self.pixels: pixels.PixelViews | None = None
         if isinstance(self.train_source, sources.Pixels):
@@ -100,10 +101,10 @@ class Classification:
         """Normalised inputs [B*D, 3, S, S] and labels [B*D] of every step from ``start`` on: this rank's part of B."""
         raw: Iterator[tuple[Tensor, Tensor]]
         if self.pixels is not None:
-            raw = map(self.pixels.make, self.pixels.draw(schedule, seed, start, self.ranks.shard))
+            raw = map(self.pixels.make, self.pixels.draw(schedule, seed, start, self.group.shard))
         else:
             assert isinstance(self.train_source, sources.Files)
-            augment, shard = self.config.augment, self.ranks.shard
+            augment, shard = self.config.augment, self.group.shard
             raw = views.file_batches(
                 self.train_source,
                 schedule,
@@ -120,7 +121,7 @@ class Classification:
 
     def drawn(self, schedule: Schedule, seed: int, start: int = 0) -> Iterator[pixels.Drawn] | None:
         """The random choices of every step's views; None for image files."""
-        return None if self.pixels is None else self.pixels.draw(schedule, seed, start, self.ranks.shard)
+        return None if self.pixels is None else self.pixels.draw(schedule, seed, start, self.group.shard)
 
     def made(self, S: int, choices: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised inputs [B*D, 3, S, S] and labels [B*D] from the choices [4, B*D] of a step."""
@@ -131,7 +132,7 @@ class Classification:
         self, blend: mixup.Blend, inputs: Tensor, targets: Tensor, shape: BatchShape | None = None
     ) -> tuple[Tensor, Tensor]:
         """Images and soft labels of mixup or cutmix."""
-        return mixup.apply(blend, inputs, targets, self.classes, self.ranks, shape)
+        return mixup.apply(blend, inputs, targets, self.classes, self.group, shape)
 
     def loss(self, recipe: Recipe, outputs: Any, targets: Tensor) -> Tensor:
         """The recipe's cross-entropy."""
@@ -150,11 +151,12 @@ class Classification:
         self._unread = int((~running.read).sum())
         if self._recalibration is None or not calibrated:
             return running
-        with Synced(self.ranks):
-            candidates = {
-                str(kind): bn_recalibration.recalibrate(network, self._calibration_batches(kind, S))
-                for kind in self._recalibration.views
-            }
+        # Statistics of the images of all processes, whether or not the network was trained with them.
+        synced = convert_to_sync_batch_norm(copy.deepcopy(network)) if self.group.is_distributed else network
+        candidates = {
+            str(kind): bn_recalibration.recalibrate(synced, self._calibration_batches(kind, S))
+            for kind in self._recalibration.views
+        }
         choice = None if self._choice is None else partial(self._judge, network, self._choice, S)
         best, predictions = bn_recalibration.judge(network, images, choice, running, candidates)
         self.chosen[S] = (best, candidates.get(best, {}))
@@ -163,13 +165,13 @@ class Classification:
     def _calibration_batches(self, kind: str, S: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Training images at S in full batches of 128, or fewer at large sizes, as in training or as in evaluation."""
         assert self._recalibration is not None
-        B = max(self.ranks.shard.world, min(128, 512 * 64**2 // S**2, self.n_train, self._recalibration.images))
+        B = max(self.group.world_size, min(128, 512 * 64**2 // S**2, self.n_train, self._recalibration.images))
         steps = max(1, min(self._recalibration.images, self.n_train) // B)
         schedule = Schedule((BatchShape(S, B),), np.zeros(steps, np.int16), np.ones(1))
         if kind == "train":
             yield from self.batches(schedule, seed=0)
         else:
-            part = self.ranks.shard.part(B)
+            part = self.group.shard.part(B)
             drawn = np.concatenate([batch[part] for batch in schedule.sample_batches(self.n_train, seed=0)])
             yield from self._whole(self.train_source.subset(drawn), S, part.stop - part.start)
 
@@ -179,11 +181,11 @@ class Classification:
 
     def _judge(self, network: nn.Module, source: sources.Source, S: int) -> Predictions:
         """What the network says of all images of ``source`` at S; each rank judges its part."""
-        return predict(network, self._evaluation_batches(source, S)).over(self.ranks, len(source))
+        return predict(network, self._evaluation_batches(source, S)).over(self.group, len(source))
 
     def _evaluation_batches(self, source: sources.Source, S: int) -> Iterator[tuple[Tensor, Tensor]]:
-        part = self.ranks.shard.part(len(source))
-        mine = source if self.ranks.alone else source.subset(np.arange(len(source))[part])
+        part = self.group.shard.part(len(source))
+        mine = source.subset(np.arange(len(source))[part]) if self.group.is_distributed else source
         batches: Iterable[tuple[Tensor, Tensor]] = self._whole(mine, S)
         if isinstance(source, sources.Pixels) and source is self._held_out:  # resized once, used at every report
             batches = pixels.kept(source, (S, self.device, part.start, part.stop), lambda: list(self._whole(mine, S)))
@@ -200,7 +202,7 @@ class Classification:
 
         To be called by all of them.
         """
-        for found in self.ranks.gather(self.notes.news()):
+        for found in self.group.all_gather_json(self.notes.news()):
             self.notes.hear(found)
         return self.notes.counts() | ({"not judged": self._unread} if self._unread else {})
 

@@ -61,7 +61,7 @@ def find_rate(
     while number < steps:
         for shape, (inputs, targets) in zip(schedule, task.batches(schedule, seed), strict=True):
             lr = low * (high / low) ** (number / max(1, steps - 1))
-            loss = float(task.ranks.sum(engine.step(inputs, targets, lr, number, shape=shape)))
+            loss = float(task.group.all_reduce(engine.step(inputs, targets, lr, number, shape=shape)))
             mean = 0.9 * mean + 0.1 * loss
             number += 1
             smooth = mean / (1 - 0.9**number)

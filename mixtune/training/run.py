@@ -18,7 +18,7 @@ from mixtune.files import digest, replace_file
 from mixtune.models import registry, weights
 from mixtune.optim.recipe import Recipe
 from mixtune.regime import BatchShape, Budget, Regime, Schedule
-from mixtune.runtime.process_group import ALONE, Ranks
+from mixtune.runtime.process_group import SINGLE_PROCESS, ProcessGroup
 from mixtune.tasks.classification import Classification, check_shapes
 from mixtune.tasks.config import TaskConfig
 from mixtune.training.checkpoint import Checkpoint, essence
@@ -54,7 +54,7 @@ class TrainingConfig:
     threads: CPU threads of torch (they decide the order of floating-point sums); None takes all cores there are.
     ranks: processes that share each step; without recipe.sync_bn they decide what a batch norm sees.
     share: of the budget to spend, with the whole schedule compressed into it (a lower fidelity).
-    costs: measured cost of a step by shape ("16x32" or "16x32x2"), for a budget in GMACs or seconds (``step_benchmark``).
+    costs: measured cost of a step by shape ("16x32" or "16x32x2"), for a budget in GMACs or seconds.
     """
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
@@ -110,21 +110,23 @@ class Run:
     judge: Judge = "validation"
 
     @classmethod
-    def prepare(cls, regime: Regime, config: TrainingConfig, judge: Judge = "validation", ranks: Ranks = ALONE) -> Run:
+    def prepare(
+        cls, regime: Regime, config: TrainingConfig, judge: Judge = "validation", group: ProcessGroup = SINGLE_PROCESS
+    ) -> Run:
         """Load the data, check the regime against it and build network and schedule.
 
         ranks: those that train together, each of which calls this and then ``reports``. Raises InputError for missing
         data, a size off the network's stride, a batch larger than the data set or smaller than the ranks are many, or
         a budget below one step.
         """
-        config = replace(config, ranks=ranks.shard.world)
-        torch.set_num_threads(config.threads or ranks.cpus)
+        config = replace(config, ranks=group.world_size)
+        torch.set_num_threads(config.threads or group.cpus_per_process)
         try:
-            ranks.shard.check(regime.shapes)
+            group.shard.check(regime.shapes)
         except ValueError as err:
             raise InputError(f"regime {regime.name or regime}: {err}") from None
-        with ranks.first_here_first():
-            task = Classification(config.task, judge, config.device, config.evaluate.recalibrate, ranks)
+        with group.local_main_first():
+            task = Classification(config.task, judge, config.device, config.evaluate.recalibrate, group)
         wanted = {f"regime {regime.name or regime}": regime.sizes, "evaluate.sizes": config.evaluate.sizes}
         check_sizes(task.prepared_for, wanted)
         try:

@@ -12,7 +12,7 @@ from mixtune.profiling.resource_profile import MeasuredStep, ResourceProfile, be
 from mixtune.profiling.step_benchmark import StepBenchmark
 from mixtune.regime import BatchShape
 from mixtune.runtime.memory import PeakMemory
-from mixtune.runtime.process_group import Ranks
+from mixtune.runtime.process_group import ProcessGroup
 from mixtune.search.space import Space
 
 MIB, GIB = 2**20, 2**30
@@ -118,26 +118,28 @@ def test_a_shape_that_runs_out_of_memory_bounds_the_larger_ones(config, device, 
         assert bool(profile.memory_exceeded(BatchShape(8, B), shapes[0])) != fits
 
 
-class Peer(Ranks):
+class Peer(ProcessGroup):
     """One of several ranks, the others of which do as it does."""
 
-    alone = False
-
-    def agree(self, value):
-        return value
-
-    def _flat(self, tensors, change, keep=True):
-        pass
+    is_distributed = True
 
 
-def test_ranks_that_run_out_of_memory_name_the_shape(config, device, monkeypatch):
+@pytest.fixture
+def peer():
+    """One of several ranks, as far as it can see: torch's group has no other process."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield Peer()
+    torch.distributed.destroy_process_group()
+
+
+def test_ranks_that_run_out_of_memory_name_the_shape(config, device, peer, monkeypatch):
     """Those that have enough wait for the others, so that none can go on."""
     monkeypatch.setattr(resource_profile, "available_memory", lambda _: 1e12)
     monkeypatch.setattr(FakeDevice, "evaluation_seconds", lambda self, S: 1.0)
     shapes = [BatchShape(8, B) for B in (32, 64, 160)]
     with pytest.raises(InputError, match=r"base: .* 8x160 .*base\.B"):
-        measure_profile(config, shapes, Peer())
-    assert [s.shape for s in measure_profile(config, shapes[:2], Peer()).steps] == shapes[:2]
+        measure_profile(config, shapes, peer)
+    assert [s.shape for s in measure_profile(config, shapes[:2], peer).steps] == shapes[:2]
 
 
 def test_a_base_that_does_not_fit_at_all_is_one_sentence(config, device, monkeypatch):
