@@ -26,7 +26,7 @@ from mixtune.study.console import Console, pareto_table, results_table
 from mixtune.study.final_evaluation import FinalResult, run_final
 from mixtune.study.proxy import proxy_agreement
 from mixtune.study.run_trials import TrialRunner
-from mixtune.study.stores import Books, begun, opened
+from mixtune.study.stores import OpenStudy, begun, opened
 from mixtune.tracking import mlflow_reader
 
 log = logging.getLogger("mixtune")
@@ -102,12 +102,12 @@ def run_study(
                 interrupted = True
             finally:
                 ray_tune.disconnect()
-                study.settle()
+                study.reconcile()
             return _close(study, paths, space, draw, interrupted, final)
 
 
 def _close(
-    study: Books,
+    study: OpenStudy,
     paths: StudyPaths,
     space: Space,
     draw: Callable[[str, str, Path], list[Path]],

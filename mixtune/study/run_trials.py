@@ -17,7 +17,7 @@ from mixtune.execution.estimate import StudyToRun, TrialSetup, prepare_trials
 from mixtune.profiling.concurrency import Concurrency, local_resources
 from mixtune.profiling.feasibility import Refuse, infeasible, nothing
 from mixtune.search.callbacks import Callbacks
-from mixtune.study.stores import Books
+from mixtune.study.stores import OpenStudy
 
 log = logging.getLogger("mixtune")
 RESTARTS = 3  # of the experiment in a row, after a fault of Ray itself, without a trial finished
@@ -53,7 +53,7 @@ class TrialRunner:
         """Return the function that tells which candidates of the search cannot be trained here."""
         return partial(infeasible, self._study.space, n_train=self._study.n_train, profile=self.prepare().profile)
 
-    def run(self, study: Books, folder: Path, callbacks: Callbacks, refuse: Refuse = nothing) -> None:
+    def run(self, study: OpenStudy, folder: Path, callbacks: Callbacks, refuse: Refuse = nothing) -> None:
         """Run trials until none of the study remains.
 
         Raises InputError when no trial can go on, KeyboardInterrupt when the process is asked to stop.
@@ -66,7 +66,7 @@ class TrialRunner:
         attempt = 0
         with _sigterm_as_interrupt():
             while (left := trials.remaining()) and attempt < RESTARTS:
-                coordinator = Coordinator(study.ledger, training, folder, callbacks, refuse)
+                coordinator = Coordinator(trials, training, folder, callbacks, refuse)
                 fault: Exception | None = None
                 try:
                     worker.run(coordinator, concurrency, paths.folder, training.device, setup.gpus)
@@ -78,7 +78,7 @@ class TrialRunner:
                     coordinator.interrupt()
                 if coordinator.halted:
                     raise InputError(coordinator.halted)
-                study.settle()
+                study.reconcile()
                 attempt = 1 if trials.remaining() < left else attempt + 1
                 if fault is not None:
                     if attempt == RESTARTS:

@@ -85,7 +85,7 @@ def test_dropout_is_off_while_statistics_are_taken():
 
 def test_statistics_of_another_network_are_refused():
     with (
-        pytest.raises(KeyError, match="another network"),
+        pytest.raises(KeyError, match="statistics"),
         using(network(), statistics(create_network("cifar_resnet14", 10))),
     ):
         pass
@@ -184,8 +184,8 @@ def test_calibration_images_are_training_images_and_their_number_is_as_asked(kin
 
 
 def test_bad_settings_are_refused():
-    with pytest.raises(ValueError, match="views must list"):
+    with pytest.raises(ValueError, match=r"views.*train.*test.*\[\]"):
         Recalibration(views=())
-    with pytest.raises(ValueError, match="images"):
+    with pytest.raises(ValueError, match=r"images\b.*2.*1"):
         Recalibration(images=1)
     assert dataclasses.replace(config()).evaluate.recalibrate is None
