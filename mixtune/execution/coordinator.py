@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from mixtune.errors import NO_ROOM, NoRoomError, StorageAwayError, no_room
 from mixtune.evaluation.curve import Curve, write_csv
+from mixtune.execution.time_limits import TrialClock, clear_position, read_position
 from mixtune.execution.trial import Cause
 from mixtune.execution.work import candidate_of, handed_over, training_of
 from mixtune.profiling.feasibility import Refuse, nothing
+from mixtune.runtime.memory import count_oom_kills
 from mixtune.search.callbacks import Callbacks, Candidate, State
-from mixtune.search.timeouts import Clock, forget_position, memory_kills, position
 from mixtune.training.run import TrainingConfig
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class _Live:
     candidate: Candidate
     trial: Any  # optuna's live trial
     checkpoint: Path  # of this trial and of its earlier attempts, should the search have been cut off
-    clock: Clock
+    clock: TrialClock
     configuration: dict[str, Any]
     state: State | None = None  # None: not decided yet
     reason: str = ""
@@ -43,7 +44,7 @@ class _Live:
     curve: Curve | None = None
     reports: int = 0  # the number of the last one that was taken
     deaths: int = 0  # of its workers, or of what they need of the machine
-    memory_kills: int = field(default_factory=memory_kills)
+    memory_kills: int = field(default_factory=count_oom_kills)
 
 
 class Coordinator:
@@ -72,9 +73,9 @@ class Coordinator:
             return None
         if self._again:
             live = self._live[run_id] = self._again.popleft()
-            forget_position(live.candidate.folder)
+            clear_position(live.candidate.folder)
             (live.candidate.folder / "error.txt").unlink(missing_ok=True)
-            live.clock = Clock(self._limits, live.candidate.folder)
+            live.clock = TrialClock(self._limits, live.candidate.folder)
             return live.configuration
         begun = None
         try:
@@ -104,9 +105,9 @@ class Coordinator:
     def _begin(self, trial: Any, candidate: Candidate, training: TrainingConfig) -> _Live:
         lineage = int(trial.user_attrs.get("lineage", trial.number))
         checkpoint = self._folder / "checkpoints" / f"{lineage:04d}.pt"
-        forget_position(candidate.folder)  # of an attempt that was cut off
+        clear_position(candidate.folder)  # of an attempt that was cut off
         configuration = handed_over(self.trials.space, candidate, training, checkpoint)
-        return _Live(candidate, trial, checkpoint, Clock(self._limits, candidate.folder), configuration)
+        return _Live(candidate, trial, checkpoint, TrialClock(self._limits, candidate.folder), configuration)
 
     def running(self, run_id: str, now: float) -> None:
         """A worker has begun with the trial, at this time in seconds."""
@@ -189,7 +190,7 @@ class Coordinator:
         self._tell("ended", live.candidate, live.state, live.score, live.reason, live.curve)
 
     def _close(self, live: _Live) -> None:
-        forget_position(live.candidate.folder)
+        clear_position(live.candidate.folder)
         if live.curve is not None:
             write_csv(live.candidate.folder / "curve.csv", live.curve.rows())
         assert live.state is not None
@@ -201,8 +202,8 @@ class Coordinator:
 
     def _death(self, live: _Live) -> str:
         """What is known of a worker's death."""
-        where = position(live.candidate.folder)
-        kills, live.memory_kills = memory_kills() - live.memory_kills, memory_kills()
+        where = read_position(live.candidate.folder)
+        kills, live.memory_kills = count_oom_kills() - live.memory_kills, count_oom_kills()
         cause = "out of host memory" if kills > 0 else "out of memory, or killed"
         return f"its worker died ({cause})" + (f", at {where}" if where else "")
 

@@ -12,13 +12,13 @@ from mixtune.config import parse
 from mixtune.data.reader_pool import ReaderLostError
 from mixtune.errors import NO_ROOM
 from mixtune.evaluation.curve import Curve, mean_curve
+from mixtune.execution.time_limits import Position, read_position
 from mixtune.regime import Regime
 from mixtune.regime.files import regime_from_dict
 from mixtune.runtime import device
 from mixtune.runtime.oom import is_out_of_memory
 from mixtune.runtime.process_group import PeerLostError, ProcessGroup
 from mixtune.search.fidelity import Stage
-from mixtune.search.timeouts import Position, position
 from mixtune.secrets import masked
 from mixtune.training.loop import Report, TrainingDivergedError
 from mixtune.training.run import Run, TrainingConfig
@@ -42,7 +42,7 @@ def cause_of(err: Exception) -> Cause:
 
 def failure(err: Exception, folder: Path) -> str:
     """What went wrong in a trial and where, in one line."""
-    where = position(folder)
+    where = read_position(folder)
     return masked(f"{type(err).__name__}: {err}")[:1000] + (f", at {where}" if where else "")
 
 

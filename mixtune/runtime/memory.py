@@ -68,3 +68,12 @@ def _proc_bytes(file: Path, name: str) -> float | None:
     except OSError:
         return None
     return 1024.0 * int(match[1]) if match else None
+
+
+def count_oom_kills(vmstat: Path = Path("/proc/vmstat")) -> int:
+    """Return how many processes this machine's kernel has killed for want of memory since it started; 0 if unknown."""
+    try:
+        match = re.search(r"^oom_kill (\d+)$", vmstat.read_text(), re.MULTILINE)
+    except OSError:
+        return 0
+    return int(match[1]) if match else 0

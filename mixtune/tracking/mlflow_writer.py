@@ -15,11 +15,11 @@ from typing import Any, cast
 from mixtune import __version__
 from mixtune.config import to_plain, to_yaml
 from mixtune.evaluation.curve import Curve
+from mixtune.execution.time_limits import POSITION_FILE
 from mixtune.runtime.environment import environment
 from mixtune.search.callbacks import Candidate, State
 from mixtune.search.outcome import TrialResult
 from mixtune.search.space import Space
-from mixtune.search.timeouts import POSITION
 from mixtune.secrets import masked
 from mixtune.tracking import parameters, views
 from mixtune.tracking.courier import Courier
@@ -227,7 +227,7 @@ class MlflowWriter:
 
 def _files(folder: Path) -> list[str]:
     """What a trial leaves; where its worker was is of no use once it has ended."""
-    return [str(p) for p in sorted(folder.glob("*")) if not p.name.startswith(POSITION)]
+    return [str(p) for p in sorted(folder.glob("*")) if not p.name.startswith(POSITION_FILE)]
 
 
 def _regime(trial: Candidate) -> dict[str, str]:

@@ -9,8 +9,8 @@ from mixtune.config import parse, to_plain
 from mixtune.data.file_issues import FileIssues
 from mixtune.data.reader_pool import ReaderLostError
 from mixtune.execution import ray_tune
+from mixtune.execution.time_limits import POSITION_FILE
 from mixtune.search.space import Space
-from mixtune.search.timeouts import POSITION
 from mixtune.training.run import Run
 from mixtune.training.step import Engine
 from tests.search.handed import handed
@@ -67,7 +67,7 @@ def test_a_trial_reports_and_leaves_weights_and_position(trial):
     assert [r["number"] for r in told] == [1, 2]
     assert [r["last"] for r in told] == [False, True]
     assert (trial.folder / "weights.safetensors").exists()
-    assert (trial.folder / POSITION).read_text().startswith("after the last of ")
+    assert (trial.folder / POSITION_FILE).read_text().startswith("after the last of ")
 
 
 def test_what_a_trial_says_comes_with_its_reports(trial, monkeypatch):

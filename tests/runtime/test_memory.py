@@ -1,6 +1,6 @@
 import torch
 
-from mixtune.runtime.memory import PeakMemory, available_memory
+from mixtune.runtime.memory import PeakMemory, available_memory, count_oom_kills
 
 MIB, GIB = 2**20, 2**30
 CPU = torch.device("cpu")
@@ -28,3 +28,10 @@ def test_available_memory_is_the_machines_or_the_containers_if_that_is_less(tmp_
     assert available_memory(CPU, tmp_path) == 9 * GIB
     write("sys/fs/cgroup/memory.max", f"{4 * GIB}\n")
     assert available_memory(CPU, tmp_path) == 4 * GIB
+
+
+def test_the_kernels_count_of_count_oom_kills(tmp_path):
+    (tmp_path / "vmstat").write_text("nr_free_pages 12\noom_kill 7\noom_kill_other 9\n")
+    assert count_oom_kills(tmp_path / "vmstat") == 7
+    assert count_oom_kills(tmp_path / "none") == 0
+    assert count_oom_kills() >= 0
