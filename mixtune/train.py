@@ -86,11 +86,11 @@ def _train(args: argparse.Namespace, group: ProcessGroup) -> int:
 
     import torch
 
-    from mixtune.data.loader import describe
+    from mixtune.data.loader import describe_loader
     from mixtune.evaluation.curve import mean_curve
     from mixtune.training.fine_tuning import find_rate
     from mixtune.training.run import Run, TrainingConfig
-    from mixtune.training.run_folder import save
+    from mixtune.training.run_folder import save_run
 
     source = args.space or f"{args.regime}: training"
     first = parse(data, TrainingConfig, source)
@@ -126,7 +126,7 @@ def _train(args: argparse.Namespace, group: ProcessGroup) -> int:
                 many = f", {world} ranks" if world > 1 else ""
                 print(f"steps    {len(job.schedule)} ({epochs:.1f} epochs) on {job.task.device}{many}")
                 if not job.task.small:
-                    print(f"loader   {describe(job.schedule, job.task.workers, group.shard)}")
+                    print(f"loader   {describe_loader(job.schedule, job.task.workers, group.shard)}")
             print(f"seed     {seed}" + (f", fold {fold}" if len(folds) > 1 else ""), flush=True)
             if args.find_rate:
                 found = find_rate(job.task, job.network, job.schedule, job.recipe, seed)
@@ -137,7 +137,7 @@ def _train(args: argparse.Namespace, group: ProcessGroup) -> int:
             report = _reported(job, folder / CHECKPOINT if folder else None, group)
             curves.append(report.curve)
             if folder and group.is_main:
-                save(folder, regime, job, report)
+                save_run(folder, regime, job, report)
         whole = mean_curve(curves)
         if len(folds) > 1:
             print(f"score    {first.score.of(whole)!r}  ({first.score}, mean over {len(folds)} folds)")

@@ -110,7 +110,7 @@ def evaluate(
     try:
         points: list[Point] = []
         for S in sorted(sizes):
-            with oom.name_oom(lambda S=S: oom.too_large_to_judge(S, [p.S for p in points])):  # type: ignore[misc]
+            with oom.convert_out_of_memory(lambda S=S: oom.evaluation_too_large(S, [p.S for p in points])):  # type: ignore[misc]
                 points.append(Point(S=S, gmacs=gmacs(S), **predictions(S).metrics()))
     finally:
         network.train(training)

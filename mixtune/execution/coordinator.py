@@ -18,7 +18,7 @@ from mixtune.evaluation.curve import Curve, write_csv
 from mixtune.execution.time_limits import TrialClock, clear_position, read_position
 from mixtune.execution.trial import Cause
 from mixtune.execution.work import candidate_of, handed_over, training_of
-from mixtune.profiling.feasibility import Refuse, nothing
+from mixtune.profiling.feasibility import Refuse, refuse_nothing
 from mixtune.runtime.memory import count_oom_kills
 from mixtune.search.callbacks import Callbacks, Candidate, State
 from mixtune.training.run import TrainingConfig
@@ -51,7 +51,12 @@ class Coordinator:
     """One of the study's trials per candidate, and one of the runner's per attempt at it, found by the runner's id."""
 
     def __init__(
-        self, trials: Trials, training: TrainingConfig, folder: Path, listeners: Callbacks, refuse: Refuse = nothing
+        self,
+        trials: Trials,
+        training: TrainingConfig,
+        folder: Path,
+        listeners: Callbacks,
+        refuse: Refuse = refuse_nothing,
     ) -> None:
         """``refuse``: why a candidate cannot be trained, and is recorded as infeasible; empty where it can be."""
         self.trials, self.listeners, self._refuse = trials, listeners, refuse

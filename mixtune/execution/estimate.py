@@ -56,7 +56,7 @@ def find_concurrency(space: Space, paths: StudyPaths) -> Concurrency:
     """
     if paths.address is not None:
         ray_tune.connect(paths.address, 0, 0)
-        cluster_checks.admitted(paths.address)
+        cluster_checks.check_token(paths.address)
     return _concurrency(space, paths)
 
 
@@ -117,7 +117,7 @@ def forecast_studies(
         for study, concurrency in zip(studies, shares, strict=True):
             with tempfile.TemporaryDirectory() if dry_run else locked(study.paths.folder) as scratch:
                 if study.paths.address is not None and not dry_run:
-                    cluster_checks.check(study.paths.folder, cluster_checks.named(study.space))
+                    cluster_checks.check_machines(study.paths.folder, cluster_checks.named_paths(study.space))
                 if study.title:
                     write(study.title)
                 folder = Path(scratch) if scratch else None

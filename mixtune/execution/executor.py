@@ -13,7 +13,9 @@ from mixtune.runtime.process_group import SINGLE_PROCESS
 from mixtune.search.fidelity import Stage
 
 
-def trained(config: dict[str, Any], turn: Callable[[], None] = lambda: None) -> Generator[dict[str, Any], None, None]:
+def train_trial(
+    config: dict[str, Any], turn: Callable[[], None] = lambda: None
+) -> Generator[dict[str, Any], None, None]:
     """What a trial reports, trained by the processes that it is to have. turn: see ``trial_results``.
 
     Raises what ``ranks.together`` raises, and what a run raises.
@@ -23,7 +25,7 @@ def trained(config: dict[str, Any], turn: Callable[[], None] = lambda: None) -> 
         with contextlib.closing(_at_once(config, workers, at_once)) as found:
             yield from results(config, found)
     elif workers > 1:
-        yield from worker_group.results(trial_results, worker_group.own_group(), config)
+        yield from worker_group.group_results(trial_results, worker_group.current_group(), config)
     else:
         yield from trial_results(SINGLE_PROCESS, config, turn)
 
@@ -33,17 +35,17 @@ def _at_once(config: dict[str, Any], workers: int, count: int) -> Generator[RunR
 
     Each team trains every ``count``-th fold, and no fold waits for another's report.
     """
-    group, path = worker_group.own_group(), path_of(config)
+    group, path = worker_group.current_group(), path_of(config)
     rungs = [stage for stage in path if stage.share < 1]
     folds = path[len(rungs) :]
     for part, teams in ((rungs, [rungs]), (folds, [folds[i::count] for i in range(count)])):
         if part:
             arguments = [(config, stages) for stages in teams]
-            with contextlib.closing(worker_group.together(told, group, arguments, workers)) as found:
-                yield from in_order((one for _, one in found), part)
+            with contextlib.closing(worker_group.parallel_results(told, group, arguments, workers)) as found:
+                yield from in_stage_order((one for _, one in found), part)
 
 
-def in_order(found: Iterable[RunReport], path: Sequence[Stage]) -> Iterator[RunReport]:
+def in_stage_order(found: Iterable[RunReport], path: Sequence[Stage]) -> Iterator[RunReport]:
     """What runs tell, as it comes, in the order in which they would tell it one after the other."""
     waiting: dict[Stage, deque[RunReport]] = {stage: deque() for stage in path}
     left = deque(path)

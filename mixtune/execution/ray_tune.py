@@ -98,17 +98,19 @@ def nodes() -> list[tuple[float, float]]:
     return [(there.get("CPU", 0.0), there.get("GPU", 0.0)) for there in alive]
 
 
-def call(function: Callable[..., T], slots: Concurrency, *arguments: Any) -> T:
+def call(function: Callable[..., T], concurrency: Concurrency, *arguments: Any) -> T:
     """Run a function once where a trial would run, with a trial's share of the machine. Raises what it raises, and
     TrainingError when its process dies.
 
     Where trials have several ranks, it is called on each of them, with its place among them as one more argument.
     """
-    if slots.workers > 1:
-        shared: T = worker_group.call(_called, slots.workers, slots.cpus, slots.gpus, function, arguments)
+    if concurrency.workers > 1:
+        shared: T = worker_group.call_on_group(
+            _called, concurrency.workers, concurrency.cpus, concurrency.gpus, function, arguments
+        )
         return shared
     # Once, in a process that ends with it: what it had of a GPU is free then, and what killed it would kill it again.
-    remote = ray.remote(num_cpus=slots.cpus, num_gpus=slots.gpus, max_calls=1, max_retries=0)(function)
+    remote = ray.remote(num_cpus=concurrency.cpus, num_gpus=concurrency.gpus, max_calls=1, max_retries=0)(function)
     try:
         result: T = ray.get(remote.remote(*arguments))
     except ray.exceptions.RayTaskError as err:
@@ -135,7 +137,7 @@ def carry_out(
     """Train one regime and ``report``; bad luck is reported as ``failed``, not raised. turn: see ``trial_results``."""
     folder = Path(config["folder"])
     try:
-        with contextlib.closing(executor.trained(config, turn)) as results:
+        with contextlib.closing(executor.train_trial(config, turn)) as results:
             for result in results:
                 report(result)
     except NoRoomError as err:
@@ -207,19 +209,21 @@ class _Scheduler(FIFOScheduler):  # type: ignore[misc]
         return {**self.__dict__, "bridge": None}
 
 
-def _resources(slots: Concurrency) -> dict[str, float] | tune.PlacementGroupFactory:
+def _resources(concurrency: Concurrency) -> dict[str, float] | tune.PlacementGroupFactory:
     """What Ray reserves for a trial; one in several processes is a worker without resources, and a bundle for each of
     them, and one that is computed by a host next to nothing.
     """
-    if slots.pack > 1:
+    if concurrency.pack > 1:
         return {"cpu": 0.01}
-    if slots.processes == 1:
-        return {"cpu": slots.cpus, "gpu": slots.gpus}
-    return tune.PlacementGroupFactory([{}, *[worker_group.bundle(slots.cpus, slots.gpus)] * slots.processes])
+    if concurrency.processes == 1:
+        return {"cpu": concurrency.cpus, "gpu": concurrency.gpus}
+    return tune.PlacementGroupFactory(
+        [{}, *[worker_group.resource_bundle(concurrency.cpus, concurrency.gpus)] * concurrency.processes]
+    )
 
 
 def run(
-    bridge: Coordinator, slots: Concurrency, folder: Path, trial: Callable[[dict[str, Any]], None] | None = None
+    bridge: Coordinator, concurrency: Concurrency, folder: Path, trial: Callable[[dict[str, Any]], None] | None = None
 ) -> None:
     """Run trials until the study has as many as it asks for. Raises ClusterLostError when Ray itself dies.
 
@@ -231,14 +235,14 @@ def run(
     # One experiment folder per start: Ray merges two of the same name.
     name = f"start-{len(list((folder / 'ray').glob('start-*'))) + 1:03d}"
     tuner = tune.Tuner(
-        tune.with_resources(trial or run_trial, _resources(slots)),
+        tune.with_resources(trial or run_trial, _resources(concurrency)),
         tune_config=tune.TuneConfig(
             search_alg=_Searcher(bridge),
             scheduler=_Scheduler(bridge),
             num_samples=-1,
-            max_concurrent_trials=slots.at_once,
+            max_concurrent_trials=concurrency.at_once,
             # A worker's imports cost seconds; on a GPU a fresh process frees its memory.
-            reuse_actors=trial is not None or slots.gpus == 0,
+            reuse_actors=trial is not None or concurrency.gpus == 0,
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),
         run_config=tune.RunConfig(

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mixtune.config import parse
-from mixtune.data.reader_pool import ReaderLostError
 from mixtune.errors import NO_ROOM
 from mixtune.evaluation.curve import Curve, mean_curve
 from mixtune.execution.time_limits import Position, read_position
@@ -24,7 +23,7 @@ from mixtune.training.loop import Report, TrainingDivergedError
 from mixtune.training.run import Run, TrainingConfig
 from mixtune.training.run_folder import save_result
 
-# The machine's: a device, a file, a reader or a rank was lost, and another attempt may well succeed. Memory that was
+# The machine's: a device, a file or a rank was lost, and another attempt may well succeed. Memory that was
 # lacking: it would be again, unless the regime was trained before. The regime's: it diverges with this seed.
 Cause = Literal["machine", "memory", "regime", "unknown"]
 
@@ -37,7 +36,7 @@ def cause_of(err: Exception) -> Cause:
         return "memory"
     if isinstance(err, OSError) and err.errno in NO_ROOM:
         return "unknown"
-    return "machine" if isinstance(err, OSError | PeerLostError | ReaderLostError) or device.lost(err) else "unknown"
+    return "machine" if isinstance(err, OSError | PeerLostError) or device.is_device_lost(err) else "unknown"
 
 
 def failure(err: Exception, folder: Path) -> str:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mixtune.cli import short
-from mixtune.data import convert, datasets
+from mixtune.data import datasets, prepared_folder
 from mixtune.data.datasets import IN_MEMORY
 from mixtune.errors import InputError
 from mixtune.models import registry
@@ -79,7 +79,7 @@ def check_data(space: Space, source: str) -> int:
     """Return how many images a trial trains on. Raises InputError when the data are missing or too few for a shape."""
     try:
         task = load_task(replace(space.training(), device="cpu"))
-        convert.check_sizes(task.prepared_for, _sizes(space))
+        prepared_folder.check_prepared_size(task.prepared_for, _sizes(space))
         if space.score.gmacs is not None:
             S = min(space.evaluate.sizes)
             space.score.check_cost(S, registry.gmacs(space.task.network, task.classes, S))

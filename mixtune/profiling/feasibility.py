@@ -31,6 +31,6 @@ def infeasible(
     return ""
 
 
-def nothing(regime: Regime, training: TrainingConfig) -> str:
+def refuse_nothing(regime: Regime, training: TrainingConfig) -> str:
     """Refuse no candidate."""
     return ""

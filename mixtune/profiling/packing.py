@@ -16,7 +16,7 @@ from mixtune.regime import BatchShape, Budget, Regime
 from mixtune.regime.literature import fixed
 from mixtune.runtime.device import pick_device
 from mixtune.runtime.oom import is_out_of_memory
-from mixtune.training.packing import DroppedError, Pack, Turn
+from mixtune.training.packing import TrialDroppedError, TrialPack, YieldTurn
 from mixtune.training.run import Run, TrainingConfig
 
 TIMED_STEPS = 60  # of each trial
@@ -29,11 +29,11 @@ def steps_per_second(regime: Regime, config: TrainingConfig, K: int, steps: int 
     0 where the device's memory does not hold them. The budget must have twice as many steps.
     """
     device = pick_device(config.device)
-    pack: Pack[None] = Pack(device)
+    pack: TrialPack[None] = TrialPack(device)
     done, before = [0] * K, 0  # steps of each trial; of all, when the clock was started
     clock: list[float] = []  # when all trials had begun, and when they had done their steps
 
-    def train(i: int, turn: Turn, report: Callable[[None], None]) -> None:
+    def train(i: int, turn: YieldTurn, report: Callable[[None], None]) -> None:
         def on_step(step: int, views: int) -> None:
             nonlocal before
             done[i] = step
@@ -43,7 +43,7 @@ def steps_per_second(regime: Regime, config: TrainingConfig, K: int, steps: int 
                 clock.append(time.perf_counter())
                 before = before or sum(done)
             if len(clock) == 2:
-                raise DroppedError
+                raise TrialDroppedError
             turn()
 
         for _ in Run.prepare(regime, replace(config, seed=i)).reports(on_step=on_step):

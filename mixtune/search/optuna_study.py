@@ -22,6 +22,7 @@ from mixtune.errors import InputError
 from mixtune.evaluation.curve import Curve
 from mixtune.evaluation.score import DIRECTIONS
 from mixtune.search import grid
+from mixtune.search.final import ROUNDS, Round
 from mixtune.search.optuna_factories import make_pruner, make_sampler
 from mixtune.search.outcome import TrialResult
 from mixtune.search.space import Space
@@ -44,6 +45,11 @@ def _retried(method: Callable[Concatenate[Trials, P], T]) -> Callable[Concatenat
         return self._retry(method, self, *args, **kwargs)
 
     return call
+
+
+def round_name(space: Space, round_: Round) -> str:
+    """Return the name of the study that holds a round after a search (see ``final``)."""
+    return f"{space.study} {round_}"
 
 
 class Trials:
@@ -242,6 +248,23 @@ class Trials:
 
     def _ended(self) -> list[FrozenTrial]:
         return self._study.get_trials(deepcopy=False, states=FINISHED)
+
+    @_retried
+    def running(self) -> frozenset[int]:
+        """Return the numbers of the trials that have begun and not ended."""
+        trials = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        return frozenset(t.number for t in trials)
+
+    @_retried
+    def repeats(self) -> list[TrialResult]:
+        """Return what the rounds after this search have trained to the end, from their studies in the same storage."""
+        results: list[TrialResult] = []
+        names = {s.study_name for s in self._storage.get_all_studies()}
+        for name in names & {round_name(self.space, round_) for round_ in ROUNDS}:
+            study = optuna.load_study(study_name=name, storage=self._storage)
+            complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+            results += [TrialResult.of(t, 0) for t in complete]
+        return results
 
     @_retried
     def infeasible(self) -> dict[int, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from mixtune.evaluation.curve import Curve
@@ -15,7 +16,7 @@ from mixtune.search.final import Repeat
 class TrialResult:
     """A finished trial as the study remembers it. ``score`` is None where there was no report.
 
-    reports: the scores on the way, by the pruner's step.
+    reports: the scores on the way, by the pruner's step. began, ended: in local time.
     """
 
     number: int
@@ -28,6 +29,8 @@ class TrialResult:
     proxy: float | None = None  # its score on the task that it was carried from
     repeat: Repeat | None = None
     reports: Mapping[int, float] = field(default_factory=dict)
+    began: datetime | None = None
+    ended: datetime | None = None
 
     @classmethod
     def of(cls, trial: Any, at: int) -> TrialResult:
@@ -37,6 +40,7 @@ class TrialResult:
         curve = Curve.from_rows(json.loads(attrs["curve"])) if "curve" in attrs else None
         published, reason = attrs.get("published", ""), attrs.get("reason", "")
         more = {"proxy": attrs.get("proxy"), "repeat": Repeat.noted(attrs), "reports": reports}
+        more |= {"began": trial.datetime_start, "ended": trial.datetime_complete}
         return cls(trial.number, state, score, trial.params, published, reason, curve, **more)
 
     @property

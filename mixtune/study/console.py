@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mixtune.data.file_issues import IMAGES
+from mixtune.data.file_issues import ISSUES_FILE
 from mixtune.evaluation.curve import Curve
 from mixtune.regime import Regime
 from mixtune.search.callbacks import Candidate, State
@@ -65,7 +65,7 @@ class Console:
         """Return what was odd about the images that trials read, in one line; empty for nothing."""
         kinds = ", ".join(f"{n} {kind}" for kind, n in sorted(self._issues.items()))
         folder = self._longest_list[1]
-        return f"images that are not plain photographs: {kinds}; named in {folder / IMAGES}" if kinds else ""
+        return f"images that are not plain photographs: {kinds}; named in {folder / ISSUES_FILE}" if kinds else ""
 
     def _line(self, trial: Candidate, progress: str, score: float | None) -> None:
         seconds = int(time.monotonic() - self._began)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mixtune.config import load_config, merged, parse, to_plain
+from mixtune.config import deep_merge, load_config, parse, to_plain
 from mixtune.errors import InputError
 from mixtune.models.registry import total_stride
 from mixtune.search.fidelity import Fidelity
@@ -34,7 +34,7 @@ def proxy_space(space: Space, source: str) -> Space:
             f"{source}: has no proxy section; say there what is cheaper, e.g. proxy: {{budget: {{epochs: 5}}}}"
         )
     # The final follows the search on the full task.
-    cheaper = merged(to_plain(replace(space, proxy={}, final=None)), space.proxy)
+    cheaper = deep_merge(to_plain(replace(space, proxy={}, final=None)), space.proxy)
     return parse({**cheaper, "study": f"{space.study}-proxy"}, Space, f"{source}: proxy")
 
 

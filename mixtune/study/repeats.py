@@ -12,7 +12,7 @@ from typing import Any
 
 from mixtune.search.fidelity import Fidelity
 from mixtune.search.final import Repeat, Round
-from mixtune.search.optuna_study import Trials
+from mixtune.search.optuna_study import Trials, round_name
 from mixtune.search.outcome import TrialResult
 from mixtune.search.space import Named, Space
 
@@ -33,7 +33,7 @@ class Repeats(Trials):
         """``wanted``: trials of the search, each with how it is to be repeated. Raises what ``Trials`` raises."""
         self._wanted = {repeat: outcome for outcome, repeat in wanted}
         self.failed_before: dict[Repeat, str] = {}  # what an earlier command left failed and is run again, with reasons
-        self._open(url, whole(space, round_), f"{space.study} {round_}")
+        self._open(url, whole(space, round_), round_name(space, round_))
 
     def _fill(self) -> None:
         interrupted, trials = self._interrupted(), self._study.get_trials(deepcopy=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,8 +27,7 @@ from mixtune.study.proxy import proxy_agreement
 from mixtune.study.run_trials import TrialRunner
 from mixtune.study.stores import OpenStudy, begun, opened
 from mixtune.tracking import mlflow_reader
-
-log = logging.getLogger("mixtune")
+from mixtune.tracking.resync import note_summary
 
 
 @dataclass(frozen=True)
@@ -134,13 +132,11 @@ def _close(
     agreement = proxy_agreement(outcomes)
     ranks = rank_correlation.agreements(space, outcomes)
     tags = {"mixtune.rank_correlation": rank_correlation.sentence(ranks)} if ranks else {}
-    tracker.summarise(summary, tags | (agreement.tags if agreement else {}), rank_correlation.metrics(ranks))
-    if best is not None and tracker.flush():  # figures are drawn from what MLflow holds
-        artifacts += draw(paths.tracking_uri, space.study, paths.folder / "figures")
-    try:
+    note_summary(trials, summary, tags | (agreement.tags if agreement else {}), rank_correlation.metrics(ranks))
+    if tracker.resync():
+        if best is not None:  # figures are drawn from what MLflow holds
+            artifacts += draw(paths.tracking_uri, space.study, paths.folder / "figures")
         tracker.finish("KILLED" if remaining or interrupted else "FINISHED", artifacts)
-    except Exception as err:
-        log.warning("MLflow could not be brought up to date: %s", str(err).split("\n")[0])
     return StudyResult(
         outcomes,
         best,

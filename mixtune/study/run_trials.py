@@ -15,7 +15,7 @@ from mixtune.execution import cluster_checks, ray_tune, worker
 from mixtune.execution.coordinator import Coordinator
 from mixtune.execution.estimate import StudyToRun, TrialSetup, prepare_trials
 from mixtune.profiling.concurrency import Concurrency, local_resources
-from mixtune.profiling.feasibility import Refuse, infeasible, nothing
+from mixtune.profiling.feasibility import Refuse, infeasible, refuse_nothing
 from mixtune.search.callbacks import Callbacks
 from mixtune.study.stores import OpenStudy
 
@@ -43,7 +43,7 @@ class TrialRunner:
             if paths.address is None:
                 ray_tune.connect(None, *local_resources())
             else:
-                cluster_checks.check(paths.folder, cluster_checks.named(space))
+                cluster_checks.check_machines(paths.folder, cluster_checks.named_paths(space))
             with _sigterm_as_interrupt():
                 self._setup = prepare_trials(self._study, self._concurrency, trials_left, self._write, self._remeasure)
         return self._setup
@@ -53,7 +53,7 @@ class TrialRunner:
         """Return the function that tells which candidates of the search cannot be trained here."""
         return partial(infeasible, self._study.space, n_train=self._study.n_train, profile=self.prepare().profile)
 
-    def run(self, study: OpenStudy, folder: Path, callbacks: Callbacks, refuse: Refuse = nothing) -> None:
+    def run(self, study: OpenStudy, folder: Path, callbacks: Callbacks, refuse: Refuse = refuse_nothing) -> None:
         """Run trials until none of the study remains.
 
         Raises InputError when no trial can go on, KeyboardInterrupt when the process is asked to stop.
@@ -69,7 +69,7 @@ class TrialRunner:
                 coordinator = Coordinator(trials, training, folder, callbacks, refuse)
                 fault: Exception | None = None
                 try:
-                    worker.run(coordinator, concurrency, paths.folder, training.device, setup.gpus)
+                    worker.run_trials(coordinator, concurrency, paths.folder, training.device, setup.gpus)
                 except KeyboardInterrupt:
                     coordinator.interrupt()
                     raise

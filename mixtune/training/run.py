@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from mixtune.data.convert import check_sizes
+from mixtune.data.prepared_folder import check_prepared_size
 from mixtune.errors import InputError
 from mixtune.evaluation.bn_recalibration import Recalibration
 from mixtune.evaluation.score import Score
@@ -21,7 +21,7 @@ from mixtune.regime import BatchShape, Budget, Regime, Schedule
 from mixtune.runtime.process_group import SINGLE_PROCESS, ProcessGroup
 from mixtune.tasks.classification import Classification, check_shapes
 from mixtune.tasks.config import TaskConfig
-from mixtune.training.checkpoint import Checkpoint, essence
+from mixtune.training.checkpoint import Checkpoint, non_default_fields
 from mixtune.training.loop import Report, train
 
 Judge = Literal["validation", "test"]
@@ -128,7 +128,7 @@ class Run:
         with group.local_main_first():
             task = Classification(config.task, judge, config.device, config.evaluate.recalibrate, group)
         wanted = {f"regime {regime.name or regime}": regime.sizes, "evaluate.sizes": config.evaluate.sizes}
-        check_sizes(task.prepared_for, wanted)
+        check_prepared_size(task.prepared_for, wanted)
         try:
             check_shapes(regime.shapes, config.task.network, task.n_train)
             schedule = config.schedule(regime, task.n_train)
@@ -182,7 +182,7 @@ class Run:
     @property
     def identity(self) -> str:
         """Equal for runs that give the same results: of regime, task, recipe, evaluation, seed and judge."""
-        settings = essence(self.config)
+        settings = non_default_fields(self.config)
         for section, key in (("task", "data"), ("task", "workers")):
             settings[section].pop(key, None)
         for key in ("threads", "device", "score", "costs"):

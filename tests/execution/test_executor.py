@@ -64,7 +64,7 @@ def without_times(results):
 )
 def test_folds_at_once_report_what_folds_in_turn_report_to_the_bit(group, tmp_path, mark, settings):
     in_turn = list(trial_results(SINGLE_PROCESS, configuration(tmp_path / "a", IN_TURN | settings)))
-    at_once = list(executor.trained(configuration(tmp_path / "b", AT_ONCE | settings)))
+    at_once = list(executor.train_trial(configuration(tmp_path / "b", AT_ONCE | settings)))
     assert {r["fold"] for r in at_once} == {0, 1, 2}
     assert without_times(at_once) == without_times(in_turn)
     a, b = (load_file(tmp_path / name / "trials" / "0000" / "weights.safetensors") for name in "ab")
@@ -90,7 +90,9 @@ def test_a_fold_that_is_killed_starts_the_trial_again_from_what_is_kept(group, t
     config = configuration(tmp_path, AT_ONCE | {"folds": 2})
     path, notes = executor.path_of(config), tmp_path / "notes"
     teams = [(config, [stage], notes) for stage in path]
-    found = list(executor.in_order((one for _, one in worker_group.together(dies_once, group, teams, 1)), path))
+    found = list(
+        executor.in_stage_order((one for _, one in worker_group.parallel_results(dies_once, group, teams, 1)), path)
+    )
     undisturbed = list(trial_results(SINGLE_PROCESS, configuration(tmp_path / "a", IN_TURN | {"folds": 2})))
     assert without_times(executor.results(config, found)) == without_times(undisturbed)
     seconds = [line.split() for line in notes.read_text().splitlines()]
@@ -119,7 +121,7 @@ def test_a_fold_that_fails_ends_the_others_and_is_the_trials_failure(group, tmp_
 @pytest.mark.slow
 def test_a_trial_that_is_stopped_ends_its_folds(group, tmp_path, mark):
     config = configuration(tmp_path, AT_ONCE | {"budget": {"epochs": 60}, "evaluate": {"sizes": [8], "reports": 20}})
-    stream = executor.trained(config)
+    stream = executor.train_trial(config)
     next(stream)
     assert len(processes(mark)) == 2
     stream.close()
@@ -129,8 +131,8 @@ def test_a_trial_that_is_stopped_ends_its_folds(group, tmp_path, mark):
 def study(folder, settings):
     space = parse(TINY | settings, Space, "f")
     trials = Trials(f"journal:///{folder}/study.journal", space, 4)
-    slots = concurrency_for(space, [(2, 0)])
-    ray_tune.run(Coordinator(trials, space.training(1), folder, Callbacks([])), slots, folder)
+    concurrency = concurrency_for(space, [(2, 0)])
+    ray_tune.run(Coordinator(trials, space.training(1), folder, Callbacks([])), concurrency, folder)
     return trials.outcomes()
 
 
@@ -180,7 +182,7 @@ def test_reports_come_in_the_order_of_the_folds_and_as_soon_as_they_can():
             yield each
 
     given = []
-    for each in executor.in_order(arriving(), path):
+    for each in executor.in_stage_order(arriving(), path):
         given.append((each.stage.fold, each.last))  # noqa: PERF401, arriving looks at it meanwhile
     assert given == [(0, False), (0, True), (1, True), (2, True)]
     assert taken == [0, 0, 1, 1]  # the first fold's report on the way did not wait for its end

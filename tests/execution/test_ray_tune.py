@@ -19,12 +19,12 @@ from mixtune.search.callbacks import Callbacks
 from mixtune.search.optuna_study import Trials
 from mixtune.search.space import Space
 from mixtune.study.console import Console
-from mixtune.tracking.mlflow_writer import MlflowWriter
 from mixtune.training.run import Run
 from tests.accounts import assert_ended
 from tests.conftest import TINY
 from tests.execution import faulty
 from tests.execution.test_coordinator import Recorder
+from tests.tracking.writers import open_writer
 
 
 @pytest.fixture(scope="module")
@@ -159,13 +159,13 @@ def search(folder, data, *listeners, **changes):
 
 
 def test_what_is_odd_about_images_is_counted_on_the_console_and_in_mlflow(
-    cluster, photographs, tmp_path, tiny, empty_store, direct
+    cluster, photographs, tmp_path, tiny, empty_store
 ):
     for name in ("c0/01", "c1/05"):
         (photographs / f"train/{name}.jpg").write_bytes(b"broken")
     Image.new("CMYK", (30, 30), (9, 9, 9, 9)).save(photographs / "train/c0/04.jpg")
     console = Console(1, None, lambda line: None)
-    tracker = MlflowWriter(empty_store(tmp_path), parse(tiny, Space, "f"), tmp_path)
+    tracker = open_writer(empty_store(tmp_path), parse(tiny, Space, "f"), tmp_path / "writer")
     search(tmp_path, photographs, console, tracker, budget={"epochs": 2})
     assert tracker.flush()
     (run,) = MlflowClient(tracker.uri).search_runs([tracker.experiment], "tags.`mixtune.kind` = 'trial'")

@@ -7,7 +7,6 @@ import torch
 
 from mixtune.config import parse, to_plain
 from mixtune.data.file_issues import FileIssues
-from mixtune.data.reader_pool import ReaderLostError
 from mixtune.execution import ray_tune
 from mixtune.execution.time_limits import POSITION_FILE
 from mixtune.search.space import Space
@@ -96,7 +95,6 @@ def test_out_of_device_memory_names_the_shape_and_what_would_fit(trial, monkeypa
         (torch.AcceleratorError("CUDA error: an illegal memory access"), "machine"),
         (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), "machine"),
         (OSError(errno.EIO, "Input/output error"), "machine"),
-        (ReaderLostError("processes that read images die"), "machine"),
         (ValueError("a bug"), "unknown"),
     ],
 )

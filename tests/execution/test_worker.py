@@ -38,7 +38,7 @@ class Killer(Recorder):
         if trial.number == self.victim and not self.killed:
             import ray
 
-            (name,) = (n for n in ray.util.list_named_actors() if n.startswith(worker.NAME))
+            (name,) = (n for n in ray.util.list_named_actors() if n.startswith(worker.WORKER_NAME))
             pid = ray.get(ray.get_actor(name).pid.remote())
             self.killed.append(pid)
             os.kill(pid, signal.SIGKILL)
@@ -49,11 +49,11 @@ def outcomes(cluster, tmp_path_factory):
     """The same study in processes of their own, packed in one, and packed in one that is killed on the way."""
     alone, packed, killed = (tmp_path_factory.mktemp(n) for n in ("alone", "packed", "killed"))
     killer = Killer(victim=1)
-    slots = Concurrency(1, 0, 3, pack=3)
+    concurrency = Concurrency(1, 0, 3, pack=3)
     found = {
         "alone": study(alone, Recorder(), lambda b: ray_tune.run(b, Concurrency(1, 0, 2), alone)),
-        "packed": study(packed, Recorder(), lambda b: worker.run(b, slots, packed, "cpu", 0)),
-        "killed": study(killed, killer, lambda b: worker.run(b, slots, killed, "cpu", 0)),
+        "packed": study(packed, Recorder(), lambda b: worker.run_trials(b, concurrency, packed, "cpu", 0)),
+        "killed": study(killed, killer, lambda b: worker.run_trials(b, concurrency, killed, "cpu", 0)),
     }
     assert len(killer.killed) == 1
     return found, killer

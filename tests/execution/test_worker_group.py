@@ -76,7 +76,7 @@ def test_torchrun_gives_the_trials_score_to_the_last_bit(study):
 def test_a_rank_that_is_killed_starts_the_trial_again_from_its_checkpoint(study, group, tmp_path):
     notes = tmp_path / "notes"
     found = list(
-        worker_group.results(on_ranks.dies_once, group, handed(parse(SPACE, Space, "f"), tmp_path), str(notes))
+        worker_group.group_results(on_ranks.dies_once, group, handed(parse(SPACE, Space, "f"), tmp_path), str(notes))
     )
     assert [r["number"] for r in found] == [1, 2]
     (undisturbed,) = (o.curve for o in study[1])
@@ -111,7 +111,7 @@ def test_a_rank_that_lost_its_device_or_a_file_counts_as_dead_and_a_full_disk_or
 
 @pytest.mark.slow
 def test_ranks_start_again_in_new_processes_when_one_lost_its_device(group, tmp_path):
-    assert list(worker_group.results(on_ranks.loses_its_device_once, group, str(tmp_path / "pids"))) == [1, 2]
+    assert list(worker_group.group_results(on_ranks.loses_its_device_once, group, str(tmp_path / "pids"))) == [1, 2]
     told = [line.split() for line in (tmp_path / "pids").read_text().splitlines()]
     assert sorted(rank for rank, _ in told) == ["0", "0", "1", "1"]
     assert len({pid for _, pid in told}) == 4
@@ -122,18 +122,18 @@ def test_ranks_that_always_die_are_given_up(group, monkeypatch):
     monkeypatch.setattr(worker_group, "RESTARTS", 1)
     given = []
     with pytest.raises(TrainingError, match=r"ranks died 2 times; the last time: a rank died"):
-        given.extend(worker_group.results(on_ranks.dies, group))
+        given.extend(worker_group.group_results(on_ranks.dies, group))
     assert given == [1]
 
 
 @pytest.mark.slow
 def test_what_a_rank_says_is_what_is_told(group):
     with pytest.raises(InputError, match=r"^task\.data: nothing there$"):
-        list(worker_group.results(on_ranks.refuses, group))
+        list(worker_group.group_results(on_ranks.refuses, group))
 
 
 def test_a_trial_that_is_stopped_ends_its_ranks(group):
-    stream = worker_group.results(on_ranks.pids, group)
+    stream = worker_group.group_results(on_ranks.pids, group)
     alive = next(stream)
     assert len(set(alive)) == 2
     stream.close()
@@ -174,7 +174,7 @@ def test_a_measurement_that_kills_its_process_is_told_and_not_repeated(cluster, 
 def test_a_cluster_without_room_is_said(cluster, monkeypatch):
     monkeypatch.setattr(worker_group, "ROOM", 1.0)
     with pytest.raises(TrainingError, match="the cluster had no room for 3 ranks"):
-        worker_group.call(on_ranks.dies, 3, 1, 0)
+        worker_group.call_on_group(on_ranks.dies, 3, 1, 0)
     assert ray.is_initialized()
 
 

@@ -102,7 +102,7 @@ def test_the_mean_curve_is_the_mean(tmp_path):
 
 def test_folds_are_disjoint_stratified_and_cover_everything():
     labels = torch.arange(10).repeat_interleave(13)
-    parts = [splits.fold(labels, 4, i, seed=0) for i in range(4)]
+    parts = [splits.fold_split(labels, 4, i, seed=0) for i in range(4)]
     held = np.concatenate([part for _, part in parts])
     assert sorted(held.tolist()) == list(range(130))
     for rest, part in parts:
@@ -112,7 +112,7 @@ def test_folds_are_disjoint_stratified_and_cover_everything():
         assert counts.max() <= 4
         assert 31 <= len(part) <= 34
     with pytest.raises(ValueError, match="too few for 14 folds"):
-        splits.fold(labels, 14, 0, seed=0)
+        splits.fold_split(labels, 14, 0, seed=0)
 
 
 def test_what_cannot_meet_the_budget_is_recorded_in_no_time_and_is_no_trial(tmp_path):
