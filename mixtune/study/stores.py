@@ -32,31 +32,31 @@ class OpenStudy:
             self.trials.reconcile()
 
 
-def begun(space: Space, places: StudyPaths) -> bool:
+def begun(space: Space, paths: StudyPaths) -> bool:
     """Return whether the study is there already; nothing is made. Raises InputError when its storage is unusable."""
-    if places.storage is None and not places.folder.exists():
+    if paths.storage is None and not paths.folder.exists():
         return False
-    return holds_study(places.storage_url, space.study)
+    return holds_study(paths.storage_url, space.study)
 
 
 @contextlib.contextmanager
 def opened(
-    space: Space, places: StudyPaths, stride: int, resume: bool, proxy: Mapping[str, float] | None = None
+    space: Space, paths: StudyPaths, stride: int, resume: bool, proxy: Mapping[str, float] | None = None
 ) -> Iterator[OpenStudy]:
     """Begin the study or go on with it; with ``resume``, only go on. proxy: see ``OptunaStudy``.
 
     Raises InputError when a store cannot be used or does not answer.
     """
-    if resume and not begun(space, places):
-        where = masked(places.storage_url)
+    if resume and not begun(space, paths):
+        where = masked(paths.storage_url)
         raise InputError(f"--resume: {where} holds no study {space.study!r}; without --resume it is begun")
-    _check_unsent(places.folder)
-    trials, tracker = OptunaStudy(places.storage_url, space, stride, proxy), None
+    _check_unsent(paths.folder)
+    trials, tracker = OptunaStudy(paths.storage_url, space, stride, proxy), None
     try:
-        sqlite.use_write_ahead_log(places.storage_url)
-        tracker = MlflowWriter(places.tracking_uri, space, places.folder, trials)
-        sqlite.use_write_ahead_log(places.tracking_uri)
-        save(places.folder / "space.yaml", to_yaml(space))
+        sqlite.use_write_ahead_log(paths.storage_url)
+        tracker = MlflowWriter(paths.tracking_uri, space, paths.folder, trials)
+        sqlite.use_write_ahead_log(paths.tracking_uri)
+        save(paths.folder / "space.yaml", to_yaml(space))
         stale = trials.reconcile()
         tracker.start_resync()
         yield OpenStudy(trials, tracker, stale)
@@ -64,8 +64,8 @@ def opened(
         trials.close()
         if tracker is not None:
             tracker.close()
-        sqlite.leave_write_ahead_log(places.storage_url)
-        sqlite.leave_write_ahead_log(places.tracking_uri)
+        sqlite.leave_write_ahead_log(paths.storage_url)
+        sqlite.leave_write_ahead_log(paths.tracking_uri)
 
 
 def _check_unsent(folder: Path) -> None:
