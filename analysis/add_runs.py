@@ -18,7 +18,7 @@ from typing import Any
 from analysis.finished_trial import FinishedTrial
 from analysis.robustness import PREFIX as CORRUPTION
 from analysis.study_runs import StudyRuns, read_study, tracking_uri
-from mixtune.cli import Parser, parse_args, run, short
+from mixtune.cli import Parser, parse_args, relative_to_cwd, run_command
 from mixtune.errors import InputError
 from mixtune.optim.recipe import Recipe
 from mixtune.regime import Regime
@@ -125,9 +125,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(p, argv)
     study = read_study(tracking_uri(args.tracking_uri, args.study), args.study)
     for folder in map(Path, args.folders):
-        print(f"added {add_runs(study, folder)} runs from {short(folder)}")
+        print(f"added {add_runs(study, folder)} runs from {relative_to_cwd(folder)}")
     return 0
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

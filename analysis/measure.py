@@ -17,7 +17,7 @@ import torch
 from analysis.add_runs import mean_over_severities
 from analysis.finished_trial import FinishedTrial
 from analysis.study_runs import StudyRuns, read_study, tracking_uri, trial_names
-from mixtune.cli import Parser, parse_args, run
+from mixtune.cli import Parser, parse_args, run_command
 from mixtune.config import override, parse
 from mixtune.errors import InputError
 from mixtune.evaluation.corruptions import robustness
@@ -119,4 +119,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

@@ -20,7 +20,7 @@ from analysis.command_line import run_on_study, study_parser
 from analysis.finished_trial import FinishedTrial
 from analysis.report_text import answer, best_first, budget, comparison_table, question, uncertainty
 from analysis.study_runs import StudyRuns
-from mixtune.cli import duration, python, run, short
+from mixtune.cli import format_duration, python_command, relative_to_cwd, run_command
 from mixtune.errors import InputError
 from mixtune.search.final import Final
 
@@ -29,11 +29,13 @@ def commands(study: StudyRuns) -> tuple[list[str], list[str]]:
     """Return the commands that run the study again, and those that prove, train and use the winner."""
     best = best_first(study)[0]
     local = study.uri.startswith("sqlite:///")
-    folder = short(Path(study.uri.removeprefix("sqlite:///")).parent) if local else Path("studies") / study.name
+    folder = (
+        relative_to_cwd(Path(study.uri.removeprefix("sqlite:///")).parent) if local else Path("studies") / study.name
+    )
     tracking = [] if local else ["--tracking-uri", study.uri]
 
     def line(module: str, *words: str | Path) -> str:
-        return f"{python()} -m {module} " + shlex.join(map(str, words))
+        return f"{python_command()} -m {module} " + shlex.join(map(str, words))
 
     rerun = [line("mixtune.search", "--space", folder / "space.yaml", "--out", f"{folder}-again")]
     final = ["--final", str(Final().seeds)]
@@ -131,7 +133,10 @@ def _facts(study: StudyRuns, best: FinishedTrial) -> list[tuple[str, str]]:
         ("seed", s.get("seed", "")),
         ("trials", ", ".join(f"{n} {state.lower()}" for state, n in sorted(study.states.items()))),
         ("winner", f"trial {best.number}"),
-        ("a run took", f"{duration(statistics.median(seconds))}, evaluation included (median)" if seconds else ""),
+        (
+            "a run took",
+            f"{format_duration(statistics.median(seconds))}, evaluation included (median)" if seconds else "",
+        ),
         ("mixtune", study.tags.get("mixtune.version", "")),
         ("MLflow", f"{study.uri}, parent run {study.parent}"),
     ]
@@ -149,4 +154,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

@@ -18,7 +18,7 @@ from typing import Any
 
 from analysis.study_runs import read_study
 from benchmarks import readme
-from mixtune.cli import Parser, parse_args, run
+from mixtune.cli import Parser, parse_args, run_command
 from mixtune.config import load_config
 from mixtune.errors import InputError
 from mixtune.runtime.environment import describe_environment
@@ -114,4 +114,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

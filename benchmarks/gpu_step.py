@@ -22,7 +22,7 @@ import torch
 
 from benchmarks.common import conclude, random_images, side_by_side, spread
 from benchmarks.trial import BASE, SIZES, description, images, large, network_of, steps, wait
-from mixtune.cli import Parser, parse_args, run
+from mixtune.cli import Parser, parse_args, run_command
 from mixtune.regime import Schedule
 from mixtune.runtime.device import pick_device
 from mixtune.training.run import Run
@@ -192,4 +192,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

@@ -27,9 +27,9 @@ from typing import Any, Literal
 from benchmarks.common import RESULTS, hardware
 from benchmarks.readme import ROOT
 from benchmarks.verdict import verdict
-from mixtune.cli import Parser, parse_args, run
+from mixtune.cli import Parser, parse_args, run_command
 from mixtune.evaluation.bn_recalibration import Recalibration
-from mixtune.files import digest, replace_file
+from mixtune.files import atomic_write, digest
 from mixtune.optim.recipe import Recipe
 from mixtune.regime import BatchShape, Budget, published
 from mixtune.runtime.device import pick_device
@@ -237,7 +237,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if result is not None:
             runs.append(result)
             content = {"plan": named, "settings": non_default_fields(plan), "hardware": made_on, "runs": runs}
-            replace_file(out, json.dumps(content, indent=1).encode())
+            atomic_write(out, json.dumps(content, indent=1).encode())
             place = f"{result['regime']}, equal {result['spend']}, seed {result['seed']}"
             print(f"{len(runs)} of {len(jobs(plan))}: {place}: {result['seconds']:.0f} s", flush=True)
     runs.sort(key=lambda r: (r["seed"], r["spend"], plan.regimes.index(r["regime"])))
@@ -248,4 +248,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

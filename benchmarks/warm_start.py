@@ -19,7 +19,7 @@ from typing import Literal
 
 from benchmarks.common import conclude, random_images, spread
 from benchmarks.readme import ROOT
-from mixtune.cli import Parser, parse_args, run
+from mixtune.cli import Parser, parse_args, run_command
 
 
 def first_steps(
@@ -118,4 +118,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mixtune.cli import Parser, parse_args, run, short
+from mixtune.cli import Parser, parse_args, relative_to_cwd, run_command
 from mixtune.config import parse
 from mixtune.errors import InputError
 from mixtune.evaluation.curve import write_csv
@@ -116,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder = Path(args.out)
         measured = {} if args.latency is None else {"batch": args.latency}  # that latency and memory are of
         _write(folder, [r | measured for r in curve.rows()], rows)
-        print(f"written to {short(folder)}")
+        print(f"written to {relative_to_cwd(folder)}")
     return 0
 
 
@@ -182,4 +182,4 @@ def _draw(curve: Sequence[dict[str, Any]], corruptions: Sequence[dict[str, Any]]
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

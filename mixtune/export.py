@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from mixtune.cli import Parser, on_path, parse_args, python, run, shell
+from mixtune.cli import Parser, parse_args, path_assignment, python_command, run_command, shell_line
 from mixtune.errors import InputError, did_you_mean
 from mixtune.regime import BatchShape, Budget
 from mixtune.regime.catalogue import published_run_length, write_published
@@ -86,9 +86,9 @@ def export_network(args: argparse.Namespace) -> int:
 
 def _serve(model: str | Path, store: str = "") -> str:
     """The command that serves a model on this machine; it can be pasted into a fresh shell."""
-    uri = shell(f"MLFLOW_TRACKING_URI={store}") + " " if store else ""
-    command = shell("-m", "mlflow", "models", "serve", "-m", model, "--env-manager", "local", "--port", "5001")
-    return f"{on_path()}{uri}{python()} {command}"
+    uri = shell_line(f"MLFLOW_TRACKING_URI={store}") + " " if store else ""
+    command = shell_line("-m", "mlflow", "models", "serve", "-m", model, "--env-manager", "local", "--port", "5001")
+    return f"{path_assignment()}{uri}{python_command()} {command}"
 
 
 def shape(text: str) -> BatchShape:
@@ -129,11 +129,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"# {regime.name or regime}: {found.steps:,} steps for {epochs:g} epochs of {n:,} images "
                 f"at {regime.base} (equal {args.spend}); timm gives {100 * found.deviation:.2f} % of them other sizes"
             )
-            print(shell(*found.flags))
+            print(shell_line(*found.flags))
     except ValueError as err:
         raise InputError(f"{args.regime}: {err}") from None
     return 0
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mixtune.cli import Bar, Parser, parse_args, run, short
+from mixtune.cli import Parser, ProgressBar, parse_args, relative_to_cwd, run_command
 from mixtune.config import override, parse, read_yaml
 from mixtune.errors import InputError
 from mixtune.regime.files import load_regime
@@ -148,7 +148,7 @@ def _train(args: argparse.Namespace, group: ProcessGroup) -> int:
         spread = f" ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 else ""
         print(f"  {S:4d} px  {100 * statistics.mean(values):.4f}{spread}")
     if out:
-        print(f"written to {short(out)}")
+        print(f"written to {relative_to_cwd(out)}")
     return 0
 
 
@@ -163,8 +163,8 @@ def _reported(job: Run, kept: Path | None, group: ProcessGroup) -> Report:
     from mixtune.training.fine_tuning import standardised_accuracy
 
     if kept and kept.exists():
-        print(f"resuming {short(kept)}", flush=True)
-    bar = Bar(len(job.schedule), stream=sys.stderr if group.is_main else io.StringIO())
+        print(f"resuming {relative_to_cwd(kept)}", flush=True)
+    bar = ProgressBar(len(job.schedule), stream=sys.stderr if group.is_main else io.StringIO())
     for report in job.reports(kept, on_step=bar.step, say=lambda text: print(f"engine   {text}", flush=True)):
         bar.clear()
         speed = f"{report.views_per_second:,.0f} views/s"
@@ -194,4 +194,4 @@ def _writable(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

@@ -19,7 +19,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mixtune.errors import InputError
-from mixtune.files import replace_file
+from mixtune.files import atomic_write
 from mixtune.search.space import Space
 
 ANSWER_TIMEOUT = 120.0  # seconds for a machine to answer: it starts a process
@@ -58,7 +58,7 @@ def check_machines(folder: Path, paths: Mapping[str, str]) -> None:
     of ``paths``, or cannot run mixtune.
     """
     mark = folder / f".seen-{uuid4().hex}"
-    replace_file(mark, b"")
+    atomic_write(mark, b"")
     wanted = {key: list_contents(path) for key, path in paths.items()}
     try:
         asked = []

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mixtune.config import parse
-from mixtune.errors import NO_ROOM
+from mixtune.errors import DISK_FULL
 from mixtune.evaluation.curve import Curve, mean_curve
 from mixtune.execution.position import Position, describe_position
 from mixtune.regime import Regime
@@ -34,7 +34,7 @@ def failure_cause(err: Exception) -> Cause:
         return "regime"
     if isinstance(err, MemoryError) or is_out_of_memory(err):
         return "memory"
-    if isinstance(err, OSError) and err.errno in NO_ROOM:
+    if isinstance(err, OSError) and err.errno in DISK_FULL:
         return "unknown"
     return "machine" if isinstance(err, OSError | PeerLostError) or device.is_device_lost(err) else "unknown"
 

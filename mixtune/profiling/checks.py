@@ -9,7 +9,7 @@ from bisect import bisect_right
 from dataclasses import replace
 from pathlib import Path
 
-from mixtune.cli import short
+from mixtune.cli import relative_to_cwd
 from mixtune.data import datasets, prepared_folder
 from mixtune.data.datasets import IN_MEMORY
 from mixtune.errors import InputError
@@ -106,7 +106,9 @@ def expected_images(space: Space, source: str) -> tuple[int, str]:
     training_share = 1 - 1 / space.folds if space.folds > 1 else 1 - space.task.validation
     n_train = round(min(images, space.task.samples or images) * training_share)
     check_batches(space, n_train, source)
-    remark = "" if name in IN_MEMORY else f" of the full ImageNet (nothing is at {short(folder / 'train')} yet)"
+    remark = (
+        "" if name in IN_MEMORY else f" of the full ImageNet (nothing is at {relative_to_cwd(folder / 'train')} yet)"
+    )
     return n_train, remark
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from mixtune.errors import InputError
-from mixtune.files import replace_file
+from mixtune.files import atomic_write
 
 CHECKPOINT_VERSION = 1
 
@@ -56,7 +56,7 @@ class Checkpoint:
         """Write tensors and plain values. Raises InputError when the disk refuses; the earlier file is intact then."""
         buffer = io.BytesIO()
         torch.save({"version": CHECKPOINT_VERSION, "network": self.network, "run": self.run, **state}, buffer)
-        replace_file(self.path, buffer.getvalue())
+        atomic_write(self.path, buffer.getvalue())
         self._written = time.monotonic()
 
     def load(self) -> dict[str, Any] | None:

@@ -14,7 +14,7 @@ from mixtune.data.prepared_folder import check_prepared_size
 from mixtune.errors import InputError
 from mixtune.evaluation.bn_recalibration import Recalibration
 from mixtune.evaluation.score import Score
-from mixtune.files import digest, replace_file
+from mixtune.files import atomic_write, digest
 from mixtune.models import registry, weights
 from mixtune.optim.recipe import Recipe
 from mixtune.regime import BatchShape, Budget, Regime, Schedule
@@ -201,4 +201,4 @@ class Run:
 
         state = {k: v.contiguous() for k, v in self.network.state_dict().items()}
         named = {"network": self.config.task.network, "classes": str(self.task.classes)}
-        replace_file(path, save(state, metadata=named | weights.naming(self.task.names)))
+        atomic_write(path, save(state, metadata=named | weights.naming(self.task.names)))
