@@ -1,4 +1,4 @@
-"""Folds: which processes train a trial: its worker, or ranks, or those of several folds that train at the same time."""
+"""Executor: choose the processes that train a trial: its worker, a worker group, or one group for each of its folds."""
 
 from __future__ import annotations
 
@@ -16,43 +16,42 @@ from mixtune.search.fidelity import Stage
 def train_trial(
     config: dict[str, Any], turn: Callable[[], None] = lambda: None
 ) -> Generator[dict[str, Any], None, None]:
-    """What a trial reports, trained by the processes that it is to have. turn: see ``trial_results``.
+    """Yield a trial's reports. turn: see ``trial_results``.
 
-    Raises what ``ranks.together`` raises, and what a run raises.
+    Raise what ``worker_group.parallel_results`` raises, and what a run raises.
     """
-    workers, at_once = config["training"].get("ranks", 1), config.get("folds_at_once", 1)
-    if at_once > 1:
-        with contextlib.closing(_at_once(config, workers, at_once)) as found:
-            yield from results(config, found)
+    workers, folds_at_once = config["training"].get("ranks", 1), config.get("folds_at_once", 1)
+    if folds_at_once > 1:
+        with contextlib.closing(_train_folds_at_once(config, workers, folds_at_once)) as reports:
+            yield from results(config, reports)
     elif workers > 1:
         yield from worker_group.group_results(trial_results, worker_group.current_group(), config)
     else:
         yield from trial_results(SINGLE_PROCESS, config, turn)
 
 
-def _at_once(config: dict[str, Any], workers: int, count: int) -> Generator[RunReport, None, None]:
-    """The rungs by one team of ranks, because they decide whether the folds are trained; these by ``count`` teams.
-
-    Each team trains every ``count``-th fold, and no fold waits for another's report.
+def _train_folds_at_once(config: dict[str, Any], workers: int, count: int) -> Generator[RunReport, None, None]:
+    """Train the rungs in one team of processes, because they decide whether the folds are trained; these in ``count``
+    teams, each of which trains every ``count``-th fold. No fold waits for another's report.
     """
     group, path = worker_group.current_group(), path_of(config)
     rungs = [stage for stage in path if stage.share < 1]
     folds = path[len(rungs) :]
-    for part, teams in ((rungs, [rungs]), (folds, [folds[i::count] for i in range(count)])):
-        if part:
-            arguments = [(config, stages) for stages in teams]
-            with contextlib.closing(worker_group.parallel_results(told, group, arguments, workers)) as found:
-                yield from in_stage_order((one for _, one in found), part)
+    for stages, teams in ((rungs, [rungs]), (folds, [folds[i::count] for i in range(count)])):
+        if stages:
+            arguments = [(config, team) for team in teams]
+            with contextlib.closing(worker_group.parallel_results(told, group, arguments, workers)) as reports:
+                yield from in_stage_order((report for _, report in reports), stages)
 
 
-def in_stage_order(found: Iterable[RunReport], path: Sequence[Stage]) -> Iterator[RunReport]:
-    """What runs tell, as it comes, in the order in which they would tell it one after the other."""
-    waiting: dict[Stage, deque[RunReport]] = {stage: deque() for stage in path}
-    left = deque(path)
-    for one in found:
-        waiting[one.stage].append(one)
-        while left and waiting[left[0]]:
-            now = waiting[left[0]].popleft()
-            if now.last:
-                left.popleft()
-            yield now
+def in_stage_order(reports: Iterable[RunReport], stages: Sequence[Stage]) -> Iterator[RunReport]:
+    """Yield reports in the order in which one process would make them, from the order in which several do."""
+    waiting: dict[Stage, deque[RunReport]] = {stage: deque() for stage in stages}
+    remaining = deque(stages)
+    for report in reports:
+        waiting[report.stage].append(report)
+        while remaining and waiting[remaining[0]]:
+            first = waiting[remaining[0]].popleft()
+            if first.last:
+                remaining.popleft()
+            yield first

@@ -35,7 +35,7 @@ TIMES = ("seconds", "views_per_second")
 @pytest.fixture
 def group(group, monkeypatch):
     """Room for two folds; a trial's worker would be told of it by Ray."""
-    monkeypatch.setattr(worker_group, "own_group", lambda: group)
+    monkeypatch.setattr(worker_group, "current_group", lambda: group)
     return group
 
 

@@ -118,7 +118,7 @@ def test_a_shortage_of_memory_is_not_kept(gpu, monkeypatch):
 def test_the_memory_of_now_bounds_what_is_known(gpu, monkeypatch):
     found = packing_plan.Measured(10.0, {1: 100.0, 2: 150.0, 4: 152.0})
     for free, fits in ((100, 8), (50, 4), (25, 2), (5, 1)):
-        monkeypatch.setattr(packing_plan, "room", lambda _, free=free: float(free))
+        monkeypatch.setattr(packing_plan, "available_memory", lambda _, free=free: float(free))
         assert found.fits(16, None) == fits
         assert found.told(fits)[0] == min(2, fits)
 
