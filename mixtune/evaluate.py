@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise InputError(f"--weights {given}: say what it was trained on with --space FILE (or name a run's folder)")
     source = args.space or f"{given / 'regime.yaml'}: training"
 
-    from mixtune.data.convert import check_sizes
+    from mixtune.data.prepared_folder import check_prepared_size
     from mixtune.evaluation.bn_recalibration import Recalibration
     from mixtune.evaluation.corruptions import FlipTTA, robustness
     from mixtune.evaluation.latency import with_cost
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     asked = {f"--sizes {args.sizes}" if args.sizes else source: sizes}
     if args.corruptions is not None:
         asked[f"--corruptions {args.corruptions}"] = (args.corruptions,)
-    check_sizes(task.prepared_for, asked)
+    check_prepared_size(task.prepared_for, asked)
     for said, wanted in asked.items():
         try:
             check_shapes([BatchShape(S, 1) for S in wanted], config.task.network, 1)

@@ -86,7 +86,7 @@ def _train(args: argparse.Namespace, group: ProcessGroup) -> int:
 
     import torch
 
-    from mixtune.data.loader import describe
+    from mixtune.data.loader import describe_loader
     from mixtune.evaluation.curve import mean_curve
     from mixtune.training.fine_tuning import find_rate
     from mixtune.training.run import Run, TrainingConfig
@@ -126,7 +126,7 @@ def _train(args: argparse.Namespace, group: ProcessGroup) -> int:
                 many = f", {world} ranks" if world > 1 else ""
                 print(f"steps    {len(job.schedule)} ({epochs:.1f} epochs) on {job.task.device}{many}")
                 if not job.task.small:
-                    print(f"loader   {describe(job.schedule, job.task.workers, group.shard)}")
+                    print(f"loader   {describe_loader(job.schedule, job.task.workers, group.shard)}")
             print(f"seed     {seed}" + (f", fold {fold}" if len(folds) > 1 else ""), flush=True)
             if args.find_rate:
                 found = find_rate(job.task, job.network, job.schedule, job.recipe, seed)

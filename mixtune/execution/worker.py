@@ -48,7 +48,7 @@ class Worker:
         self._pack.drop(trial)
         if len(self._pack) >= self._capacity:
             return False
-        self._pack.start(trial, lambda yield_turn, report: ray_tune.carry_out(config, report, yield_turn))
+        self._pack.start(trial, lambda yield_turn, report: ray_tune.train_and_report(config, report, yield_turn))
         return True
 
     def next(self, trial: str) -> dict[str, Any] | None:

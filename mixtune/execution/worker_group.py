@@ -19,7 +19,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from mixtune.errors import InputError, TrainingError
-from mixtune.execution.trial import cause_of
+from mixtune.execution.trial import failure_cause
 from mixtune.runtime.process_group import PeerLostError, ProcessGroup
 from mixtune.runtime.rendezvous import join_group, open_store
 
@@ -159,14 +159,14 @@ def _first_cause(errors: list[Exception]) -> Exception:
     """
     causes = [_unwrapped(err) for err in errors]
     for err in causes:
-        if isinstance(err, (InputError, TrainingError)) and cause_of(err) != "machine":
+        if isinstance(err, (InputError, TrainingError)) and failure_cause(err) != "machine":
             return err
     for err in causes:
         if isinstance(err, ray.exceptions.RayError) and not isinstance(err, ray.exceptions.RayTaskError):
             return RankLostError(f"a rank died ({_first_line(err)})")
     for err in causes:
         if not isinstance(err, PeerLostError):
-            lost = cause_of(err) == "machine"
+            lost = failure_cause(err) == "machine"
             return RankLostError(f"a rank lost what it needs ({_first_line(err)})") if lost else err
     return RankLostError(str(causes[0]))
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mixtune.cli import short
-from mixtune.data import convert, datasets
+from mixtune.data import datasets, prepared_folder
 from mixtune.data.datasets import IN_MEMORY
 from mixtune.errors import InputError
 from mixtune.models.registry import gmacs, total_stride
@@ -76,7 +76,7 @@ def check_data(space: Space, source: str) -> int:
     try:
         task = Classification(space.task, device="cpu")
         wanted = {"base.S": [space.base.S], "search.sizes": space.search.sizes, "evaluate.sizes": space.evaluate.sizes}
-        convert.check_sizes(task.prepared_for, wanted)
+        prepared_folder.check_prepared_size(task.prepared_for, wanted)
     except InputError as err:
         raise InputError(f"{source}: {err}") from None
     if space.score.gmacs is not None:

@@ -16,17 +16,18 @@ from mixtune.regime import Regime
 from mixtune.regime.files import save_regime
 from mixtune.search.callbacks import Callbacks
 from mixtune.search.optuna_factories import check_named
-from mixtune.search.optuna_study import Trials
-from mixtune.search.outcome import TrialResult
+from mixtune.search.optuna_study import OptunaStudy
 from mixtune.search.paths import StudyPaths, locked, save
 from mixtune.search.space import Space
+from mixtune.search.trial_result import TrialResult
 from mixtune.study import proxy as carry
 from mixtune.study import rank_correlation
 from mixtune.study.console import Console, pareto_table, results_table
 from mixtune.study.final_evaluation import FinalResult, run_final
 from mixtune.study.run_trials import TrialRunner
-from mixtune.study.stores import Books, begun, opened
+from mixtune.study.stores import OpenStudy, begun, opened
 from mixtune.tracking import mlflow_reader
+from mixtune.tracking.resync import note_summary
 
 log = logging.getLogger("mixtune")
 
@@ -77,9 +78,9 @@ def run_study(
         # What does not fit is refused before the study is begun, so that it may be begun with another base.
         if not (resume or begun(space, places)):
             machine.ready(space.trials)
-        with opened(space, places, stride, resume, proxy) as books:
-            trials, proof = books.trials, None
-            _say_what_happens(trials, books.stale, places, write)
+        with opened(space, places, stride, resume, proxy) as study:
+            trials, proof = study.trials, None
+            _say_what_happens(trials, study.stale, places, write)
             interrupted = False
             try:
                 if trials.remaining():
@@ -87,28 +88,28 @@ def run_study(
                     write(space.aim)
                     console = Console(space.trials, trials.best(), write)
                     console.header()
-                    machine.run(books, places.folder, Callbacks([console, books.tracker]), machine.refuse)
+                    machine.run(study, places.folder, Callbacks([console, study.tracker]), machine.refuse)
                     if said := console.findings():
                         write(said)
                 if not trials.remaining():
-                    proof = run_final(space, places, books, machine, write)
+                    proof = run_final(space, places, study, machine, write)
             except KeyboardInterrupt:
                 interrupted = True
             finally:
                 ray_tune.disconnect()
-                books.settle()
-            return _close(books, places, space, draw, interrupted, proof)
+                study.reconcile()
+            return _close(study, places, space, draw, interrupted, proof)
 
 
 def _close(
-    books: Books,
+    study: OpenStudy,
     places: StudyPaths,
     space: Space,
     draw: Callable[[str, str, Path], list[Path]],
     interrupted: bool,
     proof: FinalResult | None,
 ) -> StudyResult:
-    trials, tracker = books.trials, books.tracker
+    trials, tracker = study.trials, study.tracker
     best, best_file = proof.winner if proof else trials.best(), None
     artifacts = [places.folder / name for name in (estimate.MEASURED, estimate.PLANNED)]
     if best is not None:
@@ -129,13 +130,11 @@ def _close(
     agreed = carry.agreement(outcomes)
     ranks = rank_correlation.agreements(space, outcomes)
     told = {"mixtune.rank_correlation": rank_correlation.sentence(ranks)} if ranks else {}
-    tracker.summarise(summary, told | (agreed.tags if agreed else {}), rank_correlation.metrics(ranks))
-    if best is not None and tracker.flush():  # figures are drawn from what MLflow holds
-        artifacts += draw(places.tracking_uri, space.study, places.folder / "figures")
-    try:
+    note_summary(trials, summary, told | (agreed.tags if agreed else {}), rank_correlation.metrics(ranks))
+    if tracker.resync():
+        if best is not None:  # figures are drawn from what MLflow holds
+            artifacts += draw(places.tracking_uri, space.study, places.folder / "figures")
         tracker.finish("KILLED" if remaining or interrupted else "FINISHED", artifacts)
-    except Exception as err:
-        log.warning("MLflow could not be brought up to date: %s", str(err).split("\n")[0])
     took = estimate.compared(places.folder, trials.hours()) if not remaining else ""
     here, refused = tracker.experiment, trials.infeasible()
     return StudyResult(outcomes, best, interrupted, remaining, here, best_file, refused, took, proof, pareto)
@@ -173,7 +172,7 @@ def table(space: Space, result: StudyResult) -> str:
     return f"{lines}\n\n{result.proof.table()}" if result.proof else lines
 
 
-def _say_what_happens(trials: Trials, stale: int, places: StudyPaths, write: Callable[[str], None]) -> None:
+def _say_what_happens(trials: OptunaStudy, stale: int, places: StudyPaths, write: Callable[[str], None]) -> None:
     name, total, left = trials.space.study, trials.space.trials, trials.remaining()
     if not trials.resumed:
         write(f"study {name}: {total} trials, in {places.folder}")

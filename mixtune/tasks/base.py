@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from mixtune.data.file_issues import FileIssues
-from mixtune.data.in_memory import Drawn
+from mixtune.data.in_memory import ViewChoices
 from mixtune.evaluation.curve import Curve
 from mixtune.optim.mixup import Blend
 from mixtune.optim.recipe import Recipe
@@ -29,7 +29,7 @@ class Task(Protocol):
     def batches(self, schedule: Schedule, seed: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """The inputs and targets of every step from ``start`` on, on the task's device."""
 
-    def drawn(self, schedule: Schedule, seed: int, start: int = 0) -> Iterator[Drawn] | None:
+    def drawn(self, schedule: Schedule, seed: int, start: int = 0) -> Iterator[ViewChoices] | None:
         """The same batches before they are made: None where that is not done on the device."""
 
     def made(self, S: int, choices: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cached_property, partial
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mixtune.data import augment as views
-from mixtune.data import datasets, reader_pool, sources, splits
+from mixtune.data import datasets, sources, splits
 from mixtune.data import in_memory as pixels
 from mixtune.data.file_issues import FileIssues
 from mixtune.data.normalise import Normalise
@@ -62,7 +61,7 @@ class Classification:
         self._flip = dataset.flips if config.augment.flip is None else config.augment.flip
         self._normalise = Normalise(dataset.mean, dataset.std, self.device)
         try:
-            self.train_source, self._held_out, self._choice = splits.split(
+            self.train_source, self._held_out, self._choice = splits.split_dataset(
                 dataset, config.samples, config.held_out, judge, recalibration is not None
             )
         except ValueError as err:
@@ -81,15 +80,8 @@ class Classification:
 
     @property
     def workers(self) -> int:
-        """Decoding processes: as configured, else one less than the CPU threads at hand."""
+        """Decoding threads: as configured, else one less than the CPU threads at hand."""
         return self.config.readers(torch.get_num_threads())
-
-    @cached_property
-    def _pool(self) -> reader_pool.Inline:
-        """The readers of image files, for training and evaluation; the next task of this process inherits them."""
-        taken = reader_pool.take(self.workers)
-        weakref.finalize(self, reader_pool.release, taken)
-        return taken
 
     def network(self, seed: int, dropout: float = 0.0, drop_path: float = 0.0) -> nn.Module:
         """A fresh network on the task's device, channels last."""
@@ -112,14 +104,14 @@ class Classification:
                 self._flip,
                 seed,
                 start,
-                self._pool,
+                self.workers,
                 self.device,
                 shard,
                 self.notes,
             )
         return (self._ready(x, y) for x, y in raw)
 
-    def drawn(self, schedule: Schedule, seed: int, start: int = 0) -> Iterator[pixels.Drawn] | None:
+    def drawn(self, schedule: Schedule, seed: int, start: int = 0) -> Iterator[pixels.ViewChoices] | None:
         """The random choices of every step's views; None for image files."""
         return None if self.pixels is None else self.pixels.draw(schedule, seed, start, self.group.shard)
 
@@ -188,7 +180,7 @@ class Classification:
         mine = source.subset(np.arange(len(source))[part]) if self.group.is_distributed else source
         batches: Iterable[tuple[Tensor, Tensor]] = self._whole(mine, S)
         if isinstance(source, sources.Pixels) and source is self._held_out:  # resized once, used at every report
-            batches = pixels.kept(source, (S, self.device, part.start, part.stop), lambda: list(self._whole(mine, S)))
+            batches = pixels.cached(source, (S, self.device, part.start, part.stop), lambda: list(self._whole(mine, S)))
         for batch in batches:
             yield batch
             self.pause()
@@ -202,8 +194,8 @@ class Classification:
 
         To be called by all of them.
         """
-        for found in self.group.all_gather_json(self.notes.news()):
-            self.notes.hear(found)
+        for rows in self.group.all_gather_json(self.notes.take_new()):
+            self.notes.merge(rows)
         return self.notes.counts() | ({"not judged": self._unread} if self._unread else {})
 
     @property
@@ -226,7 +218,7 @@ class Classification:
         """Images as they are evaluated at S, normalised."""
         batch = batch or max(1, min(512, 512 * 64**2 // S**2))
         if isinstance(source, sources.Files):
-            raw = views.file_eval_batches(source, S, min(batch, 128), self._pool, self.device, self.notes)
+            raw = views.file_eval_batches(source, S, min(batch, 128), self.workers, self.device, self.notes)
         else:
             raw = pixels.pixel_eval_batches(source, S, batch)
         return (self._ready(change(x, i), y) for i, (x, y) in enumerate(raw))

@@ -14,9 +14,9 @@ class TaskConfig:
 
     data: folder of the data set (default $MIXTUNE_DATA, else ./data; digits need none). samples: use only this
     many of the training images, evenly from all classes (for short searches). validation: share of them held out to
-    judge trials; folds: cross-validation instead, judged on ``fold`` (from 0) of that many. workers: processes that
-    read image files (default: one less than the trial's CPU threads). classes: so many of the data set's classes
-    (``classes.chosen`` says which).
+    judge trials; folds: cross-validation instead, judged on ``fold`` (from 0) of that many. workers: threads that
+    decode image files (default: one less than the trial's CPU threads). classes: so many of the data set's classes
+    (``class_subset.select_classes`` says which).
     """
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
@@ -53,5 +53,5 @@ class TaskConfig:
         return (self.fold, self.folds) if self.folds > 1 else self.validation
 
     def readers(self, threads: int) -> int:
-        """Processes that read image files for one that has so many CPU threads."""
+        """Return the number of decoding threads of a process that has so many CPU threads."""
         return max(0, threads - 1) if self.workers is None else self.workers

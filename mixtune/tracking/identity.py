@@ -32,12 +32,12 @@ def identity(task: TaskConfig) -> Identity:
     n = len(found.train)
     labels = found.train.labels
     if task.samples is not None and task.samples < n:
-        _, kept = splits.stratified(labels, task.samples / n, seed=1)
+        _, kept = splits.stratified_split(labels, task.samples / n, seed=1)
         labels = labels[kept]
     if task.folds > 1:
-        train, judged = len(splits.fold(labels, task.folds, 0, seed=0)[0]), len(labels)
+        train, judged = len(splits.fold_split(labels, task.folds, 0, seed=0)[0]), len(labels)
     else:
-        train, judged = map(len, splits.stratified(labels, task.validation, seed=0))
+        train, judged = map(len, splits.stratified_split(labels, task.validation, seed=0))
     digest = _digest(task.dataset, task.data, task.classes)
     return Identity(task.dataset, digest, found.classes, train, judged, len(found.test))
 

@@ -108,7 +108,7 @@ def train(
         start, steps, earlier = (state[k] for k in ("step", "steps", "seconds"))
         if group.is_main:  # it is summed over ranks
             total.copy_(state["total"])
-        task.notes.hear(state.get("found", ()))
+        task.notes.merge(state.get("found", ()))
         done = [Report(**(r | {"curve": Curve.from_rows(r["curve"])})) for r in state["reports"]]
         if start == len(schedule):
             engine.finish()
@@ -121,7 +121,7 @@ def train(
             made = [dataclasses.asdict(r) | {"curve": r.curve.rows()} for r in done]
             spent = earlier + time.perf_counter() - began
             position = {"step": step, "steps": steps, "seconds": spent, "total": total.cpu()}
-            found = task.notes.listed()
+            found = task.notes.rows()
             checkpoint.save({"engine": engine.state_dict(), "reports": made, "found": found, **position})
 
     trained = 0  # views since the clock was last started

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from mixtune.data.convert import check_sizes
+from mixtune.data.prepared_folder import check_prepared_size
 from mixtune.errors import InputError
 from mixtune.evaluation.bn_recalibration import Recalibration
 from mixtune.evaluation.score import Score
@@ -128,7 +128,7 @@ class Run:
         with group.local_main_first():
             task = Classification(config.task, judge, config.device, config.evaluate.recalibrate, group)
         wanted = {f"regime {regime.name or regime}": regime.sizes, "evaluate.sizes": config.evaluate.sizes}
-        check_sizes(task.prepared_for, wanted)
+        check_prepared_size(task.prepared_for, wanted)
         try:
             check_shapes(regime.shapes, config.task.network, task.n_train)
             schedule = config.schedule(regime, task.n_train)

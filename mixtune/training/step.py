@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mixtune.data.in_memory import Drawn
+from mixtune.data.in_memory import ViewChoices
 from mixtune.models.sync_batch_norm import convert_to_sync_batch_norm
 from mixtune.optim import mixup
 from mixtune.optim.ema import ModelEma
@@ -30,7 +30,7 @@ from mixtune.training.cuda_graphs import (
 from mixtune.training.torch_compile import Compiler, Forward, count_step_kinds
 
 _DROPOUT, _BLEND = 1, 2  # separate the random streams of a step
-Batch = tuple[Tensor, Tensor] | Drawn
+Batch = tuple[Tensor, Tensor] | ViewChoices
 
 
 class Engine:
@@ -126,7 +126,7 @@ class Engine:
 
     def train_on(self, batch: Batch, lr: float, number: int, progress: float, shape: BatchShape) -> Tensor:
         """``step`` on what ``batches`` gives."""
-        if not isinstance(batch, Drawn):
+        if not isinstance(batch, ViewChoices):
             if self._compiler is None:
                 return self.step(*batch, lr, number, progress, shape)
             compiler, kind = self._compiler, (shape, progress < self.recipe.frozen)

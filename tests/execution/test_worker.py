@@ -10,7 +10,7 @@ from mixtune.execution import ray_tune, worker
 from mixtune.execution.coordinator import Coordinator
 from mixtune.profiling.concurrency import Concurrency
 from mixtune.search.callbacks import Callbacks
-from mixtune.search.optuna_study import Trials
+from mixtune.search.optuna_study import OptunaStudy
 from mixtune.search.space import Space
 from tests.conftest import TINY
 from tests.execution.test_coordinator import Recorder
@@ -20,9 +20,9 @@ SETTINGS = TINY | {"trials": 4, "published": ["fixed", "multiscale"], "pruner": 
 
 def study(folder, recorder, run, **settings):
     space = parse(SETTINGS | settings, Space, "f")
-    trials = Trials(f"journal:///{folder}/study.journal", space, 4)
-    bridge = Coordinator(trials, space.training(1), folder, Callbacks([recorder]))
-    run(bridge)
+    trials = OptunaStudy(f"journal:///{folder}/study.journal", space, 4)
+    coordinator = Coordinator(trials, space.training(1), folder, Callbacks([recorder]))
+    run(coordinator)
     return trials.outcomes()
 
 

@@ -21,14 +21,14 @@ from mixtune.profiling.step_benchmark import step_costs
 from mixtune.regime import BatchShape
 from mixtune.runtime.process_group import PeerLostError
 from mixtune.search.callbacks import Callbacks
-from mixtune.search.optuna_study import Trials
+from mixtune.search.optuna_study import OptunaStudy
 from mixtune.search.paths import StudyPaths
 from mixtune.search.space import Space
 from mixtune.training.run import Run
 from tests.accounts import assert_ended
 from tests.conftest import TINY
 from tests.execution import on_ranks
-from tests.search.handed import handed
+from tests.execution.published_trial import published_spec
 
 SPACE = TINY | {
     "resources": {"workers": 2, "cpus": 1},
@@ -43,7 +43,7 @@ SPACE = TINY | {
 def study(cluster, tmp_path_factory):
     """A finished study of a trial on two ranks: its space, outcomes and folder."""
     folder, space = tmp_path_factory.mktemp("study"), parse(SPACE, Space, "f")
-    trials = Trials(f"journal:///{folder}/study.journal", space, 4)
+    trials = OptunaStudy(f"journal:///{folder}/study.journal", space, 4)
     ray_tune.run(Coordinator(trials, space.training(1), folder, Callbacks([])), Concurrency(1, 0, 1, 2), folder)
     return space, trials.outcomes(), folder
 
@@ -78,7 +78,9 @@ def test_torchrun_gives_the_trials_score_to_the_last_bit(study):
 def test_a_rank_that_is_killed_starts_the_trial_again_from_its_checkpoint(study, group, tmp_path):
     notes = tmp_path / "notes"
     found = list(
-        worker_group.group_results(on_ranks.dies_once, group, handed(parse(SPACE, Space, "f"), tmp_path), str(notes))
+        worker_group.group_results(
+            on_ranks.dies_once, group, published_spec(parse(SPACE, Space, "f"), tmp_path), str(notes)
+        )
     )
     assert [r["number"] for r in found] == [1, 2]
     (undisturbed,) = (o.curve for o in study[1])
