@@ -67,7 +67,7 @@ class StepBenchmark:
         engine.prepare(steps, np.full(len(steps), PROGRESS), 0, lambda _: None)
         marks = [time.perf_counter()]
         for number, batch in enumerate(engine.batches(steps, self._seed, 0)):
-            engine.train_on(batch, 0.0, number, PROGRESS, shape)  # a learning rate of 0: the weights stay as they are
+            engine.step(batch, 0.0, number, PROGRESS, shape)  # a learning rate of 0: the weights stay as they are
             if engine.device.type == "cuda":
                 torch.cuda.synchronize()
             marks.append(time.perf_counter())
