@@ -10,7 +10,6 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -21,13 +20,8 @@ from ray.exceptions import RayActorError
 
 from mixtune.execution import ray_tune
 from mixtune.execution.coordinator import Coordinator
-from mixtune.models.registry import total_stride
-from mixtune.profiling import packing_plan
 from mixtune.profiling.concurrency import Concurrency
-from mixtune.regime import published
-from mixtune.search.space import Space
 from mixtune.training.packing import TrialPack
-from mixtune.training.run import TrainingConfig
 
 WORKER_NAME = "mixtune-worker"  # the names of all workers begin with it
 MAX_WORKER_DEATHS = 3  # before a trial's next report
@@ -79,42 +73,17 @@ class Worker:
             os._exit(1)
 
 
-def plan_packing(
-    space: Space, training: TrainingConfig, slots: Concurrency, gpus: int, again: bool = False
-) -> tuple[Concurrency, str]:
-    """Return with how many trials a GPU is shared, as the space says or as measured on one, and a sentence about it.
-
-    A trial whose share of GPUs is given, or that runs on CPU cores, has its own process.
-    """
-    resources = space.resources
-    at_most = resources.pack or (16 if resources.gpus is None and gpus else 1)
-    if slots.processes > 1:
-        at_most = 1
-    if resources.at_once:
-        at_most = min(at_most, -(-resources.at_once // max(1, gpus)))
-    if at_most == 1:
-        return slots, ""
-    pack, gain, sentence = at_most, 1.0, f"{at_most} trials share a process"
-    if resources.pack is None:
-        regime = published("fixed", space.base, space.search.sizes, total_stride(space.task.network))
-        pack, gain, sentence = ray_tune.call(packing_plan.measure, slots, training, regime, at_most, again)
-    if pack == 1:
-        return slots, sentence
-    at_once = min(resources.at_once or pack * max(1, gpus), pack * max(1, gpus))
-    return replace(slots, at_once=at_once, pack=pack, gain=gain), sentence
-
-
 @contextlib.contextmanager
-def start_workers(slots: Concurrency, device: str, gpus: int) -> Iterator[list[str]]:
+def start_workers(concurrency: Concurrency, device: str, gpus: int) -> Iterator[list[str]]:
     """Start one worker per GPU, or a single one on CPUs; yield their names. They end with the block."""
     names = [f"{WORKER_NAME}-{uuid4().hex}" for _ in range(max(1, gpus))]
     options: dict[str, Any] = {
         "num_cpus": 0,
         "num_gpus": 1 if gpus else 0,
         "max_restarts": -1,
-        "max_concurrency": 2 * slots.pack + 2,  # every trial waits in a call, and may be dropped in another
+        "max_concurrency": 2 * concurrency.pack + 2,  # every trial waits in a call, and may be dropped in another
     }
-    actors = [ray.remote(Worker).options(name=name, **options).remote(device, slots.pack) for name in names]
+    actors = [ray.remote(Worker).options(name=name, **options).remote(device, concurrency.pack) for name in names]
     try:
         yield names
     finally:
@@ -161,13 +130,13 @@ def _start_on_worker(trial: str, config: dict[str, Any], names: Sequence[str]) -
         time.sleep(0.2)
 
 
-def run_trials(coordinator: Coordinator, slots: Concurrency, folder: Path, device: str, gpus: int) -> None:
+def run_trials(coordinator: Coordinator, concurrency: Concurrency, folder: Path, device: str, gpus: int) -> None:
     """Run a study's trials as ``ray_tune.run`` does, in workers where several are to share a process."""
-    if slots.pack == 1:
-        return ray_tune.run(coordinator, slots, folder)
-    with start_workers(slots, device, gpus) as names:
+    if concurrency.pack == 1:
+        return ray_tune.run(coordinator, concurrency, folder)
+    with start_workers(concurrency, device, gpus) as names:
 
         def trial(config: dict[str, Any]) -> None:
             run_packed_trial(config, names)
 
-        return ray_tune.run(coordinator, slots, folder, trial)
+        return ray_tune.run(coordinator, concurrency, folder, trial)
