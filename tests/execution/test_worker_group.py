@@ -174,7 +174,7 @@ def test_a_measurement_that_kills_its_process_is_told_and_not_repeated(cluster, 
 
 
 def test_a_cluster_without_room_is_said(cluster, monkeypatch):
-    monkeypatch.setattr(worker_group, "ROOM", 1.0)
+    monkeypatch.setattr(worker_group, "PLACEMENT_TIMEOUT", 1.0)
     with pytest.raises(TrainingError, match="the cluster had no room for 3 ranks"):
         worker_group.call_on_group(on_ranks.dies, 3, 1, 0)
     assert ray.is_initialized()
