@@ -149,7 +149,7 @@ def test_times_are_the_studys(open_study, other, space):
 
 def test_a_database_that_is_deleted_under_a_search_is_made_again(open_study):
     study, writer = open_study()
-    sqlite.with_log(writer.uri)
+    sqlite.use_write_ahead_log(writer.uri)
     fill(study)
     assert writer.resync()
     before, _ = contents(writer.uri)
