@@ -61,7 +61,7 @@ class StepBenchmark:
         engine.prepare(schedule, np.full(len(schedule), PROGRESS), 0, lambda _: None)
         ends = [time.perf_counter()]
         for number, batch in enumerate(engine.batches(schedule, self._seed, 0)):
-            engine.train_on(batch, 0.0, number, PROGRESS, shape)  # with a learning rate of 0
+            engine.step(batch, 0.0, number, PROGRESS, shape)  # with a learning rate of 0
             if engine.device.type == "cuda":
                 torch.cuda.synchronize()
             ends.append(time.perf_counter())

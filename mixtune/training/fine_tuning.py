@@ -59,9 +59,9 @@ def find_rate(
     mean = least = 0.0
     number = 0
     while number < steps:
-        for shape, (inputs, targets) in zip(schedule, task.batches(schedule, seed), strict=True):
+        for shape, batch in zip(schedule, task.batches(schedule, seed), strict=True):
             lr = low * (high / low) ** (number / max(1, steps - 1))
-            loss = float(task.group.all_reduce(engine.step(inputs, targets, lr, number, shape=shape)))
+            loss = float(task.group.all_reduce(engine.step(batch, lr, number, shape=shape)))
             mean = 0.9 * mean + 0.1 * loss
             number += 1
             smooth = mean / (1 - 0.9**number)

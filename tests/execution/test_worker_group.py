@@ -94,10 +94,10 @@ def test_a_rank_that_is_killed_starts_the_trial_again_from_its_checkpoint(study,
 def test_a_ranks_own_words_come_before_a_death_and_a_death_before_those_who_noticed():
     lost, dead, bug = PeerLostError("gone"), ray.exceptions.RayActorError(error_msg="killed"), ValueError("a bug")
     said = InputError("task.data: nothing there")
-    assert worker_group._cause([lost, dead, bug, said]) is said
-    assert isinstance(worker_group._cause([lost, bug, dead]), worker_group.RankLostError)
-    assert worker_group._cause([lost, bug]) is bug  # it would be the same again
-    assert isinstance(worker_group._cause([lost]), worker_group.RankLostError)
+    assert worker_group._first_cause([lost, dead, bug, said]) is said
+    assert isinstance(worker_group._first_cause([lost, bug, dead]), worker_group.RankLostError)
+    assert worker_group._first_cause([lost, bug]) is bug  # it would be the same again
+    assert isinstance(worker_group._first_cause([lost]), worker_group.RankLostError)
 
 
 @pytest.mark.parametrize(
@@ -106,11 +106,11 @@ def test_a_ranks_own_words_come_before_a_death_and_a_death_before_those_who_noti
     ids=["GPU", "file"],
 )
 def test_a_rank_that_lost_its_device_or_a_file_counts_as_dead_and_a_full_disk_or_lack_of_memory_does_not(error):
-    found = worker_group._cause([PeerLostError("gone"), error])
+    found = worker_group._first_cause([PeerLostError("gone"), error])
     assert isinstance(found, worker_group.RankLostError)
     assert str(error) in str(found)
     for other in (OSError(errno.ENOSPC, "No space left"), torch.OutOfMemoryError("CUDA out of memory")):
-        assert worker_group._cause([PeerLostError("gone"), other]) is other
+        assert worker_group._first_cause([PeerLostError("gone"), other]) is other
 
 
 @pytest.mark.slow
@@ -123,7 +123,7 @@ def test_ranks_start_again_in_new_processes_when_one_lost_its_device(group, tmp_
 
 @pytest.mark.slow
 def test_ranks_that_always_die_are_given_up(group, monkeypatch):
-    monkeypatch.setattr(worker_group, "RESTARTS", 1)
+    monkeypatch.setattr(worker_group, "MAX_RESTARTS", 1)
     given = []
     with pytest.raises(TrainingError, match=r"ranks died 2 times; the last time: a rank died"):
         given.extend(worker_group.group_results(on_ranks.dies, group))
@@ -176,7 +176,7 @@ def test_a_measurement_that_kills_its_process_is_told_and_not_repeated(cluster, 
 
 
 def test_a_cluster_without_room_is_said(cluster, monkeypatch):
-    monkeypatch.setattr(worker_group, "ROOM", 1.0)
+    monkeypatch.setattr(worker_group, "PLACEMENT_TIMEOUT", 1.0)
     with pytest.raises(TrainingError, match="the cluster had no room for 3 ranks"):
         worker_group.call_on_group(on_ranks.dies, 3, 1, 0)
     assert ray.is_initialized()
