@@ -14,6 +14,8 @@ from mixtune.models.registry import create_network
 from mixtune.tasks.classification import Classification
 from mixtune.tasks.config import TaskConfig
 
+pytestmark = pytest.mark.arithmetic
+
 
 def images(n=4, S=32):
     """Smooth pictures, so that blurring and coding act as on photographs."""

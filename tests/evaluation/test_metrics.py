@@ -6,6 +6,8 @@ from torch.nn import functional as F
 from mixtune.data.file_issues import LEFT_OUT
 from mixtune.evaluation.metrics import calibration_error, evaluate, measure, predict
 
+pytestmark = pytest.mark.arithmetic
+
 
 class Fixed(nn.Module):
     """A network whose logits are its input's first pixels."""

@@ -28,6 +28,8 @@ from tests.conftest import TINY
 from tests.execution import on_ranks
 from tests.execution.published_trial import published_spec
 
+pytestmark = pytest.mark.arithmetic
+
 SPACE = TINY | {
     "resources": {"workers": 2, "cpus": 1},
     "recipe": {"sync_bn": True},

@@ -10,6 +10,8 @@ from mixtune.regime.files import save_regime
 from tests import mixed
 from tests.mixed import SHAPES, N
 
+pytestmark = pytest.mark.arithmetic
+
 
 @pytest.fixture
 def dataset():

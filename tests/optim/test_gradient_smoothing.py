@@ -8,6 +8,8 @@ from mixtune.training.run import Run
 from mixtune.training.step import Engine
 from tests.training.test_loop import config, regime
 
+pytestmark = pytest.mark.arithmetic
+
 
 def net():
     torch.manual_seed(0)

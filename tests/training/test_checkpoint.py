@@ -23,6 +23,8 @@ from tests.ranks import CONTEXT
 from tests.training import on_ranks
 from tests.training.test_loop import config, regime, same, weights
 
+pytestmark = pytest.mark.arithmetic
+
 
 class KilledError(Exception):
     pass

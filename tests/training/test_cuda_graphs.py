@@ -21,6 +21,8 @@ from mixtune.training.step import Engine
 from tests.training.tape import Tape, TapeRecorder
 from tests.training.test_loop import config, regime, same
 
+pytestmark = pytest.mark.arithmetic
+
 EVERYTHING = Recipe(mixup=0.2, cutmix=1.0, ema=0.95, label_smoothing=0.1, schedule="step", groups=2, frozen=0.1)
 
 

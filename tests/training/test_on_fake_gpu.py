@@ -16,7 +16,10 @@ from tests.training.fake_gpu import FakeRecorder, backward, fake_gpu, moved
 from tests.training.test_cuda_graphs import EVERYTHING, Reading, amoeba
 from tests.training.test_loop import config, regime
 
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a real one")
+pytestmark = [
+    pytest.mark.arithmetic,
+    pytest.mark.skipif(torch.cuda.is_available(), reason="there is a real one"),
+]
 ALL = dataclasses.replace(
     EVERYTHING, dropout=0.3, nesterov=True, distill=Distillation("cifar_resnet8", "-"), scaling="step"
 )

@@ -13,6 +13,8 @@ from mixtune.training.step import Engine
 from mixtune.training.torch_compile import MEASURED_STEPS, Compiler, compile_network, count_step_kinds
 from tests.training.test_loop import config, regime
 
+pytestmark = pytest.mark.arithmetic
+
 A, B, C = BatchShape(8, 32), BatchShape(16, 8), BatchShape(32, 2)
 
 
