@@ -1,4 +1,4 @@
-"""One training run from its description: the code path that a trial of a search and a run on its own share."""
+"""Run: one training run from its description, the same for a trial of a search and for a run on its own."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ Judge = Literal["validation", "test"]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Where a network is judged: ``sizes`` in pixels; ``reports`` times, at equal shares of the budget.
+    """How a network is evaluated: at ``sizes`` in pixels, ``reports`` times, at equal shares of the budget.
 
-    recalibrate: choose batch-norm statistics per size (``calibration``); absent, the running ones are used.
+    recalibrate: choose batch-norm statistics per size (``bn_recalibration``); absent, the running ones are used.
     """
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
@@ -49,10 +49,10 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Everything but the regime that decides what a run gives. On a CPU, equal configurations give equal weights.
+    """Everything but the regime that determines a run's results. On a CPU, equal configurations give equal weights.
 
-    threads: CPU threads of torch (they decide the order of floating-point sums); None takes all cores there are.
-    ranks: processes that share each step; without recipe.sync_bn they decide what a batch norm sees.
+    threads: CPU threads of torch (they determine the order of floating-point sums); None takes all cores.
+    ranks: processes that share each step; without recipe.sync_bn they determine what a batch norm sees.
     share: of the budget to spend, with the whole schedule compressed into it (a lower fidelity).
     costs: measured cost of a step by shape ("16x32" or "16x32x2"), for a budget in GMACs or seconds.
     """
@@ -72,16 +72,16 @@ class TrainingConfig:
     share: float = 1.0
 
     def cost(self, shape: BatchShape) -> float:
-        """The cost of a step in the budget's unit. Raises ValueError for a shape that was not measured."""
+        """Return the cost of a step in the budget's unit. Raise ValueError for a shape that was not measured."""
         if self.budget.cost == "pixels":
             return float(shape.pixels)
-        known = self.costs or {}
-        if str(shape) not in known:
+        costs = self.costs or {}
+        if str(shape) not in costs:
             raise ValueError(f"costs: no {self.budget.cost} were measured for a step of {shape}")
-        return known[str(shape)]
+        return costs[str(shape)]
 
     def schedule(self, regime: Regime, n_train: int) -> Schedule:
-        """Every step of the run. Raises ValueError when the regime cannot meet the budget."""
+        """Return every step of the run. Raise ValueError when the regime cannot meet the budget."""
         cost = None if self.budget.spend == "epochs" else self.cost
         return Schedule.build(regime, self.budget, n_train, self.seed, cost, share=self.share)
 
@@ -115,9 +115,9 @@ class Run:
     ) -> Run:
         """Load the data, check the regime against it and build network and schedule.
 
-        ranks: those that train together, each of which calls this and then ``reports``. Raises InputError for missing
-        data, a size off the network's stride, a batch larger than the data set or smaller than the ranks are many, or
-        a budget below one step.
+        group: of the processes that train together, each of which calls this and then ``reports``. Raise InputError for
+        missing data, a size off the network's stride, a batch larger than the data set, one with fewer images than
+        processes, or a budget below one step.
         """
         config = replace(config, ranks=group.world_size)
         torch.set_num_threads(config.threads or group.cpus_per_process)
@@ -155,11 +155,11 @@ class Run:
         say: Callable[[str], None] = lambda _: None,
         judged: Sequence[int] | None = None,
     ) -> Iterator[Report]:
-        """Train; yields at each report point. The network is trained when the iterator ends.
+        """Train; yield a report at each report point. The network is trained when the iterator ends.
 
-        checkpoint: a file that is written at every report and every so many seconds; where it exists already, the run
-        goes on from it and yields its earlier reports again. on_step, say, judged: see ``loop.train``. Raises
-        InputError for a damaged or foreign file.
+        checkpoint: a file to write at every report and ``every`` so many seconds; from an existing one the run goes on
+        and yields its earlier reports again. on_step, say, judged: see ``loop.train``. Raise InputError for a damaged
+        file or one of another run.
         """
         c = self.config
         kept = Checkpoint(checkpoint, c.task.network, self.identity, every) if checkpoint else None
@@ -181,7 +181,7 @@ class Run:
 
     @property
     def identity(self) -> str:
-        """Equal for runs that give the same results: of regime, task, recipe, evaluation, seed and judge."""
+        """A digest of regime, task, recipe, evaluation, seed and judge: equal for runs with the same results."""
         settings = non_default_fields(self.config)
         for section, key in (("task", "data"), ("task", "workers")):
             settings[section].pop(key, None)
@@ -193,9 +193,9 @@ class Run:
         return digest(settings, shapes, self.schedule.index.tolist(), self.task.n_train, self.judge)
 
     def save_weights(self, path: Path) -> None:
-        """Write the network's parameters and buffers as safetensors (nothing in it can execute).
+        """Write the network's parameters and buffers as safetensors, in which nothing can execute.
 
-        Raises InputError when the file cannot be written; an earlier one is intact then.
+        Raise InputError when the file cannot be written; an earlier one is intact then.
         """
         from safetensors.torch import save
 

@@ -188,7 +188,7 @@ def compiled(group, pays):
         engine._compiler = Compiler(engine.network, left, said.append, watch, group.broadcast_state, make)
 
     Engine.prepare = watched
-    torch_compile.EXPECTED_COMPILE_SECONDS, torch_compile.TIMED_STEPS = 1.0, 1
+    torch_compile.EXPECTED_COMPILE_SECONDS, torch_compile.MEASURED_STEPS = 1.0, 1
     reports = list(run.reports())
     return plain(run.network), [r.loss for r in reports], said, backend.frame_count
 
