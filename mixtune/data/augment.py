@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mixtune.regime import WHOLE, Schedule, Shard
 from mixtune.data import loader
-from mixtune.data.sources import Files
-from mixtune.data.loader import Views
 from mixtune.data.file_issues import LEFT_OUT, FileIssues
+from mixtune.data.loader import Views
 from mixtune.data.reader_pool import Inline
+from mixtune.data.sources import Files
+from mixtune.regime import WHOLE, Schedule, Shard
 
 Batch = tuple[Tensor, Tensor]  # uint8 or float [B*D, 3, S, S] with pixel values from 0 to 255; int64 [B*D]
 CPU = torch.device("cpu")

@@ -20,10 +20,10 @@ from typing import Any, Literal
 
 from PIL import Image
 
-from mixtune.errors import InputError
 from mixtune.data import tar_index
 from mixtune.data.decode import Needed, UnreadableError, decode
 from mixtune.data.manifest import Entry, stamp
+from mixtune.errors import InputError
 
 KEPT = 0.875  # as evaluation has it: the shorter side is N / 0.875
 STATE = "prepared.json"

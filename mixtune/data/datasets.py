@@ -7,22 +7,20 @@ import io
 import os
 import socket
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from mixtune.errors import InputError
 from mixtune.data import tar_index
-from mixtune.data.sources import DataSet, Files, Pixels
 from mixtune.data.class_subset import fewer
-from mixtune.data.decode import UnreadableError, decode
 from mixtune.data.convert import read_state
+from mixtune.data.decode import UnreadableError, decode
+from mixtune.data.sources import DataSet, Files, Pixels
 from mixtune.data.splits import stratified
+from mixtune.errors import InputError
 
 DATASETS = ("digits", "cifar10", "cifar100", "folder", "imagenet")
 IN_MEMORY = DATASETS[:3]  # the others are files, read as they are needed

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mixtune.files import replace_file
 from mixtune.data.reader_tasks import Job
+from mixtune.files import replace_file
 
 LEFT_OUT = -1  # the label of an image that could not be read
 NAMED = 10  # unreadable files that are named when they are met; all are counted

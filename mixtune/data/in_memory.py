@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mixtune.regime import WHOLE, BatchShape, Schedule, Shard
-from mixtune.data.sources import Pixels
 from mixtune.data.augment import Augment, resize
+from mixtune.data.sources import Pixels
+from mixtune.regime import WHOLE, BatchShape, Schedule, Shard
 
 T = TypeVar("T")
 _KEPT: WeakKeyDictionary[Pixels, dict[Hashable, object]] = WeakKeyDictionary()

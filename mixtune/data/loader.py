@@ -18,15 +18,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mixtune.errors import InputError
-from mixtune.regime import WHOLE, Schedule, Shard
 from mixtune.data import crops
 from mixtune.data.decode import decoder
 from mixtune.data.file_issues import FileIssues
-from mixtune.data.reader_tasks import Job, Region
 from mixtune.data.reader_pool import Inline
 from mixtune.data.reader_process import Work
+from mixtune.data.reader_tasks import Job, Region
 from mixtune.data.ring_buffer import Ring
+from mixtune.errors import InputError
+from mixtune.regime import WHOLE, Schedule, Shard
 
 MEMORY = 2**30  # bytes that views made ahead of time may take (more where two steps need more)
 AHEAD = 512  # images made ahead of time, at least: small batches would have the readers wait for the trainer

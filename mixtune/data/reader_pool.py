@@ -24,9 +24,9 @@ from socket import socket as Socket
 
 import torch
 
-from mixtune.errors import TrainingError
-from mixtune.data.reader_tasks import Job, Region, Suspects, pin
 from mixtune.data.reader_process import Work, perform, start
+from mixtune.data.reader_tasks import Job, Region, Suspects, pin
+from mixtune.errors import TrainingError
 
 log = logging.getLogger(__name__)
 

@@ -55,5 +55,3 @@ class DataSet:
     flips: bool = True  # whether a mirrored image still shows its class
     prepared_for: int | None = None  # the largest size that its image files are meant for (mixtune.prepare)
     names: tuple[str, ...] = ()  # of the classes, in the order of their labels
-
-

@@ -12,8 +12,8 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from mixtune.data import tar_index
-from mixtune.data.manifest import Entry
 from mixtune.data.convert import Encoded, Source, Target, name_for
+from mixtune.data.manifest import Entry
 
 MIB = 1024  # of an archive, unless another size is asked for: a few hundred for ImageNet, seconds of work each
 

@@ -5,12 +5,13 @@ import pytest
 import torch
 from PIL import Image
 
-from mixtune.regime import WHOLE, BatchShape, Budget, Mixture, Regime, Schedule, Shard
-from mixtune.data import crops, reader_pool, augment as views
-from mixtune.data.sources import Files, Pixels
+from mixtune.data import augment as views
+from mixtune.data import crops, reader_pool
+from mixtune.data.augment import Augment
 from mixtune.data.file_issues import FileIssues
 from mixtune.data.in_memory import PixelViews, pixel_eval_batches
-from mixtune.data.augment import Augment
+from mixtune.data.sources import Files, Pixels
+from mixtune.regime import WHOLE, BatchShape, Budget, Mixture, Regime, Schedule, Shard
 
 SHAPES = [BatchShape(8, 8, 2), BatchShape(16, 4, 1), BatchShape(12, 4, 3)]
 

@@ -13,12 +13,12 @@ from safetensors import safe_open
 
 from mixtune import evaluate, export, prepare, train
 from mixtune.config import parse, to_plain
-from mixtune.errors import InputError
-from mixtune.regime.files import save_regime
 from mixtune.data import datasets
 from mixtune.data.class_subset import chosen
-from mixtune.optim.distillation import Distillation
+from mixtune.errors import InputError
 from mixtune.models.registry import create_network
+from mixtune.optim.distillation import Distillation
+from mixtune.regime.files import save_regime
 from mixtune.tasks.classification import Classification
 from mixtune.tasks.config import TaskConfig
 from tests.data.test_datasets import write
@@ -72,7 +72,10 @@ def test_cifar_and_a_folder_are_divided_by_the_names_they_come_with(tmp_path, mo
 
 def test_a_prepared_folder_gives_the_same_classes(tmp_path):
     prepare.main(["--data", str(write(tmp_path / "a", classes=NAMES)), "--out", str(tmp_path / "b"), "--size", "16"])
-    assert datasets.load_dataset("folder", str(tmp_path / "a"), 3).names == datasets.load_dataset("folder", str(tmp_path / "b"), 3).names
+    assert (
+        datasets.load_dataset("folder", str(tmp_path / "a"), 3).names
+        == datasets.load_dataset("folder", str(tmp_path / "b"), 3).names
+    )
 
 
 def test_what_cannot_be_chosen_is_one_sentence():

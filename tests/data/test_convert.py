@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from mixtune.regime import BatchShape, Schedule
-from mixtune.data import reader_pool, convert, augment
-from mixtune.data.sources import Files
+from mixtune.data import augment, convert, reader_pool
 from mixtune.data.convert import Target
+from mixtune.data.sources import Files
+from mixtune.regime import BatchShape, Schedule
 
 S, N = 128, 8
 EVALUATED = {"jpeg": 36.5, "ppm": 42.5}  # decibels

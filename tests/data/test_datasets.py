@@ -3,8 +3,8 @@ import pytest
 import torch
 from PIL import Image
 
-from mixtune.errors import InputError
 from mixtune.data import datasets, splits
+from mixtune.errors import InputError
 
 
 def write(folder, shape=(20, 30), n=3, classes=("ant", "bee")):

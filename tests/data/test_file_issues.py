@@ -6,14 +6,15 @@ import torch
 import yaml
 from PIL import Image
 
-from mixtune.errors import InputError
-from mixtune.regime import BatchShape, Budget, published
-from mixtune.execution.trial import metrics_of
-from mixtune.data import datasets as data, splits
+from mixtune.data import datasets as data
+from mixtune.data import splits
 from mixtune.data.file_issues import FileIssues
+from mixtune.errors import InputError
+from mixtune.execution.trial import metrics_of
+from mixtune.regime import BatchShape, Budget, published
 from mixtune.runtime.process_group import ALONE
-from mixtune.training.run import Evaluation, Run, TrainingConfig
 from mixtune.tasks.config import TaskConfig
+from mixtune.training.run import Evaluation, Run, TrainingConfig
 from mixtune.training.run_folder import save_result
 from tests.ranks import on_ranks
 

@@ -3,10 +3,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mixtune.regime import BatchShape, Schedule
-from mixtune.data.sources import Pixels
-from mixtune.data.in_memory import PixelViews, kept
 from mixtune.data.augment import Augment, resize
+from mixtune.data.in_memory import PixelViews, kept
+from mixtune.data.sources import Pixels
+from mixtune.regime import BatchShape, Schedule
 
 SHAPES = (BatchShape(8, 6, 2), BatchShape(12, 4), BatchShape(16, 3, 3), BatchShape(4, 20))
 

@@ -12,15 +12,15 @@ import pytest
 import torch
 from PIL import Image
 
-from mixtune.errors import InputError
-from mixtune.regime import BatchShape, Schedule, Shard
-from mixtune.data import reader_pool, augment
-from mixtune.data.sources import Files
-from mixtune.data.loader import memory_ahead
+from mixtune.data import augment, reader_pool
+from mixtune.data.augment import Augment
 from mixtune.data.file_issues import FileIssues
+from mixtune.data.loader import memory_ahead
 from mixtune.data.reader_tasks import pin
 from mixtune.data.ring_buffer import Ring
-from mixtune.data.augment import Augment
+from mixtune.data.sources import Files
+from mixtune.errors import InputError
+from mixtune.regime import BatchShape, Schedule, Shard
 
 SHAPES = (BatchShape(8, 6, 2), BatchShape(16, 4))
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from mixtune.errors import InputError
-from mixtune.regime import BatchShape, Schedule
-from mixtune.data import datasets, reader_pool, tar_index, augment
+from mixtune.data import augment, datasets, reader_pool, tar_index
 from mixtune.data.decode import decode
 from mixtune.data.file_issues import FileIssues
+from mixtune.errors import InputError
+from mixtune.regime import BatchShape, Schedule
 from tests.data.test_datasets import write
 
 CLASSES = ("ant", "bee", "longer name")
@@ -147,7 +147,14 @@ def test_a_bad_image_inside_is_named_and_replaced(loose, tmp_path):
     (loose / "train/bee/1.png").write_bytes(b"\x89PNG broken")
     source, notes = datasets.load_dataset("folder", str(packed(loose, tmp_path / "a"))).train, FileIssues()
     schedule = Schedule((BatchShape(8, 6),), np.zeros(4, np.int16), np.ones(1))
-    assert len(list(augment.file_batches(source, schedule, augment.Augment(), True, 0, 0, reader_pool.Inline(), notes=notes))) == 4
+    assert (
+        len(
+            list(
+                augment.file_batches(source, schedule, augment.Augment(), True, 0, 0, reader_pool.Inline(), notes=notes)
+            )
+        )
+        == 4
+    )
     (name,) = notes.unreadable
     assert name.endswith("/bee/1.png")
     assert "/train/000005.tar@" in name

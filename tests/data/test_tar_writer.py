@@ -15,13 +15,13 @@ import pytest
 from PIL import Image
 
 from mixtune import prepare
-from mixtune.errors import InputError
-from mixtune.data import tar_writer, datasets, manifest, convert, tar_index
+from mixtune.data import convert, datasets, manifest, tar_index, tar_writer
 from mixtune.data.decode import decode
-from tests.test_full_disk import room_for
-from tests.test_prepare import write
+from mixtune.errors import InputError
 from tests.data.test_datasets import write as write_classes
 from tests.data.test_tar_index import CLASSES, packed
+from tests.test_full_disk import room_for
+from tests.test_prepare import write
 
 ROOT = Path(__file__).parents[2]
 
@@ -89,7 +89,9 @@ def test_a_folder_is_packed_as_its_prepared_folder(loose, plain, few, tmp_path, 
     made = datasets.load_dataset("folder", str(out))
     assert (len(made.train), made.prepared_for, made.names) == (12, 32, ("ant", "bee"))
     for entry in manifest.listed(out).values():
-        content = (out / entry.written).read_bytes() if not entry.source else tar_index.content(f"{out}/{entry.written}")
+        content = (
+            (out / entry.written).read_bytes() if not entry.source else tar_index.content(f"{out}/{entry.written}")
+        )
         assert hashlib.sha256(content).hexdigest() == entry.checksum
 
     before = times(out)

@@ -49,7 +49,7 @@ class Stand(step_benchmark.StepBenchmark):
 def device(monkeypatch):
     """Stands in for a GPU: what is free, the peak since the last look, and running out."""
     Stand.tried, Stand.now = [], 0.0
-    monkeypatch.setattr(resource_profile.step_benchmark, "Stand", Stand)
+    monkeypatch.setattr(resource_profile.step_benchmark, "StepBenchmark", Stand)
     monkeypatch.setattr(resource_profile, "room", lambda _: float(Stand.has))
     monkeypatch.setattr(Peak, "bytes", lambda _: Stand.now)
 

@@ -59,7 +59,7 @@ def clock(monkeypatch):
             timed.append(shape)
             return float(len(timed))
 
-    monkeypatch.setattr(step_benchmark, "Stand", Stand)
+    monkeypatch.setattr(step_benchmark, "StepBenchmark", Stand)
     return timed
 
 

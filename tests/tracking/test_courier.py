@@ -123,11 +123,11 @@ from pathlib import Path
 from mixtune.config import parse
 from mixtune.search.space import Space
 from mixtune.search.paths import default_uri
-from mixtune.tracking.mlflow_writer import Tracker
+from mixtune.tracking.mlflow_writer import MlflowWriter
 from tests.conftest import TINY
 from tests.tracking.test_courier import run_trial
 folder = Path(sys.argv[1])
-tracker = Tracker(default_uri(folder), parse(TINY, Space, "f"), folder)
+tracker = MlflowWriter(default_uri(folder), parse(TINY, Space, "f"), folder)
 print(tracker.parent, flush=True)
 for number in range(12):
     run_trial(tracker, number)
