@@ -22,10 +22,10 @@ from mixtune.config import override, parse
 from mixtune.errors import InputError
 from mixtune.evaluation.corruptions import robustness
 from mixtune.evaluation.latency import measure_cost
-from mixtune.models.weights import load_weights
+from mixtune.regime import BatchShape
 from mixtune.regime.files import load_regime
 from mixtune.runtime.environment import environment
-from mixtune.tasks.classification import Classification, check_shapes
+from mixtune.tasks.base import check_shapes, make_task
 from mixtune.tracking.mlflow_reader import fetched
 from mixtune.tracking.recorded import record_measured
 from mixtune.training.run import TrainingConfig
@@ -43,7 +43,7 @@ def configuration(study: StudyRuns, trial: FinishedTrial, folder: Path, data: st
 
 def costs(config: TrainingConfig, sizes: Sequence[int], batch: int) -> tuple[BySize, str]:
     """Latency (seconds per image) and peak memory (bytes) of the study's network at every size; and where and how."""
-    task = Classification(config.task, "validation", config.device)
+    task = make_task(config.task, "validation", config.device)
     network = task.network(0)
     found = {S: measure_cost(network, S, batch, task.device) for S in sizes}
     here = environment()
@@ -55,9 +55,9 @@ def costs(config: TrainingConfig, sizes: Sequence[int], batch: int) -> tuple[ByS
 
 def corrupted(config: TrainingConfig, weights: Path, S: int) -> BySize:
     """Top-1 at S by corruption, mean over severities, with the batch-norm statistics that the trial was judged with."""
-    task = Classification(config.task, "validation", config.device, config.evaluate.recalibrate)
+    task = make_task(config.task, "validation", config.device, config.evaluate.recalibrate)
     network = task.network(0)
-    load_weights(network, weights, config.task.network)
+    task.load_weights(network, weights)
     task.evaluate(network, [S])
     return over_severities(robustness(task, network, S))
 
@@ -69,9 +69,7 @@ def measure(study: StudyRuns, batch: int | None, S: int | None, data: str | None
         config = configuration(study, study.trials[0], folder, data)
         if S is not None:
             try:
-                from mixtune.regime import BatchShape
-
-                check_shapes([BatchShape(S, 1)], config.task.network, 1)
+                check_shapes([BatchShape(S, 1)], config.task)
             except ValueError as err:
                 raise InputError(f"--corruptions {S}: {err}") from None
         if batch is not None:

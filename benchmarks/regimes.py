@@ -33,7 +33,7 @@ from mixtune.files import digest, replace_file
 from mixtune.optim.recipe import Recipe
 from mixtune.regime import BatchShape, Budget, published
 from mixtune.runtime.device import pick_device
-from mixtune.tasks.config import TaskConfig
+from mixtune.tasks.classification_config import ClassificationConfig
 from mixtune.training.checkpoint import essence
 from mixtune.training.packing import Pack, Turn
 from mixtune.training.run import Evaluation, Run, TrainingConfig
@@ -118,7 +118,7 @@ def train_once(
     if time.time() > deadline:
         return None
     regime = published(job.regime, plan.base, plan.sizes, 4)
-    task = TaskConfig("cifar10", plan.network, data, samples=plan.samples)
+    task = ClassificationConfig("cifar10", plan.network, data, samples=plan.samples)
     evaluate, budget = Evaluation(plan.sizes, 1, Recalibration(("train",), images=2560)), Budget(plan.epochs, job.spend)
     threads = max(1, len(os.sched_getaffinity(0)) // plan.processes)
     config = TrainingConfig(task, budget, evaluate, plan.recipe, seed=job.seed, threads=threads, device=plan.device)

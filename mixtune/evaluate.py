@@ -59,37 +59,36 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise InputError(f"--weights {given}: say what it was trained on with --space FILE (or name a run's folder)")
     source = args.space or f"{given / 'regime.yaml'}: training"
 
-    from mixtune.data.convert import check_sizes
     from mixtune.evaluation.bn_recalibration import Recalibration
-    from mixtune.evaluation.corruptions import FlipTTA, robustness
+    from mixtune.evaluation.corruptions import robustness
     from mixtune.evaluation.latency import with_cost
-    from mixtune.models.weights import load_weights
     from mixtune.regime import BatchShape
-    from mixtune.tasks.classification import Classification, check_shapes
+    from mixtune.tasks.base import check_shapes, make_task
     from mixtune.training.run import TrainingConfig
 
     config = parse(settings(trained, args.space, args.assignments), TrainingConfig, source)
     sizes = _sizes(args.sizes) if args.sizes else config.evaluate.sizes
     recalibration = config.evaluate.recalibrate or (Recalibration() if args.recalibrate else None)
-    task = Classification(config.task, "test" if args.test else "validation", config.device, recalibration)
+    task_config = dataclasses.replace(config.task, weights=None)
+    task = make_task(task_config, "test" if args.test else "validation", config.device, recalibration)
     asked = {f"--sizes {args.sizes}" if args.sizes else source: sizes}
     if args.corruptions is not None:
         asked[f"--corruptions {args.corruptions}"] = (args.corruptions,)
-    check_sizes(task.prepared_for, asked)
+    task.check_sizes(asked)
     for said, wanted in asked.items():
         try:
-            check_shapes([BatchShape(S, 1) for S in wanted], config.task.network, 1)
+            check_shapes([BatchShape(S, 1) for S in wanted], config.task)
         except ValueError as err:
             raise InputError(f"{said}: {err}") from None
-    task.config = dataclasses.replace(config.task, weights=None)
     try:
         network = task.network(0)
     except ValueError as err:
         raise InputError(f"{source}: {err}") from None
-    if args.mirror and not task.flips:
-        raise InputError(f"--mirror: a mirrored image of {config.task.dataset} is of another class")
-    load_weights(network, path, config.task.network, task.names)
-    judged = FlipTTA(network) if args.mirror else network
+    task.load_weights(network, path)
+    try:
+        judged = task.mirrored(network) if args.mirror else network
+    except InputError as err:
+        raise InputError(f"--mirror: {err}") from None
     curve = task.evaluate(judged, sizes)
     if args.latency is not None:
         if args.latency < 1:

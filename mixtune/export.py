@@ -69,9 +69,9 @@ def export_network(args: argparse.Namespace) -> int:
     measured = f" and {1000 * point.latency:.3g} ms" if point.latency is not None else ""
     print(f"{asked}: {run_.folder} at {point.S} px, top-1 {100 * point.top1:.2f} %, {point.gmacs:.4g} GMACs{measured}")
     if args.network:
-        network, chosen = deployed.restore(run_, point.S)
+        network, chosen, around = deployed.restore(run_, point.S)
         print(f"batch-norm statistics: {chosen[point.S]}")
-        about = deployed.description(run_, point, chosen, needs)
+        about = deployed.description(run_, point, chosen, around, needs)
         for path in written.save(network, Path(args.network), run_.curve.sizes, formats, about):
             print(f"wrote {path}")
         if "mlflow" in formats:

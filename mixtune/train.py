@@ -86,7 +86,6 @@ def _train(args: argparse.Namespace, ranks: Ranks) -> int:
 
     import torch
 
-    from mixtune.data.loader import describe
     from mixtune.evaluation.curve import mean_curve
     from mixtune.training.fine_tuning import find_rate
     from mixtune.training.run import Run, TrainingConfig
@@ -125,8 +124,8 @@ def _train(args: argparse.Namespace, ranks: Ranks) -> int:
                 epochs = job.schedule.samples / job.task.n_train
                 many = f", {world} ranks" if world > 1 else ""
                 print(f"steps    {len(job.schedule)} ({epochs:.1f} epochs) on {job.task.device}{many}")
-                if not job.task.small:
-                    print(f"loader   {describe(job.schedule, job.task.workers, ranks.shard)}")
+                if loader := job.task.describe_loader(job.schedule):
+                    print(f"loader   {loader}")
             print(f"seed     {seed}" + (f", fold {fold}" if len(folds) > 1 else ""), flush=True)
             if args.find_rate:
                 found = find_rate(job.task, job.network, job.schedule, job.recipe, seed)
@@ -170,7 +169,7 @@ def _reported(job: Run, kept: Path | None, ranks: Ranks) -> Report:
         speed = f"{report.views_per_second:,.0f} views/s"
         accuracy = "  ".join(f"{p.S} px {100 * p.top1:.2f}" for p in report.curve.points)
         print(f"  {100 * report.progress:3.0f} %  loss {report.loss:.4f}  {speed}  top-1 {accuracy}", flush=True)
-    for line in job.task.notes.lines():
+    for line in job.task.file_issues.lines():
         print(f"images   {line}")
     score = job.config.score
     print(f"score    {score.of(report.curve)!r}  ({score})")

@@ -19,7 +19,7 @@ from mixtune.errors import InputError
 from mixtune.profiling import preflight
 from mixtune.regime import BatchShape, Budget, published
 from mixtune.search.space import Space
-from mixtune.tasks.config import TaskConfig
+from mixtune.tasks.classification_config import ClassificationConfig
 from mixtune.training.run import Evaluation, Run, TrainingConfig
 from tests.test_full_disk import room_for
 
@@ -235,7 +235,9 @@ def test_sizes_beyond_those_it_was_prepared_for_are_refused(tmp_path):
     run(write(tmp_path / "a"), out)
     settings = {"dataset": "folder", "network": "cifar_resnet8", "data": str(out), "workers": 0}
     for S, evaluated, who in ((40, 32, "regime fixed"), (32, 40, r"evaluate\.sizes")):
-        config = TrainingConfig(TaskConfig(**settings), Budget(1), Evaluation((evaluated,)), threads=1, device="cpu")
+        config = TrainingConfig(
+            ClassificationConfig(**settings), Budget(1), Evaluation((evaluated,)), threads=1, device="cpu"
+        )
         said = f"{who}: 40 px is more than the 32 px that task.data was prepared for; prepare it for that"
         with pytest.raises(InputError, match=said):
             Run.prepare(published("fixed", BatchShape(S, 4), (S,), 4), config)

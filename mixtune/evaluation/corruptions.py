@@ -7,10 +7,9 @@ and brightness is added to all three channels. Robustness to scale is the curve 
 
 from __future__ import annotations
 
-import contextlib
 import io
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,11 +17,9 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as TF
 
 from mixtune.data.augment import resize
-from mixtune.evaluation.bn_recalibration import using
-from mixtune.evaluation.metrics import predict
 
 if TYPE_CHECKING:
-    from mixtune.tasks.classification import Classification
+    from mixtune.tasks.base import Task
 
 # family -> (severities 1 to 5 for small images, the same for large ones)
 FAMILIES: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
@@ -73,7 +70,7 @@ def _jpeg(image: Tensor, quality: int) -> Tensor:
 
 
 def robustness(
-    task: Classification,
+    task: Task[Any],
     network: nn.Module,
     S: int,
     families: Sequence[str] = tuple(FAMILIES),
@@ -86,14 +83,11 @@ def robustness(
     training = network.training
     network.eval()
     rows: list[dict[str, float | str | int]] = []
-    _, chosen = task.chosen.get(S, ("", {}))
     try:
-        with using(network, chosen) if chosen else contextlib.nullcontext():
-            for family in families:
-                for severity in severities:
-                    change = _change(family, severity, task.small)
-                    top1 = predict(network, task.altered(S, change)).metrics()["top1"]
-                    rows.append({"S": S, "family": family, "severity": severity, "top1": top1})
+        for family in families:
+            for severity in severities:
+                metrics = task.evaluate_changed(network, S, _change(family, severity, task.config.in_memory))
+                rows.append({"S": S, "family": family, "severity": severity, "top1": metrics["top1"]})
     finally:
         network.train(training)
     return rows

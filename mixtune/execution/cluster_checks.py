@@ -32,7 +32,7 @@ def named(space: Space) -> dict[str, str]:
     """The files and folders that trials read, by the key that names them."""
     distill = space.recipe.distill
     found = {"task.weights": space.task.weights, "recipe.distill.weights": distill.weights if distill else None}
-    if space.task.dataset != "digits":
+    if space.task.needs_data:
         found["task.data"] = space.task.data
     return {key: path for key, path in found.items() if path not in (None, "pretrained")}  # type: ignore[misc]
 

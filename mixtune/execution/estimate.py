@@ -11,7 +11,6 @@ from typing import Literal
 import torch
 
 from mixtune.config import parse, read_yaml, to_yaml
-from mixtune.data.datasets import IN_MEMORY
 from mixtune.errors import InputError
 from mixtune.execution import cluster_checks, ray_tune, worker
 from mixtune.profiling import forecast, messages, resource_profile, step_benchmark
@@ -150,7 +149,7 @@ def _measured(
     """In a worker as a trial's; in this process where that is the same and spares the start of one."""
     arguments = (training, forecast.probes(space), path, again)
     alone = places.address is None and slots.gpus == 0 and slots.workers == 1
-    if not alone or training.task.dataset not in IN_MEMORY:
+    if not alone or not training.task.in_memory:
         return _bounded(lambda too_large: ray_tune.call(resource_profile.measured, slots, *arguments, too_large))
     threads = torch.get_num_threads()
     try:

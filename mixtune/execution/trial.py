@@ -149,9 +149,9 @@ def _stage(
         kept = checkpoint.with_name(f"{checkpoint.stem}-{stage.step}{checkpoint.suffix}")
         for report in job.reports(kept, on_step=on_step, say=say, judged=judged):
             last = report.step == len(job.schedule)
-            if last and job.task.notes.unreadable:
-                say(job.task.notes.lines()[-1])
+            if last and job.task.file_issues.unreadable:
+                say(job.task.file_issues.lines()[-1])
             # Of the fold that regime.yaml names: judged on another's images, weights would be judged on what they saw.
             if here.first and stage.fold == training.task.fold:
-                save_result(folder, job, report) if last else job.task.notes.save(folder)
+                save_result(folder, job, report) if last else job.task.file_issues.save(folder)
             yield report, last

@@ -21,11 +21,11 @@ from ray.exceptions import RayActorError
 
 from mixtune.execution import ray_tune
 from mixtune.execution.coordinator import Coordinator
-from mixtune.models.registry import total_stride
 from mixtune.profiling import packing_plan
 from mixtune.profiling.concurrency import Concurrency
 from mixtune.regime import published
 from mixtune.search.space import Space
+from mixtune.tasks.registry import task_class
 from mixtune.training.packing import Pack
 from mixtune.training.run import TrainingConfig
 
@@ -96,7 +96,7 @@ def packed(
         return slots, ""
     pack, gain, said = at_most, 1.0, f"{at_most} trials share a process"
     if want.pack is None:
-        regime = published("fixed", space.base, space.search.sizes, total_stride(space.task.network))
+        regime = published("fixed", space.base, space.search.sizes, task_class(space.task.kind).stride(space.task))
         pack, gain, said = ray_tune.call(packing_plan.measure, slots, training, regime, at_most, again)
     if pack == 1:
         return slots, said

@@ -116,6 +116,6 @@ def _shares(gpus: float, gpu: float) -> int:
 
 def local_resources() -> tuple[int, int]:
     """CPU cores and GPUs of this machine."""
-    from mixtune.tasks.classification import available_cpus
+    from mixtune.runtime.device import available_cpus
 
     return available_cpus(), torch.cuda.device_count()

@@ -9,7 +9,6 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mixtune.data.datasets import IN_MEMORY
 from mixtune.data.loader import memory_ahead
 from mixtune.errors import InputError
 from mixtune.profiling.concurrency import Concurrency
@@ -121,7 +120,7 @@ def plan(space: Space, training: TrainingConfig, room: Room, slots: Concurrency,
         try:
             way = segments(space, training, found, regime, n_train)
             ways[name] = [(step, seconds * slots.pack / slots.gain) for step, seconds in way]
-            if training.task.dataset not in IN_MEMORY:
+            if not training.task.in_memory:
                 ahead = max(ahead, memory_ahead(training.schedule(regime, n_train), readers, last)[1])
         except ValueError as err:
             refused.append(str(err))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mixtune.cli import duration
-from mixtune.data.datasets import IN_MEMORY
 from mixtune.profiling.concurrency import Concurrency, processes_per_machine, unused_gpus
 from mixtune.profiling.feasibility import Room, gib, number
 from mixtune.profiling.forecast import Plan
@@ -64,7 +63,7 @@ def uncompiled(training: TrainingConfig, device: str, plan: Plan) -> str:
     What it would gain is not measured: that takes the better part of a minute per shape, as long as all else together.
     """
     workers = plan.slots.workers
-    captured = workers == 1 and training.task.dataset in IN_MEMORY
+    captured = workers == 1 and training.task.in_memory
     synced = workers > 1 and training.recipe.sync_bn
     stepping = 3600 * plan.longest * plan.stepping * plan.slots.gain / plan.slots.pack
     if device != "cuda" or captured or synced or not should_pay(stepping):

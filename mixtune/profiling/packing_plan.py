@@ -12,7 +12,6 @@ from functools import partial
 import torch
 
 from mixtune.config import parse, read_yaml, to_yaml
-from mixtune.data.datasets import IN_MEMORY
 from mixtune.errors import InputError
 from mixtune.evaluation.score import Score
 from mixtune.profiling import cache, step_benchmark
@@ -105,7 +104,7 @@ def measure(
     Trials on image files stay alone: their networks fill a GPU. The memory that one trial takes bounds how many are
     tried.
     """
-    if config.task.dataset not in IN_MEMORY:
+    if not config.task.in_memory:
         return 1, 1.0, "one trial at a time on a GPU: its images are read from files"
     device = pick_device(config.device)
     shared = cache.place("packs", step_benchmark.identity(config), str(regime), steps)

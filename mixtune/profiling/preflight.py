@@ -4,38 +4,23 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import replace
-from pathlib import Path
 
-from mixtune.cli import short
-from mixtune.data import convert, datasets
-from mixtune.data.datasets import IN_MEMORY
 from mixtune.errors import InputError
-from mixtune.models.registry import gmacs, total_stride
 from mixtune.profiling.trial_parts import whole_runs
 from mixtune.regime import BatchShape, Budget, Regime, Schedule, Shard
 from mixtune.search.domains import Uniform
 from mixtune.search.space import Space
-from mixtune.tasks.classification import Classification, check_shapes
-
-# Training images of the data sets that a dry run may meet before they are there.
-TRAINING_IMAGES = {"digits": 1438, "cifar10": 50_000, "cifar100": 50_000, "imagenet": 1_281_167}
-CLASSES = {"digits": 10, "cifar10": 10, "cifar100": 100, "imagenet": 1000}
+from mixtune.tasks.base import check_shapes, make_task
+from mixtune.tasks.config import full_path
+from mixtune.tasks.registry import task_class
 
 
 def in_full(space: Space) -> Space:
     """The same space with absolute paths of data and weights: Ray's workers run in other folders."""
-    task, recipe = space.task, space.recipe
-    if task.dataset != "digits":
-        task = replace(task, data=str(datasets.data_folder(task.data)))
-    if task.weights not in (None, "pretrained"):
-        task = replace(task, weights=_full(task.weights))
+    task, recipe = space.task.in_full(), space.recipe
     if recipe.distill is not None and recipe.distill.weights != "pretrained":
-        recipe = replace(recipe, distill=replace(recipe.distill, weights=_full(recipe.distill.weights)))
+        recipe = replace(recipe, distill=replace(recipe.distill, weights=full_path(recipe.distill.weights)))
     return replace(space, task=task, recipe=recipe)
-
-
-def _full(path: str) -> str:
-    return str(Path(path).expanduser().absolute())
 
 
 def check_sizes(space: Space, source: str) -> int:
@@ -43,9 +28,13 @@ def check_sizes(space: Space, source: str) -> int:
     the space.
     """
     try:
-        stride = total_stride(space.task.network)
+        stride = task_class(space.task.kind).stride(space.task)
     except ValueError as err:
         raise InputError(f"{source}: task.network: {err}") from None
+    try:
+        task_class(space.task.kind).check_recipe(space.task, space.recipe, space.search.recipe)
+    except ValueError as err:
+        raise InputError(f"{source}: {err}") from None
     for key, sizes in (
         ("base.S", (space.base.S,)),
         ("search.sizes", space.search.sizes),
@@ -74,15 +63,15 @@ def check_sizes(space: Space, source: str) -> int:
 def check_data(space: Space, source: str) -> int:
     """How many images a trial trains on. Raises InputError when the data are missing or too few for a shape."""
     try:
-        task = Classification(space.task, device="cpu")
+        task = make_task(space.task, device="cpu")
         wanted = {"base.S": [space.base.S], "search.sizes": space.search.sizes, "evaluate.sizes": space.evaluate.sizes}
-        convert.check_sizes(task.prepared_for, wanted)
+        task.check_sizes(wanted)
     except InputError as err:
         raise InputError(f"{source}: {err}") from None
     if space.score.gmacs is not None:
         S = min(space.evaluate.sizes)
         try:
-            space.score.check_cost(S, gmacs(space.task.network, task.classes, S))
+            space.score.check_cost(S, task.gmacs(S))
         except ValueError as err:
             raise InputError(f"{source}: {err}") from None
     check_batches(space, task.n_train, source)
@@ -93,20 +82,14 @@ def expected_images(space: Space, source: str) -> tuple[int, str]:
     """How many images a trial would train on, as its loader counts them where they lie; and, where they do not, of what
     that is the number and where they are missed. Raises what ``check_data`` raises.
     """
-    name, where = space.task.dataset, datasets.data_folder(space.task.data)
-    there = name not in IN_MEMORY and any((where / part).exists() for part in ("train", "val"))
-    if there or name not in TRAINING_IMAGES:
+    try:
+        expected = task_class(space.task.kind).expected_images(space.task)
+    except InputError as err:
+        raise InputError(f"{source}: {err}") from None
+    if expected is None:
         return check_data(space, source), ""
-    known = TRAINING_IMAGES[name]
-    if (classes := space.task.classes) is not None:
-        if classes > CLASSES[name]:
-            raise InputError(f"{source}: task.classes: {name} has {CLASSES[name]} classes, not {classes}")
-        known = known * classes // CLASSES[name]
-    kept = 1 - 1 / space.folds if space.folds > 1 else 1 - space.task.validation
-    said = "" if name in IN_MEMORY else f" of the full ImageNet (nothing is at {short(where / 'train')} yet)"
-    n_train = round(min(known, space.task.samples or known) * kept)
-    check_batches(space, n_train, source)
-    return n_train, said
+    check_batches(space, expected[0], source)
+    return expected
 
 
 def in_pixels(space: Space) -> Budget:
@@ -122,7 +105,7 @@ def check_batches(space: Space, n_train: int, source: str) -> None:
     fits = fitting_base(space, n_train)
     helps = f"base.B {fits} would fit" if fits else "no base.B would fit"
     try:
-        check_shapes([base], space.task.network, n_train)
+        check_shapes([base], space.task, n_train)
     except ValueError as err:
         raise InputError(f"{source}: base: {err}; {helps}") from None
     worst = _largest(space, base.B)
@@ -171,7 +154,7 @@ def examples(space: Space, sampled: int) -> dict[str, dict[str, object]]:
     """Points of the space by name: the published regimes, the known ones, and as many drawn evenly as are asked for,
     where there are trials left for a search.
     """
-    stride = total_stride(space.task.network)
+    stride = task_class(space.task.kind).stride(space.task)
     points = {name: space.published_params(name, stride) for name in space.published}
     points |= {f"known {i}": point for i, point in enumerate(space.known_points(stride).values(), start=1)}
     drawn = sampled if space.trials > len(points) else 0

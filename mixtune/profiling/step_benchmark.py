@@ -14,8 +14,9 @@ from mixtune.errors import InputError
 from mixtune.files import digest, replace_file
 from mixtune.profiling import cache
 from mixtune.regime import BatchShape, CostTable, Schedule
+from mixtune.runtime.device import available_cpus
 from mixtune.runtime.process_group import ALONE, Ranks
-from mixtune.tasks.classification import Classification, available_cpus
+from mixtune.tasks.base import make_task
 from mixtune.training.checkpoint import essence
 from mixtune.training.run import TrainingConfig
 from mixtune.training.step import Engine
@@ -49,11 +50,9 @@ class StepBenchmark:
 
     def __init__(self, config: TrainingConfig, ranks: Ranks = ALONE) -> None:
         torch.set_num_threads(config.threads or ranks.cpus)
-        self.task = Classification(config.task, "validation", config.device, config.evaluate.recalibrate, ranks)
+        self.task = make_task(config.task, "validation", config.device, config.evaluate.recalibrate, ranks)
         network = self.task.network(config.seed, config.recipe.dropout, config.recipe.drop_path)
-        distill = config.recipe.distill
-        teacher = distill.teacher(self.task.classes, self.task.device, self.task.names) if distill else None
-        self.engine = Engine(self.task, network, config.recipe, config.seed, teacher)
+        self.engine = Engine(self.task, network, config.recipe, config.seed, self.task.teacher(config.recipe))
         self.engine.network.train()
         self._seed = config.seed
 
@@ -95,12 +94,8 @@ def step_seconds(
 
 def gmacs_table(config: TrainingConfig, shapes: Iterable[BatchShape]) -> CostTable:
     """GMACs of one step's views, forward, of each shape (training takes three times as many, of every shape alike)."""
-    from mixtune.data import datasets
-    from mixtune.models import registry
-
-    classes = datasets.load_dataset(config.task.dataset, config.task.data, config.task.classes).classes
-    shapes = list(shapes)
-    per_image = {S: registry.gmacs(config.task.network, classes, S) for S in {s.S for s in shapes}}
+    task, shapes = make_task(config.task, device="cpu"), list(shapes)
+    per_image = {S: task.gmacs(S) for S in {s.S for s in shapes}}
     return CostTable.from_gmacs(per_image, shapes, config.task.network)
 
 

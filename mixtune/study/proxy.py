@@ -12,7 +12,6 @@ from pathlib import Path
 
 from mixtune.config import load_config, merged, parse, to_plain
 from mixtune.errors import InputError
-from mixtune.models.registry import total_stride
 from mixtune.search.fidelity import Fidelity
 from mixtune.search.optuna_study import Trials
 from mixtune.search.outcome import TrialResult
@@ -20,6 +19,7 @@ from mixtune.search.paths import StudyPaths
 from mixtune.search.space import Named, Space
 from mixtune.search.storage import holds
 from mixtune.study.statistics import rank_correlation
+from mixtune.tasks.registry import task_class
 
 ENOUGH = 3  # regimes, for a rank correlation
 
@@ -50,7 +50,7 @@ def carried(space: Space, folder: Path, top: int, storage: str | None = None) ->
     url = own if storage is None or holds(own, proxy.study) else storage
     if not holds(url, proxy.study):
         raise InputError(f"--from {folder}: study {proxy.study!r} is not there; name its database with --storage")
-    trials = Trials(url, proxy, total_stride(proxy.task.network))
+    trials = Trials(url, proxy, task_class(proxy.task.kind).stride(proxy.task))
     try:
         complete = [o for o in trials.outcomes() if o.state == "COMPLETE" and o.score is not None]
     finally:

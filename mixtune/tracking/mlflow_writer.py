@@ -21,9 +21,9 @@ from mixtune.search.outcome import TrialResult
 from mixtune.search.space import Space
 from mixtune.search.timeouts import POSITION
 from mixtune.secrets import masked
+from mixtune.tasks.registry import task_class
 from mixtune.tracking import parameters, views
 from mixtune.tracking.courier import Courier
-from mixtune.tracking.identity import identity
 from mixtune.tracking.opening import Opening, system_metrics
 from mixtune.tracking.recorded import curve_metrics, repeat
 
@@ -41,7 +41,7 @@ class MlflowWriter:
         """
         self.uri, self._space, self._folder = uri, space, folder
         self._width = views.width([*space.search.sizes, *space.evaluate.sizes])
-        data = vars(identity(space.training().task))
+        data = vars(task_class(space.task.kind).identity(space.training().task))
         self._opening = Opening(uri, folder, data)
         self.experiment = self._opening.experiment
         texts = {"space.yaml": to_yaml(space), "environment.yaml": to_yaml(environment())}

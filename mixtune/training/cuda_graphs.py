@@ -237,5 +237,5 @@ class StepGraphs:
         blend = None
         if self._blends:
             blend = Blend(self._choices[4 * V : 5 * V], self._choices[5 * V : 5 * V + 4], weight, label)
-        inputs, targets = self._engine.task.made(shape.S, self._choices[: 4 * V].view(4, V))
-        self._loss.copy_(self._engine.work(inputs, targets, Numbers(lr, share, progress, blend)))
+        batch = self._engine.task.made(shape.S, self._choices[: 4 * V].view(4, V))
+        self._loss.copy_(self._engine.work(batch, Numbers(lr, share, progress, blend)))

@@ -10,6 +10,7 @@ import copy
 import dataclasses
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -38,7 +39,7 @@ class RateTest:
 
 
 def find_rate(
-    task: Task,
+    task: Task[Any],
     network: nn.Module,
     schedule: Schedule,
     recipe: Recipe,
@@ -59,9 +60,9 @@ def find_rate(
     mean = least = 0.0
     number = 0
     while number < steps:
-        for shape, (inputs, targets) in zip(schedule, task.batches(schedule, seed), strict=True):
+        for shape, batch in zip(schedule, task.batches(schedule, seed), strict=True):
             lr = low * (high / low) ** (number / max(1, steps - 1))
-            loss = float(task.ranks.sum(engine.step(inputs, targets, lr, number, shape=shape)))
+            loss = float(task.ranks.sum(engine.step(batch, lr, number, shape=shape)))
             mean = 0.9 * mean + 0.1 * loss
             number += 1
             smooth = mean / (1 - 0.9**number)

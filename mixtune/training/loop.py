@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -67,7 +68,7 @@ def report_steps(schedule: Schedule, reports: int) -> list[int]:
 
 
 def train(
-    task: Task,
+    task: Task[Any],
     network: nn.Module,
     schedule: Schedule,
     recipe: Recipe,
@@ -109,7 +110,7 @@ def train(
         start, steps, earlier = (state[k] for k in ("step", "steps", "seconds"))
         if ranks.first:  # it is summed over ranks
             total.copy_(state["total"])
-        task.notes.hear(state.get("found", ()))
+        task.file_issues.hear(state.get("found", ()))
         done = [Report(**(r | {"curve": Curve.from_rows(r["curve"])})) for r in state["reports"]]
         if start == len(schedule):
             engine.finish()
@@ -122,7 +123,7 @@ def train(
             made = [dataclasses.asdict(r) | {"curve": r.curve.rows()} for r in done]
             spent = earlier + time.perf_counter() - began
             position = {"step": step, "steps": steps, "seconds": spent, "total": total.cpu()}
-            found = task.notes.listed()
+            found = task.file_issues.listed()
             checkpoint.save({"engine": engine.state_dict(), "reports": made, "found": found, **position})
 
     trained = 0  # views since the clock was last started
@@ -163,7 +164,7 @@ def train(
             seconds = earlier + time.perf_counter() - began
             place, lr = float(progress[step - 1]), float(rates[step - 1])
             # A run that went on from a checkpoint need not meet every file again.
-            found = collections.Counter(done[-1].findings if done else {}) | collections.Counter(task.findings())
+            found = collections.Counter(done[-1].findings if done else {}) | collections.Counter(task.issue_counts())
             done.append(Report(numbers[step], step, place, mean, lr, speed, seconds, curve, dict(found)))
             total.zero_()
             steps = 0

@@ -5,26 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from mixtune.data.convert import check_sizes
 from mixtune.errors import InputError
 from mixtune.evaluation.bn_recalibration import Recalibration
 from mixtune.evaluation.score import Score
 from mixtune.files import digest, replace_file
-from mixtune.models import registry, weights
+from mixtune.models import registry
 from mixtune.optim.recipe import Recipe
 from mixtune.regime import BatchShape, Budget, Regime, Schedule
 from mixtune.runtime.process_group import ALONE, Ranks
-from mixtune.tasks.classification import Classification, check_shapes
+from mixtune.tasks.base import Judge, Task, check_shapes, make_task
 from mixtune.tasks.config import TaskConfig
 from mixtune.training.checkpoint import Checkpoint, essence
 from mixtune.training.loop import Report, train
-
-Judge = Literal["validation", "test"]
 
 
 @dataclass(frozen=True)
@@ -101,7 +98,7 @@ class TrainingConfig:
 class Run:
     """A run that is ready to start: its task, network (trained in place) and schedule."""
 
-    task: Classification
+    task: Task[Any]
     network: nn.Module
     schedule: Schedule
     config: TrainingConfig
@@ -124,26 +121,26 @@ class Run:
         except ValueError as err:
             raise InputError(f"regime {regime.name or regime}: {err}") from None
         with ranks.first_here_first():
-            task = Classification(config.task, judge, config.device, config.evaluate.recalibrate, ranks)
+            task = make_task(config.task, judge, config.device, config.evaluate.recalibrate, ranks)
         wanted = {f"regime {regime.name or regime}": regime.sizes, "evaluate.sizes": config.evaluate.sizes}
-        check_sizes(task.prepared_for, wanted)
+        task.check_sizes(wanted)
         try:
-            check_shapes(regime.shapes, config.task.network, task.n_train)
+            check_shapes(regime.shapes, config.task, task.n_train)
             schedule = config.schedule(regime, task.n_train)
         except ValueError as err:
             raise InputError(f"regime {regime.name or regime}: {err}") from None
         recipe = config.recipe.scaled(regime.base.B)
         try:
+            task.check_recipe(config.task, recipe)
             network = task.network(config.seed, recipe.dropout, recipe.drop_path)
             if recipe.zero_gamma is not None:
                 registry.set_zero_gamma(network, recipe.zero_gamma)
             registry.layer_groups(network, recipe.groups)
             for S in (min(*regime.sizes, *config.evaluate.sizes), max(*regime.sizes, *config.evaluate.sizes)):
-                registry.check_size(config.task.network, task.classes, S)
+                task.check_size(S)
         except ValueError as err:
             raise InputError(f"{config.task.network}: {err}") from None
-        teacher = recipe.distill.teacher(task.classes, task.device, task.names) if recipe.distill else None
-        return cls(task, network, schedule, config, recipe, teacher, judge)
+        return cls(task, network, schedule, config, recipe, task.teacher(recipe), judge)
 
     def reports(
         self,
@@ -198,5 +195,4 @@ class Run:
         from safetensors.torch import save
 
         state = {k: v.contiguous() for k, v in self.network.state_dict().items()}
-        named = {"network": self.config.task.network, "classes": str(self.task.classes)}
-        replace_file(path, save(state, metadata=named | weights.naming(self.task.names)))
+        replace_file(path, save(state, metadata=self.task.weights_header()))

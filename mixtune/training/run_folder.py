@@ -17,8 +17,9 @@ from mixtune.evaluation.curve import Curve, write_csv
 from mixtune.regime import Regime
 from mixtune.regime.files import load_regime, save_regime
 from mixtune.runtime.environment import environment
+from mixtune.tasks.base import Judge
 from mixtune.training.loop import Report
-from mixtune.training.run import Judge, Run, TrainingConfig
+from mixtune.training.run import Run, TrainingConfig
 
 WEIGHTS, RESULT = "weights.safetensors", "result.yaml"
 
@@ -90,7 +91,7 @@ def save_result(folder: Path, job: Run, report: Report) -> None:
     said = {
         "judge": job.judge,
         "images": {"trained": job.task.n_train, "judged": job.task.n_judged, **report.findings},
-        **({"classes": list(job.task.names)} if job.config.task.classes else {}),
+        **job.task.result(),
         "seed": job.config.seed,
         "score": job.config.score.of(report.curve),
         "measure": str(job.config.score),
@@ -101,5 +102,5 @@ def save_result(folder: Path, job: Run, report: Report) -> None:
         "device": str(job.task.device),
         "environment": environment(),
     }
-    job.task.notes.save(folder)
+    job.task.file_issues.save(folder)
     (folder / RESULT).write_text(to_yaml(said), encoding="utf-8")

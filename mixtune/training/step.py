@@ -23,7 +23,6 @@ from mixtune.training.cuda_graphs import CudaRecorder, Numbers, Recorder, StepGr
 from mixtune.training.torch_compile import Compiler, Forward, by_kind
 
 _DROPOUT, _BLEND = 1, 2  # separate the random streams of a step
-Batch = tuple[Tensor, Tensor] | Drawn
 
 
 class Engine:
@@ -35,7 +34,7 @@ class Engine:
 
     def __init__(
         self,
-        task: Task,
+        task: Task[Any],
         network: nn.Module,
         recipe: Recipe,
         seed: int,
@@ -109,26 +108,26 @@ class Engine:
             return "the images are read from files"
         return ""
 
-    def batches(self, schedule: Schedule, seed: int, start: int) -> Iterator[Batch]:
+    def batches(self, schedule: Schedule, seed: int, start: int) -> Iterator[Any]:
         """What ``step`` takes, of every step from ``start`` on."""
         if self.graphs is not None and (drawn := self.task.drawn(schedule, seed, start)) is not None:
             return drawn
         return self.task.batches(schedule, seed, start)
 
-    def train_on(self, batch: Batch, lr: float, number: int, progress: float, shape: BatchShape) -> Tensor:
+    def train_on(self, batch: Any, lr: float, number: int, progress: float, shape: BatchShape) -> Tensor:
         """``step`` on what ``batches`` gives."""
         if not isinstance(batch, Drawn):
             if self._compiler is None:
-                return self.step(*batch, lr, number, progress, shape)
+                return self.step(batch, lr, number, progress, shape)
             compiler, kind = self._compiler, (shape, progress < self.recipe.frozen)
 
             def work() -> Tensor:
                 self.forward = compiler.forward(kind)
-                return self.step(*batch, lr, number, progress, shape)
+                return self.step(batch, lr, number, progress, shape)
 
             return compiler.step(kind, work)
         assert self.graphs is not None
-        numbers = self._begin(lr, number, progress, batch.shape.views, batch.shape.S)
+        numbers = self._begin(lr, number, progress, batch.shape)
         return self.graphs.replay(batch.shape, progress < self.recipe.frozen, batch.choices, numbers)
 
     def settle(self) -> None:
@@ -138,8 +137,7 @@ class Engine:
 
     def step(
         self,
-        inputs: Tensor,
-        targets: Tensor,
+        batch: Any,
         lr: float,
         number: int,
         progress: float = 1.0,
@@ -148,20 +146,19 @@ class Engine:
         """Train on one batch; ``number`` counts steps from 0. Returns the loss, on the device, detached.
 
         progress: share of the budget spent, for frozen layers and for networks whose drop path grows with it. shape: of
-        the whole step, of which the batch is this rank's part; needed where there are several. The loss is then this
-        rank's part of the step's: their sum is the mean over all views.
+        the whole step, of which the batch is this rank's part; needed where there are several, and to blend. The loss
+        is then this rank's part of the step's: their sum is the mean over all views.
         """
-        views = len(inputs) if shape is None else shape.views
-        return self.work(inputs, targets, self._begin(lr, number, progress, views, inputs.shape[-1]), shape)
+        return self.work(batch, self._begin(lr, number, progress, shape), shape)
 
-    def _begin(self, lr: float, number: int, progress: float, N: int, S: int) -> Numbers:
+    def _begin(self, lr: float, number: int, progress: float, shape: BatchShape | None) -> Numbers:
         """The host's part of a step."""
         self.freeze(progress < self.recipe.frozen)
         # Keyed by the step, for a resumed run to draw the same. The first of several ranks draws what one alone would.
         keys = (self.seed, number, _DROPOUT, *([] if self.ranks.first else [self.ranks.shard.rank]))
         self.generator.manual_seed(int(np.random.SeedSequence(keys).generate_state(1)[0]))
         share = 0.0 if self.average is None else self.average.share(number + 1)
-        return Numbers(lr, share, progress, self._blend(number, N, S))
+        return Numbers(lr, share, progress, self._blend(number, shape))
 
     def freeze(self, frozen: bool) -> None:
         """Let only the head's weights move, or all."""
@@ -172,13 +169,15 @@ class Engine:
                         p.requires_grad_(not frozen)
         self._frozen = frozen
 
-    def _blend(self, number: int, N: int, S: int) -> mixup.Blend | None:
+    def _blend(self, number: int, shape: BatchShape | None) -> mixup.Blend | None:
         recipe = self.recipe
         if not (recipe.mixup or recipe.cutmix):
             return None
-        return mixup.draw(N, S, recipe.mixup, recipe.cutmix, np.random.default_rng((self.seed, number, _BLEND)))
+        assert shape is not None
+        rng = np.random.default_rng((self.seed, number, _BLEND))
+        return mixup.draw(shape.views, shape.S, recipe.mixup, recipe.cutmix, rng)
 
-    def work(self, inputs: Tensor, targets: Tensor, numbers: Numbers, shape: BatchShape | None = None) -> Tensor:
+    def work(self, batch: Any, numbers: Numbers, shape: BatchShape | None = None) -> Tensor:
         """The device's part of a step: forward, backward, smoothing, optimiser, average. Returns the detached loss."""
         recipe = self.recipe
         for group in self.optimizer.param_groups:
@@ -189,15 +188,8 @@ class Engine:
                 put(group["lr"], lr)
         if isinstance(grows := getattr(self.network, "progress", None), Tensor):
             put(grows, numbers.progress)
-        if numbers.blend is not None:
-            inputs, targets = self.task.blend(numbers.blend, inputs, targets, shape)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.bf16(self.device.type)), self._norms:
-            outputs = self.forward(inputs)
-            loss = self.task.loss(recipe, outputs, targets)
-            if recipe.distill is not None and self.teacher is not None:
-                with torch.no_grad():
-                    taught = self.teacher(inputs)
-                loss = loss + recipe.distill.loss(outputs[0] if isinstance(outputs, tuple) else outputs, taught)
+            loss = self.task.training_loss(self.forward, batch, recipe, shape, numbers.blend, self.teacher)
         if not self.ranks.alone:
             loss = loss * self.ranks.share(shape)
         self.optimizer.zero_grad(set_to_none=True)

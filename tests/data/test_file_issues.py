@@ -13,7 +13,7 @@ from mixtune.errors import InputError
 from mixtune.execution.trial import metrics_of
 from mixtune.regime import BatchShape, Budget, published
 from mixtune.runtime.process_group import ALONE
-from mixtune.tasks.config import TaskConfig
+from mixtune.tasks.classification_config import ClassificationConfig
 from mixtune.training.run import Evaluation, Run, TrainingConfig
 from mixtune.training.run_folder import save_result
 from tests.ranks import on_ranks
@@ -39,7 +39,7 @@ def damage(path):
 
 def prepared(folder, sizes=(32,), judge="test", ranks=ALONE, **task):
     config = TrainingConfig(
-        task=TaskConfig("folder", "cifar_resnet8", data=str(folder), workers=0, **task),
+        task=ClassificationConfig("folder", "cifar_resnet8", data=str(folder), workers=0, **task),
         budget=Budget(2),
         evaluate=Evaluation(sizes, reports=2),
         threads=1,
@@ -74,7 +74,7 @@ def test_what_was_odd_reaches_the_report_and_the_result(folder):
     assert again.findings == expected  # of a run that reads no file any more
     resumed = prepared(folder)
     list(resumed.reports(folder / "kept.pt"))
-    assert resumed.task.notes.listed() == job.task.notes.listed()
+    assert resumed.task.file_issues.listed() == job.task.file_issues.listed()
 
 
 def test_several_ranks_count_and_name_what_any_of_them_met(folder):
@@ -84,17 +84,17 @@ def test_several_ranks_count_and_name_what_any_of_them_met(folder):
     (*_, last) = alone.reports()
     for findings, listed, mine in on_ranks(2, read, folder):
         assert findings == last.findings == {"unreadable": 4, "not judged": 2}
-        assert listed == alone.task.notes.listed()
+        assert listed == alone.task.file_issues.listed()
         assert mine < 4  # this rank has not met them all itself
 
 
 def read(ranks, folder):
     """What the ranks say at the end of a run, and how many unreadable files this one met itself."""
     job, met = prepared(folder, ranks=ranks), set()
-    add = job.task.notes.add
-    job.task.notes.add = lambda done: (met.update(done.work.paths[i] for i in done.done.unreadable), add(done))
+    add = job.task.file_issues.add
+    job.task.file_issues.add = lambda done: (met.update(done.work.paths[i] for i in done.done.unreadable), add(done))
     (*_, last) = job.reports()
-    return last.findings, job.task.notes.listed(), len(met)
+    return last.findings, job.task.file_issues.listed(), len(met)
 
 
 def test_a_list_is_bounded_and_names_what_cannot_be_read_first(tmp_path, monkeypatch):
@@ -115,7 +115,7 @@ def test_an_accuracy_is_that_of_the_images_that_can_be_read(folder):
     job = prepared(folder)
     job.network.eval()
     found = job.task.evaluate(job.network, (32, 40))
-    assert job.task.findings() == {"unreadable": 3, "not judged": 3}
+    assert job.task.issue_counts() == {"unreadable": 3, "not judged": 3}
     for name in bad:
         (folder / name).rename(folder / name.replace("/", "_"))
     data.load_dataset.cache_clear()
@@ -136,7 +136,7 @@ def test_a_batch_of_nothing_but_damaged_files_is_left_out_too(folder, monkeypatc
     whole = type(job.task)._whole.__get__(job.task)
     job.network.eval()
     assert 0 <= job.task.evaluate(job.network, (32,)).at(32).top1 <= 1
-    assert job.task.findings()["not judged"] == 5
+    assert job.task.issue_counts()["not judged"] == 5
 
 
 def test_no_image_to_judge_is_one_sentence(folder):

@@ -10,7 +10,7 @@ from mixtune.evaluation.metrics import Predictions
 from mixtune.models.registry import create_network
 from mixtune.regime import BatchShape, Budget, published
 from mixtune.tasks.classification import Classification
-from mixtune.tasks.config import TaskConfig
+from mixtune.tasks.classification_config import ClassificationConfig
 from mixtune.training.run import Evaluation, Run, TrainingConfig
 
 
@@ -115,7 +115,7 @@ def test_no_image_takes_part_in_its_own_choice():
 
 
 def config(**more):
-    task = TaskConfig("digits", "cifar_resnet8", samples=200, validation=0.25)
+    task = ClassificationConfig("digits", "cifar_resnet8", samples=200, validation=0.25)
     values = dict(task=task, budget=Budget(3), evaluate=Evaluation((8, 24), 2), threads=1)
     return TrainingConfig(**(values | more))
 
@@ -135,7 +135,7 @@ def test_a_run_is_trained_the_same_with_and_without():
 def test_recalibration_mends_a_size_far_from_training():
     """Trained at 16 px only, the statistics are wrong at 24 px: 64 % right with them, 91 % with 24 px ones."""
     regime = published("fixed", BatchShape(16, 32), [16], 4)
-    task, judged = TaskConfig("digits", "cifar_resnet8", samples=400, validation=0.25), (16, 24)
+    task, judged = ClassificationConfig("digits", "cifar_resnet8", samples=400, validation=0.25), (16, 24)
     plain = Run.prepare(regime, config(task=task, budget=Budget(8), evaluate=Evaluation(judged, 1)))
     *_, before = plain.reports()
     again = Evaluation(judged, 1, Recalibration(images=256))
@@ -148,7 +148,7 @@ def test_recalibration_mends_a_size_far_from_training():
 
 def test_the_test_images_are_never_chosen_on(monkeypatch):
     """For the test set the choice is made on training images that were held back, and only those."""
-    task = TaskConfig("digits", "cifar_resnet8", validation=0.2)
+    task = ClassificationConfig("digits", "cifar_resnet8", validation=0.2)
     with_choice = Classification(task, "test", "cpu", Recalibration(images=64))
     without = Classification(task, "test", "cpu")
     assert with_choice.n_train + len(with_choice._choice) == without.n_train == 1438
@@ -167,7 +167,9 @@ def test_the_test_images_are_never_chosen_on(monkeypatch):
 
 @pytest.mark.parametrize("kind", ["train", "test"])
 def test_calibration_images_are_training_images_and_their_number_is_as_asked(kind):
-    task = Classification(TaskConfig("digits", "cifar_resnet8"), "validation", "cpu", Recalibration(images=300))
+    task = Classification(
+        ClassificationConfig("digits", "cifar_resnet8"), "validation", "cpu", Recalibration(images=300)
+    )
     found = list(task._calibration_batches(kind, 12))
     assert [x.shape for x, _ in found] == [(128, 3, 12, 12)] * 2
     again = list(task._calibration_batches(kind, 12))

@@ -115,7 +115,7 @@ def test_a_falling_learning_rate_does_not_start_the_average_anew():
     run.network.train()
     R = None
     for step, (x, y) in enumerate(run.task.batches(run.schedule, 0)):
-        engine.step(x, y, float(rates[step]), step)
+        engine.step((x, y), float(rates[step]), step)
         R = norms[-1] if R is None else 0.9 * R + 0.1 * norms[-1]
         assert float(smoothed.norm) == pytest.approx(R, rel=1e-4)
         assert norm(run.network) == pytest.approx(R, rel=1e-4)  # the gradient that the optimiser took, at every size

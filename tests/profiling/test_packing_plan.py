@@ -7,7 +7,7 @@ from mixtune.optim.recipe import Recipe
 from mixtune.profiling import packing_plan
 from mixtune.profiling.packing_plan import measure, most_useful, together
 from mixtune.regime import BatchShape, Budget, published
-from mixtune.tasks.config import TaskConfig
+from mixtune.tasks.classification_config import ClassificationConfig
 from tests.training.test_loop import config, regime
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -48,7 +48,7 @@ def test_trials_with_dropout_share_a_gpu_and_those_on_files_do_not(tmp_path):
             for part in ("train", "val"):
                 (tmp_path / part / c).mkdir(parents=True, exist_ok=True)
                 Image.new("RGB", (16, 16)).save(tmp_path / part / c / f"{i}.png")
-    task = TaskConfig("folder", "cifar_resnet8", str(tmp_path), validation=0.2, workers=0)
+    task = ClassificationConfig("folder", "cifar_resnet8", str(tmp_path), validation=0.2, workers=0)
     K, _, said = measure(config(task=task), published("fixed", BatchShape(8, 8), [8], 4), at_most=8)
     assert (K, said) == (1, "one trial at a time on a GPU: its images are read from files")
 

@@ -25,10 +25,10 @@ from mixtune.search.optuna_study import Trials
 from mixtune.search.outcome import TrialResult
 from mixtune.search.space import Space
 from mixtune.tasks.classification import Classification
-from mixtune.tasks.config import TaskConfig
+from mixtune.tasks.classification_config import ClassificationConfig
+from mixtune.tasks.classification_data import _digest, identity
 from mixtune.tracking.courier import Courier
 from mixtune.tracking.delivery import merged
-from mixtune.tracking.identity import _digest, identity
 from mixtune.tracking.mlflow_reader import check, children
 from mixtune.tracking.mlflow_writer import MlflowWriter
 from mixtune.tracking.views import address
@@ -387,7 +387,7 @@ def test_the_digest_changes_with_pixels_labels_and_names(monkeypatch):
 
 
 def test_a_task_with_fewer_classes_is_told_from_the_whole_one():
-    tasks = [TaskConfig("digits", "cifar_resnet8", classes=n) for n in (None, 3, 4)]
+    tasks = [ClassificationConfig("digits", "cifar_resnet8", classes=n) for n in (None, 3, 4)]
     found = [identity(task) for task in tasks]
     assert [i.classes for i in found] == [10, 3, 4]
     assert len({i.digest for i in found}) == 3

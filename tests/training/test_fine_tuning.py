@@ -38,7 +38,7 @@ def test_each_group_moves_with_its_own_rate():
     before = {k: p.detach().clone() for k, p in run.network.named_parameters()}
     engine = Engine(run.task, run.network, run.recipe, 0)
     x, y = next(run.task.batches(run.schedule, 0))
-    engine.step(x, y, 0.1, 0)
+    engine.step((x, y), 0.1, 0)
     for name, p in run.network.named_parameters():
         rate = 0.1 * (1.0 if name.startswith("fc") else 0.25 if name.startswith("layers") else 0.0625)
         assert torch.allclose(before[name] - p.detach(), rate * p.grad, atol=1e-7), name
@@ -50,10 +50,10 @@ def test_only_the_head_moves_while_the_rest_is_frozen():
     engine = Engine(run.task, run.network, run.recipe, 0)
     x, y = next(run.task.batches(run.schedule, 0))
     for number, progress in enumerate((0.0, 0.2, 0.4)):
-        engine.step(x, y, 0.1, number, progress)
+        engine.step((x, y), 0.1, number, progress)
     moved = {k for k, p in run.network.named_parameters() if not torch.equal(p, start[k])}
     assert moved == {"fc.weight", "fc.bias"}
-    engine.step(x, y, 0.1, 3, 0.5)
+    engine.step((x, y), 0.1, 3, 0.5)
     moved = {k for k, p in run.network.named_parameters() if not torch.equal(p, start[k])}
     assert moved == set(start)
 

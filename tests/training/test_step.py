@@ -232,7 +232,7 @@ def test_bf16_computes_the_network_in_eight_bits_of_mantissa_and_keeps_the_weigh
         seen = []
         engine.network.layers[0].conv1.register_forward_hook(lambda *found, seen=seen: seen.append(found[2].dtype))
         engine.network.train()
-        loss = engine.step(x, y, 0.0, 0)
+        loss = engine.step((x, y), 0.0, 0)
         assert seen == [torch.bfloat16 if precision == "bf16" else torch.float32]
         assert {p.dtype for p in engine.network.parameters()} == {loss.dtype} == {torch.float32}
         gradients[precision] = torch.cat([p.grad.flatten() for p in engine.network.parameters()])

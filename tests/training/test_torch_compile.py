@@ -288,7 +288,9 @@ def test_compiled_training_stays_within_bf16_noise_of_the_eager_one():
         engine = Engine(run.task, run.network, run.recipe, 0, recorder="off")
         engine.forward = make(run.network)
         batches = run.task.batches(run.schedule, 0)
-        losses.append(torch.stack([engine.step(x, y, 0.05, i) for i, (x, y) in zip(range(200), batches, strict=False)]))
+        losses.append(
+            torch.stack([engine.step((x, y), 0.05, i) for i, (x, y) in zip(range(200), batches, strict=False)])
+        )
     exact, eager, fast = losses
     noise = (exact - eager)[:5].abs().max()
     assert (fast - eager)[:5].abs().max() < 3 * noise + 0.005
