@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mixtune.evaluation.metrics import Predictions
+from mixtune.evaluation.predictions import Predictions
 
 Statistics = dict[str, Tensor]  # running means, variances and counts by their names in the network's state
 RUNNING = "running"  # the choice that changes nothing

@@ -23,7 +23,7 @@ from mixtune.evaluation import bn_recalibration
 from mixtune.evaluation.bn_recalibration import Recalibration
 from mixtune.evaluation.corruptions import FlipTTA
 from mixtune.evaluation.curve import Curve
-from mixtune.evaluation.metrics import Predictions, evaluate, predict
+from mixtune.evaluation.predictions import Predictions, evaluate, predict
 from mixtune.models import registry, weights
 from mixtune.optim import mixup
 from mixtune.optim.recipe import Recipe

@@ -149,7 +149,7 @@ def test_no_image_to_judge_is_one_sentence(folder):
 
 def test_a_choice_of_statistics_compares_what_both_could_read(folder):
     from mixtune.evaluation.bn_recalibration import choose
-    from mixtune.evaluation.metrics import Predictions
+    from mixtune.evaluation.predictions import Predictions
 
     def made(correct, read):
         correct, read = torch.tensor(correct), torch.tensor(read)

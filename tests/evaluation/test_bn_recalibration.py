@@ -6,7 +6,7 @@ from torch import nn
 
 from mixtune.evaluation import bn_recalibration
 from mixtune.evaluation.bn_recalibration import Recalibration, choose, cross_fitted, recalibrate, statistics, using
-from mixtune.evaluation.metrics import Predictions
+from mixtune.evaluation.predictions import Predictions
 from mixtune.models.registry import create_network
 from mixtune.regime import BatchShape, Budget, published
 from mixtune.tasks.classification import Classification

@@ -4,7 +4,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from mixtune.data.file_issues import LEFT_OUT
-from mixtune.evaluation.metrics import calibration_error, evaluate, measure, predict
+from mixtune.evaluation.predictions import calibration_error, evaluate, measure, predict
 
 
 class Fixed(nn.Module):
