@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from analysis.runs import read_study
+from analysis.study_runs import read_study
 from benchmarks import readme
 from mixtune.cli import Parser, parse_args, run
 from mixtune.config import load_config

@@ -69,10 +69,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     print("\n\n".join(text(t) for t in tables))
     if not args.no_figure:
-        from analysis.timeline import draw  # needs matplotlib, which a machine that only trains may lack
+        from analysis.timeline import draw_timelines  # needs matplotlib, which a machine that only trains may lack
 
         captions = [f"{t.steps:,} steps · {t.epochs:.0f} epochs" for t in tables]
-        paths = draw([t.regime for t in tables], Path(args.figure), captions)
+        paths = draw_timelines([t.regime for t in tables], Path(args.figure), captions)
         print("\nwrote " + " and ".join(str(short(path)) for path in paths))
     return 0
 

@@ -192,9 +192,9 @@ def say(line: str) -> None:
 
 
 def _draw(uri: str, study: str, folder: Path) -> list[Path]:
-    from analysis.pareto import draw
+    from analysis.pareto import draw_from_store
 
-    return draw(uri, study, folder)
+    return draw_from_store(uri, study, folder)
 
 
 def _next_commands(places, space, result):  # type: ignore[no-untyped-def]

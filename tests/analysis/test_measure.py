@@ -5,7 +5,7 @@ import csv
 import pytest
 
 from analysis.measure import main
-from analysis.runs import read_study
+from analysis.study_runs import read_study
 from mixtune.errors import InputError
 from mixtune.evaluation.corruptions import FAMILIES, robustness
 from mixtune.evaluation.latency import peak_memory

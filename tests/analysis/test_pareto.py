@@ -3,8 +3,8 @@ import csv
 import pytest
 
 from analysis import pareto
-from analysis.finished import FinishedTrial
-from analysis.runs import StudyRuns
+from analysis.finished_trial import FinishedTrial
+from analysis.study_runs import StudyRuns
 from mixtune.errors import InputError
 from mixtune.evaluation.curve import Curve, Point
 
@@ -30,7 +30,7 @@ def test_the_front_is_of_the_searched_trials_only():
 
 def test_figure_and_table_are_written(tmp_path, monkeypatch):
     monkeypatch.setattr(pareto, "read_study", lambda uri, study: STUDY)
-    paths = pareto.draw("sqlite:///x", "study", tmp_path / "figures")
+    paths = pareto.draw_from_store("sqlite:///x", "study", tmp_path / "figures")
     assert [p.name for p in paths] == ["pareto.png", "pareto.svg", "pareto.csv"]
     svg = paths[1].read_text()
     for word in ("inference cost", "GMACs", "top-1 accuracy", "fixed size", "hypervolume", "front of the searched"):
@@ -44,4 +44,4 @@ def test_an_unwritable_folder_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(pareto, "read_study", lambda uri, study: STUDY)
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written to"):
-        pareto.draw("sqlite:///x", "study", tmp_path / "file" / "figures")
+        pareto.draw_from_store("sqlite:///x", "study", tmp_path / "file" / "figures")

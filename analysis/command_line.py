@@ -1,4 +1,4 @@
-"""What the analysis commands share: their flags, reading the study, writing, logging and printing."""
+"""Flags and flow that the analysis commands share: parse, read the study, draw, log, print."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from analysis.runs import StudyRuns, read_study, store
+from analysis.study_runs import StudyRuns, read_study, tracking_uri
 from mixtune.cli import Parser, parse_args, short
 from mixtune.tracking.mlflow_reader import log_figures
 
 
-def parser(module: str, doc: str | None) -> Parser:
-    """A parser with --study, --tracking-uri, --out and --log."""
+def study_parser(module: str, doc: str | None) -> Parser:
+    """Return a parser with --study, --tracking-uri, --out and --log; the first line of ``doc`` describes it."""
     p = Parser(module, (doc or "").split("\n")[0])
     p.add_argument("--study", required=True, metavar="NAME", help="the study's name")
     p.add_argument("--tracking-uri", metavar="URI", help="MLflow store (default: sqlite:///studies/NAME/mlflow.db)")
@@ -21,15 +21,18 @@ def parser(module: str, doc: str | None) -> Parser:
     return p
 
 
-def perform(
+def run_on_study(
     p: Parser, argv: Sequence[str] | None, draw: Callable[[StudyRuns, Path, Any], tuple[list[Path], list[str]]]
 ) -> int:
-    """Parse, read, draw, log, print: ``draw(study, folder, flags)`` returns the files and lines to say."""
+    """Parse the flags, read the study, draw, log and print; return the exit code.
+
+    ``draw(study, folder, flags)`` returns the files that it wrote and the lines to print.
+    """
     args = parse_args(p, argv)
-    study = read_study(store(args.tracking_uri, args.study), args.study)
+    study = read_study(tracking_uri(args.tracking_uri, args.study), args.study)
     folder = Path(args.out) if args.out else Path("studies") / args.study / "figures"
-    paths, said = draw(study, folder, args)
-    for line in said:
+    paths, lines = draw(study, folder, args)
+    for line in lines:
         print(line)
     if args.log:
         log_figures(study.uri, study.parent, paths)
