@@ -24,7 +24,7 @@ from mixtune.errors import InputError
 from mixtune.regime.files import load_regime
 
 if TYPE_CHECKING:
-    from mixtune.runtime.process_group import Ranks
+    from mixtune.runtime.process_group import ProcessGroup
     from mixtune.tasks.config import TaskConfig
     from mixtune.training.loop import Report
     from mixtune.training.run import Run
@@ -66,13 +66,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse, train, print; under torchrun together with the other ranks, of which the first prints and writes."""
     args = parse_args(parser(), argv)
 
-    from mixtune.runtime.rendezvous import from_environment
+    from mixtune.runtime.rendezvous import torchrun_group
 
-    with from_environment() as ranks, contextlib.redirect_stdout(sys.stdout if ranks.first else io.StringIO()):
-        return _train(args, ranks)
+    with torchrun_group() as group, contextlib.redirect_stdout(sys.stdout if group.is_main else io.StringIO()):
+        return _train(args, group)
 
 
-def _train(args: argparse.Namespace, ranks: Ranks) -> int:
+def _train(args: argparse.Namespace, group: ProcessGroup) -> int:
     regime, trained = load_regime(args.regime)
     if not args.space and not trained:
         raise InputError(
@@ -93,10 +93,10 @@ def _train(args: argparse.Namespace, ranks: Ranks) -> int:
 
     source = args.space or f"{args.regime}: training"
     first = parse(data, TrainingConfig, source)
-    world = ranks.shard.world
-    if first.device != "cpu" and 0 < torch.cuda.device_count() < ranks.local:
+    world = group.world_size
+    if first.device != "cpu" and 0 < torch.cuda.device_count() < group.local_world_size:
         raise InputError(
-            f"torchrun --nproc-per-node {ranks.local}: each rank needs a GPU of its own, and there are "
+            f"torchrun --nproc-per-node {group.local_world_size}: each rank needs a GPU of its own, and there are "
             f"{torch.cuda.device_count()}; start as many ranks, or train on CPUs with --set device=cpu"
         )
     out = Path(args.out) if args.out else None
@@ -117,7 +117,7 @@ def _train(args: argparse.Namespace, ranks: Ranks) -> int:
         for fold in folds:
             config = parse(data | {"seed": seed}, TrainingConfig, source)
             config = replace(config, task=replace(config.task, fold=fold))
-            job = Run.prepare(regime, config, "test" if args.test else "validation", ranks)
+            job = Run.prepare(regime, config, "test" if args.test else "validation", group)
             if seed == first.seed and fold == folds[0]:
                 shared = f"{job.task.n_train} images, {_judged(config.task, args.test)}"
                 print(f"task     {config.task.network} on {config.task.dataset}, {shared}")
@@ -133,9 +133,9 @@ def _train(args: argparse.Namespace, ranks: Ranks) -> int:
                 return 0
             folder = (out if args.seeds == 1 else out / f"seed{seed}") if out else None
             folder = folder / f"fold{fold}" if folder and len(folds) > 1 else folder
-            report = _reported(job, folder / CHECKPOINT if folder else None, ranks)
+            report = _reported(job, folder / CHECKPOINT if folder else None, group)
             curves.append(report.curve)
-            if folder and ranks.first:
+            if folder and group.is_main:
                 save(folder, regime, job, report)
         whole = mean_curve(curves)
         if len(folds) > 1:
@@ -157,13 +157,13 @@ def _judged(task: TaskConfig, test: bool) -> str:
     return f"folds of {task.folds}" if task.folds > 1 else f"hold-out of {100 * task.validation:g} %"
 
 
-def _reported(job: Run, kept: Path | None, ranks: Ranks) -> Report:
+def _reported(job: Run, kept: Path | None, group: ProcessGroup) -> Report:
     """Train, print how it goes, and give the last report. ``kept``: the checkpoint."""
     from mixtune.training.fine_tuning import standardised_accuracy
 
     if kept and kept.exists():
         print(f"resuming {short(kept)}", flush=True)
-    bar = Bar(len(job.schedule), stream=sys.stderr if ranks.first else io.StringIO())
+    bar = Bar(len(job.schedule), stream=sys.stderr if group.is_main else io.StringIO())
     for report in job.reports(kept, on_step=bar.step, say=lambda text: print(f"engine   {text}", flush=True)):
         bar.clear()
         speed = f"{report.views_per_second:,.0f} views/s"

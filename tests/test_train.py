@@ -105,12 +105,11 @@ def test_more_ranks_than_gpus_are_refused(regime_file, monkeypatch):
     from contextlib import nullcontext
 
     from mixtune.errors import InputError
-    from mixtune.regime import Shard
     from mixtune.runtime import rendezvous
-    from mixtune.runtime.process_group import Ranks
+    from mixtune.runtime.process_group import ProcessGroup
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(rendezvous, "from_environment", lambda: nullcontext(Ranks(Shard(0, 2), 2)))
+    monkeypatch.setattr(rendezvous, "torchrun_group", lambda: nullcontext(ProcessGroup(0, 2, 2)))
     with pytest.raises(
         InputError, match="--nproc-per-node 2: each rank needs a GPU of its own, and there are 1; start"
     ):
@@ -128,7 +127,7 @@ def test_another_number_of_ranks_than_the_trials_is_said(regime_file, capsys):
 def test_a_regime_of_a_study_with_folds_gives_the_studys_score_on_all_of_them(tmp_path, tiny, capsys):
     from mixtune.execution.trial import trial_results
     from mixtune.execution.work import candidate_of, handed_over
-    from mixtune.runtime.process_group import ALONE
+    from mixtune.runtime.process_group import SINGLE_PROCESS
     from mixtune.search.final import Repeat
     from mixtune.study.repeats import whole
 
@@ -136,7 +135,7 @@ def test_a_regime_of_a_study_with_folds_gives_the_studys_score_on_all_of_them(tm
     noted = {"published": "multiscale", "repeat": vars(Repeat(1, 0, "leaders"))}
     trial = candidate_of(space, 1, space.published_params("multiscale", 4), noted, tmp_path)
     told = handed_over(space, trial, space.training(1), tmp_path / "0000.pt")
-    *_, last = trial_results(ALONE, told)
+    *_, last = trial_results(SINGLE_PROCESS, told)
     train.main(["--regime", str(trial.folder / "regime.yaml"), "--out", str(tmp_path / "out")])
     text = capsys.readouterr().out
     first, second, mean = scores(text)

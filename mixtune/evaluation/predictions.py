@@ -13,7 +13,7 @@ from mixtune.data.file_issues import LEFT_OUT
 from mixtune.errors import InputError
 from mixtune.evaluation.curve import Curve, Point
 from mixtune.runtime import oom
-from mixtune.runtime.process_group import Ranks
+from mixtune.runtime.process_group import ProcessGroup
 
 BINS = 15
 
@@ -52,11 +52,11 @@ class Predictions:
         """The predictions of all the images of ``parts``."""
         return cls(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(cls)))
 
-    def over(self, ranks: Ranks, n: int) -> Predictions:
+    def over(self, group: ProcessGroup, n: int) -> Predictions:
         """The predictions of all n images in order, of which these are the rank's part."""
-        if ranks.alone:
+        if not group.is_distributed:
             return self
-        whole = ranks.join(torch.stack([getattr(self, f.name).float() for f in fields(self)], 1), n)
+        whole = group.gather_rows(torch.stack([getattr(self, f.name).float() for f in fields(self)], 1), n)
         confidence, correct, top5, loss, read = whole.unbind(1)
         return Predictions(confidence, correct.bool(), top5.bool(), loss, read.bool())
 

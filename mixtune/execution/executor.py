@@ -9,7 +9,7 @@ from typing import Any
 
 from mixtune.execution import worker_group
 from mixtune.execution.trial import RunReport, path_of, results, told, trial_results
-from mixtune.runtime.process_group import ALONE
+from mixtune.runtime.process_group import SINGLE_PROCESS
 from mixtune.search.fidelity import Stage
 
 
@@ -25,7 +25,7 @@ def trained(config: dict[str, Any], turn: Callable[[], None] = lambda: None) -> 
     elif workers > 1:
         yield from worker_group.results(trial_results, worker_group.own_group(), config)
     else:
-        yield from trial_results(ALONE, config, turn)
+        yield from trial_results(SINGLE_PROCESS, config, turn)
 
 
 def _at_once(config: dict[str, Any], workers: int, count: int) -> Generator[RunReport, None, None]:

@@ -38,7 +38,7 @@ from mixtune.execution.janitor import Janitor
 from mixtune.execution.trial import cause_of, failure
 from mixtune.execution.watchdog import Watch, memory_kills_are_deaths
 from mixtune.profiling.concurrency import Concurrency
-from mixtune.runtime.process_group import Ranks
+from mixtune.runtime.process_group import ProcessGroup
 from mixtune.secrets import masked
 
 T = TypeVar("T")
@@ -120,8 +120,8 @@ def call(function: Callable[..., T], slots: Concurrency, *arguments: Any) -> T:
     return result
 
 
-def _called(here: Ranks, function: Callable[..., T], arguments: tuple[Any, ...]) -> Iterator[T]:
-    yield function(*arguments, here)
+def _called(group: ProcessGroup, function: Callable[..., T], arguments: tuple[Any, ...]) -> Iterator[T]:
+    yield function(*arguments, group)
 
 
 def run_trial(config: dict[str, Any]) -> None:

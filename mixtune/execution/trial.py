@@ -16,7 +16,7 @@ from mixtune.regime import Regime
 from mixtune.regime.files import regime_from_dict
 from mixtune.runtime import device
 from mixtune.runtime.oom import is_out_of_memory
-from mixtune.runtime.process_group import PeerLostError, Ranks
+from mixtune.runtime.process_group import PeerLostError, ProcessGroup
 from mixtune.search.fidelity import Stage
 from mixtune.search.timeouts import Position, position
 from mixtune.secrets import masked
@@ -78,13 +78,13 @@ def path_of(config: dict[str, Any]) -> list[Stage]:
 
 
 def trial_results(
-    here: Ranks, config: dict[str, Any], turn: Callable[[], None] = lambda: None
+    group: ProcessGroup, config: dict[str, Any], turn: Callable[[], None] = lambda: None
 ) -> Iterator[dict[str, Any]]:
     """Train one regime, alone or as one of several ranks, through all its stages; what is reported, on the way.
 
     turn: called after every step and between batches of an evaluation, where trials share a process.
     """
-    return results(config, told(here, config, path_of(config), turn))
+    return results(config, told(group, config, path_of(config), turn))
 
 
 def results(config: dict[str, Any], found: Iterable[RunReport]) -> Iterator[dict[str, Any]]:
@@ -105,14 +105,14 @@ def results(config: dict[str, Any], found: Iterable[RunReport]) -> Iterator[dict
 
 
 def told(
-    here: Ranks, config: dict[str, Any], path: Sequence[Stage], turn: Callable[[], None] = lambda: None
+    group: ProcessGroup, config: dict[str, Any], path: Sequence[Stage], turn: Callable[[], None] = lambda: None
 ) -> Iterator[RunReport]:
     """Train these of a trial's runs, one after the other."""
     regime, _ = regime_from_dict(config["regime"], "regime")
     training = parse(config["training"], TrainingConfig, "training")
     for stage in path:
         said: list[str] = []
-        for report, last in _stage(here, regime, training, config, stage, turn, said.append):
+        for report, last in _stage(group, regime, training, config, stage, turn, said.append):
             yield RunReport(stage, report, last, tuple(said))
             said.clear()
 
@@ -123,7 +123,7 @@ def _on_the_way(config: dict[str, Any], stage: Stage) -> bool:
 
 
 def _stage(
-    here: Ranks,
+    group: ProcessGroup,
     regime: Regime,
     training: TrainingConfig,
     config: dict[str, Any],
@@ -133,12 +133,12 @@ def _stage(
 ) -> Iterator[tuple[Report, bool]]:
     """One training run of a trial: (report, whether it is the run's last)."""
     task = replace(training.task, fold=stage.fold)
-    job = Run.prepare(regime, replace(training, task=task, share=stage.share), config["judge"], here)
+    job = Run.prepare(regime, replace(training, task=task, share=stage.share), config["judge"], group)
     folder, checkpoint = Path(config["folder"]), Path(config["checkpoint"])
     folder.mkdir(parents=True, exist_ok=True)  # it is not there yet on another machine of a cluster
     fold = stage.fold if config.get("folds_at_once", 1) > 1 else None
     judged = None if _on_the_way(config, stage) else (training.evaluate.reports,)
-    with Position(folder, job.schedule, fold) if here.first else contextlib.nullcontext() as at:
+    with Position(folder, job.schedule, fold) if group.is_main else contextlib.nullcontext() as at:
 
         def on_step(step: int, views: int) -> None:
             if at is not None:
@@ -152,6 +152,6 @@ def _stage(
             if last and job.task.file_issues.unreadable:
                 say(job.task.file_issues.lines()[-1])
             # Of the fold that regime.yaml names: judged on another's images, weights would be judged on what they saw.
-            if here.first and stage.fold == training.task.fold:
+            if group.is_main and stage.fold == training.task.fold:
                 save_result(folder, job, report) if last else job.task.file_issues.save(folder)
             yield report, last

@@ -20,9 +20,8 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from mixtune.errors import InputError, TrainingError
 from mixtune.execution.trial import cause_of
-from mixtune.regime import Shard
-from mixtune.runtime.process_group import ALONE, PeerLostError
-from mixtune.runtime.rendezvous import listen, meet
+from mixtune.runtime.process_group import PeerLostError, ProcessGroup
+from mixtune.runtime.rendezvous import join_group, open_store
 
 T = TypeVar("T")
 Work = Callable[..., Iterator[T]]  # (ranks, *arguments); what it yields on the first rank is what comes out
@@ -45,23 +44,23 @@ class _Rank:
 
     def open(self, host: str) -> int:
         """Let the others meet here; the port."""
-        self._store, port = listen(host)
+        self._store, port = open_store(host)
         return port
 
     def work(
         self,
         work: Work[T],
         arguments: tuple[Any, ...],
-        shard: Shard,
+        group: ProcessGroup,
         host: str,
         port: int,
         address: str,
-        local: list[int],
     ) -> Iterator[T]:
         """Join the others and do the work; the first rank yields."""
-        ranks = meet(host, port, shard, address, len(local), shard.rank == local[0]) if shard.world > 1 else ALONE
-        for result in work(ranks, *arguments):
-            if ranks.first:
+        if group.is_distributed:
+            join_group(host, port, group, address)
+        for result in work(group, *arguments):
+            if group.is_main:
                 yield result
 
 
@@ -118,7 +117,8 @@ def _started(
         local = [r for r, node in enumerate(nodes) if node == nodes[rank]]
         address = places[rank][1] if len(set(nodes)) > 1 else host
         call = actor.work.options(num_returns="streaming")
-        yield call.remote(work, arguments, Shard(rank, len(actors)), host, port, address, local)
+        group = ProcessGroup(rank, len(actors), len(local), rank == local[0])
+        yield call.remote(work, arguments, group, host, port, address)
 
 
 def _answers(calls: list[Any]) -> list[Any]:
@@ -170,7 +170,7 @@ def _first_line(err: Exception) -> str:
 
 
 def results(work: Work[T], group: PlacementGroup, *arguments: Any) -> Iterator[T]:
-    """What ``work(ranks, *arguments)`` yields on the first of the ranks in ``group``, one per bundle.
+    """What ``work(group, *arguments)`` yields on the first of the ranks in ``group``, one per bundle.
 
     Raises what ``together`` raises.
     """

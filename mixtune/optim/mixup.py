@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mixtune.regime import BatchShape
-from mixtune.runtime.process_group import ALONE, Ranks
+from mixtune.runtime.process_group import SINGLE_PROCESS, ProcessGroup
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +47,7 @@ def apply(
     inputs: Tensor,
     targets: Tensor,
     classes: int,
-    ranks: Ranks = ALONE,
+    group: ProcessGroup = SINGLE_PROCESS,
     shape: BatchShape | None = None,
 ) -> tuple[Tensor, Tensor]:
     """A batch [N, 3, S, S] and labels [N] blended; soft labels [N, classes]. Reads nothing back from the device.
@@ -55,12 +55,12 @@ def apply(
     Where the batch is one of several ``ranks``' part of a step of ``shape``, the blend is of the whole step, on the
     host, and partners come from any rank.
     """
-    if ranks.alone:
+    if not group.is_distributed:
         partner = blend.partner.to(inputs.device, non_blocking=True)
         other, their = inputs[partner], targets[partner]
     else:
         order = blend.partner.numpy()
-        other, their = ranks.rows(inputs, order, shape), ranks.rows(targets, order, shape)
+        other, their = group.permute_views(inputs, order, shape), group.permute_views(targets, order, shape)
     at, known = (torch.arange(n, device=inputs.device) for n in (inputs.shape[-1], classes))
     top, left, bottom, right = blend.box.to(inputs.device, non_blocking=True)
     inside = ((at >= top) & (at < bottom))[:, None] & ((at >= left) & (at < right))

@@ -22,7 +22,7 @@ from mixtune.regime import BatchShape
 from mixtune.runtime.device import pick_device
 from mixtune.runtime.memory import Peak, room
 from mixtune.runtime.oom import is_out_of_memory
-from mixtune.runtime.process_group import ALONE, Ranks
+from mixtune.runtime.process_group import SINGLE_PROCESS, ProcessGroup
 from mixtune.training.run import TrainingConfig
 
 
@@ -116,7 +116,7 @@ def measured(
     path: Path,
     again: bool = False,
     too_large: BatchShape | None = None,
-    ranks: Ranks = ALONE,
+    group: ProcessGroup = SINGLE_PROCESS,
 ) -> Footprint:
     """The footprint with these shapes, which the file at ``path`` holds from then on.
 
@@ -131,11 +131,11 @@ def measured(
     shared = cache.place("footprints", key, [str(shape) for shape in wanted])
     own = None if again else _read(path, key, wanted)
     known = own if own or again else _of_another(shared, key, wanted, config.device)
-    if not ranks.agree(known is not None):
-        known = _measure(config, wanted, key, too_large, ranks)
-        if ranks.first:
+    if not group.broadcast_flag(known is not None):
+        known = _measure(config, wanted, key, too_large, group)
+        if group.is_main:
             cache.keep(shared, to_yaml(known))
-    if ranks.first and known is not own:
+    if group.is_main and known is not own:
         replace_file(path, to_yaml(known).encode())
     return known  # type: ignore[return-value]  # on other ranks it is not used
 
@@ -160,10 +160,10 @@ def _of_another(path: Path | None, key: str, shapes: Iterable[BatchShape], devic
 
 
 def _measure(
-    config: TrainingConfig, shapes: Sequence[BatchShape], key: str, too_large: BatchShape | None, ranks: Ranks
+    config: TrainingConfig, shapes: Sequence[BatchShape], key: str, too_large: BatchShape | None, group: ProcessGroup
 ) -> Footprint:
     began = time.perf_counter()
-    stand = step_benchmark.StepBenchmark(config, ranks)
+    stand = step_benchmark.StepBenchmark(config, group)
     setup = time.perf_counter() - began
     network, device = stand.engine.network, stand.engine.device
     weights = sum(t.nbytes for t in (*network.parameters(), *network.buffers()))
@@ -176,7 +176,7 @@ def _measure(
     found = Footprint(place, key, device.type, there, setup, weights, judging, watch.bytes(), (), day=today)
     for shape in shapes:
         # On a CPU, who takes all memory takes others with it: what cannot fit is not tried.
-        if ranks.agree(shape == too_large or (len(found.steps) > 1 and found.memory(shape) > there)):
+        if group.broadcast_flag(shape == too_large or (len(found.steps) > 1 and found.memory(shape) > there)):
             return replace(found, too_large=shape)
         watch = Peak(device)
         try:
@@ -184,7 +184,7 @@ def _measure(
         except Exception as err:
             if not is_out_of_memory(err):
                 raise
-            if found.steps and ranks.alone:
+            if found.steps and not group.is_distributed:
                 return replace(found, too_large=shape)
             said = f"{place} does not hold a step of {shape} (S x B x D) in {there / 2**30:.3g} GiB"
             if found.steps:

@@ -15,7 +15,7 @@ from mixtune.files import digest, replace_file
 from mixtune.profiling import cache
 from mixtune.regime import BatchShape, CostTable, Schedule
 from mixtune.runtime.device import available_cpus
-from mixtune.runtime.process_group import ALONE, Ranks
+from mixtune.runtime.process_group import SINGLE_PROCESS, ProcessGroup
 from mixtune.tasks.base import make_task
 from mixtune.training.checkpoint import essence
 from mixtune.training.run import TrainingConfig
@@ -48,9 +48,9 @@ class StepBenchmark:
     Where a step is shared by several ranks, each has one, and all are asked for the same.
     """
 
-    def __init__(self, config: TrainingConfig, ranks: Ranks = ALONE) -> None:
-        torch.set_num_threads(config.threads or ranks.cpus)
-        self.task = make_task(config.task, "validation", config.device, config.evaluate.recalibrate, ranks)
+    def __init__(self, config: TrainingConfig, group: ProcessGroup = SINGLE_PROCESS) -> None:
+        torch.set_num_threads(config.threads or group.cpus_per_process)
+        self.task = make_task(config.task, "validation", config.device, config.evaluate.recalibrate, group)
         network = self.task.network(config.seed, config.recipe.dropout, config.recipe.drop_path)
         self.engine = Engine(self.task, network, config.recipe, config.seed, self.task.teacher(config.recipe))
         self.engine.network.train()
@@ -81,7 +81,10 @@ class StepBenchmark:
 
 
 def step_seconds(
-    config: TrainingConfig, shapes: Iterable[BatchShape], known: CostTable | None = None, ranks: Ranks = ALONE
+    config: TrainingConfig,
+    shapes: Iterable[BatchShape],
+    known: CostTable | None = None,
+    group: ProcessGroup = SINGLE_PROCESS,
 ) -> CostTable:
     """Seconds of a step of each shape.
 
@@ -89,7 +92,7 @@ def step_seconds(
     first one's table counts. Raises InputError for missing data.
     """
     table = known or CostTable("seconds", {}, place(config))
-    return table.extended(shapes, StepBenchmark(config, ranks).seconds)
+    return table.extended(shapes, StepBenchmark(config, group).seconds)
 
 
 def gmacs_table(config: TrainingConfig, shapes: Iterable[BatchShape]) -> CostTable:
@@ -100,7 +103,11 @@ def gmacs_table(config: TrainingConfig, shapes: Iterable[BatchShape]) -> CostTab
 
 
 def step_costs(
-    config: TrainingConfig, shapes: Iterable[BatchShape], path: Path, again: bool = False, ranks: Ranks = ALONE
+    config: TrainingConfig,
+    shapes: Iterable[BatchShape],
+    path: Path,
+    again: bool = False,
+    group: ProcessGroup = SINGLE_PROCESS,
 ) -> dict[str, float]:
     """The cost of a step of every shape in the unit of the budget, by the shape's name ("16x32").
 
@@ -119,10 +126,10 @@ def step_costs(
         if known is None and not again:
             known = _of_another(shared, place(config))
         table = known or CostTable("seconds", {}, place(config))
-        measured = not ranks.agree(table.costs.keys() >= set(shapes))
+        measured = not group.broadcast_flag(table.costs.keys() >= set(shapes))
         if measured:
-            table = step_seconds(config, shapes, table, ranks)
-    if ranks.first:
+            table = step_seconds(config, shapes, table, group)
+    if group.is_main:
         replace_file(path, table.text().encode())
         if measured:
             cache.keep(shared, table.text())

@@ -23,7 +23,7 @@ from mixtune.optim.mixup import Blend
 from mixtune.optim.recipe import Recipe
 from mixtune.regime import BatchShape, Schedule
 from mixtune.runtime.device import pick_device
-from mixtune.runtime.process_group import ALONE, Ranks
+from mixtune.runtime.process_group import SINGLE_PROCESS, ProcessGroup
 from mixtune.tasks.config import TaskConfig
 from mixtune.tasks.registry import task_class
 
@@ -73,7 +73,7 @@ class Task(ABC, Generic[Batch]):
     ``judge="test"`` trains on all of it and evaluates on the test set, which is otherwise never read. A constructor
     loads the data, and raises InputError where they are missing.
 
-    ``ranks``: where a run has several processes, each makes its part of every batch and judges its part of the images;
+    ``group``: where a run has several processes, each makes its part of every batch and judges its part of the images;
     evaluations are the same on all of them. ``recalibration``: choose batch-norm statistics per inference size.
 
     What has no default here every task has. The rest is optional: a task without it trains, and is searched, without.
@@ -92,9 +92,9 @@ class Task(ABC, Generic[Batch]):
         judge: Judge = "validation",
         device: str = "auto",
         recalibration: Recalibration | None = None,
-        ranks: Ranks = ALONE,
+        group: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
-        self.config, self.judge, self.ranks, self.recalibration = config, judge, ranks, recalibration
+        self.config, self.judge, self.group, self.recalibration = config, judge, group, recalibration
         self.device = pick_device(device)
         self.file_issues = FileIssues()  # of the image files that were read so far
         self.chosen: dict[int, tuple[str, Statistics]] = {}  # by size, the statistics of the last evaluation
@@ -226,7 +226,7 @@ class Task(ABC, Generic[Batch]):
 
     def issue_counts(self) -> dict[str, int]:
         """Return how many image files that any rank has read were odd, by kind. To be called by all of them."""
-        for issues in self.ranks.gather(self.file_issues.news()):
+        for issues in self.group.all_gather_json(self.file_issues.news()):
             self.file_issues.hear(issues)
         return self.file_issues.counts()
 
@@ -252,10 +252,10 @@ def make_task(
     judge: Judge = "validation",
     device: str = "auto",
     recalibration: Recalibration | None = None,
-    ranks: Ranks = ALONE,
+    group: ProcessGroup = SINGLE_PROCESS,
 ) -> Task[Any]:
     """Return the task that a file's section describes, with its data. Raise InputError where they are missing."""
-    return task_class(config.kind)(config, judge, device, recalibration, ranks)
+    return task_class(config.kind)(config, judge, device, recalibration, group)
 
 
 def check_shapes(shapes: Sequence[BatchShape], config: TaskConfig, n_train: float = math.inf) -> None:

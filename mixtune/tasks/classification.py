@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
@@ -25,11 +26,11 @@ from mixtune.evaluation.corruptions import FlipTTA
 from mixtune.evaluation.curve import Curve
 from mixtune.evaluation.predictions import Predictions, evaluate, predict
 from mixtune.models import registry, weights
+from mixtune.models.sync_batch_norm import convert_to_sync_batch_norm
 from mixtune.optim import mixup
 from mixtune.optim.recipe import Recipe
 from mixtune.regime import BatchShape, Schedule
-from mixtune.runtime.process_group import ALONE, Ranks
-from mixtune.runtime.sync_batch_norm import Synced
+from mixtune.runtime.process_group import SINGLE_PROCESS, ProcessGroup
 from mixtune.tasks import classification_data
 from mixtune.tasks.base import LOSS_SETTINGS, DataIdentity, Deployment, Forward, Judge, Task
 from mixtune.tasks.classification_config import ClassificationConfig
@@ -57,9 +58,9 @@ class Classification(Task[Batch]):
         judge: Judge = "validation",
         device: str = "auto",
         recalibration: Recalibration | None = None,
-        ranks: Ranks = ALONE,
+        group: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
-        super().__init__(config, judge, device, recalibration, ranks)
+        super().__init__(config, judge, device, recalibration, group)
         dataset = self._dataset = datasets.load_dataset(config.dataset, config.data, config.classes)
         self.classes, self.names = dataset.classes, dataset.names
         self._flip = dataset.flips if config.augment.flip is None else config.augment.flip
@@ -71,8 +72,8 @@ class Classification(Task[Batch]):
         except ValueError as err:
             raise InputError(f"task.validation: {config.dataset}: {err}") from None
         self.n_train, self.n_judged = len(self.train_source), len(self._held_out)
-        if self.n_judged < ranks.shard.world:
-            raise InputError(f"task.validation: {self.n_judged} images are too few for {ranks.shard.world} ranks")
+        if self.n_judged < group.world_size:
+            raise InputError(f"task.validation: {self.n_judged} images are too few for {group.world_size} ranks")
         self.pixels: pixels.PixelViews | None = None
         if isinstance(self.train_source, sources.Pixels):
             self.pixels = pixels.PixelViews(self.train_source, config.augment, self._flip, self.device)
@@ -100,10 +101,10 @@ class Classification(Task[Batch]):
         """Yield this rank's part of every step from ``start`` on."""
         raw: Iterator[tuple[Tensor, Tensor]]
         if self.pixels is not None:
-            raw = map(self.pixels.make, self.pixels.draw(schedule, seed, start, self.ranks.shard))
+            raw = map(self.pixels.make, self.pixels.draw(schedule, seed, start, self.group.shard))
         else:
             assert isinstance(self.train_source, sources.Files)
-            augment, shard = self.config.augment, self.ranks.shard
+            augment, shard = self.config.augment, self.group.shard
             raw = views.file_batches(
                 self.train_source,
                 schedule,
@@ -120,7 +121,7 @@ class Classification(Task[Batch]):
 
     def drawn(self, schedule: Schedule, seed: int, start: int = 0) -> Iterator[pixels.Drawn] | None:
         """Yield the random choices of every step's views; None for image files."""
-        return None if self.pixels is None else self.pixels.draw(schedule, seed, start, self.ranks.shard)
+        return None if self.pixels is None else self.pixels.draw(schedule, seed, start, self.group.shard)
 
     def made(self, S: int, choices: Tensor) -> tuple[Tensor, Tensor]:
         """Return the batch of a step from its choices [4, B*D] on the device."""
@@ -139,7 +140,7 @@ class Classification(Task[Batch]):
         """Return the recipe's cross-entropy, and the divergence from a teacher where there is one."""
         inputs, targets = batch
         if blend is not None:
-            inputs, targets = mixup.apply(blend, inputs, targets, self.classes, self.ranks, shape)
+            inputs, targets = mixup.apply(blend, inputs, targets, self.classes, self.group, shape)
         outputs = model(inputs)
         loss = recipe.loss(outputs, targets)
         if recipe.distill is not None and teacher is not None:
@@ -154,7 +155,7 @@ class Classification(Task[Batch]):
 
     def describe_loader(self, schedule: Schedule) -> str:
         """Return who decodes the image files, with what, and how far ahead."""
-        return "" if self.pixels is not None else loader.describe(schedule, self.workers, self.ranks.shard)
+        return "" if self.pixels is not None else loader.describe(schedule, self.workers, self.group.shard)
 
     def evaluate(self, network: nn.Module, sizes: Sequence[int], calibrated: bool = True) -> Curve:
         """Return accuracy, loss and calibration on the held-out images at every size.
@@ -169,11 +170,12 @@ class Classification(Task[Batch]):
         self._unread = int((~running.read).sum())
         if self.recalibration is None or not calibrated:
             return running
-        with Synced(self.ranks):
-            candidates = {
-                str(kind): bn_recalibration.recalibrate(network, self._calibration_batches(kind, S))
-                for kind in self.recalibration.views
-            }
+        # Statistics of the images of all processes, whether or not the network was trained with them.
+        synced = convert_to_sync_batch_norm(copy.deepcopy(network)) if self.group.is_distributed else network
+        candidates = {
+            str(kind): bn_recalibration.recalibrate(synced, self._calibration_batches(kind, S))
+            for kind in self.recalibration.views
+        }
         choice = None if self._choice is None else partial(self._judge, network, self._choice, S)
         best, predictions = bn_recalibration.judge(network, images, choice, running, candidates)
         self.chosen[S] = (best, candidates.get(best, {}))
@@ -182,13 +184,13 @@ class Classification(Task[Batch]):
     def _calibration_batches(self, kind: str, S: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield training images at S in full batches of 128, fewer at large sizes, as in training or in evaluation."""
         assert self.recalibration is not None
-        B = max(self.ranks.shard.world, min(128, 512 * 64**2 // S**2, self.n_train, self.recalibration.images))
+        B = max(self.group.world_size, min(128, 512 * 64**2 // S**2, self.n_train, self.recalibration.images))
         steps = max(1, min(self.recalibration.images, self.n_train) // B)
         schedule = Schedule((BatchShape(S, B),), np.zeros(steps, np.int16), np.ones(1))
         if kind == "train":
             yield from self.batches(schedule, seed=0)
         else:
-            part = self.ranks.shard.part(B)
+            part = self.group.shard.part(B)
             drawn = np.concatenate([batch[part] for batch in schedule.sample_batches(self.n_train, seed=0)])
             yield from self._whole(self.train_source.subset(drawn), S, part.stop - part.start)
 
@@ -204,11 +206,11 @@ class Classification(Task[Batch]):
 
     def _judge(self, network: nn.Module, source: sources.Source, S: int) -> Predictions:
         """Return what the network predicts for all images of ``source`` at S; each rank predicts its part."""
-        return predict(network, self._evaluation_batches(source, S)).over(self.ranks, len(source))
+        return predict(network, self._evaluation_batches(source, S)).over(self.group, len(source))
 
     def _evaluation_batches(self, source: sources.Source, S: int) -> Iterator[tuple[Tensor, Tensor]]:
-        part = self.ranks.shard.part(len(source))
-        mine = source if self.ranks.alone else source.subset(np.arange(len(source))[part])
+        part = self.group.shard.part(len(source))
+        mine = source.subset(np.arange(len(source))[part]) if self.group.is_distributed else source
         batches: Iterable[tuple[Tensor, Tensor]] = self._whole(mine, S)
         if isinstance(source, sources.Pixels) and source is self._held_out:  # resized once, used at every report
             batches = pixels.kept(source, (S, self.device, part.start, part.stop), lambda: list(self._whole(mine, S)))

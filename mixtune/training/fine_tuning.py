@@ -62,7 +62,7 @@ def find_rate(
     while number < steps:
         for shape, batch in zip(schedule, task.batches(schedule, seed), strict=True):
             lr = low * (high / low) ** (number / max(1, steps - 1))
-            loss = float(task.ranks.sum(engine.step(batch, lr, number, shape=shape)))
+            loss = float(task.group.all_reduce(engine.step(batch, lr, number, shape=shape)))
             mean = 0.9 * mean + 0.1 * loss
             number += 1
             smooth = mean / (1 - 0.9**number)

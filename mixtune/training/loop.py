@@ -94,8 +94,7 @@ def train(
     B = np.array([s.B for s in schedule.shapes])[schedule.index]
     before = schedule.progress
     rates = recipe.learning_rates(before, B)
-    ranks = task.ranks
-    ranks.equalise(network)
+    group = task.group
     engine = Engine(task, network, recipe, seed, teacher)
     points = report_steps(schedule, reports)
     numbers = {step: i for i, step in enumerate(points, start=1) if judged is None or i in judged}
@@ -104,11 +103,11 @@ def train(
     start, steps, earlier = 0, 0, 0.0  # earlier: seconds before this process
     total = torch.zeros((), device=engine.device)  # summed on the device: nothing is read back between reports
     done: list[Report] = []
-    state = ranks.share_state(checkpoint.load) if checkpoint else None
+    state = group.broadcast_state(checkpoint.load) if checkpoint else None
     if state:
         engine.load_state_dict(state["engine"])
         start, steps, earlier = (state[k] for k in ("step", "steps", "seconds"))
-        if ranks.first:  # it is summed over ranks
+        if group.is_main:  # it is summed over ranks
             total.copy_(state["total"])
         task.file_issues.hear(state.get("found", ()))
         done = [Report(**(r | {"curve": Curve.from_rows(r["curve"])})) for r in state["reports"]]
@@ -119,7 +118,7 @@ def train(
     began = mark = time.perf_counter()
 
     def save(step: int, total: Tensor) -> None:
-        if checkpoint and ranks.first:
+        if checkpoint and group.is_main:
             made = [dataclasses.asdict(r) | {"curve": r.curve.rows()} for r in done]
             spent = earlier + time.perf_counter() - began
             position = {"step": step, "steps": steps, "seconds": spent, "total": total.cpu()}
@@ -144,12 +143,13 @@ def train(
         steps, trained = steps + 1, trained + shape.views
         if on_step:
             on_step(step, shape.views)
-        # Ranks have other clocks, and agree now and then on whether it is time.
-        due = checkpoint is not None and (ranks.alone or step % AGREEMENT == 0) and ranks.agree(checkpoint.due)
+        # Clocks differ between processes: they ask the first one now and then.
+        asks = not group.is_distributed or step % AGREEMENT == 0
+        due = checkpoint is not None and asks and group.broadcast_flag(checkpoint.due)
 
         if step in numbers or due:
             engine.settle()
-            summed = ranks.sum(total.clone())
+            summed = group.all_reduce(total.clone())
             mean = float(summed) / steps
             # The loss of a step is from before its update: that a checkpoint never replaces good weights by bad ones.
             for what, value in (("training loss", mean), ("weights' norm", float(_norm(engine.judged)))):

@@ -17,7 +17,7 @@ from mixtune.files import digest, replace_file
 from mixtune.models import registry
 from mixtune.optim.recipe import Recipe
 from mixtune.regime import BatchShape, Budget, Regime, Schedule
-from mixtune.runtime.process_group import ALONE, Ranks
+from mixtune.runtime.process_group import SINGLE_PROCESS, ProcessGroup
 from mixtune.tasks.base import Judge, Task, check_shapes, make_task
 from mixtune.tasks.config import TaskConfig
 from mixtune.training.checkpoint import Checkpoint, essence
@@ -107,21 +107,23 @@ class Run:
     judge: Judge = "validation"
 
     @classmethod
-    def prepare(cls, regime: Regime, config: TrainingConfig, judge: Judge = "validation", ranks: Ranks = ALONE) -> Run:
+    def prepare(
+        cls, regime: Regime, config: TrainingConfig, judge: Judge = "validation", group: ProcessGroup = SINGLE_PROCESS
+    ) -> Run:
         """Load the data, check the regime against it and build network and schedule.
 
         ranks: those that train together, each of which calls this and then ``reports``. Raises InputError for missing
         data, a size off the network's stride, a batch larger than the data set or smaller than the ranks are many, or
         a budget below one step.
         """
-        config = replace(config, ranks=ranks.shard.world)
-        torch.set_num_threads(config.threads or ranks.cpus)
+        config = replace(config, ranks=group.world_size)
+        torch.set_num_threads(config.threads or group.cpus_per_process)
         try:
-            ranks.shard.check(regime.shapes)
+            group.shard.check(regime.shapes)
         except ValueError as err:
             raise InputError(f"regime {regime.name or regime}: {err}") from None
-        with ranks.first_here_first():
-            task = make_task(config.task, judge, config.device, config.evaluate.recalibrate, ranks)
+        with group.local_main_first():
+            task = make_task(config.task, judge, config.device, config.evaluate.recalibrate, group)
         wanted = {f"regime {regime.name or regime}": regime.sizes, "evaluate.sizes": config.evaluate.sizes}
         task.check_sizes(wanted)
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -11,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from mixtune.data.in_memory import Drawn
+from mixtune.models.sync_batch_norm import convert_to_sync_batch_norm
 from mixtune.optim import mixup
 from mixtune.optim.ema import ModelEma
 from mixtune.optim.gradient_smoothing import GradientSmoothing
 from mixtune.optim.recipe import Recipe
 from mixtune.regime import BatchShape, Schedule
 from mixtune.runtime.device import Events, default_generator
-from mixtune.runtime.sync_batch_norm import Synced
+from mixtune.runtime.process_group import convert_peer_errors, data_parallel
 from mixtune.tasks.base import Task
 from mixtune.training.cuda_graphs import CudaRecorder, Numbers, Recorder, StepGraphs, WaitsError, put
 from mixtune.training.torch_compile import Compiler, Forward, by_kind
@@ -43,19 +43,21 @@ class Engine:
     ) -> None:
         self.task, self.network, self.recipe, self.seed = task, network, recipe, seed
         self.device = next(network.parameters()).device
+        self.group = task.group
+        self._frozen = False
+        self.forward: Forward = network  # or what it was compiled to
+        if self.group.is_distributed:
+            if recipe.sync_bn:
+                convert_to_sync_batch_norm(network)
+            self._parallel = data_parallel(network)
         self._recorder = CudaRecorder(self.device) if recorder is None and self.device.type == "cuda" else recorder
         self.optimizer = recipe.optimizer(network, captured=self._recorder is not None)
         self.smooth = GradientSmoothing(network) if recipe.smoothing else None
         self.average = ModelEma(network, recipe.ema) if recipe.ema else None
         self.teacher = teacher
-        self.forward: Forward = network  # or what it was compiled to
         self._compiler: Compiler | None = None
         self.graphs: StepGraphs | None = None
-        self._frozen = False
         self.generator = default_generator(self.device)  # what dropout draws from
-        self.ranks = task.ranks
-        synced = recipe.sync_bn and not self.ranks.alone
-        self._norms: AbstractContextManager[Any] = Synced(self.ranks) if synced else nullcontext()
 
     @property
     def judged(self) -> nn.Module:
@@ -76,11 +78,11 @@ class Engine:
         if not reason:
             return
         say(f"steps are issued one by one: {reason}")
-        if not isinstance(self._norms, nullcontext):
+        if self.recipe.sync_bn and self.group.is_distributed:
             say("steps are not compiled: their batch norms talk to the other ranks")
         elif self.device.type == "cuda":  # on a CPU compiled steps were no faster, or slower (ResNet-8 and -20)
             left = by_kind(schedule, progress, start, self.recipe.frozen)
-            self._compiler = Compiler(self.network, left, say, Events(self.device), self.ranks.share_state)
+            self._compiler = Compiler(self.network, left, say, Events(self.device), self.group.broadcast_state)
 
     def _capture(self, schedule: Schedule, progress: np.ndarray, start: int, say: Callable[[str], None]) -> str:
         """Capture every step to come. Gives the reason where they turn out not to be fit for it, else nothing."""
@@ -102,7 +104,7 @@ class Engine:
             return "on a CPU there is nothing to gain by capturing them"
         if isinstance(self._recorder, str):
             return "capturing is switched off"
-        if not self.ranks.alone:
+        if self.group.is_distributed:
             return "several ranks share each of them"
         if self.task.drawn(schedule, self.seed) is None:
             return "the images are read from files"
@@ -133,7 +135,7 @@ class Engine:
     def settle(self) -> None:
         """Give every rank the same batch-norm statistics, before they are used or kept."""
         for network in (self.network, *([] if self.average is None else [self.average.network])):
-            self.ranks.average_buffers(network)
+            self.group.average_buffers(network)
 
     def step(
         self,
@@ -155,7 +157,7 @@ class Engine:
         """The host's part of a step."""
         self.freeze(progress < self.recipe.frozen)
         # Keyed by the step, for a resumed run to draw the same. The first of several ranks draws what one alone would.
-        keys = (self.seed, number, _DROPOUT, *([] if self.ranks.first else [self.ranks.shard.rank]))
+        keys = (self.seed, number, _DROPOUT, *([] if self.group.is_main else [self.group.rank]))
         self.generator.manual_seed(int(np.random.SeedSequence(keys).generate_state(1)[0]))
         share = 0.0 if self.average is None else self.average.share(number + 1)
         return Numbers(lr, share, progress, self._blend(number, shape))
@@ -167,6 +169,8 @@ class Engine:
                 if not group["head"]:
                     for p in group["params"]:
                         p.requires_grad_(not frozen)
+            if self.group.is_distributed:
+                self._parallel = data_parallel(self.network, equal=True)
         self._frozen = frozen
 
     def _blend(self, number: int, shape: BatchShape | None) -> mixup.Blend | None:
@@ -188,13 +192,18 @@ class Engine:
                 put(group["lr"], lr)
         if isinstance(grows := getattr(self.network, "progress", None), Tensor):
             put(grows, numbers.progress)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.bf16(self.device.type)), self._norms:
-            loss = self.task.training_loss(self.forward, batch, recipe, shape, numbers.blend, self.teacher)
-        if not self.ranks.alone:
-            loss = loss * self.ranks.share(shape)
+        model = self.forward
+        if self.group.is_distributed:
+            self._parallel.module = model
+            model = self._parallel
+        bf16 = recipe.bf16(self.device.type)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16), convert_peer_errors():
+            loss = self.task.training_loss(model, batch, recipe, shape, numbers.blend, self.teacher)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.ranks.sum_gradients(self.network.parameters())
+        if self.group.is_distributed:
+            loss = loss * self.group.loss_weight(shape)
+        with convert_peer_errors():  # DistributedDataParallel averages, and the parts of a step are to be summed
+            (loss * self.group.world_size if self.group.is_distributed else loss).backward()
         if self.smooth is not None:
             self.smooth()
         self.optimizer.step()

@@ -12,7 +12,7 @@ from mixtune.data.file_issues import FileIssues
 from mixtune.errors import InputError
 from mixtune.execution.trial import metrics_of
 from mixtune.regime import BatchShape, Budget, published
-from mixtune.runtime.process_group import ALONE
+from mixtune.runtime.process_group import SINGLE_PROCESS
 from mixtune.tasks.classification_config import ClassificationConfig
 from mixtune.training.run import Evaluation, Run, TrainingConfig
 from mixtune.training.run_folder import save_result
@@ -37,7 +37,7 @@ def damage(path):
     path.write_bytes(data[: len(data) // 2])
 
 
-def prepared(folder, sizes=(32,), judge="test", ranks=ALONE, **task):
+def prepared(folder, sizes=(32,), judge="test", group=SINGLE_PROCESS, **task):
     config = TrainingConfig(
         task=ClassificationConfig("folder", "cifar_resnet8", data=str(folder), workers=0, **task),
         budget=Budget(2),
@@ -45,7 +45,7 @@ def prepared(folder, sizes=(32,), judge="test", ranks=ALONE, **task):
         threads=1,
         device="cpu",
     )
-    return Run.prepare(published("fixed", BatchShape(32, 8), (32,), 4), config, judge, ranks)
+    return Run.prepare(published("fixed", BatchShape(32, 8), (32,), 4), config, judge, group)
 
 
 def test_what_was_odd_reaches_the_report_and_the_result(folder):
@@ -88,9 +88,9 @@ def test_several_ranks_count_and_name_what_any_of_them_met(folder):
         assert mine < 4  # this rank has not met them all itself
 
 
-def read(ranks, folder):
+def read(group, folder):
     """What the ranks say at the end of a run, and how many unreadable files this one met itself."""
-    job, met = prepared(folder, ranks=ranks), set()
+    job, met = prepared(folder, group=group), set()
     add = job.task.file_issues.add
     job.task.file_issues.add = lambda done: (met.update(done.work.paths[i] for i in done.done.unreadable), add(done))
     (*_, last) = job.reports()

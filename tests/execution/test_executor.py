@@ -15,7 +15,7 @@ from mixtune.execution import executor, ray_tune, worker_group
 from mixtune.execution.coordinator import Coordinator
 from mixtune.execution.trial import RunReport, told, trial_results
 from mixtune.profiling.concurrency import Concurrency, concurrency_for
-from mixtune.runtime.process_group import ALONE
+from mixtune.runtime.process_group import SINGLE_PROCESS
 from mixtune.search.callbacks import Callbacks
 from mixtune.search.fidelity import Stage
 from mixtune.search.optuna_study import Trials
@@ -63,7 +63,7 @@ def without_times(results):
     "settings", [{}, pytest.param(RUNGS, marks=pytest.mark.slow), pytest.param(PAIRED, marks=pytest.mark.slow)]
 )
 def test_folds_at_once_report_what_folds_in_turn_report_to_the_bit(group, tmp_path, mark, settings):
-    in_turn = list(trial_results(ALONE, configuration(tmp_path / "a", IN_TURN | settings)))
+    in_turn = list(trial_results(SINGLE_PROCESS, configuration(tmp_path / "a", IN_TURN | settings)))
     at_once = list(executor.trained(configuration(tmp_path / "b", AT_ONCE | settings)))
     assert {r["fold"] for r in at_once} == {0, 1, 2}
     assert without_times(at_once) == without_times(in_turn)
@@ -91,7 +91,7 @@ def test_a_fold_that_is_killed_starts_the_trial_again_from_what_is_kept(group, t
     path, notes = executor.path_of(config), tmp_path / "notes"
     teams = [(config, [stage], notes) for stage in path]
     found = list(executor.in_order((one for _, one in worker_group.together(dies_once, group, teams, 1)), path))
-    undisturbed = list(trial_results(ALONE, configuration(tmp_path / "a", IN_TURN | {"folds": 2})))
+    undisturbed = list(trial_results(SINGLE_PROCESS, configuration(tmp_path / "a", IN_TURN | {"folds": 2})))
     assert without_times(executor.results(config, found)) == without_times(undisturbed)
     seconds = [line.split() for line in notes.read_text().splitlines()]
     assert len(seconds) == 6

@@ -9,7 +9,7 @@ from mixtune.profiling import resource_profile, step_benchmark
 from mixtune.profiling.resource_profile import Footprint, Step, TooLargeError, measured
 from mixtune.regime import BatchShape
 from mixtune.runtime.memory import Peak, room
-from mixtune.runtime.process_group import Ranks
+from mixtune.runtime.process_group import ProcessGroup
 from mixtune.search.space import Space
 
 MIB, GIB = 2**20, 2**30
@@ -126,29 +126,31 @@ def test_a_shape_that_runs_out_of_memory_bounds_the_larger_ones(config, tmp_path
     assert found.memory(BatchShape(8, 100)) < Stand.has
 
 
-class Peer(Ranks):
+class Peer(ProcessGroup):
     """One of several ranks, the others of which do as it does."""
 
-    alone = False
+    is_distributed = True
 
-    def agree(self, value):
-        return value
 
-    def _flat(self, tensors, change, keep=True):
-        pass
+@pytest.fixture
+def peer():
+    """One of several ranks, as far as it can see: torch's group has no other process."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield Peer()
+    torch.distributed.destroy_process_group()
 
 
 def test_a_rank_that_runs_out_of_memory_names_the_shape_and_fresh_ones_stop_there(
-    config, tmp_path, device, monkeypatch
+    config, tmp_path, device, monkeypatch, peer
 ):
     monkeypatch.setattr(resource_profile, "room", lambda _: 1e12)
     monkeypatch.setattr(Stand, "judging", lambda self, S: 1.0)
     shapes = [BatchShape(8, B) for B in (32, 64, 160, 200)]
     with pytest.raises(TooLargeError, match=r"does not hold a step of 8x160 \(S x B x D\) in") as err:
-        measured(config, shapes, tmp_path / "f.yaml", ranks=Peer())
+        measured(config, shapes, tmp_path / "f.yaml", group=peer)
     too_large = pickle.loads(pickle.dumps(err.value)).shape  # as it comes from another process
     Stand.tried = []
-    found = measured(config, shapes, tmp_path / "f.yaml", too_large=too_large, ranks=Peer())
+    found = measured(config, shapes, tmp_path / "f.yaml", too_large=too_large, group=peer)
     assert Stand.tried == shapes[:2]
     assert (found.too_large, found.memory(shapes[3])) == (shapes[2], float("inf"))
 

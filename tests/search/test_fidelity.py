@@ -13,7 +13,7 @@ from mixtune.execution.coordinator import Coordinator
 from mixtune.execution.trial import trial_results
 from mixtune.profiling.feasibility import infeasible
 from mixtune.regime import Schedule
-from mixtune.runtime.process_group import ALONE
+from mixtune.runtime.process_group import SINGLE_PROCESS
 from mixtune.search.callbacks import Callbacks
 from mixtune.search.domains import Uniform
 from mixtune.search.fidelity import Fidelity, Stage, stages
@@ -30,7 +30,7 @@ def space(**change):
 
 
 def results(s, folder):
-    return list(trial_results(ALONE, handed(s, folder, "fixed")))
+    return list(trial_results(SINGLE_PROCESS, handed(s, folder, "fixed")))
 
 
 def test_rungs_come_first_and_other_folds_after_the_whole_budget():
@@ -64,7 +64,7 @@ def test_a_rung_trains_the_whole_schedule_on_its_share_of_the_budget(tmp_path):
 def test_a_trial_that_was_cut_off_does_not_train_its_finished_rungs_again(tmp_path, monkeypatch):
     s = space(budget={"epochs": 4}, fidelity={"kind": "compress", "rungs": 2, "factor": 2})
     whole = results(s, tmp_path / "a")
-    stopped = trial_results(ALONE, handed(s, tmp_path / "b", "fixed"))
+    stopped = trial_results(SINGLE_PROCESS, handed(s, tmp_path / "b", "fixed"))
     next(stopped)
     stopped.close()
     steps = []

@@ -13,7 +13,7 @@ from mixtune.errors import InputError
 from mixtune.evaluation.bn_recalibration import Recalibration
 from mixtune.optim.recipe import Recipe
 from mixtune.regime import BatchShape, Budget, published
-from mixtune.runtime.process_group import ALONE
+from mixtune.runtime.process_group import SINGLE_PROCESS
 from mixtune.tasks.classification_config import ClassificationConfig
 from mixtune.training.checkpoint import Checkpoint, essence, read
 from mixtune.training.loop import TrainingDivergedError
@@ -76,7 +76,7 @@ def test_a_run_killed_by_the_system_resumes(tmp_path):
     process.kill()
     process.join()
     assert process.exitcode == -signal.SIGKILL
-    unbroken, resumed = (on_ranks.prepare(ALONE) for _ in range(2))
+    unbroken, resumed = (on_ranks.prepare(SINGLE_PROCESS) for _ in range(2))
     assert facts(unbroken.reports()) == facts(resumed.reports(tmp_path / "c.pt"))
     assert same(weights(unbroken), weights(resumed))
 
