@@ -147,7 +147,7 @@ def train_once(
         "epochs": s.samples / prepared.task.n_train,
         "pixels": s.pixels,
         "seconds": report.seconds,
-        "top1": {name: {str(p.S): p.top1 for p in curve.points} for name, curve in curves.items()},
+        "top1": {name: {str(p.S): p.metrics["top1"] for p in curve.points} for name, curve in curves.items()},
     }
 
 

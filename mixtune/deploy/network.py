@@ -76,15 +76,15 @@ def description(
     run: FinishedRun, point: Point, chosen: Mapping[int, str], around: Deployment, needs: Sequence[Need]
 ) -> dict[str, Any]:
     """Return what whoever deploys the network must know, as plain values."""
-    accuracy = {k: v for k, v in Curve((point,)).rows()[0].items() if k != "S"}
+    values = {k: v for k, v in Curve((point,), run.curve.metrics).rows()[0].items() if k != "S"}
     return {
         "network": run.config.task.network,
         "dataset": run.config.task.dataset,
         "size": point.S,
-        "judged": accuracy,
+        "judged": values,
         "judged_on": run.judge or "validation",
         "worth_using_at": useful_sizes(run.curve),
-        "asked": [f"{n.kind} {n.said}" for n in needs],
+        "asked": [str(need) for need in needs],
         "batch_norm": chosen[point.S],
         "batch_norm_by_size": dict(chosen),
         "input": "RGB pixels from 0 to 1, [N, 3, H, W], resized to size x size; normalisation is inside",

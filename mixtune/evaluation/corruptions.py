@@ -1,4 +1,4 @@
-"""Robustness: accuracy on corrupted images, by family and severity, and test-time augmentation.
+"""Robustness: the primary metric on corrupted images, by family and severity, and test-time augmentation.
 
 The families of Hendrycks & Dietterich 2019 that torchvision can make, with their severities: those of CIFAR-10-C for
 images held in memory, of ImageNet-C for image files. Unlike theirs our images are corrupted at the evaluation size,
@@ -76,18 +76,19 @@ def robustness(
     families: Sequence[str] = tuple(FAMILIES),
     severities: Sequence[int] = SEVERITIES,
 ) -> list[dict[str, float | str | int]]:
-    """Top-1 at S on the held-out images, one row per family and severity; the network's mode is left as found.
+    """Return the primary metric at S on the held-out images, a row per family and severity; the mode is left as found.
 
     With the batch-norm statistics that the task chose when it last evaluated the network at S, if it did.
     """
     training = network.training
     network.eval()
+    primary = task.metrics.primary.name
     rows: list[dict[str, float | str | int]] = []
     try:
         for family in families:
             for severity in severities:
                 metrics = task.evaluate_changed(network, S, _change(family, severity, task.config.in_memory))
-                rows.append({"S": S, "family": family, "severity": severity, "top1": metrics["top1"]})
+                rows.append({"S": S, "family": family, "severity": severity, primary: metrics[primary]})
     finally:
         network.train(training)
     return rows

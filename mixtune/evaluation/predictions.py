@@ -1,8 +1,9 @@
-"""Evaluation: one trained network's Curve over inference sizes."""
+"""Predictions: what a classifier says of images, and the metrics of that."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -11,16 +12,23 @@ from torch.nn import functional as F
 
 from mixtune.data.file_issues import LEFT_OUT
 from mixtune.errors import InputError
-from mixtune.evaluation.curve import Curve, Point
-from mixtune.runtime import oom
+from mixtune.evaluation.metrics import Metric, Metrics
 from mixtune.runtime.process_group import ProcessGroup
 
 BINS = 15
+METRICS = Metrics(
+    Metric("top1", "top-1", "top-1 accuracy", proportion=True),
+    (
+        Metric("top5", "top-5", "top-5 accuracy", proportion=True),
+        Metric("loss", "loss", "cross-entropy, nats", worst=math.inf, best=0.0, unit=""),
+        Metric("ece", "ECE", "calibration error", worst=1.0, best=0.0),
+    ),
+)
 
 
 def calibration_error(confidence: Tensor, correct: Tensor, bins: int = BINS) -> float:
-    """Expected calibration error (Guo et al. 2017): mean over equal-width bins of confidence, weighted by their share
-    of the images, of |accuracy - confidence|. confidence, correct: [N].
+    """Return the expected calibration error (Guo et al. 2017): mean over equal-width bins of confidence, weighted by
+    their share of the images, of |accuracy - confidence|. confidence, correct: [N].
     """
     # Bin edges belong to the bin below, as in the paper: (0, 1/15], (1/15, 2/15], ...
     which = torch.ceil(confidence.double() * bins).long().clamp(1, bins) - 1
@@ -31,7 +39,7 @@ def calibration_error(confidence: Tensor, correct: Tensor, bins: int = BINS) -> 
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """What a network said of N images. All are tensors [N] on the network's device.
+    """What a network predicted for N images. All are tensors [N] on the network's device.
 
     confidence: in the first choice, from 0 to 1; correct: whether that was right; top5: whether one of the first five
     was; loss: cross-entropy in nats; read: whether the image could be read, without which it counts for nothing.
@@ -43,17 +51,22 @@ class Predictions:
     loss: Tensor
     read: Tensor
 
+    @property
+    def quality(self) -> Tensor:
+        """Return how well each image is predicted, from 0 to 1. [N]"""
+        return self.correct.double()
+
     def part(self, which: slice) -> Predictions:
-        """The predictions of some of the images."""
+        """Return the predictions of some of the images."""
         return Predictions(*(getattr(self, f.name)[which] for f in fields(self)))
 
     @classmethod
     def join(cls, parts: Sequence[Predictions]) -> Predictions:
-        """The predictions of all the images of ``parts``."""
+        """Return the predictions of all the images of ``parts``."""
         return cls(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(cls)))
 
     def over(self, group: ProcessGroup, n: int) -> Predictions:
-        """The predictions of all n images in order, of which these are the rank's part."""
+        """Return the predictions of all n images in order, of which these are the rank's part."""
         if not group.is_distributed:
             return self
         whole = group.gather_rows(torch.stack([getattr(self, f.name).float() for f in fields(self)], 1), n)
@@ -61,7 +74,7 @@ class Predictions:
         return Predictions(confidence, correct.bool(), top5.bool(), loss, read.bool())
 
     def metrics(self) -> dict[str, float]:
-        """top1, top5, loss and ece of the images that could be read. Raises InputError when none could."""
+        """Return ``METRICS`` over the images that could be read. Raise InputError when none could."""
         if not self.read.any():
             raise InputError(
                 f"task.data: none of the {len(self.read)} images to judge can be read; is the storage there?"
@@ -76,7 +89,7 @@ class Predictions:
 
 
 def judged(logits: Tensor, targets: Tensor) -> Predictions:
-    """Predictions from logits [N, classes] and labels [N], LEFT_OUT where there is no image to judge."""
+    """Return predictions from logits [N, classes] and labels [N], LEFT_OUT where there is no image to judge."""
     logits = logits.float()
     confidence, predicted = logits.softmax(1).max(1)
     best = logits.topk(min(5, logits.shape[1]), dim=1).indices
@@ -86,32 +99,5 @@ def judged(logits: Tensor, targets: Tensor) -> Predictions:
 
 @torch.inference_mode()
 def predict(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Predictions:
-    """A network in evaluation mode over normalised batches ([N, 3, S, S], [N])."""
+    """Return what a network in evaluation mode predicts for normalised batches ([N, 3, S, S], [N])."""
     return Predictions.join([judged(network(inputs), targets) for inputs, targets in batches])
-
-
-def measure(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
-    """top1, top5, loss and ece of a network in evaluation mode over normalised batches ([N, 3, S, S], [N])."""
-    return predict(network, batches).metrics()
-
-
-def evaluate(
-    network: nn.Module,
-    predictions: Callable[[int], Predictions],
-    sizes: Sequence[int],
-    gmacs: Callable[[int], float],
-) -> Curve:
-    """The network's curve from its ``predictions(S)``, made in evaluation mode; its mode is left as found.
-
-    Raises OutOfMemoryError for a size that does not fit into the device's memory.
-    """
-    training = network.training
-    network.eval()
-    try:
-        points: list[Point] = []
-        for S in sorted(sizes):
-            with oom.name_oom(lambda S=S: oom.too_large_to_judge(S, [p.S for p in points])):  # type: ignore[misc]
-                points.append(Point(S=S, gmacs=gmacs(S), **predictions(S).metrics()))
-    finally:
-        network.train(training)
-    return Curve(tuple(points))

@@ -145,7 +145,10 @@ class Coordinator:
             live.state, live.reason = "FAIL", f"the score is not finite ({result['score']})"
             live.cause = "regime"
             return True
-        live.score, live.curve = float(result["score"]), Curve.from_rows(result["curve"])
+        live.score, live.curve = (
+            float(result["score"]),
+            Curve.from_rows(result["curve"], self.trials.space.task.metrics),
+        )
         if result["last"]:
             live.state = "COMPLETE"
         if int(result["number"]) <= live.reports:

@@ -17,7 +17,6 @@ from optuna.trial import Trial, TrialState
 
 from mixtune.errors import InputError
 from mixtune.evaluation.curve import Curve
-from mixtune.evaluation.score import DIRECTIONS
 from mixtune.search import grid
 from mixtune.search import storage as storage_
 from mixtune.search.optuna_factories import make_pruner, make_sampler
@@ -57,9 +56,8 @@ class Trials:
         storage = self._storage = storage_.open_storage(url)
         pruner = make_pruner(space)
         with reached():
-            directions = [DIRECTIONS[objective] for objective in space.objectives]
             self._study = optuna.create_study(
-                study_name=name, storage=storage, directions=directions, pruner=pruner, load_if_exists=True
+                study_name=name, storage=storage, directions=space.directions, pruner=pruner, load_if_exists=True
             )
             # The same seed after a restart would suggest the same candidates again.
             seed = space.seed + len(self._study.get_trials(deepcopy=False))
@@ -209,16 +207,21 @@ class Trials:
                 storage_.attribute_of(self._study, trial, "reason", masked(reason[:1000]))
             if rows is not None:
                 storage_.attribute_of(self._study, trial, "curve", json.dumps(rows))
-            self._tell(trial, state, score, Curve.from_rows(rows) if rows is not None else None)
+            self._tell(trial, state, score, self._curve(rows) if rows is not None else None)
+
+    def _curve(self, rows: list[Mapping[str, float]]) -> Curve:
+        return Curve.from_rows(rows, self.space.task.metrics)
 
     def outcomes(self) -> list[TrialResult]:
         """All trials that ended by themselves, in order (those that an interruption ended are not among them)."""
         with reached():
             interrupted = self._interrupted()
             trials = self._study.get_trials(deepcopy=False, states=FINISHED)
-        at = self.space.objectives.index("score")
+        at, metrics = self.space.objectives.index("score"), self.space.task.metrics
         return [
-            TrialResult.of(t, at) for t in trials if t.number not in interrupted and "infeasible" not in t.user_attrs
+            TrialResult.of(t, at, metrics)
+            for t in trials
+            if t.number not in interrupted and "infeasible" not in t.user_attrs
         ]
 
     def infeasible(self) -> dict[int, str]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mixtune.evaluation.curve import Curve
+from mixtune.evaluation.metrics import Metrics
 from mixtune.search.final import Repeat
 
 
@@ -30,11 +31,14 @@ class TrialResult:
     reports: Mapping[int, float] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, trial: Any, at: int) -> TrialResult:
-        """Of one of Optuna's trials that has ended; ``at``: the place of the score among its values."""
+    def of(cls, trial: Any, at: int, metrics: Metrics) -> TrialResult:
+        """Return the result of one of Optuna's trials that has ended.
+
+        at: the place of the score among its values; metrics: of its task.
+        """
         attrs, reports, state = trial.user_attrs, trial.intermediate_values, trial.state.name
         score = trial.values[at] if state == "COMPLETE" else (reports[max(reports)] if reports else None)
-        curve = Curve.from_rows(json.loads(attrs["curve"])) if "curve" in attrs else None
+        curve = Curve.from_rows(json.loads(attrs["curve"]), metrics) if "curve" in attrs else None
         published, reason = attrs.get("published", ""), attrs.get("reason", "")
         more = {"proxy": attrs.get("proxy"), "repeat": Repeat.noted(attrs), "reports": reports}
         return cls(trial.number, state, score, trial.params, published, reason, curve, **more)

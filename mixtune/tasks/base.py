@@ -17,11 +17,13 @@ from mixtune.data.file_issues import FileIssues
 from mixtune.data.in_memory import Drawn
 from mixtune.errors import InputError
 from mixtune.evaluation.bn_recalibration import Recalibration, Statistics
-from mixtune.evaluation.curve import Curve
+from mixtune.evaluation.curve import Curve, Point
+from mixtune.evaluation.metrics import Metrics
 from mixtune.models import weights
 from mixtune.optim.mixup import Blend
 from mixtune.optim.recipe import Recipe
 from mixtune.regime import BatchShape, Schedule
+from mixtune.runtime import oom
 from mixtune.runtime.device import pick_device
 from mixtune.runtime.process_group import SINGLE_PROCESS, ProcessGroup
 from mixtune.tasks.config import TaskConfig
@@ -80,6 +82,7 @@ class Task(ABC, Generic[Batch]):
     """
 
     Config: ClassVar[type[TaskConfig]]  # what reads the section ``task`` of a file
+    metrics: ClassVar[Metrics]  # what is measured at every size, and which of that scores and figures are of
     recipe_settings: ClassVar[frozenset[str]] = frozenset()  # of LOSS_SETTINGS, those that the loss knows
     recalibrates: ClassVar[bool] = False  # whether it can choose batch-norm statistics per size
 
@@ -175,12 +178,26 @@ class Task(ABC, Generic[Batch]):
 
     # Evaluation
 
-    @abstractmethod
     def evaluate(self, network: nn.Module, sizes: Sequence[int], calibrated: bool = True) -> Curve:
         """Return the network's results at every size, on the images that are judged; its mode is left as found.
 
-        calibrated False: with the running batch-norm statistics, whatever the task's recalibration.
+        calibrated False: with the running batch-norm statistics, whatever the task's recalibration. Raise
+        OutOfMemoryError for a size that does not fit into the device's memory.
         """
+        training = network.training
+        network.eval()
+        try:
+            points: list[Point] = []
+            for S in sorted(sizes):
+                with oom.name_oom(lambda S=S: oom.too_large_to_judge(S, [p.S for p in points])):  # type: ignore[misc]
+                    points.append(Point(S, self.gmacs(S), self.evaluate_at(network, S, calibrated)))
+        finally:
+            network.train(training)
+        return Curve(tuple(points), self.metrics)
+
+    @abstractmethod
+    def evaluate_at(self, network: nn.Module, S: int, calibrated: bool = True) -> dict[str, float]:
+        """Return the value of each of ``metrics`` at S, of a network in evaluation mode; see ``evaluate``."""
 
     def evaluate_changed(self, network: nn.Module, S: int, change: Callable[[Tensor, int], Tensor]) -> dict[str, float]:
         """Return the metrics at S after ``change(pixels [N, 3, S, S] from 0 to 255, number of the batch)``, with the

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
@@ -23,8 +23,7 @@ from mixtune.errors import InputError
 from mixtune.evaluation import bn_recalibration
 from mixtune.evaluation.bn_recalibration import Recalibration
 from mixtune.evaluation.corruptions import FlipTTA
-from mixtune.evaluation.curve import Curve
-from mixtune.evaluation.predictions import Predictions, evaluate, predict
+from mixtune.evaluation.predictions import METRICS, Predictions, predict
 from mixtune.models import registry, weights
 from mixtune.models.sync_batch_norm import convert_to_sync_batch_norm
 from mixtune.optim import mixup
@@ -49,6 +48,7 @@ class Classification(Task[Batch]):
 
     Config = ClassificationConfig
     config: ClassificationConfig
+    metrics = METRICS
     recipe_settings = frozenset(LOSS_SETTINGS)
     recalibrates = True
 
@@ -157,12 +157,9 @@ class Classification(Task[Batch]):
         """Return who decodes the image files, with what, and how far ahead."""
         return "" if self.pixels is not None else loader.describe(schedule, self.workers, self.group.shard)
 
-    def evaluate(self, network: nn.Module, sizes: Sequence[int], calibrated: bool = True) -> Curve:
-        """Return accuracy, loss and calibration on the held-out images at every size.
-
-        calibrated False: with the running batch-norm statistics, whatever the task's recalibration.
-        """
-        return evaluate(network, lambda S: self._predictions(network, S, calibrated), sizes, self.gmacs)
+    def evaluate_at(self, network: nn.Module, S: int, calibrated: bool = True) -> dict[str, float]:
+        """Return accuracy, loss and calibration on the held-out images at S."""
+        return self._predictions(network, S, calibrated).metrics()
 
     def _predictions(self, network: nn.Module, S: int, calibrated: bool) -> Predictions:
         images = partial(self._judge, network, self._held_out, S)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mixtune.data.datasets import data_folder
+from mixtune.evaluation.metrics import Metrics
 from mixtune.tasks.registry import DEFAULT, task_class
 
 
@@ -69,6 +70,11 @@ class TaskConfig:
     def readers(self, threads: int) -> int:
         """Return how many decoding workers a run has that is given so many CPU threads."""
         return max(0, threads - 1) if self.workers is None else self.workers
+
+    @property
+    def metrics(self) -> Metrics:
+        """Return what the task measures at every size."""
+        return task_class(self.kind).metrics
 
     def in_full(self) -> TaskConfig:
         """Return the same with absolute paths: other processes run in other folders."""

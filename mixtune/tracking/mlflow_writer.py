@@ -119,10 +119,15 @@ class MlflowWriter:
             "seconds": round(report["seconds"], 2),
         }
         if self._space.several:
-            found = zip(self._space.objectives, self._space.values(Curve.from_rows(report["curve"])), strict=True)
+            found = zip(
+                self._space.objectives,
+                self._space.values(Curve.from_rows(report["curve"], self._space.task.metrics)),
+                strict=True,
+            )
             values |= {f"objective/{name}": round(value, 5) for name, value in found}
+        primary = self._space.task.metrics.primary.name
         for row in report["curve"]:
-            values[views.top1_at(row["S"], self._width)] = round(row["top1"], 5)
+            values[views.at_size(primary, row["S"], self._width)] = round(row[primary], 5)
         values |= {f"images/{kind}": float(n) for kind, n in report.get("findings", ())}
         said = "; ".join(report.get("said", ()))[:5000]
         notes = {f"mixtune.notes.{report['number']}": said} if said else {}

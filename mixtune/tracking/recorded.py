@@ -18,11 +18,11 @@ from mixtune.secrets import masked
 from mixtune.tracking import parameters
 from mixtune.tracking.delivery import deliver_repeat
 from mixtune.tracking.mlflow_reader import CURVE, cause, opened
-from mixtune.tracking.views import top1_at, width
+from mixtune.tracking.views import at_size, width
 
 
 def curve_metrics(curve: Curve) -> list[list[Any]]:
-    """[name, value, step]: the image size is the step, so that MLflow's own chart is accuracy against size."""
+    """[name, value, step]: the image size is the step, so that MLflow's own chart is of a metric against size."""
     return [[f"{CURVE}{m}", float(v), int(row["S"])] for row in curve.rows() for m, v in row.items() if m != "S"]
 
 
@@ -42,7 +42,7 @@ def repeat(
     """
     digits = width([*curve.sizes, *(int(k[2:]) for k in params if k.startswith("w_"))])
     every = [*curve_metrics(curve), ["score", round(score, 5), 100]]
-    every += [[top1_at(p.S, digits), round(p.top1, 5), 100] for p in curve.points]
+    every += [[at_size(curve.primary.name, S, digits), round(v, 5), 100] for S, v in curve.by_size().items()]
     every += [[f"{CURVE}{k}", v, S] for k, values in more.items() for S, v in values.items()]
     named = {f"mixtune.{k}": v for k, v in tags.items()} | {"mixtune.kind": "repeat", "mixtune.state": "COMPLETE"}
     named[parameters.POINT] = parameters.exact(params)

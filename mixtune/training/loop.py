@@ -110,7 +110,7 @@ def train(
         if group.is_main:  # it is summed over ranks
             total.copy_(state["total"])
         task.file_issues.hear(state.get("found", ()))
-        done = [Report(**(r | {"curve": Curve.from_rows(r["curve"])})) for r in state["reports"]]
+        done = [Report(**(r | {"curve": Curve.from_rows(r["curve"], task.metrics)})) for r in state["reports"]]
         if start == len(schedule):
             engine.finish()
         yield from done

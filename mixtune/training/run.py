@@ -91,7 +91,7 @@ class TrainingConfig:
             raise ValueError(f"share must lie in (0, 1], not {self.share!r}")
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"threads must be at least 1, not {self.threads}")
-        self.score.check(self.evaluate.sizes)
+        self.score.check(self.evaluate.sizes, self.task.metrics)
 
 
 @dataclass(frozen=True, eq=False)

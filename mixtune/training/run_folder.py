@@ -45,12 +45,12 @@ class FinishedRun:
         regime, training = load_regime(folder / "regime.yaml")
         if not (folder / "curve.csv").exists():
             raise InputError(f"{folder}: holds no curve.csv; was it written by mixtune.train --out?")
+        config = parse(training, TrainingConfig, f"{folder / 'regime.yaml'}: training")
         try:
             with (folder / "curve.csv").open(newline="", encoding="utf-8") as file:
-                curve = Curve.from_rows(csv.DictReader(file))
+                curve = Curve.from_rows(csv.DictReader(file), config.task.metrics)
         except (OSError, KeyError, ValueError) as err:
             raise InputError(f"{folder / 'curve.csv'}: is not a curve that mixtune wrote ({err})") from None
-        config = parse(training, TrainingConfig, f"{folder / 'regime.yaml'}: training")
         return cls(folder, regime, config, curve, judged_on(folder))
 
 
@@ -94,7 +94,7 @@ def save_result(folder: Path, job: Run, report: Report) -> None:
         **job.task.result(),
         "seed": job.config.seed,
         "score": job.config.score.of(report.curve),
-        "measure": str(job.config.score),
+        "measure": job.config.score.describe(job.task.metrics),
         "steps": report.step,
         "epochs": round(job.schedule.samples / job.task.n_train, 3),
         "loss": report.loss,

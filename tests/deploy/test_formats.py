@@ -47,7 +47,7 @@ def test_the_deployed_network_has_the_accuracy_of_the_curve(finished):
         right = [
             (network(x / 255).argmax(1) == y).double().mean() for x, y in pixel_eval_batches(task._held_out, 8, 10_000)
         ]
-    assert float(right[0]) == pytest.approx(trained.curve.at(8).top1)
+    assert float(right[0]) == pytest.approx(trained.curve.at(8).metrics["top1"])
 
 
 def test_a_network_judged_with_recalibrated_statistics_is_deployed_with_them(finished, tmp_path, monkeypatch):

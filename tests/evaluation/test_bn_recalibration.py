@@ -141,8 +141,8 @@ def test_recalibration_mends_a_size_far_from_training():
     again = Evaluation(judged, 1, Recalibration(images=256))
     chosen = Run.prepare(regime, config(task=task, budget=Budget(8), evaluate=again))
     *_, after = chosen.reports()
-    assert after.curve.at(24).top1 > before.curve.at(24).top1 + 0.1
-    assert after.curve.at(16).top1 >= before.curve.at(16).top1 - 0.02
+    assert after.curve.at(24).metrics["top1"] > before.curve.at(24).metrics["top1"] + 0.1
+    assert after.curve.at(16).metrics["top1"] >= before.curve.at(16).metrics["top1"] - 0.02
     assert chosen.task.chosen[24][0] in ("train", "test")
 
 

@@ -4,7 +4,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from mixtune.data.file_issues import LEFT_OUT
-from mixtune.evaluation.predictions import calibration_error, evaluate, measure, predict
+from mixtune.evaluation.predictions import METRICS, calibration_error, predict
 
 
 class Fixed(nn.Module):
@@ -16,6 +16,10 @@ class Fixed(nn.Module):
 
     def forward(self, x):
         return x.flatten(1)[:, : self.classes]
+
+
+def measure(network, data):
+    return predict(network, data).metrics()
 
 
 def batches(n, classes, seed, sharpness=2.0):
@@ -60,17 +64,8 @@ def test_the_batch_size_does_not_matter():
     assert measure(Fixed(5), data) == pytest.approx(measure(Fixed(5), [(x, y)]))
 
 
-def test_the_mode_is_left_as_found_and_sizes_come_sorted():
-    network = nn.Sequential(Fixed(5), nn.Dropout(0.9))
-    for training in (True, False):
-        network.train(training)
-        curve = evaluate(network, lambda S: predict(network, batches(50, 5, S)), [16, 8], lambda S: S / 10)
-        assert network.training is training
-        assert curve.sizes == (8, 16)
-        assert curve.at(16).gmacs == 1.6
-    assert (
-        evaluate(network, lambda S: predict(network, batches(50, 5, S)), [8, 16], lambda S: S / 10) == curve
-    )  # dropout is off
+def test_metrics_are_those_that_the_task_names():
+    assert tuple(measure(Fixed(5), batches(50, 5, 0))) == METRICS.names
 
 
 def test_images_that_could_not_be_read_count_for_nothing():

@@ -17,7 +17,6 @@ from mixtune.config import parse
 from mixtune.data.datasets import load_dataset
 from mixtune.data.sources import DataSet, Files, Pixels
 from mixtune.errors import InputError
-from mixtune.evaluation.curve import Curve, Point
 from mixtune.regime import published
 from mixtune.regime.files import save_regime
 from mixtune.search.callbacks import Candidate
@@ -32,6 +31,7 @@ from mixtune.tracking.delivery import merged
 from mixtune.tracking.mlflow_reader import check, children
 from mixtune.tracking.mlflow_writer import MlflowWriter
 from mixtune.tracking.views import address
+from tests.curves import curve_of, point
 from tests.search.test_optuna_study import CURVE
 
 pytestmark = pytest.mark.usefixtures("direct")  # test_courier has the process
@@ -197,7 +197,7 @@ def test_the_experiment_keeps_a_view_of_the_study(tracker):
 def test_metrics_are_rounded_for_reading_and_the_curve_is_not(tracker):
     trial = candidate(tracker)
     tracker.started(trial)
-    odd = Curve((Point(8, 0.1, 1 / 3, 2 / 3, 0.123456789, 0.1),))
+    odd = curve_of(point(8, 0.1, 1 / 3, 2 / 3, 0.123456789))
     tracker.reported(trial, REPORT | {"curve": odd.rows()}, 1 / 3)
     tracker.ended(trial, "COMPLETE", 1 / 3, "", odd)
     (child,) = runs(tracker, "trial")

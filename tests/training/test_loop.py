@@ -93,7 +93,7 @@ def test_training_learns():
     run = Run.prepare(regime(), config(budget=Budget(12), recipe=Recipe(lr=0.2)))
     first, *_, last = run.reports()
     assert last.loss < first.loss
-    assert last.curve.at(8).top1 > 0.5  # chance is 0.1
+    assert last.curve.at(8).metrics["top1"] > 0.5  # chance is 0.1
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_a_sentence():
