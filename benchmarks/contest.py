@@ -25,7 +25,7 @@ from benchmarks.recorded import space_of
 from benchmarks.simulated import WHOLE, Fidelity, Floats, Simulated
 from mixtune.evaluation.curve import Curve
 from mixtune.execution.coordinator import Coordinator
-from mixtune.search import storage
+from mixtune.search import optuna_study
 from mixtune.search.callbacks import Callbacks, Candidate, State
 from mixtune.search.optuna_study import Trials
 from mixtune.search.space import Space
@@ -156,7 +156,7 @@ def _in_memory() -> Iterator[None]:
     from optuna.storages import InMemoryStorage
 
     with (
-        mock.patch.object(storage, "open_storage", return_value=InMemoryStorage()),
+        mock.patch.object(optuna_study, "open_storage", return_value=InMemoryStorage()),
         mock.patch("mixtune.execution.work.save_regime"),
     ):
         yield

@@ -101,20 +101,20 @@ def study(trials: int, at_once: int, folder: Path) -> tuple[Times, float]:
         ROOT / "search_spaces" / "digits.yaml", Space, [f"trials={trials}", f"evaluate.reports={REPORTS}"]
     )
     times, places = Times(), StudyPaths(folder)
-    with locked(folder), opened(space, places, 4, False) as books:
-        bridge = Coordinator(books.ledger, space.training(1), folder, Callbacks([times, books.tracker]))
+    with locked(folder), opened(space, places, 4, False) as opened_study:
+        bridge = Coordinator(opened_study.trials, space.training(1), folder, Callbacks([times, opened_study.tracker]))
         ray_tune.run_trial = quick_trial
         ray_tune.connect(None, at_once, 0)
         try:
             ray_tune.run(bridge, Concurrency(1, 0, at_once), folder)
-            if not books.tracker.flush(600):
+            if not opened_study.tracker.flush(600):
                 raise RuntimeError("MLflow did not take everything")
             done = time.perf_counter()
-            assert books.tracker.courier.pid is not None
-            times.beside = resident(books.tracker.courier.pid)
+            assert opened_study.tracker.courier.pid is not None
+            times.beside = resident(opened_study.tracker.courier.pid)
         finally:
             ray_tune.disconnect()
-        states = [o.state for o in books.trials.outcomes()]
+        states = [o.state for o in opened_study.trials.outcomes()]
     if len(states) != trials or "FAIL" in states:
         raise RuntimeError(f"{len(states)} of {trials} trials ended, {states.count('FAIL')} of them failed")
     return times, (done - times.ends[0]) / (trials - 1)

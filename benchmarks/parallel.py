@@ -50,15 +50,15 @@ def timed_trial(config: dict[str, Any]) -> None:
 def study(workers: int, changes: Sequence[str], folder: Path) -> tuple[list[tuple[float, float]], list[TrialResult]]:
     """Run a search; returns (began, ended) of every trial in seconds, and the outcomes, both by number."""
     space = load_config(ROOT / "search_spaces" / "digits.yaml", Space, changes)
-    with locked(folder), opened(space, StudyPaths(folder), 4, False) as books:
-        bridge = Coordinator(books.ledger, space.training(1), folder, Callbacks([books.tracker]))
+    with locked(folder), opened(space, StudyPaths(folder), 4, False) as opened_study:
+        bridge = Coordinator(opened_study.trials, space.training(1), folder, Callbacks([opened_study.tracker]))
         ray_tune.run_trial = timed_trial
         ray_tune.connect(None, workers, 0)
         try:
             ray_tune.run(bridge, Concurrency(1, 0, workers), folder)
         finally:
             ray_tune.disconnect()
-        outcomes = books.trials.outcomes()
+        outcomes = opened_study.trials.outcomes()
     if len(outcomes) != space.trials or any(o.state == "FAIL" for o in outcomes):
         raise RuntimeError(f"{len(outcomes)} of {space.trials} trials ended: {[o.reason for o in outcomes]}")
     marks = [(folder / "trials" / f"{o.number:04d}" / "busy").read_text().split() for o in outcomes]

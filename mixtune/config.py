@@ -59,7 +59,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def _neighbours(path: Path) -> str:
-    names = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+    names = [p.name for p in path.parent.glob("[!.]*.yaml")] if path.parent.is_dir() else []
     return f"; in {path.parent} there are: {', '.join(sorted(names))}" if names else ""
 
 

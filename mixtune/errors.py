@@ -26,6 +26,10 @@ def no_room(path: object) -> NoRoomError:
     )
 
 
+class StorageAwayError(InputError):
+    """The study's storage does not answer. What it has taken is safe, and the same command goes on when it answers."""
+
+
 class TrainingError(Exception):
     """A run that could not go on, neither for bad input nor for a bug: said in one sentence, exit code 1."""
 

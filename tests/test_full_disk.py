@@ -1,12 +1,10 @@
 """A disk that is full, at every kind of write: one sentence, what is there stays whole, and the study goes on later."""
 
-import json
 import os
 import re
 import resource
 import subprocess
 import sys
-import threading
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,9 +16,7 @@ from mixtune.config import parse
 from mixtune.errors import NoRoomError
 from mixtune.execution.coordinator import Coordinator
 from mixtune.search.callbacks import Callbacks
-from mixtune.search.ledger import Ledger
 from mixtune.search.optuna_study import Trials
-from mixtune.search.outbox import Outbox
 from mixtune.search.paths import save
 from mixtune.search.space import Space
 from mixtune.training.checkpoint import Checkpoint
@@ -59,18 +55,12 @@ def url(tmp_path, request):
 def bridge(tmp_path, tiny, url):
     space = parse(tiny | {"pruner": {"name": "none"}}, Space, "f")
     trials = Trials(url, space, 4)
-    ledger = Ledger(trials, tmp_path, pause=0.01, longest=0.02)
-    bridge = Coordinator(ledger, space.training(1), tmp_path, Callbacks([Recorder()]))
-    yield bridge
-    ledger.close()
+    return Coordinator(trials, space.training(1), tmp_path, Callbacks([Recorder()]))
 
 
 def outcomes(tmp_path, tiny, url):
     """What another process finds in the study, after putting it right: [(number, state)], and how many remain."""
     trials = Trials(url, parse(tiny | {"pruner": {"name": "none"}}, Space, "f"), 4)
-    ledger = Ledger(trials, tmp_path)
-    assert ledger.flush(30)
-    ledger.close()
     trials.reconcile()
     return [(o.number, o.state) for o in trials.outcomes()], trials.remaining()
 
@@ -131,49 +121,6 @@ def test_a_study_database_that_cannot_grow_loses_no_trial(bridge, tmp_path, tiny
         bridge.end("b", error=False)
     assert "is full" in bridge.halted
     assert outcomes(tmp_path, tiny, url) == ([(0, "COMPLETE")], 3)
-
-
-def test_an_outbox_that_cannot_grow_says_so_and_delivers_what_it_can(tmp_path):
-    got, go = [], threading.Event()
-
-    def deliver(record):
-        go.wait(30)
-        got.append(record["i"])
-
-    box = Outbox(tmp_path / "kept.jsonl", deliver, "MLflow", pause=0.01)
-    box.put({"i": 0})
-    with room_for(20), pytest.raises(NoRoomError, match=r"kept\.jsonl"):
-        box.put({"i": 1, "long": 100 * "x"})
-    assert [json.loads(line)["i"] for line in (tmp_path / "kept.jsonl").read_text().splitlines()] == [0]
-    box.put({"i": 2})  # behind a whole line, not behind a part of one
-    assert [json.loads(line)["i"] for line in (tmp_path / "kept.jsonl").read_text().splitlines()] == [0, 2]
-    go.set()
-    assert box.flush(30)
-    box.close()
-    assert got == [0, 1, 2]
-    assert names(tmp_path) == []
-
-
-def test_an_outbox_whose_mark_cannot_be_written_goes_on(tmp_path, monkeypatch):
-    got, marks = [], []
-    monkeypatch.setattr("mixtune.search.spool.os.pwrite", lambda *_: (marks.append(1), fail()))
-    box = Outbox(tmp_path / "kept.jsonl", got.append, "MLflow", pause=0.01)
-    for i in range(20):
-        box.put({"i": i})
-    assert box.flush(30)
-    box.close()
-    assert len(got) == 20
-    assert marks
-
-
-def test_a_line_that_was_cut_in_the_middle_of_a_file_is_left_out(tmp_path):
-    (tmp_path / "kept.jsonl").write_bytes(b'{"i": 0}\n{"i": 1, "x{"i": 2}\n{"i": 3}\n')
-    got = []
-    box = Outbox(tmp_path / "kept.jsonl", got.append, "MLflow")
-    assert box.flush(30)
-    box.close()
-    assert got == [{"i": 0}, {"i": 3}]
-    assert names(tmp_path) == []
 
 
 def test_records_without_room_stop_the_search(bridge, tmp_path, tiny, url):

@@ -7,26 +7,26 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mixtune.errors import NO_ROOM, NoRoomError, no_room
+from mixtune.errors import NO_ROOM, NoRoomError, StorageAwayError, no_room
 from mixtune.evaluation.curve import Curve, write_csv
 from mixtune.execution.trial import Cause
 from mixtune.execution.work import candidate_of, handed_over, training_of
 from mixtune.profiling.feasibility import Refuse, nothing
 from mixtune.search.callbacks import Callbacks, Candidate, State
-from mixtune.search.ledger import Book, StorageAwayError
 from mixtune.search.timeouts import Clock, forget_position, memory_kills, position
 from mixtune.training.run import TrainingConfig
 
+if TYPE_CHECKING:
+    from mixtune.search.optuna_study import Trials
+
 log = logging.getLogger("mixtune")
 INFEASIBLE_IN_A_ROW = 200
-PATIENCE_SECONDS = 600.0  # with a storage that is away, while nothing runs
 
 
 @dataclass
@@ -50,7 +50,7 @@ class Coordinator:
     """One of the study's trials per candidate, and one of the runner's per attempt at it, found by the runner's id."""
 
     def __init__(
-        self, trials: Book, training: TrainingConfig, folder: Path, listeners: Callbacks, refuse: Refuse = nothing
+        self, trials: Trials, training: TrainingConfig, folder: Path, listeners: Callbacks, refuse: Refuse = nothing
     ) -> None:
         """``refuse``: why a candidate cannot be trained, and is recorded as infeasible; empty where it can be."""
         self.trials, self.listeners, self._refuse = trials, listeners, refuse
@@ -60,7 +60,6 @@ class Coordinator:
         self._left = trials.remaining()
         self._live: dict[str, _Live] = {}
         self._again: deque[_Live] = deque()  # the machine ended them, and they go on
-        self._away: float | None = None  # since when nothing runs and the storage is away
 
     @property
     def done(self) -> bool:
@@ -80,15 +79,12 @@ class Coordinator:
         begun = None
         try:
             begun = self._next()
-        except StorageAwayError as err:
-            self._wait(str(err))  # asked again later
-        except (OSError, NoRoomError) as err:
+        except (OSError, NoRoomError, StorageAwayError) as err:
             self._halt_on(err, self._folder)
         if begun is None:
             return None
         self._live[run_id] = begun
         self._left -= 1
-        self._away = None
         self._tell("started", begun.candidate)
         return begun.configuration
 
@@ -156,8 +152,8 @@ class Coordinator:
         live.reports = int(result["number"])
         value = float(result["own"]) if self.trials.space.paired else live.score
         try:
-            pruned = self.trials.report(live.trial, live.reports, value, bool(result["last"]))
-        except NoRoomError as err:
+            pruned: bool = self.trials.report(live.trial, live.reports, value, bool(result["last"]))
+        except (NoRoomError, StorageAwayError) as err:
             live.state = None  # it is run again, and soon at its end: its checkpoint is there
             self._halt(str(err))
             return True
@@ -190,7 +186,7 @@ class Coordinator:
         try:
             if live.state != "INTERRUPTED":
                 self._close(live)
-        except (OSError, NoRoomError) as err:
+        except (OSError, NoRoomError, StorageAwayError) as err:
             self._halt_on(err, live.candidate.folder)
             live.state, live.reason = "INTERRUPTED", self.halted
         self._tell("ended", live.candidate, live.state, live.score, live.reason, live.curve)
@@ -226,23 +222,13 @@ class Coordinator:
         except NoRoomError as err:
             self._halt(str(err))
 
-    def _halt_on(self, err: OSError | NoRoomError, path: Path) -> None:
-        """Nothing can be written. Raises the error when it is not for want of room."""
-        if isinstance(err, NoRoomError):
+    def _halt_on(self, err: OSError | NoRoomError | StorageAwayError, path: Path) -> None:
+        """Nothing can be written. Raises the error when it is neither for want of room nor of the storage."""
+        if not isinstance(err, OSError):
             return self._halt(str(err))
         if err.errno not in NO_ROOM:
             raise err
         return self._halt(str(no_room(err.filename or path)))
-
-    def _wait(self, said: str) -> None:
-        """The storage is away. Trials that run outlast it; a study that only waits ends after a while."""
-        if self._live:
-            self._away = None
-            return
-        self._away = time.monotonic() if self._away is None else self._away
-        if time.monotonic() - self._away > PATIENCE_SECONDS:
-            said = f"the study's storage has not answered for {PATIENCE_SECONDS:g} s ({said})"
-            self._halt(f"{said}; nothing that was finished is lost, and the same command goes on when it does")
 
     def _halt(self, reason: str) -> None:
         self.halted = self.halted or reason

@@ -21,6 +21,7 @@ from mixtune.execution.coordinator import Coordinator
 
 log = logging.getLogger("mixtune")
 EVERY = 0.5  # seconds between looks
+STALL = 10.0  # seconds: when the driver was held up for longer, by the study's storage, trials waited for it
 
 
 class ClusterLostError(TrainingError):
@@ -39,13 +40,14 @@ class Watch(Callback):  # type: ignore[misc]
     def __init__(self, bridge: Coordinator, clock: Callable[[], float] = time.monotonic) -> None:
         self.bridge: Coordinator | None = bridge
         self._clock: Callable[[], float] | None = clock
-        self._looked = 0.0
+        self._read = self._time = clock()
+        self._looked = -EVERY
         self._over: list[Trial] = []
 
     def on_trial_start(self, iteration: int, trials: Sequence[Trial], trial: Trial, **info: Any) -> None:
         """A worker begins with a trial."""
-        assert self.bridge is not None and self._clock is not None  # noqa: PT018
-        self.bridge.running(trial.trial_id, self._clock())
+        assert self.bridge is not None
+        self.bridge.running(trial.trial_id, self._now())
 
     def on_trial_complete(self, iteration: int, trials: Sequence[Trial], trial: Trial, **info: Any) -> None:
         """A trial is over."""
@@ -60,10 +62,10 @@ class Watch(Callback):  # type: ignore[misc]
 
         Raises ClusterLostError, which ends the experiment, when Ray has died.
         """
-        assert self.bridge is not None and self._clock is not None  # noqa: PT018
+        assert self.bridge is not None
         while self._over:  # only now, when every other callback has seen them
             forget(self._over.pop())
-        now = self._clock()
+        now = self._now()
         if now - self._looked < EVERY:
             return
         self._looked = now
@@ -74,8 +76,16 @@ class Watch(Callback):  # type: ignore[misc]
             if (actor := trial.temporary_state.ray_actor) is not None:
                 ray.kill(actor)  # from outside, so that a worker that is stuck in C code ends too
 
+    def _now(self) -> float:
+        """Return the time in seconds, without what the driver was held up for beyond ``STALL``: no trial's fault."""
+        assert self._clock is not None
+        read = self._clock()
+        self._time += min(read - self._read, STALL)
+        self._read = read
+        return self._time
+
     def __getstate__(self) -> dict[str, Any]:
-        return {"bridge": None, "_clock": None, "_looked": 0.0, "_over": []}
+        return {"bridge": None, "_clock": None, "_read": 0.0, "_time": 0.0, "_looked": 0.0, "_over": []}
 
 
 def forget(trial: Trial) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from mixtune.errors import InputError
 from mixtune.files import replace_file
-from mixtune.search import journal
+
+JOURNAL = "journal:///"  # what the address of a journal begins with
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class StudyPaths:
     def storage_url(self) -> str:
         """Optuna's storage: a journal, or the database of a study that was begun when that was the default."""
         old = self.folder / "study.db"
-        return self.storage or (f"sqlite:///{old}" if old.exists() else f"{journal.PREFIX}{self.folder}/study.journal")
+        return self.storage or (f"sqlite:///{old}" if old.exists() else f"{JOURNAL}{self.folder}/study.journal")
 
     @property
     def tracking_uri(self) -> str:

@@ -16,7 +16,7 @@ from mixtune.study.console import RoundConsole, spread
 from mixtune.study.leaders import finalists, leaders
 from mixtune.study.repeats import Repeats
 from mixtune.study.run_trials import TrialRunner
-from mixtune.study.stores import Books, opened_round
+from mixtune.study.stores import OpenStudy, opened_round
 from mixtune.study.verdict import Verdict, verdict
 
 Runs = Mapping[int, Mapping[int, TrialResult]]  # finished repeats by the number of their trial, then by seed
@@ -90,7 +90,7 @@ class FinalResult:
 
 
 def run_final(
-    space: Space, places: StudyPaths, books: Books, machine: TrialRunner, write: Callable[[str], None]
+    space: Space, places: StudyPaths, study: OpenStudy, machine: TrialRunner, write: Callable[[str], None]
 ) -> FinalResult | None:
     """Train leaders and finalists as often as ``space.final`` asks, going on with what is there.
 
@@ -99,18 +99,18 @@ def run_final(
     """
     if space.final is None:
         return None
-    front = books.trials.spread() if space.several else ()
-    led, how = leaders(books.trials.outcomes(), space.final.leaders, front)
+    front = study.trials.spread() if space.several else ()
+    led, how = leaders(study.trials.outcomes(), space.final.leaders, front)
     if not led:
         return None
     if how:
         write(f"leaders: {how}; and the published regimes")
-    again = _round("leaders", led, space, places, books, machine, write)
+    again = _round("leaders", led, space, places, study, machine, write)
     if again is None:
         return None
     replicated, lost = again
     tested = finalists(led, _scores(replicated))
-    last = _round("final", tested, space, places, books, machine, write)
+    last = _round("final", tested, space, places, study, machine, write)
     return FinalResult(tuple(tested), replicated, last[0], (*lost, *last[1]), how) if last is not None else None
 
 
@@ -119,7 +119,7 @@ def _round(
     regimes: Sequence[TrialResult],
     space: Space,
     places: StudyPaths,
-    books: Books,
+    study: OpenStudy,
     machine: TrialRunner,
     write: Callable[[str], None],
 ) -> tuple[Runs, list[TrialResult]] | None:
@@ -129,12 +129,12 @@ def _round(
     wanted = [(o, Repeat(o.number, seed, round_)) for seed in seeds for o in regimes]
     if not wanted:
         return {}, []
-    with opened_round(books, folder, lambda: Repeats(places.storage_url, space, round_, wanted)) as mine:
+    with opened_round(study, Repeats(places.storage_url, space, round_, wanted)) as mine:
         assert isinstance(mine.trials, Repeats)
         for o in mine.trials.results().values():  # what a kill kept from MLflow
             if o.state == "COMPLETE" and o.score is not None and o.curve is not None:
                 noted = {"published": o.published, "repeat": vars(o.repeat)}
-                books.tracker.repeated(candidate_of(space, o.number, o.params, noted, folder), o.score, o.curve)
+                study.tracker.repeated(candidate_of(space, o.number, o.params, noted, folder), o.score, o.curve)
         for repeat, reason in mine.trials.failed_before.items():
             write(f"{round_}: #{repeat.of} with seed {repeat.seed} failed ({reason}) and starts again")
         if left := mine.trials.remaining():
@@ -143,9 +143,9 @@ def _round(
                 f"{round_}: {len(regimes)} regimes with {len(seeds)} seeds each; {done} of {len(wanted)} runs are done"
             )
             try:
-                machine.run(mine, folder, Callbacks([RoundConsole(done, len(wanted), write), books.tracker]))
+                machine.run(mine, folder, Callbacks([RoundConsole(done, len(wanted), write), study.tracker]))
             finally:
-                mine.settle()
+                mine.reconcile()
         if mine.trials.remaining():
             return None
         found: dict[int, dict[int, TrialResult]] = {}

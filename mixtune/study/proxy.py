@@ -17,7 +17,7 @@ from mixtune.search.optuna_study import Trials
 from mixtune.search.outcome import TrialResult
 from mixtune.search.paths import StudyPaths
 from mixtune.search.space import Named, Space
-from mixtune.search.storage import holds
+from mixtune.search.storage import holds_study
 from mixtune.study.statistics import rank_correlation
 from mixtune.tasks.registry import task_class
 
@@ -47,8 +47,8 @@ def carried(space: Space, folder: Path, top: int, storage: str | None = None) ->
         raise InputError(f"--from {folder}: holds no study (space.yaml); name the folder of a search, as studies/NAME")
     proxy = load_config(folder / "space.yaml", Space)
     own = StudyPaths(folder).storage_url
-    url = own if storage is None or holds(own, proxy.study) else storage
-    if not holds(url, proxy.study):
+    url = own if storage is None or holds_study(own, proxy.study) else storage
+    if not holds_study(url, proxy.study):
         raise InputError(f"--from {folder}: study {proxy.study!r} is not there; name its database with --storage")
     trials = Trials(url, proxy, task_class(proxy.task.kind).stride(proxy.task))
     try:

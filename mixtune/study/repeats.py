@@ -15,7 +15,6 @@ from mixtune.search.final import Repeat, Round
 from mixtune.search.optuna_study import Trials
 from mixtune.search.outcome import TrialResult
 from mixtune.search.space import Named, Space
-from mixtune.search.storage import reached
 
 
 def whole(space: Space, round_: Round) -> Space:
@@ -61,9 +60,7 @@ class Repeats(Trials):
             repeat = Repeat.noted(trial.user_attrs)
             if repeat in self._wanted:
                 return trial, params
-            with reached():  # an earlier command wanted it
-                self._note_interrupted({trial.number})
-                self._tell(trial, "FAIL", None, None)
+            self.discard(trial)  # an earlier command wanted it
             if repeat is None:
                 raise RuntimeError("more runs were asked for than are wanted")
 

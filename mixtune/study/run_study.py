@@ -25,7 +25,7 @@ from mixtune.study import rank_correlation
 from mixtune.study.console import Console, pareto_table, results_table
 from mixtune.study.final_evaluation import FinalResult, run_final
 from mixtune.study.run_trials import TrialRunner
-from mixtune.study.stores import Books, begun, opened
+from mixtune.study.stores import OpenStudy, begun, opened
 from mixtune.tracking import mlflow_reader
 
 log = logging.getLogger("mixtune")
@@ -77,9 +77,9 @@ def run_study(
         # What does not fit is refused before the study is begun, so that it may be begun with another base.
         if not (resume or begun(space, places)):
             machine.ready(space.trials)
-        with opened(space, places, stride, resume, proxy) as books:
-            trials, proof = books.trials, None
-            _say_what_happens(trials, books.stale, places, write)
+        with opened(space, places, stride, resume, proxy) as study:
+            trials, proof = study.trials, None
+            _say_what_happens(trials, study.stale, places, write)
             interrupted = False
             try:
                 if trials.remaining():
@@ -87,28 +87,28 @@ def run_study(
                     write(space.aim)
                     console = Console(space.trials, trials.best(), write)
                     console.header()
-                    machine.run(books, places.folder, Callbacks([console, books.tracker]), machine.refuse)
+                    machine.run(study, places.folder, Callbacks([console, study.tracker]), machine.refuse)
                     if said := console.findings():
                         write(said)
                 if not trials.remaining():
-                    proof = run_final(space, places, books, machine, write)
+                    proof = run_final(space, places, study, machine, write)
             except KeyboardInterrupt:
                 interrupted = True
             finally:
                 ray_tune.disconnect()
-                books.settle()
-            return _close(books, places, space, draw, interrupted, proof)
+                study.reconcile()
+            return _close(study, places, space, draw, interrupted, proof)
 
 
 def _close(
-    books: Books,
+    study: OpenStudy,
     places: StudyPaths,
     space: Space,
     draw: Callable[[str, str, Path], list[Path]],
     interrupted: bool,
     proof: FinalResult | None,
 ) -> StudyResult:
-    trials, tracker = books.trials, books.tracker
+    trials, tracker = study.trials, study.tracker
     best, best_file = proof.winner if proof else trials.best(), None
     artifacts = [places.folder / name for name in (estimate.MEASURED, estimate.PLANNED)]
     if best is not None:

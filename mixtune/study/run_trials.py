@@ -19,14 +19,14 @@ from mixtune.profiling.feasibility import Refuse, infeasible, nothing
 from mixtune.search.callbacks import Callbacks
 from mixtune.search.paths import StudyPaths
 from mixtune.search.space import Space
-from mixtune.study.stores import Books
+from mixtune.study.stores import OpenStudy
 
 log = logging.getLogger("mixtune")
 RESTARTS = 3  # a fault of Ray itself ends an experiment; the study goes on in a new one
 
 
 class TrialRunner:
-    """The cluster with what all trials share, for as many books as there are."""
+    """The cluster with what all trials share, for as many studies as there are."""
 
     def __init__(
         self,
@@ -63,20 +63,20 @@ class TrialRunner:
         """Says which candidates of the search cannot be trained here."""
         return partial(infeasible, self._space, n_train=self._n_train, room=self.ready().room)
 
-    def run(self, books: Books, folder: Path, listeners: Callbacks, refuse: Refuse = nothing) -> None:
-        """Run a book's trials until none remains.
+    def run(self, study: OpenStudy, folder: Path, listeners: Callbacks, refuse: Refuse = nothing) -> None:
+        """Run a study's trials until none remains.
 
         Raises InputError when no trial can go on, KeyboardInterrupt when it is told to stop.
         """
-        ready, trials = self.ready(), books.trials
-        # As this machine trains, with the folds of the book's own space.
+        ready, trials = self.ready(), study.trials
+        # As this machine trains, with the folds of the study's own space.
         task = replace(ready.training.task, folds=trials.space.training().task.folds)
         training = replace(ready.training, task=task)
         slots = ready.slots.with_folds(trials.space.resources.folds_at_once)
         attempt = 0
         with _terminable():
             while (left := trials.remaining()) and attempt < RESTARTS:
-                bridge = Coordinator(books.ledger, training, folder, listeners, refuse)
+                bridge = Coordinator(trials, training, folder, listeners, refuse)
                 fault: Exception | None = None
                 try:
                     worker.run(bridge, slots, self._places.folder, training.device, ready.gpus)
@@ -88,7 +88,7 @@ class TrialRunner:
                     bridge.interrupt()
                 if bridge.halted:
                     raise InputError(bridge.halted)
-                books.settle()
+                study.reconcile()
                 attempt = 1 if trials.remaining() < left else attempt + 1  # in a row without a trial finished
                 if fault is not None:
                     if attempt == RESTARTS:

@@ -1,5 +1,6 @@
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -84,7 +85,7 @@ def test_dropout_is_off_while_statistics_are_taken():
 
 def test_statistics_of_another_network_are_refused():
     with (
-        pytest.raises(KeyError, match="another network"),
+        pytest.raises(KeyError, match="statistics"),
         using(network(), statistics(create_network("cifar_resnet14", 10))),
     ):
         pass
@@ -133,17 +134,25 @@ def test_a_run_is_trained_the_same_with_and_without():
 
 
 def test_recalibration_mends_a_size_far_from_training():
-    """Trained at 16 px only, the statistics are wrong at 24 px: 64 % right with them, 91 % with 24 px ones."""
+    """Trained at 16 px only, the statistics are wrong at 32 px: 25 % right with them, 62 % with 32 px ones.
+
+    The margin: over seeds 0 to 7 and three instruction sets (AVX-512, AVX2, SSE4.1) with 1 and 2 threads, one seed
+    gains 0.18 to 0.55 (mean 0.36, standard deviation 0.09) and changes by -0.023 to +0.023 at 16 px; the mean of the
+    three seeds below gains 0.38 to 0.43. The bounds lie four standard deviations of such a mean away, or more.
+    """
     regime = published("fixed", BatchShape(16, 32), [16], 4)
-    task, judged = ClassificationConfig("digits", "cifar_resnet8", samples=400, validation=0.25), (16, 24)
-    plain = Run.prepare(regime, config(task=task, budget=Budget(8), evaluate=Evaluation(judged, 1)))
-    *_, before = plain.reports()
-    again = Evaluation(judged, 1, Recalibration(images=256))
-    chosen = Run.prepare(regime, config(task=task, budget=Budget(8), evaluate=again))
-    *_, after = chosen.reports()
-    assert after.curve.at(24).metrics["top1"] > before.curve.at(24).metrics["top1"] + 0.1
-    assert after.curve.at(16).metrics["top1"] >= before.curve.at(16).metrics["top1"] - 0.02
-    assert chosen.task.chosen[24][0] in ("train", "test")
+    task = ClassificationConfig("digits", "cifar_resnet8", samples=800, validation=0.5)
+    evaluate = Evaluation((16, 32), 1, Recalibration(images=256))
+    near, far = [], []
+    for seed in range(3):
+        run = Run.prepare(regime, config(task=task, budget=Budget(8), evaluate=evaluate, seed=seed))
+        *_, last = run.reports()
+        running = run.task.evaluate(run.network, (16, 32), calibrated=False)
+        near.append(last.curve.at(16).metrics["top1"] - running.at(16).metrics["top1"])
+        far.append(last.curve.at(32).metrics["top1"] - running.at(32).metrics["top1"])
+        assert run.task.chosen[32][0] in ("train", "test")
+    assert np.mean(far) > 0.1, far
+    assert np.mean(near) > -0.05, near
 
 
 def test_the_test_images_are_never_chosen_on(monkeypatch):
@@ -177,8 +186,8 @@ def test_calibration_images_are_training_images_and_their_number_is_as_asked(kin
 
 
 def test_bad_settings_are_refused():
-    with pytest.raises(ValueError, match="views must list"):
+    with pytest.raises(ValueError, match=r"views.*train.*test.*\[\]"):
         Recalibration(views=())
-    with pytest.raises(ValueError, match="images"):
+    with pytest.raises(ValueError, match=r"images\b.*2.*1"):
         Recalibration(images=1)
     assert dataclasses.replace(config()).evaluate.recalibrate is None

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from mixtune.config import parse
+from mixtune.errors import StorageAwayError
 from mixtune.execution.coordinator import Coordinator
 from mixtune.search.callbacks import Callbacks
 from mixtune.search.optuna_study import Trials
@@ -258,3 +259,30 @@ def test_a_trial_that_ends_while_the_disk_is_full_is_kept_when_it_can_be(bridge)
     bridge.report("b", report(2, 0.7, last=True))
     bridge.end("b", error=False)
     assert [(o.number, o.state) for o in bridge.trials.outcomes()] == [(1, "COMPLETE")]
+
+
+@pytest.mark.parametrize("when", ["suggest", "report", "end"])
+def test_a_storage_that_stays_away_stops_the_search_and_fails_nobody(bridge, when, monkeypatch):
+    away = StorageAwayError("--storage sqlite:///study.db: does not answer")
+
+    def fail(*arguments, **options):
+        raise away
+
+    checkpoint = Path(bridge.suggest("a")["checkpoint"])
+    checkpoint.parent.mkdir()
+    stage = checkpoint.with_name(f"{checkpoint.stem}-2.pt")
+    stage.write_bytes(b"state")
+    with monkeypatch.context() as patch:
+        patch.setattr(bridge.trials, {"suggest": "ask", "report": "report", "end": "finish"}[when], fail)
+        assert (bridge.suggest("b") is None) == (when == "suggest")
+        assert bridge.report("a", report(2, 0.6, last=True)) == (when == "report")
+        bridge.end("a", error=False)
+        bridge.end("b", error=False)
+    assert bridge.halted == str(away)
+    assert bridge.suggest("c") is None
+    assert bridge.done
+    bridge.interrupt()
+    bridge.trials.reconcile()
+    finished = [(0, "COMPLETE")] if when == "suggest" else []
+    assert [(o.number, o.state) for o in bridge.trials.outcomes()] == finished
+    assert stage.exists() == (not finished)  # the trial is finished again from there

@@ -69,6 +69,17 @@ def test_workers_that_are_overdue_are_killed_from_outside(killed):
     assert killed == ["two", "two"]
 
 
+def test_time_in_which_the_driver_was_held_up_is_no_trials(killed):
+    """The study's storage was away for ten minutes, and reports waited for it."""
+    clock, bridge, seen = [10.0], Bridge(), []
+    bridge.overdue = lambda now: seen.append(now) or []
+    look = Watch(bridge, lambda: clock[0])
+    for seconds in (1.0, 1.0, 600.0, 1.0):
+        clock[0] += seconds
+        look.on_step_end(1, [])
+    assert seen == [11.0, 12.0, 12.0 + watch.STALL, 13.0 + watch.STALL]
+
+
 def test_a_cluster_whose_process_died_is_told_at_once(killed, monkeypatch):
     monkeypatch.setattr(watch, "lost", lambda: "raylet")
     with pytest.raises(ClusterLostError, match="raylet of the local Ray cluster died"):

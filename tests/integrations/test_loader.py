@@ -83,9 +83,9 @@ def test_the_users_random_numbers_are_left_alone(dataset, schedule):
 
 
 def test_what_cannot_work_is_said(dataset, schedule):
-    with pytest.raises(ValueError, match="a step of 16x6 has 6 images, too few for 8 ranks"):
+    with pytest.raises(ValueError, match=r"16x6\b.*\b6\b.*\b8\b"):
         MixedSizes(schedule, N, shard=Shard(0, 8))
-    with pytest.raises(ValueError, match=r"transform_at\(8\) gave an image of \(3, 20, 24\), not \[3, 8, 8\]"):
+    with pytest.raises(ValueError, match=r"transform_at\(8\).*3, 20, 24.*3, 8, 8"):
         _ = Views(dataset, lambda S: lambda x: x)[(0, 8, 1, 0, 0)]
 
 

@@ -83,14 +83,6 @@ def test_the_front_is_ordered_by_how_far_its_trials_stand_apart(tmp_path, tiny):
     assert len(set(distances.values())) > 6  # the order is one
 
 
-def test_what_came_late_counts_too(tmp_path, tiny):
-    trials = Trials(f"journal:///{tmp_path}/study.journal", parse(tiny | TWO, Space, "f"), 4)
-    trial, _ = trials.ask()
-    trials.report_of(trial.number, 1, 0.5)
-    trials.finish_of(trial.number, "COMPLETE", 0.9, "", curve(0.9, 0.1).rows())
-    assert trials._study.trials[0].values == [pytest.approx(0.9), 0.1]
-
-
 def test_a_value_that_is_not_finite_is_a_failure(tmp_path, tiny):
     trials = Trials(f"journal:///{tmp_path}/study.journal", parse(tiny | TWO, Space, "f"), 4)
     trial, _ = trials.ask()

@@ -87,7 +87,7 @@ def test_resuming_closes_what_was_cut_off_and_runs_it_again(opened):
     cut_off, params = trials.ask()  # and the process dies
     again = opened()
     assert again.resumed
-    assert len(again.reconcile()) == 1
+    assert again.reconcile() == 1
     assert again.remaining() == 3
     repeated, same = again.ask()
     assert same == params

@@ -30,8 +30,8 @@ class Planted:
         self.means, self.luck, self.stop_after, self.faults = means, luck or {}, stop_after, faults or {}
         self.trained = []
 
-    def run(self, books, folder, listeners, refuse=nothing):
-        bridge = Coordinator(books.ledger, books.trials.space.training(1), folder, listeners, refuse)
+    def run(self, study, folder, listeners, refuse=nothing):
+        bridge = Coordinator(study.trials, study.trials.space.training(1), folder, listeners, refuse)
         while (told := bridge.suggest("one")) is not None:
             if self.stop_after is not None and len(self.trained) == self.stop_after:
                 bridge.interrupt()
@@ -81,13 +81,13 @@ def recorded(places, direct):
 
 
 def conclude(space, places, machine, said=None):
-    with opened(space, places, 4, False) as books:
-        if books.trials.remaining():
-            machine.run(books, places.folder, Callbacks([books.tracker]))
+    with opened(space, places, 4, False) as study:
+        if study.trials.remaining():
+            machine.run(study, places.folder, Callbacks([study.tracker]))
         try:
-            return run_final(space, places, books, machine, (said if said is not None else []).append)
+            return run_final(space, places, study, machine, (said if said is not None else []).append)
         finally:
-            assert books.tracker.flush()
+            assert study.tracker.flush()
 
 
 def test_a_search_that_found_something_better_says_so(space, places):
