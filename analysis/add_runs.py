@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import math
 import statistics
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ from mixtune.cli import Parser, parse_args, run, short
 from mixtune.errors import InputError
 from mixtune.optim.recipe import Recipe
 from mixtune.regime import Regime
-from mixtune.tracking.recorded import record_repeat, repeat
+from mixtune.tracking.recorded import record_repeat
+from mixtune.tracking.run_content import repeat
 from mixtune.training.run_folder import RESULT, FinishedRun, runs_in
 
 SHARE_TOLERANCE = 1e-3  # studies of earlier versions hold four digits; no two regimes of a study are closer
@@ -113,7 +115,9 @@ def add_runs(study: StudyRuns, folder: Path) -> int:
         name = f"{trial.number:03d} {trial.family} {trained.judge} seed {seed}"
         score = study.score.of(trained.curve)
         corrupted = read_corruptions(path, trained.curve.primary.name)
-        record_repeat(study.uri, repeat(study.parent, name, tags, trial.params, trained.curve, score, corrupted))
+        now = int(1000 * time.time())
+        content = repeat(name, tags, trial.params, trained.curve, score, corrupted, (), now, now)
+        record_repeat(study.uri, study.parent, content)
     return len(run_folders)
 
 

@@ -24,7 +24,7 @@ from mixtune.evaluation.corruptions import robustness
 from mixtune.evaluation.latency import measure_cost
 from mixtune.regime import BatchShape
 from mixtune.regime.files import load_regime
-from mixtune.runtime.environment import environment
+from mixtune.runtime.environment import describe_environment
 from mixtune.tasks.base import check_shapes, make_task
 from mixtune.tracking.mlflow_reader import fetched
 from mixtune.tracking.recorded import record_measured
@@ -50,7 +50,7 @@ def measure_costs(config: TrainingConfig, sizes: Sequence[int], batch: int) -> t
     task = make_task(config.task, "validation", config.device)
     network = task.network(0)
     costs = {S: measure_cost(network, S, batch, task.device) for S in sizes}
-    machine = environment()
+    machine = describe_environment()
     n = torch.get_num_threads()
     device = machine["gpu"] if task.device.type == "cuda" else f"{machine['cpu']}, {n} thread{'s' * (n != 1)}"
     values = {"latency": {S: c.latency for S, c in costs.items()}, "memory": {S: c.memory for S, c in costs.items()}}

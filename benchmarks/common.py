@@ -10,14 +10,14 @@ from typing import Any
 
 from benchmarks.readme import ROOT, commit
 from mixtune.files import replace_file
-from mixtune.runtime.environment import environment
+from mixtune.runtime.environment import describe_environment
 
 RESULTS = ROOT / "benchmarks" / "results"
 
 
 def hardware() -> dict[str, str]:
     """Where and with what the numbers were made."""
-    return environment(("torch", "torchvision", "timm", "numpy")) | {"commit": commit()}
+    return describe_environment(("torch", "torchvision", "timm", "numpy")) | {"commit": commit()}
 
 
 def side_by_side(sides: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:

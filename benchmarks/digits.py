@@ -21,7 +21,7 @@ from benchmarks import readme
 from mixtune.cli import Parser, parse_args, run
 from mixtune.config import load_config
 from mixtune.errors import InputError
-from mixtune.runtime.environment import environment
+from mixtune.runtime.environment import describe_environment
 from mixtune.search.paths import default_uri
 from mixtune.search.space import Space
 from mixtune.study.verdict import Verdict, verdict
@@ -45,7 +45,7 @@ def measure(folder: Path) -> dict[str, Any]:
     return {
         "command": "make search ARGS='--final 5', then python -m benchmarks.digits",
         "commit": readme.commit(),
-        "hardware": environment()["cpu"],
+        "hardware": describe_environment()["cpu"],
         "torch": torch.__version__,
         "python": platform.python_version(),
         "seeds": len(regimes[0]["runs"]),

@@ -53,7 +53,7 @@ def table(results: Path = RESULTS) -> str:
     lines += [
         "",
         f"How many times as fast as torchvision's ImageFolder, Pillow and DataLoader, each with "
-        f"{made['settings']['workers']} worker processes: medians of up to {repeats}, both in one run on "
+        f"{made['settings']['workers']} workers: medians of up to {repeats}, both in one run on "
         f"{on['cpu']}, torch {on['torch']}, at commit {on['commit'][:7]}. "
         + ". ".join(others)
         + ". Prepared for 128 px (bytes over the originals', PSNR of the evaluated images against theirs, speed of "

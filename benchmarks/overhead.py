@@ -3,9 +3,9 @@
     python -m benchmarks.overhead                 200 trials one by one, then 1,000: about three minutes
 
 A trial reports four times with a curve of five sizes, is sampled by multivariate TPE, may be pruned, is written to the
-study's database and to MLflow with its files. The clock starts at the end of the first trial and stops when MLflow has
-everything, which a process beside the driver writes. From the cost per trial: the share of the wall time of a study
-whose trials take 60 s. Then whether the cost stays flat, and the memory of both processes.
+study's database and to MLflow with its files. The clock starts at the end of the first trial and stops when MLflow is
+equal to the study, which a thread of the driver writes. From the cost per trial: the share of the wall time of a study
+whose trials take 60 s. Then whether the cost stays flat, and the driver's memory.
 """
 
 from __future__ import annotations
@@ -76,12 +76,11 @@ def resident(pid: int | str) -> float:
 
 
 class Times:
-    """When trials ended, and the driver's memory then (a ``Listener``)."""
+    """When trials ended, and the driver's memory then (a ``Callback``)."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []
         self.mebibytes: list[float] = []
-        self.beside = 0.0  # MiB of the process that writes to MLflow, when it has written everything
 
     def started(self, trial: Candidate) -> None:
         """Not of interest."""
@@ -102,16 +101,16 @@ def study(trials: int, at_once: int, folder: Path) -> tuple[Times, float]:
     )
     times, places = Times(), StudyPaths(folder)
     with locked(folder), opened(space, places, 4, False) as opened_study:
-        bridge = Coordinator(opened_study.trials, space.training(1), folder, Callbacks([times, opened_study.tracker]))
+        coordinator = Coordinator(
+            opened_study.trials, space.training(1), folder, Callbacks([times, opened_study.tracker])
+        )
         ray_tune.run_trial = quick_trial
         ray_tune.connect(None, at_once, 0)
         try:
-            ray_tune.run(bridge, Concurrency(1, 0, at_once), folder)
-            if not opened_study.tracker.flush(600):
+            ray_tune.run(coordinator, Concurrency(1, 0, at_once), folder)
+            if not opened_study.tracker.resync():
                 raise RuntimeError("MLflow did not take everything")
             done = time.perf_counter()
-            assert opened_study.tracker.courier.pid is not None
-            times.beside = resident(opened_study.tracker.courier.pid)
         finally:
             ray_tune.disconnect()
         states = [o.state for o in opened_study.trials.outcomes()]
@@ -147,15 +146,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         {
             "what": f"Ray Tune + Optuna + MLflow per trial at {args.trials} trials, in ms",
             "ratio": 1000 * per_trial,
-            "at_least": 50.0,
-            "aim": 25.0,
+            "at_least": 100.0,
+            "aim": 50.0,
             "until_the_last_trial_ended_ms": statistics.mean(gaps),
             "between_ends_ms": spread(gaps),
         },
         {
             "what": f"share of the wall time of {TRIAL_SECONDS:g} s trials, in %",
             "ratio": 100 * per_trial / (TRIAL_SECONDS + per_trial),
-            "at_least": 1.0,
+            "at_least": 0.2,
             "aim": 0.1,
         },
         {
@@ -172,7 +171,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             "at_least": 100.0,
             "aim": 20.0,
             "mebibytes_by_hundred": many.mebibytes[::WINDOW],
-            "mebibytes_beside_it": {f"after {args.trials}": one.beside, f"after {args.many}": many.beside},
         },
     ]
     settings = {

@@ -29,9 +29,9 @@ from mixtune.execution import ray_tune
 from mixtune.execution.coordinator import Coordinator
 from mixtune.profiling.concurrency import Concurrency
 from mixtune.search.callbacks import Callbacks
-from mixtune.search.outcome import TrialResult
 from mixtune.search.paths import StudyPaths, locked
 from mixtune.search.space import Space
+from mixtune.search.trial_result import TrialResult
 from mixtune.study.stores import opened
 from mixtune.training.run import Run
 
@@ -51,11 +51,11 @@ def study(workers: int, changes: Sequence[str], folder: Path) -> tuple[list[tupl
     """Run a search; returns (began, ended) of every trial in seconds, and the outcomes, both by number."""
     space = load_config(ROOT / "search_spaces" / "digits.yaml", Space, changes)
     with locked(folder), opened(space, StudyPaths(folder), 4, False) as opened_study:
-        bridge = Coordinator(opened_study.trials, space.training(1), folder, Callbacks([opened_study.tracker]))
+        coordinator = Coordinator(opened_study.trials, space.training(1), folder, Callbacks([opened_study.tracker]))
         ray_tune.run_trial = timed_trial
         ray_tune.connect(None, workers, 0)
         try:
-            ray_tune.run(bridge, Concurrency(1, 0, workers), folder)
+            ray_tune.run(coordinator, Concurrency(1, 0, workers), folder)
         finally:
             ray_tune.disconnect()
         outcomes = opened_study.trials.outcomes()

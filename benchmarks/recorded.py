@@ -24,7 +24,7 @@ from mixtune.config import load_config, to_plain
 from mixtune.files import replace_file
 from mixtune.search.domains import Uniform
 from mixtune.search.space import Space
-from mixtune.training.checkpoint import essence
+from mixtune.training.checkpoint import non_default_fields
 from mixtune.training.run import Run
 
 HERE = Path(__file__).parent
@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     out, space = Path(args.out).absolute(), space_of(args.data)
     wanted = points(space, args.rows)
     # What decides a row, and nothing that a later version may add to a space and leaves off.
-    settings = to_plain(essence(replace(space, task=replace(space.task, data=None)).training()))
+    settings = to_plain(non_default_fields(replace(space, task=replace(space.task, data=None)).training()))
     rows: list[dict[str, Any]] = []
     if out.exists() and (old := json.loads(out.read_text()))["training"] == settings:
         rows = [r for r in old["rows"] if r["row"] < len(wanted) and r["params"] == wanted[r["row"]][1]]

@@ -34,8 +34,8 @@ from mixtune.optim.recipe import Recipe
 from mixtune.regime import BatchShape, Budget, published
 from mixtune.runtime.device import pick_device
 from mixtune.tasks.classification_config import ClassificationConfig
-from mixtune.training.checkpoint import essence
-from mixtune.training.packing import Pack, Turn
+from mixtune.training.checkpoint import non_default_fields
+from mixtune.training.packing import TrialPack, YieldTurn
 from mixtune.training.run import Evaluation, Run, TrainingConfig
 
 
@@ -164,9 +164,9 @@ def packed(
     plan: Plan, missing: Sequence[Job], data: str, work: Path, deadline: float
 ) -> Iterator[dict[str, Any] | None]:
     """The same of runs that share this process and its GPU, their steps in turn."""
-    pack: Pack[dict[str, Any] | None] = Pack(pick_device(plan.device))
+    pack: TrialPack[dict[str, Any] | None] = TrialPack(pick_device(plan.device))
 
-    def once(job: Job, turn: Turn, report: Callable[[dict[str, Any] | None], None]) -> None:
+    def once(job: Job, turn: YieldTurn, report: Callable[[dict[str, Any] | None], None]) -> None:
         report(train_once(plan, job, data, work, deadline, turn))
 
     def train(job: Job) -> dict[str, Any] | None:
@@ -227,7 +227,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = Path(args.out or RESULTS / f"{args.plan}.json").absolute()
     work = Path(args.work or ROOT / "benchmarks" / "work" / args.plan).absolute()
     deadline = time.time() + 60 * args.minutes
-    named, made_on = digest(essence(plan)), hardware()  # the commit that the runs start from
+    named, made_on = digest(non_default_fields(plan)), hardware()  # the commit that the runs start from
     runs: list[dict[str, Any]] = []
     if out.exists() and (old := json.loads(out.read_text()))["plan"] == named:
         runs = old["runs"]
@@ -236,7 +236,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for result in (packed if plan.packed > 1 else in_processes)(plan, missing, args.data, work, deadline):
         if result is not None:
             runs.append(result)
-            content = {"plan": named, "settings": essence(plan), "hardware": made_on, "runs": runs}
+            content = {"plan": named, "settings": non_default_fields(plan), "hardware": made_on, "runs": runs}
             replace_file(out, json.dumps(content, indent=1).encode())
             place = f"{result['regime']}, equal {result['spend']}, seed {result['seed']}"
             print(f"{len(runs)} of {len(jobs(plan))}: {place}: {result['seconds']:.0f} s", flush=True)

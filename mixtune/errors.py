@@ -1,4 +1,4 @@
-"""The exceptions that are said in one sentence, without a traceback."""
+"""The exceptions that a command prints as one sentence, without a traceback."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of the disk, of a quota, 
 
 
 def no_room(path: object) -> NoRoomError:
-    """The error for a file or folder that could not be written."""
+    """Return the error for a file or folder that could not be written."""
     return NoRoomError(
         f"{path}: the disk (or its quota) is full; what was written before is intact, and the same command goes on "
         "once there is room"
@@ -31,19 +31,19 @@ class StorageAwayError(InputError):
 
 
 class TrainingError(Exception):
-    """A run that could not go on, neither for bad input nor for a bug: said in one sentence, exit code 1."""
+    """A run that could not go on, neither for bad input nor for a bug. One sentence, exit code 1."""
 
 
 def raised_on(err: BaseException) -> Iterator[BaseException]:
-    """The error, and one after the other those that it was raised on."""
-    one: BaseException | None = err
-    while one is not None:
-        yield one
-        one = one.__cause__ or (None if one.__suppress_context__ else one.__context__)
+    """Yield the error, then its cause or context, then theirs."""
+    current: BaseException | None = err
+    while current is not None:
+        yield current
+        current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """A closing half-sentence: the nearest known word when one is near, else all of them."""
+    """Return the end of an error message: the nearest known word when one is near, else all of them."""
     known = sorted(known)
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     if near:

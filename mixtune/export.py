@@ -15,7 +15,7 @@ from pathlib import Path
 from mixtune.cli import Parser, on_path, parse_args, python, run, shell
 from mixtune.errors import InputError, did_you_mean
 from mixtune.regime import BatchShape, Budget
-from mixtune.regime.catalogue import published_run, write_published
+from mixtune.regime.catalogue import published_run_length, write_published
 from mixtune.regime.files import load_regime, save_regime
 from mixtune.regime.rebase import rebased
 from mixtune.regime.timm_flags import timm_flags
@@ -126,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             save_regime(args.out, moved)  # not its training section: that describes runs at the old base
             print(f"wrote {args.out}: {moved}\n{moved.source}")
         else:
-            n, usual = published_run(regime.base)
+            n, usual = published_run_length(regime.base)
             n, epochs = args.samples or n, args.epochs or usual
             found = timm_flags(regime, Budget(epochs, args.spend), n, args.processes, args.spread, args.random_mix)
             print(

@@ -89,7 +89,7 @@ def _train(args: argparse.Namespace, group: ProcessGroup) -> int:
     from mixtune.evaluation.curve import mean_curve
     from mixtune.training.fine_tuning import find_rate
     from mixtune.training.run import Run, TrainingConfig
-    from mixtune.training.run_folder import save
+    from mixtune.training.run_folder import save_run
 
     source = args.space or f"{args.regime}: training"
     first = parse(data, TrainingConfig, source)
@@ -136,7 +136,7 @@ def _train(args: argparse.Namespace, group: ProcessGroup) -> int:
             report = _reported(job, folder / CHECKPOINT if folder else None, group)
             curves.append(report.curve)
             if folder and group.is_main:
-                save(folder, regime, job, report)
+                save_run(folder, regime, job, report)
         whole = mean_curve(curves)
         if len(folds) > 1:
             described = first.score.describe(whole.metrics)

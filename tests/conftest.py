@@ -1,7 +1,11 @@
 import copy
+import os
 
 import pytest
 import yaml
+
+# Threads that wait for each other sleep instead of spinning: where cores are shared, that is a tenth of the time.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # A study of seconds: real images, a real network, a tiny budget.
 TINY = {
@@ -31,14 +35,6 @@ def cache(tmp_path_factory, monkeypatch):
     made = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("XDG_CACHE_HOME", str(made))
     return made
-
-
-@pytest.fixture
-def direct(monkeypatch):
-    """MLflow is written without a process of its own, which takes seconds to start."""
-    from tests.tracking.direct import Direct
-
-    monkeypatch.setattr("mixtune.tracking.mlflow_writer.Courier", Direct)
 
 
 @pytest.fixture(scope="session")

@@ -93,7 +93,6 @@ def test_few_modules_import_each_library_of_the_study(library):
     [
         ("mixtune.regime.files", ["torch", "ray", "optuna", "mlflow"]),
         ("mixtune.train", ["ray", "optuna", "mlflow"]),
-        ("mixtune.tracking.deliverer", ["torch", "ray", "optuna"]),  # beside every search: small
     ],
 )
 def test_lower_floors_run_where_upper_libraries_are_not_installed(module, absent):

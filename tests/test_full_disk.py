@@ -16,7 +16,7 @@ from mixtune.config import parse
 from mixtune.errors import NoRoomError
 from mixtune.execution.coordinator import Coordinator
 from mixtune.search.callbacks import Callbacks
-from mixtune.search.optuna_study import Trials
+from mixtune.search.optuna_study import OptunaStudy
 from mixtune.search.paths import save
 from mixtune.search.space import Space
 from mixtune.training.checkpoint import Checkpoint
@@ -52,15 +52,15 @@ def url(tmp_path, request):
 
 
 @pytest.fixture
-def bridge(tmp_path, tiny, url):
+def coordinator(tmp_path, tiny, url):
     space = parse(tiny | {"pruner": {"name": "none"}}, Space, "f")
-    trials = Trials(url, space, 4)
+    trials = OptunaStudy(url, space, 4)
     return Coordinator(trials, space.training(1), tmp_path, Callbacks([Recorder()]))
 
 
 def outcomes(tmp_path, tiny, url):
     """What another process finds in the study, after putting it right: [(number, state)], and how many remain."""
-    trials = Trials(url, parse(tiny | {"pruner": {"name": "none"}}, Space, "f"), 4)
+    trials = OptunaStudy(url, parse(tiny | {"pruner": {"name": "none"}}, Space, "f"), 4)
     trials.reconcile()
     return [(o.number, o.state) for o in trials.outcomes()], trials.remaining()
 
@@ -84,55 +84,57 @@ def test_space_and_best_files_stay_what_they_were(tmp_path):
     assert names(tmp_path) == ["space.yaml"]
 
 
-def test_a_regime_file_that_does_not_fit_begins_no_trial(bridge, tmp_path, tiny, url, monkeypatch):
+def test_a_regime_file_that_does_not_fit_begins_no_trial(coordinator, tmp_path, tiny, url, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("mixtune.execution.work.save_regime", lambda path, *_: Path("/dev/full").write_text("regime"))
-        assert bridge.suggest("a") is None
-    assert bridge.done
-    assert "the disk (or its quota) is full" in bridge.halted
+        patch.setattr(
+            "mixtune.execution.trial_config.save_regime", lambda path, *_: Path("/dev/full").write_text("regime")
+        )
+        assert coordinator.suggest("a") is None
+    assert coordinator.done
+    assert "the disk (or its quota) is full" in coordinator.halted
     assert outcomes(tmp_path, tiny, url) == ([], 4)
 
 
-def test_a_curve_that_does_not_fit_is_written_when_the_trial_is_repeated(bridge, tmp_path, tiny, url, monkeypatch):
-    checkpoint = Path(bridge.suggest("a")["checkpoint"])
+def test_a_curve_that_does_not_fit_is_written_when_the_trial_is_repeated(coordinator, tmp_path, tiny, url, monkeypatch):
+    checkpoint = Path(coordinator.suggest("a")["checkpoint"])
     checkpoint.parent.mkdir()
     checkpoint.write_bytes(b"state")
-    bridge.report("a", report(2, 0.5, last=True))
+    coordinator.report("a", report(2, 0.5, last=True))
     with monkeypatch.context() as patch:
         patch.setattr("mixtune.execution.coordinator.write_csv", lambda *_: Path("/dev/full").write_text("curve"))
-        bridge.end("a", error=False)
-    assert "is full" in bridge.halted
+        coordinator.end("a", error=False)
+    assert "is full" in coordinator.halted
     assert checkpoint.exists()
     assert outcomes(tmp_path, tiny, url) == ([], 4)
 
 
 @pytest.mark.parametrize("when", ["report", "end"])
-def test_a_study_database_that_cannot_grow_loses_no_trial(bridge, tmp_path, tiny, url, when):
+def test_a_study_database_that_cannot_grow_loses_no_trial(coordinator, tmp_path, tiny, url, when):
     for name in "ab":
-        Path(bridge.suggest(name)["checkpoint"]).parent.mkdir(exist_ok=True)
-    bridge.report("a", report(2, 0.5, last=True))
-    bridge.end("a", error=False)
+        Path(coordinator.suggest(name)["checkpoint"]).parent.mkdir(exist_ok=True)
+    coordinator.report("a", report(2, 0.5, last=True))
+    coordinator.end("a", error=False)
     last = report(2, 0.6, last=True)
     if when == "end":
-        bridge.report("b", last)
+        coordinator.report("b", last)
     with room_for(2000):
         if when == "report":
-            assert bridge.report("b", last)
-        bridge.end("b", error=False)
-    assert "is full" in bridge.halted
+            assert coordinator.report("b", last)
+        coordinator.end("b", error=False)
+    assert "is full" in coordinator.halted
     assert outcomes(tmp_path, tiny, url) == ([(0, "COMPLETE")], 3)
 
 
-def test_records_without_room_stop_the_search(bridge, tmp_path, tiny, url):
+def test_records_without_room_stop_the_search(coordinator, tmp_path, tiny, url):
     class Full(Recorder):
         def ended(self, *details):
             raise NoRoomError("unsent.jsonl: the disk is full")
 
-    bridge.listeners = Callbacks([Full(), recorder := Recorder()])
-    bridge.suggest("a")
-    bridge.report("a", report(2, 0.5, last=True))
-    bridge.end("a", error=False)
-    assert bridge.halted == "unsent.jsonl: the disk is full"
+    coordinator.callbacks = Callbacks([Full(), recorder := Recorder()])
+    coordinator.suggest("a")
+    coordinator.report("a", report(2, 0.5, last=True))
+    coordinator.end("a", error=False)
+    assert coordinator.halted == "unsent.jsonl: the disk is full"
     assert [e[0] for e in recorder.events] == ["started", "reported", "ended"]  # the others are told all the same
     assert outcomes(tmp_path, tiny, url) == ([(0, "COMPLETE")], 3)
 

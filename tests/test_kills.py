@@ -1,4 +1,4 @@
-"""kill -9 of the driver, a worker, MLflow's writer or Ray at random moments: exact books, and nothing left running."""
+"""kill -9 of the driver, a worker or Ray at random moments: exact books, and nothing left running."""
 
 import os
 import random
@@ -8,7 +8,6 @@ import uuid
 
 import pytest
 
-from mixtune.tracking import deliverer
 from tests.accounts import assert_exact, assert_gone, marked, read_until, start
 
 TRIALS = 4
@@ -18,7 +17,6 @@ def victims(target, process, mark):
     if target == "driver":
         return [process.pid]
     names = {"worker": "ray::ImplicitFunc", "raylet": "/raylet/raylet", "gcs": "/gcs/gcs_server"}
-    names |= {"deliverer": deliverer.__name__}
     return sorted(pid for pid, name in marked(mark).items() if names[target] in name.split(" --")[0])
 
 
@@ -87,12 +85,4 @@ def test_the_search_ends_with_rays_global_store_and_goes_on_when_asked(tmp_path,
     said = search_through(tmp_path, space, ["gcs"], seed=7)
     assert len(said) == 2
     assert "study tiny goes on: " in said[1]
-    assert_exact(tmp_path / "study", TRIALS)
-
-
-@pytest.mark.slow
-def test_the_process_that_writes_to_mlflow_is_started_again(tmp_path, space):
-    said = search_through(tmp_path, space, ["deliverer", "deliverer", "driver", "deliverer"], seed=3)
-    assert "the process that writes to MLflow ended (exit code -9); it is started again" in "".join(said)
-    assert "Traceback" not in "".join(said)
     assert_exact(tmp_path / "study", TRIALS)

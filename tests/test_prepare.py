@@ -1,5 +1,6 @@
 """mixtune.prepare: right files, whole files whatever kills it, nothing done twice."""
 
+import contextlib
 import hashlib
 import os
 import re
@@ -15,7 +16,7 @@ from PIL import Image
 
 from mixtune import prepare
 from mixtune.config import parse
-from mixtune.data import convert, datasets, manifest
+from mixtune.data import datasets, manifest, prepare_images, prepared_folder
 from mixtune.errors import InputError
 from mixtune.profiling import preflight
 from mixtune.regime import BatchShape, Budget, published
@@ -109,14 +110,14 @@ def test_a_kill_at_any_moment_leaves_whole_files_and_the_same_command_ends_it(tm
     assert all(expected[k] == v for k, v in left.items())
     with pytest.raises(InputError, match=r"task\.data: .*/b\b.*mixtune\.prepare"):
         datasets.load_dataset("folder", str(out))
-    with (out / manifest.LIST).open("a") as file:
+    with (out / manifest.MANIFEST_FILE).open("a") as file:
         file.write("train/ant/000.jpg\thalf a li")  # and what a power cut leaves of a line
     run(source, out)
     made = tree(out)
-    assert {k: v for k, v in made.items() if k != manifest.LIST} == {
-        k: v for k, v in expected.items() if k != manifest.LIST
+    assert {k: v for k, v in made.items() if k != manifest.MANIFEST_FILE} == {
+        k: v for k, v in expected.items() if k != manifest.MANIFEST_FILE
     }
-    listed = manifest.listed(out)
+    listed = manifest.read_manifest(out)
     assert len(listed) == 600  # the line after the half one is whole
     for entry in listed.values():
         assert hashlib.sha256(made[entry.written]).hexdigest() == entry.checksum
@@ -167,7 +168,7 @@ def test_a_space_says_its_largest_size():
 def test_a_full_disk_is_one_sentence_and_the_same_command_ends_it(tmp_path):
     source, out, plain = write(tmp_path / "a"), tmp_path / "b", tmp_path / "c"
     run(source, plain)
-    sizes = [e.bytes for e in manifest.listed(plain).values()]
+    sizes = [e.bytes for e in manifest.read_manifest(plain).values()]
     with (
         room_for((min(sizes) + max(sizes)) // 2),
         pytest.raises(InputError, match=r"--out .*/b: .*File too large"),
@@ -184,7 +185,7 @@ def test_a_full_disk_is_one_sentence_and_the_same_command_ends_it(tmp_path):
 def test_a_damaged_list_is_made_again(left, tmp_path, capsys):
     source, out = write(tmp_path / "a"), tmp_path / "b"
     run(source, out)
-    (out / manifest.LIST).write_bytes(left)
+    (out / manifest.MANIFEST_FILE).write_bytes(left)
     capsys.readouterr()
     run(source, out)
     assert encoded(capsys) == (16, 16)
@@ -196,7 +197,7 @@ def test_a_damaged_list_is_made_again(left, tmp_path, capsys):
 def test_a_damaged_state_is_one_sentence(left, tmp_path):
     source, out = write(tmp_path / "a", 1), tmp_path / "b"
     run(source, out)
-    (out / convert.STATE).write_text(left)
+    (out / prepared_folder.STATE_FILE).write_text(left)
     for act in (lambda: run(source, out), lambda: datasets.load_dataset("folder", str(out))):
         with pytest.raises(InputError, match=r"/b/prepared\.json\b"):
             act()
@@ -204,9 +205,11 @@ def test_a_damaged_state_is_one_sentence(left, tmp_path):
 
 def test_a_source_that_vanishes_is_left_out_and_looked_for_again(tmp_path, monkeypatch, capsys):
     source, out = write(tmp_path / "a", 1), tmp_path / "b"
-    there = list(convert.sources(source))
+    there = list(prepare_images.find_loose_images(source))
     monkeypatch.setattr(
-        convert, "sources", lambda _, parts: [x for x in [*there, "train/ant/gone.jpg"] if x.startswith(tuple(parts))]
+        prepare_images,
+        "find_loose_images",
+        lambda _, parts: [x for x in [*there, "train/ant/gone.jpg"] if x.startswith(tuple(parts))],
     )
     for now in (5, 1):
         run(source, out)
@@ -242,6 +245,33 @@ def test_a_worker_that_is_killed_is_one_sentence(tmp_path):
     last = process.stderr.read().splitlines()[-1]
     assert last.startswith("failed: ")
     assert "killed" in last
+
+
+def test_encoders_end_when_the_command_is_killed(tmp_path):
+    source, out = write(tmp_path / "a", n=150), tmp_path / "b"
+    command = [sys.executable, "-m", "mixtune.prepare", "--data", str(source), "--out", str(out), "--size", "32"]
+    process = subprocess.Popen([*command, "--workers", "2"], cwd=ROOT, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while not list(out.rglob("*.jpg")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert len(members_of(process.pid)) >= 3
+    os.kill(process.pid, signal.SIGKILL)  # of the command alone: it cannot end its encoders
+    process.wait()
+    deadline = time.monotonic() + 60
+    while (left := members_of(process.pid)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert left == []
+
+
+def members_of(session):
+    """The processes of a session that still run."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, _, its_session = stat.read_text().rpartition(")")[2].split()[:4]
+            if int(its_session) == session and state != "Z":
+                found.append(int(stat.parent.name))
+    return found
 
 
 def test_sizes_beyond_those_it_was_prepared_for_are_refused(tmp_path):

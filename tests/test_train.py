@@ -123,17 +123,17 @@ def test_another_number_of_ranks_than_the_trials_is_said(regime_file, capsys):
 
 
 def test_a_regime_of_a_study_with_folds_gives_the_studys_score_on_all_of_them(tmp_path, tiny, capsys):
-    from mixtune.execution.trial import trial_results
-    from mixtune.execution.work import candidate_of, handed_over
+    from mixtune.execution.trial import TrialSpec, trial_reports
+    from mixtune.execution.trial_config import make_candidate, trial_config
     from mixtune.runtime.process_group import SINGLE_PROCESS
     from mixtune.search.final import Repeat
     from mixtune.study.repeats import whole
 
     space = whole(parse(tiny | {"folds": 2, "score": {"measure": "mean"}}, Space, "f"), "leaders")
     noted = {"published": "multiscale", "repeat": vars(Repeat(1, 0, "leaders"))}
-    trial = candidate_of(space, 1, space.published_params("multiscale", 4), noted, tmp_path)
-    told = handed_over(space, trial, space.training(1), tmp_path / "0000.pt")
-    *_, last = trial_results(SINGLE_PROCESS, told)
+    trial = make_candidate(space, 1, space.published_params("multiscale", 4), noted, tmp_path)
+    config = trial_config(space, trial, space.training(1), tmp_path / "0000.pt")
+    *_, last = trial_reports(SINGLE_PROCESS, TrialSpec.from_config(config))
     train.main(["--regime", str(trial.folder / "regime.yaml"), "--out", str(tmp_path / "out")])
     text = capsys.readouterr().out
     first, second, mean = scores(text)

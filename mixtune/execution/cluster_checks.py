@@ -22,13 +22,13 @@ from mixtune.errors import InputError
 from mixtune.files import replace_file
 from mixtune.search.space import Space
 
-PATIENCE = 120.0  # seconds for a machine to answer: it starts a process
-ENTRIES = 1000  # of a folder that are looked for
-SPREADS = 10.0  # seconds for a new file to be seen on storage over a network
+ANSWER_TIMEOUT = 120.0  # seconds for a machine to answer: it starts a process
+MAX_ENTRIES = 1000  # of a folder that are looked for
+FILE_VISIBLE_TIMEOUT = 10.0  # seconds for a new file to be seen on storage over a network
 log = logging.getLogger("mixtune")
 
 
-def named(space: Space) -> dict[str, str]:
+def named_paths(space: Space) -> dict[str, str]:
     """The files and folders that trials read, by the key that names them."""
     distill = space.recipe.distill
     found = {"task.weights": space.task.weights, "recipe.distill.weights": distill.weights if distill else None}
@@ -37,7 +37,7 @@ def named(space: Space) -> dict[str, str]:
     return {key: path for key, path in found.items() if path not in (None, "pretrained")}  # type: ignore[misc]
 
 
-def contents(path: str) -> list[str]:
+def list_contents(path: str) -> list[str]:
     """The path itself, and what lies in a folder and in the folders in it (an image folder's classes), at most."""
     first = _entries(path)
     return [path, *first, *itertools.chain.from_iterable(map(_entries, first))]
@@ -48,10 +48,10 @@ def _entries(path: str) -> list[str]:
         return []
     with os.scandir(path) as there:
         found = (e.path for e in there if not e.name.startswith((".", "lost+found")))
-        return sorted(itertools.islice(found, ENTRIES))
+        return sorted(itertools.islice(found, MAX_ENTRIES))
 
 
-def check(folder: Path, paths: Mapping[str, str]) -> None:
+def check_machines(folder: Path, paths: Mapping[str, str]) -> None:
     """Ask every machine that may run trials. Ray must be connected.
 
     Raises InputError naming the first machine that does not see the study's ``folder``, cannot write there, lacks one
@@ -59,16 +59,16 @@ def check(folder: Path, paths: Mapping[str, str]) -> None:
     """
     mark = folder / f".seen-{uuid4().hex}"
     replace_file(mark, b"")
-    wanted = {key: contents(path) for key, path in paths.items()}
+    wanted = {key: list_contents(path) for key, path in paths.items()}
     try:
         asked = []
         for node in ray.nodes():
             if node["Alive"] and node["Resources"].get("CPU"):
                 there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
                 name = f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
-                ask = ray.remote(num_cpus=0, max_retries=0)(lacking).options(scheduling_strategy=there)
+                ask = ray.remote(num_cpus=0, max_retries=0)(missing_on_machine).options(scheduling_strategy=there)
                 asked.append((name, ask.remote(str(mark), wanted)))
-        until = time.monotonic() + PATIENCE
+        until = time.monotonic() + ANSWER_TIMEOUT
         for name, answer in asked:
             _judge(name, answer, max(0.1, until - time.monotonic()))
     finally:
@@ -76,7 +76,7 @@ def check(folder: Path, paths: Mapping[str, str]) -> None:
             mark.unlink()
 
 
-def admitted(address: str) -> None:
+def check_token(address: str) -> None:
     """Start an actor, and end it. Ray must be connected.
 
     Raises InputError where it is not let live: a process that uses a token does not hear a cluster that takes none, and
@@ -89,7 +89,7 @@ def admitted(address: str) -> None:
 
     probe = ray.remote(num_cpus=0)(Probe).remote()
     try:
-        ray.get(probe.ready.remote(), timeout=PATIENCE)
+        ray.get(probe.ready.remote(), timeout=ANSWER_TIMEOUT)
     except ray.exceptions.RayActorError as err:
         said = str(err).strip().splitlines()[-1]
         mode = "disabled" if os.environ.get("RAY_AUTH_MODE") == "token" else "token"
@@ -98,7 +98,9 @@ def admitted(address: str) -> None:
             f"{'no' if mode == 'disabled' else 'a'} token, set RAY_AUTH_MODE={mode}"
         ) from None
     except ray.exceptions.GetTimeoutError:
-        log.warning("--address %s: no process could be started in %g s; the cluster may be busy", address, PATIENCE)
+        log.warning(
+            "--address %s: no process could be started in %g s; the cluster may be busy", address, ANSWER_TIMEOUT
+        )
     finally:
         ray.kill(probe)
 
@@ -119,13 +121,13 @@ def _judge(machine: str, answer: ray.ObjectRef, seconds: float) -> None:
         raise InputError(f"{key}: machine {machine} {what}")
 
 
-def lacking(mark: str, wanted: Mapping[str, Sequence[str]]) -> tuple[str, str] | None:
+def missing_on_machine(mark: str, wanted: Mapping[str, Sequence[str]]) -> tuple[str, str] | None:
     """On a machine: which setting names something that it does not see, and what is wrong; None for nothing.
 
     wanted: ``contents`` of what each setting names; a mount point without its storage is an empty folder.
     """
     folder = Path(mark).parent
-    until = time.monotonic() + SPREADS
+    until = time.monotonic() + FILE_VISIBLE_TIMEOUT
     while not Path(mark).exists():
         if time.monotonic() > until:
             what = "does not see this folder (or another one under that path); name one that every machine mounts"

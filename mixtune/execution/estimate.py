@@ -63,7 +63,7 @@ def ready(
         costs = ray_tune.call(step_benchmark.step_costs, slots, training, space.shapes(), path, again)
         training = replace(training, costs=costs)
     gpus = int(ray_tune.cluster()[1]) if slots.gpus else 0
-    slots, said = worker.packed(space, training, slots, gpus, again)
+    slots, said = worker.plan_packing(space, training, slots, gpus, again)
     if said:
         write(said)
     path = kept / MEASURED
@@ -86,7 +86,7 @@ def slots_of(space: Space, places: StudyPaths) -> Concurrency:
     """What a trial takes of this machine, or of the cluster, which is joined. Raises InputError when none fits."""
     if places.address is not None:
         ray_tune.connect(places.address, 0, 0)
-        cluster_checks.admitted(places.address)
+        cluster_checks.check_token(places.address)
     return _fitted(space, places)
 
 
@@ -120,7 +120,7 @@ def ahead(stages: Sequence[Stage], write: Callable[[str], None], again: bool = F
         for stage, slot in zip(stages, slots, strict=True):
             with tempfile.TemporaryDirectory() if dry else locked(stage.places.folder) as scratch:
                 if stage.places.address is not None and not dry:
-                    cluster_checks.check(stage.places.folder, cluster_checks.named(stage.space))
+                    cluster_checks.check_machines(stage.places.folder, cluster_checks.named_paths(stage.space))
                 if stage.title:
                     write(stage.title)
                 space, kept = stage.space, Path(scratch) if scratch else None

@@ -26,12 +26,12 @@ from mixtune.profiling.concurrency import Concurrency
 from mixtune.regime import published
 from mixtune.search.space import Space
 from mixtune.tasks.registry import task_class
-from mixtune.training.packing import Pack
+from mixtune.training.packing import TrialPack
 from mixtune.training.run import TrainingConfig
 
-NAME = "mixtune-host"  # what the names of all hosts begin with
-RETRIES = 3  # of a trial whose host dies again and again before its next report
-PATIENCE = 120.0  # seconds for a host to start: it imports torch and may have to wait for its GPU
+WORKER_NAME = "mixtune-host"  # what the names of all hosts begin with
+MAX_WORKER_DEATHS = 3  # of a trial whose host dies again and again before its next report
+WORKER_START_TIMEOUT = 120.0  # seconds for a host to start: it imports torch and may have to wait for its GPU
 
 
 class Worker:
@@ -41,14 +41,14 @@ class Worker:
         from mixtune.runtime.device import pick_device
 
         self._device, self._room = pick_device(device), room
-        self._pack: Pack[dict[str, Any]] = Pack(self._device)
+        self._pack: TrialPack[dict[str, Any]] = TrialPack(self._device)
 
     def start(self, trial: str, config: dict[str, Any]) -> bool:
         """Begin or resume a trial; False when there is no room for another."""
         self._pack.drop(trial)
         if len(self._pack) >= self._room:
             return False
-        self._pack.start(trial, lambda turn, report: ray_tune.carry_out(config, report, turn))
+        self._pack.start(trial, lambda pause, report: ray_tune.train_and_report(config, report, pause))
         return True
 
     def next(self, trial: str) -> dict[str, Any] | None:
@@ -73,13 +73,13 @@ class Worker:
         import torch
 
         try:
-            with self._pack.still():
+            with self._pack.paused():
                 torch.cuda.synchronize()
         except RuntimeError:
             os._exit(1)
 
 
-def packed(
+def plan_packing(
     space: Space, training: TrainingConfig, slots: Concurrency, gpus: int, again: bool = False
 ) -> tuple[Concurrency, str]:
     """How many trials share a GPU, as the space says or as measured on one, and a sentence about it.
@@ -105,9 +105,9 @@ def packed(
 
 
 @contextlib.contextmanager
-def hosts(slots: Concurrency, device: str, gpus: int) -> Iterator[list[str]]:
+def start_workers(slots: Concurrency, device: str, gpus: int) -> Iterator[list[str]]:
     """One host per GPU, or a single one on a CPU. Gives their names; they end with the block."""
-    names = [f"{NAME}-{uuid4().hex}" for _ in range(max(1, gpus))]
+    names = [f"{WORKER_NAME}-{uuid4().hex}" for _ in range(max(1, gpus))]
     options: dict[str, Any] = {
         "num_cpus": 0,
         "num_gpus": 1 if gpus else 0,
@@ -123,7 +123,7 @@ def hosts(slots: Concurrency, device: str, gpus: int) -> Iterator[list[str]]:
                 ray.kill(a)
 
 
-def run_hosted(config: dict[str, Any], names: Sequence[str]) -> None:
+def run_packed_trial(config: dict[str, Any], names: Sequence[str]) -> None:
     """What a Ray Tune worker runs: get a trial's reports from a host and pass them on."""
     trial, number, deaths, host = config["folder"], 0, 0, None
     try:
@@ -138,7 +138,7 @@ def run_hosted(config: dict[str, Any], names: Sequence[str]) -> None:
                 return
             except RayActorError:
                 deaths += 1
-                if deaths > RETRIES:
+                if deaths > MAX_WORKER_DEATHS:
                     said = f"the process that trained it and others died {deaths} times in a row"
                     tune.report({"failed": said, "cause": "machine"})
                     return
@@ -149,7 +149,7 @@ def run_hosted(config: dict[str, Any], names: Sequence[str]) -> None:
 
 def _begin(trial: str, config: dict[str, Any], names: Sequence[str]) -> Any:
     """A host that has taken the trial. Raises RayActorError when none answers."""
-    until = time.monotonic() + PATIENCE
+    until = time.monotonic() + WORKER_START_TIMEOUT
     while True:
         for name in names:
             with contextlib.suppress(RayActorError, ValueError):
@@ -161,13 +161,13 @@ def _begin(trial: str, config: dict[str, Any], names: Sequence[str]) -> Any:
         time.sleep(0.2)
 
 
-def run(bridge: Coordinator, slots: Concurrency, folder: Path, device: str, gpus: int) -> None:
+def run_trials(coordinator: Coordinator, slots: Concurrency, folder: Path, device: str, gpus: int) -> None:
     """``tuning.run``, with the trials in hosts where several are to share a process."""
     if slots.pack == 1:
-        return ray_tune.run(bridge, slots, folder)
-    with hosts(slots, device, gpus) as names:
+        return ray_tune.run(coordinator, slots, folder)
+    with start_workers(slots, device, gpus) as names:
 
         def trial(config: dict[str, Any]) -> None:
-            run_hosted(config, names)
+            run_packed_trial(config, names)
 
-        return ray_tune.run(bridge, slots, folder, trial)
+        return ray_tune.run(coordinator, slots, folder, trial)

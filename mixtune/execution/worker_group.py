@@ -19,16 +19,16 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from mixtune.errors import InputError, TrainingError
-from mixtune.execution.trial import cause_of
+from mixtune.execution.trial import failure_cause
 from mixtune.runtime.process_group import PeerLostError, ProcessGroup
 from mixtune.runtime.rendezvous import join_group, open_store
 
 T = TypeVar("T")
-Work = Callable[..., Iterator[T]]  # (ranks, *arguments); what it yields on the first rank is what comes out
+RankFunction = Callable[..., Iterator[T]]  # (ranks, *arguments); what it yields on the first rank is what comes out
 log = logging.getLogger("mixtune")
-RESTARTS = 3  # of all ranks, in one trial, after one of them died
-ROOM = 600.0  # seconds to wait for a place for every rank (a node that was lost may come back)
-GRACE = 10.0  # seconds in which the other ranks may say why, when one has lost them
+MAX_RESTARTS = 3  # of all ranks, in one trial, after one of them died
+PLACEMENT_TIMEOUT = 600.0  # seconds to wait for a place for every rank (a node that was lost may come back)
+PEER_ERROR_TIMEOUT = 10.0  # seconds in which the other ranks may say why, when one has lost them
 
 
 class RankLostError(TrainingError):
@@ -49,7 +49,7 @@ class _Rank:
 
     def work(
         self,
-        work: Work[T],
+        work: RankFunction[T],
         arguments: tuple[Any, ...],
         group: ProcessGroup,
         host: str,
@@ -70,12 +70,12 @@ class _Crew:
     def __init__(self, group: PlacementGroup, count: int) -> None:
         kind = ray.remote(_Rank)
         self.actors = []
-        for i, bundle in enumerate(group.bundle_specs[:count]):
+        for i, resource_bundle in enumerate(group.bundle_specs[:count]):
             place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=i)
-            cpus, gpus = bundle.get("CPU", 0), bundle.get("GPU", 0)
+            cpus, gpus = resource_bundle.get("CPU", 0), resource_bundle.get("GPU", 0)
             self.actors.append(kind.options(num_cpus=cpus, num_gpus=gpus, scheduling_strategy=place).remote())
 
-    def results(self, work: Work[T], teams: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, T]]:
+    def results(self, work: RankFunction[T], teams: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, T]]:
         """Do the work by teams of equal size, each with its arguments: (team, what its first rank yields), as it comes.
 
         Raises RankLostError, or what a rank raised.
@@ -106,7 +106,7 @@ class _Crew:
 
 
 def _started(
-    actors: Sequence[Any], places: Sequence[tuple[str, str]], work: Work[T], arguments: tuple[Any, ...]
+    actors: Sequence[Any], places: Sequence[tuple[str, str]], work: RankFunction[T], arguments: tuple[Any, ...]
 ) -> Iterator[Any]:
     """Have a team begin; the stream of each of its ranks."""
     nodes = [node for node, _ in places]
@@ -116,16 +116,18 @@ def _started(
     for rank, actor in enumerate(actors):
         local = [r for r, node in enumerate(nodes) if node == nodes[rank]]
         address = places[rank][1] if len(set(nodes)) > 1 else host
-        call = actor.work.options(num_returns="streaming")
+        call_on_group = actor.work.options(num_returns="streaming")
         group = ProcessGroup(rank, len(actors), len(local), rank == local[0])
-        yield call.remote(work, arguments, group, host, port, address)
+        yield call_on_group.remote(work, arguments, group, host, port, address)
 
 
 def _answers(calls: list[Any]) -> list[Any]:
     try:
-        found: list[Any] = ray.get(calls, timeout=ROOM)
+        found: list[Any] = ray.get(calls, timeout=PLACEMENT_TIMEOUT)
     except ray.exceptions.GetTimeoutError:
-        raise TrainingError(f"the cluster had no room for {len(calls)} ranks for {ROOM / 60:g} minutes") from None
+        raise TrainingError(
+            f"the cluster had no room for {len(calls)} ranks for {PLACEMENT_TIMEOUT / 60:g} minutes"
+        ) from None
     except ray.exceptions.RayError as err:
         raise _cause([err]) from None
     return found
@@ -133,7 +135,7 @@ def _answers(calls: list[Any]) -> list[Any]:
 
 def _errors(streams: list[Any]) -> Iterator[Exception]:
     """What the other ranks say about a failure, if they do so soon."""
-    ready, _ = ray.wait(streams, num_returns=len(streams), timeout=GRACE) if streams else ([], [])
+    ready, _ = ray.wait(streams, num_returns=len(streams), timeout=PEER_ERROR_TIMEOUT) if streams else ([], [])
     for stream in ready:
         with contextlib.suppress(StopIteration):
             try:
@@ -152,7 +154,7 @@ def _cause(errors: list[Exception]) -> Exception:
     A rank whose device, or another part of its machine, was lost counts as dead.
     """
     own = [_own(err) for err in errors]
-    said = [err for err in own if isinstance(err, (InputError, TrainingError)) and cause_of(err) != "machine"]
+    said = [err for err in own if isinstance(err, (InputError, TrainingError)) and failure_cause(err) != "machine"]
     if said:
         return said[0]
     dead = [e for e in own if isinstance(e, ray.exceptions.RayError) and not isinstance(e, ray.exceptions.RayTaskError)]
@@ -160,7 +162,7 @@ def _cause(errors: list[Exception]) -> Exception:
         return RankLostError(f"a rank died ({_first_line(dead[0])})")
     for err in own:
         if not isinstance(err, PeerLostError):
-            lost = cause_of(err) == "machine"
+            lost = failure_cause(err) == "machine"
             return RankLostError(f"a rank lost what it needs ({_first_line(err)})") if lost else err
     return RankLostError(str(own[0]))
 
@@ -169,18 +171,18 @@ def _first_line(err: Exception) -> str:
     return (str(err).strip() or type(err).__name__).splitlines()[0]
 
 
-def results(work: Work[T], group: PlacementGroup, *arguments: Any) -> Iterator[T]:
+def group_results(work: RankFunction[T], group: PlacementGroup, *arguments: Any) -> Iterator[T]:
     """What ``work(group, *arguments)`` yields on the first of the ranks in ``group``, one per bundle.
 
     Raises what ``together`` raises.
     """
-    with contextlib.closing(together(work, group, [arguments], len(group.bundle_specs))) as found:
+    with contextlib.closing(parallel_results(work, group, [arguments], len(group.bundle_specs))) as found:
         for _, result in found:
             yield result
 
 
-def together(
-    work: Work[T], group: PlacementGroup, teams: Sequence[tuple[Any, ...]], workers: int
+def parallel_results(
+    work: RankFunction[T], group: PlacementGroup, teams: Sequence[tuple[Any, ...]], workers: int
 ) -> Generator[tuple[int, T], None, None]:
     """The same of several teams at once, ``workers`` ranks each, with their arguments: (team, what it yields).
 
@@ -199,28 +201,28 @@ def together(
                     yield team, result
             return
         except RankLostError as err:
-            if attempt == RESTARTS:
-                raise PeerLostError(f"ranks died {RESTARTS + 1} times; the last time: {err}") from None
+            if attempt == MAX_RESTARTS:
+                raise PeerLostError(f"ranks died {MAX_RESTARTS + 1} times; the last time: {err}") from None
             log.warning("%s; all ranks start again from the trial's checkpoints", err)
         finally:
             crew.dismiss()
 
 
-def own_group() -> PlacementGroup:
+def current_group() -> PlacementGroup:
     """The placement group of the trial whose worker calls this."""
     return ray.util.get_current_placement_group()
 
 
-def call(work: Work[T], workers: int, cpus: int, gpus: float, *arguments: Any) -> T:
+def call_on_group(work: RankFunction[T], workers: int, cpus: int, gpus: float, *arguments: Any) -> T:
     """The only result of work on ``workers`` ranks with these resources each. Raises what a rank raises."""
-    group = placement_group([bundle(cpus, gpus)] * workers)
+    group = placement_group([resource_bundle(cpus, gpus)] * workers)
     try:
-        (result,) = results(work, group, *arguments)
+        (result,) = group_results(work, group, *arguments)
         return result
     finally:
         remove_placement_group(group)
 
 
-def bundle(cpus: int, gpus: float) -> dict[str, float]:
+def resource_bundle(cpus: int, gpus: float) -> dict[str, float]:
     """What one rank takes, as Ray writes it."""
     return {"CPU": float(cpus), **({"GPU": gpus} if gpus else {})}

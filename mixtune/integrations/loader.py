@@ -1,4 +1,4 @@
-"""A regime in anybody's own training loop: a batch sampler, the views it asks for, and the loader made of both.
+"""A regime in a user's own training loop: a batch sampler, the views it asks for, and the loader made of both.
 
     regime, _ = load_regime("best.yaml")
     schedule = Schedule.build(regime, Budget(epochs=90), len(dataset), seed=0)
@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from mixtune.data import augment as views
-from mixtune.data import reader_pool
+from mixtune.data import augment
 from mixtune.data.file_issues import FileIssues
 from mixtune.data.normalise import Normalise
 from mixtune.data.sources import Files
@@ -105,29 +104,25 @@ class FolderBatches(Sized):
         shard.check(schedule.shapes)
         self.files, self.schedule, self.seed, self.start = files, schedule, seed, start
         self.shard, self.workers = shard, workers
-        self.notes = FileIssues()  # on the files read so far: which cannot be, which were converted
+        self.issues = FileIssues()  # of the files read so far
 
     def __len__(self) -> int:
         return len(self.schedule) - self.start
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        readers = reader_pool.take(self.workers)
-        between_0_and_1, augment = Normalise((0, 0, 0), (1, 1, 1), views.CPU), views.Augment()
-        try:
-            for pixels, labels in views.file_batches(
-                self.files,
-                self.schedule,
-                augment,
-                True,
-                self.seed,
-                self.start,
-                readers,
-                shard=self.shard,
-                notes=self.notes,
-            ):
-                yield between_0_and_1(pixels), labels
-        finally:
-            reader_pool.release(readers)
+        to_unit_range, random_crops = Normalise((0, 0, 0), (1, 1, 1), augment.CPU), augment.Augment()
+        for pixels, labels in augment.file_batches(
+            self.files,
+            self.schedule,
+            random_crops,
+            True,
+            self.seed,
+            self.start,
+            self.workers,
+            shard=self.shard,
+            issues=self.issues,
+        ):
+            yield to_unit_range(pixels), labels
 
 
 def mixed_loader(

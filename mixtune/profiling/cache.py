@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mixtune.errors import InputError
 from mixtune.files import digest, replace_file
-from mixtune.runtime.environment import environment
+from mixtune.runtime.environment import describe_environment
 
 log = logging.getLogger(__name__)
 # Of what a step runs through; the last three decode and crop the images.
@@ -30,7 +30,7 @@ def folder() -> Path | None:
 def place(kind: str, *what: object) -> Path | None:
     """The file of one ``kind`` for ``what``, on this machine with its hardware, system and versions as they are."""
     root = folder()
-    name = digest(platform.node(), environment(PACKAGES), *what)
+    name = digest(platform.node(), describe_environment(PACKAGES), *what)
     return root / kind / f"{name}.yaml" if root else None
 
 

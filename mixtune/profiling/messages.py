@@ -11,7 +11,7 @@ from mixtune.profiling.forecast import Plan
 from mixtune.profiling.resource_profile import Footprint
 from mixtune.search.space import Space
 from mixtune.training.run import TrainingConfig
-from mixtune.training.torch_compile import should_pay
+from mixtune.training.torch_compile import compiling_pays
 
 SPREAD = 0.1  # from which on different costs of equal steps are told
 
@@ -66,7 +66,7 @@ def uncompiled(training: TrainingConfig, device: str, plan: Plan) -> str:
     captured = workers == 1 and training.task.in_memory
     synced = workers > 1 and training.recipe.sync_bn
     stepping = 3600 * plan.longest * plan.stepping * plan.slots.gain / plan.slots.pack
-    if device != "cuda" or captured or synced or not should_pay(stepping):
+    if device != "cuda" or captured or synced or not compiling_pays(stepping):
         return ""
     return "of steps issued one by one; trials as long as these compile theirs where it pays, and take less"
 

@@ -17,9 +17,9 @@ from mixtune.evaluation.score import Score
 from mixtune.profiling import cache, step_benchmark
 from mixtune.regime import Budget, Regime
 from mixtune.runtime.device import pick_device
-from mixtune.runtime.memory import Peak, room
+from mixtune.runtime.memory import PeakMemory, available_memory
 from mixtune.runtime.oom import is_out_of_memory
-from mixtune.training.packing import DroppedError, Pack, Turn
+from mixtune.training.packing import TrialDroppedError, TrialPack, YieldTurn
 from mixtune.training.run import Run, TrainingConfig
 
 
@@ -29,11 +29,11 @@ def together(regime: Regime, config: TrainingConfig, K: int, steps: int) -> floa
     0 where the device's memory does not hold them. The budget must have twice as many steps.
     """
     device = pick_device(config.device)
-    pack: Pack[None] = Pack(device)
+    pack: TrialPack[None] = TrialPack(device)
     done, since = [0] * K, [0] * K
     clock: list[float] = []  # when all had begun, and when they had done their steps
 
-    def work(i: int, turn: Turn, report: Callable[[None], None]) -> None:
+    def work(i: int, turn: YieldTurn, report: Callable[[None], None]) -> None:
         def on_step(step: int, views: int) -> None:
             done[i] = step
             finished = len(clock) == 1 and sum(done) - sum(since) >= K * steps
@@ -44,7 +44,7 @@ def together(regime: Regime, config: TrainingConfig, K: int, steps: int) -> floa
                 if not finished:
                     since[:] = done
             if len(clock) == 2:
-                raise DroppedError
+                raise TrialDroppedError
             turn()
 
         for _ in Run.prepare(regime, replace(config, seed=i)).reports(on_step=on_step):
@@ -85,7 +85,7 @@ class Measured:
 
     def fits(self, at_most: int, device: torch.device) -> int:
         """How many trials the device's memory holds as it is now."""
-        return max(1, min(at_most, int(0.8 * room(device) / self.one))) if self.one else at_most
+        return max(1, min(at_most, int(0.8 * available_memory(device) / self.one))) if self.one else at_most
 
     def told(self, fits: int) -> tuple[int, float, str]:
         """What follows where the memory holds so many. Raises KeyError when more fit than were tried."""
@@ -133,7 +133,7 @@ def _measure(
 
     found = Measured(0.0, {})
     if device.type == "cuda":
-        watch, before = Peak(device), torch.cuda.memory_reserved(device)
+        watch, before = PeakMemory(device), torch.cuda.memory_reserved(device)
         speed(1)
         found = Measured(max(1.0, watch.bytes() - before), {})
     fits = found.fits(at_most, device)

@@ -20,7 +20,8 @@ from mixtune.files import replace_file
 from mixtune.profiling import cache, step_benchmark
 from mixtune.regime import BatchShape
 from mixtune.runtime.device import pick_device
-from mixtune.runtime.memory import Peak, room
+from mixtune.runtime.memory import PeakMemory
+from mixtune.runtime.memory import available_memory as room
 from mixtune.runtime.oom import is_out_of_memory
 from mixtune.runtime.process_group import SINGLE_PROCESS, ProcessGroup
 from mixtune.training.run import TrainingConfig
@@ -167,7 +168,7 @@ def _measure(
     setup = time.perf_counter() - began
     network, device = stand.engine.network, stand.engine.device
     weights = sum(t.nbytes for t in (*network.parameters(), *network.buffers()))
-    there, watch = room(device), Peak(device)
+    there, watch = room(device), PeakMemory(device)
     sizes = {min(config.evaluate.sizes), max(config.evaluate.sizes)}
     judging = {S: stand.judging(S) for S in sorted(sizes)}
     bits = "bf16" if config.recipe.bf16(device.type) else "float32"
@@ -178,7 +179,7 @@ def _measure(
         # On a CPU, who takes all memory takes others with it: what cannot fit is not tried.
         if group.broadcast_flag(shape == too_large or (len(found.steps) > 1 and found.memory(shape) > there)):
             return replace(found, too_large=shape)
-        watch = Peak(device)
+        watch = PeakMemory(device)
         try:
             seconds = stand.seconds(shape)
         except Exception as err:

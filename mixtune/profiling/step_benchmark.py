@@ -17,7 +17,7 @@ from mixtune.regime import BatchShape, CostTable, Schedule
 from mixtune.runtime.device import available_cpus
 from mixtune.runtime.process_group import SINGLE_PROCESS, ProcessGroup
 from mixtune.tasks.base import make_task
-from mixtune.training.checkpoint import essence
+from mixtune.training.checkpoint import non_default_fields
 from mixtune.training.run import TrainingConfig
 from mixtune.training.step import Engine
 
@@ -38,7 +38,7 @@ def place(config: TrainingConfig) -> str:
 
 def identity(config: TrainingConfig) -> str:
     """Equal where steps and evaluations take the same memory and time."""
-    sections = [essence(part) for part in (config.task, config.recipe, config.evaluate)]
+    sections = [non_default_fields(part) for part in (config.task, config.recipe, config.evaluate)]
     return digest(place(config), torch.__version__, *sections)
 
 

@@ -21,31 +21,37 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from mixtune.errors import InputError
 from mixtune.evaluation.curve import Curve
 from mixtune.search import grid
+from mixtune.search.final import ROUNDS, Round
 from mixtune.search.optuna_factories import make_pruner, make_sampler
-from mixtune.search.outcome import TrialResult
 from mixtune.search.space import Space
 from mixtune.search.storage import Retry, close_storage, open_storage
+from mixtune.search.trial_result import TrialResult
 from mixtune.secrets import masked
 
 P = ParamSpec("P")
 T = TypeVar("T")
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 # What Optuna has no state for, and the one it gets. An infeasible point was pruned before it had any value.
-_NOTED = {"INFEASIBLE": "PRUNED", "DIVERGED": "FAIL"}
+_OPTUNA_STATES = {"INFEASIBLE": "PRUNED", "DIVERGED": "FAIL"}
 KEPT = ("published", "known", "grid", "proxy", "point", "repeat")  # what a trial that starts again takes along
 
 
-def _retried(method: Callable[Concatenate[Trials, P], T]) -> Callable[Concatenate[Trials, P], T]:
+def _retried(method: Callable[Concatenate[OptunaStudy, P], T]) -> Callable[Concatenate[OptunaStudy, P], T]:
     """Repeat a method while the storage does not answer (``Retry``); made twice, it must do what it does once."""
 
     @functools.wraps(method)
-    def call(self: Trials, /, *args: P.args, **kwargs: P.kwargs) -> T:
+    def call(self: OptunaStudy, /, *args: P.args, **kwargs: P.kwargs) -> T:
         return self._retry(method, self, *args, **kwargs)
 
     return call
 
 
-class Trials:
+def round_name(space: Space, round_: Round) -> str:
+    """Return the name of the study that holds a round after a search (see ``final``)."""
+    return f"{space.study} {round_}"
+
+
+class OptunaStudy:
     """An open study: hands out candidates, takes reports, decides on pruning and records how trials ended.
 
     Every method repeats what it does while the storage does not answer. Raises StorageAwayError when that takes longer
@@ -59,10 +65,10 @@ class Trials:
         Raises InputError when the storage cannot be opened or holds a study with this name but another space.
         """
         points = {name: space.published_params(name, stride) for name in space.published}
-        self._first = {"published": points, "known": space.known_points(stride)}
+        self._enqueued_first = {"published": points, "known": space.known_points(stride)}
         if space.sampler.name == "grid":
-            count = space.trials - len(points) - len(self._first["known"])
-            self._first["grid"] = grid.points(space.search, space.seed, count)
+            count = space.trials - len(points) - len(self._enqueued_first["known"])
+            self._enqueued_first["grid"] = grid.points(space.search, space.seed, count)
         self._proxy = proxy or {}
         self._open(url, space, space.study)
 
@@ -99,20 +105,19 @@ class Trials:
         """Enqueue what is tried first and is not there yet."""
         # Some are there where the study goes on, perhaps with more of them, or was killed while it was being made.
         trials = self._study.get_trials(deepcopy=False)
-        for kind, each in self._first.items():
-            there = {t.user_attrs.get(kind) for t in trials}
-            for name, point in each.items():
-                if name not in there:
-                    known = {"proxy": self._proxy[name]} if name in self._proxy else {}
-                    self._enqueue(point, {kind: name, **known})
+        for kind, points in self._enqueued_first.items():
+            names = {t.user_attrs.get(kind) for t in trials}
+            for name, point in points.items():
+                if name not in names:
+                    proxy = {"proxy": self._proxy[name]} if name in self._proxy else {}
+                    self._enqueue(point, {kind: name, **proxy})
 
     def _enqueue(self, point: Mapping[str, Any], attributes: Mapping[str, Any]) -> None:
         # The point again, because a kill between taking a trial and suggesting leaves one without.
         self._study.enqueue_trial(dict(point), user_attrs={**attributes, "point": dict(point)})
 
     def _check_same(self, url: str) -> None:
-        theirs = self._study.user_attrs.get("digest")
-        if theirs != self.space.digest():
+        if self._study.user_attrs.get("digest") != self.space.digest():
             raise InputError(
                 f"study {self.space.study!r} in {masked(url)} was started with another space (task, budget, recipe, "
                 "search, score, sampler, pruner or seed differ), so its scores do not compare; give this one another "
@@ -124,13 +129,13 @@ class Trials:
         close_storage(self._storage)
 
     @_retried
-    def note(self, key: str, value: str) -> None:
-        """Remember something of the study as a whole."""
+    def set_attribute(self, key: str, value: str) -> None:
+        """Record an attribute of the study as a whole."""
         self._study.set_user_attr(key, value)
 
     @_retried
-    def noted(self, key: str) -> str | None:
-        """Return what was remembered; None for nothing."""
+    def attribute(self, key: str) -> str | None:
+        """Return an attribute of the study as a whole; None where there is none."""
         return self._study.user_attrs.get(key)
 
     @_retried
@@ -148,7 +153,7 @@ class Trials:
         waiting = {t.user_attrs.get("retry_of") for t in trials if t.state is TrialState.WAITING}
         stale = [t for t in trials if t.state is TrialState.RUNNING and t.number not in self._running]
         if stale:
-            self._note_interrupted({t.number for t in stale})
+            self._add_interrupted({t.number for t in stale})
         for trial in stale:
             point = trial.user_attrs.get("point", trial.params)
             if point and trial.number not in waiting:
@@ -159,7 +164,7 @@ class Trials:
             self._study.tell(trial.number, state=TrialState.FAIL)
         return len(stale)
 
-    def _note_interrupted(self, numbers: set[int]) -> None:
+    def _add_interrupted(self, numbers: set[int]) -> None:
         self._study.set_user_attr("interrupted", sorted(self._interrupted() | numbers))
 
     def _interrupted(self) -> set[int]:
@@ -190,7 +195,7 @@ class Trials:
 
     @_retried
     def report(self, trial: Trial, number: int, score: float, last: bool) -> bool:
-        """Record the score of report ``number`` (1, 2, ...); True when the trial should be pruned.
+        """Record the score of report ``number`` (1, 2, ...); return whether the trial should be pruned.
 
         Published regimes are what the others are compared with, so they run to the end where no final trains them
         again. The last report is never pruned: the whole budget is spent by then. Optuna takes no reports where there
@@ -213,22 +218,21 @@ class Trials:
                 trial.set_user_attr("reason", masked(reason[:1000]))
             if curve is not None:
                 trial.set_user_attr("curve", json.dumps(curve.rows()))
-            if state in _NOTED:
+            if state in _OPTUNA_STATES:
                 trial.set_user_attr(state.lower(), "yes")
-            self._tell(trial, _NOTED.get(state, state), score, curve)
+            self._tell(trial, _OPTUNA_STATES.get(state, state), score, curve)
         self._running.discard(trial.number)
 
     def _tell(self, trial: Trial, state: str, score: float | None, curve: Curve | None) -> None:
         values = self.space.values(curve) if curve is not None and self.space.several else [score or 0.0]
         if state == "COMPLETE" and not all(map(math.isfinite, [math.nan if score is None else score, *values])):
             state = "FAIL"
-        final = values if state == "COMPLETE" else None
-        self._study.tell(trial, final, state=TrialState[state], skip_if_finished=True)
+        self._study.tell(trial, values if state == "COMPLETE" else None, state=TrialState[state], skip_if_finished=True)
 
     @_retried
     def discard(self, trial: Trial) -> None:
         """Close a trial that nobody is to run; it does not count."""
-        self._note_interrupted({trial.number})
+        self._add_interrupted({trial.number})
         self._study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
         self._running.discard(trial.number)
 
@@ -243,6 +247,23 @@ class Trials:
         return self._study.get_trials(deepcopy=False, states=FINISHED)
 
     @_retried
+    def running(self) -> frozenset[int]:
+        """Return the numbers of the trials that have begun and not ended."""
+        trials = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        return frozenset(t.number for t in trials)
+
+    @_retried
+    def repeats(self) -> list[TrialResult]:
+        """Return what the rounds after this search have trained to the end, from their studies in the same storage."""
+        results: list[TrialResult] = []
+        names = {s.study_name for s in self._storage.get_all_studies()}
+        for name in names & {round_name(self.space, round_) for round_ in ROUNDS}:
+            study = optuna.load_study(study_name=name, storage=self._storage)
+            complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+            results += [TrialResult.of(t, 0, self.space.task.metrics) for t in complete]
+        return results
+
+    @_retried
     def infeasible(self) -> dict[int, str]:
         """Return the candidates that could not meet the budget, with the reason: they were not trained and do not
         count.
@@ -255,7 +276,7 @@ class Trials:
         return sorted(t.number for t in self._study.best_trials)
 
     @_retried
-    def spread(self) -> list[int]:
+    def diverse_front(self) -> list[int]:
         """Return the same, the ends of the front first, then the least crowded ones (NSGA-II)."""
         front = sorted(self._study.best_trials, key=lambda t: t.number)
         _crowding_distance_sort(front)

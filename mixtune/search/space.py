@@ -23,7 +23,7 @@ from mixtune.search.final import Final
 from mixtune.search.resources import Resources
 from mixtune.search.timeouts import Timeouts
 from mixtune.tasks.config import TaskConfig
-from mixtune.training.checkpoint import essence
+from mixtune.training.checkpoint import non_default_fields
 from mixtune.training.run import Evaluation, TrainingConfig
 
 _FORBID = {"extra": "forbid"}
@@ -197,11 +197,11 @@ class Space:
         pruner = None if self.pruner == Named("halving") else self.pruner
         plain = replace(self, pruner=pruner, trials=1, resources=resources, known=(), limits=Timeouts(), device="auto")
         plain = replace(plain, final=None, proxy={})
-        data = essence(plain)
+        data = non_default_fields(plain)
         for key in ("data", "workers"):
             data["task"].pop(key, None)
         # Studies that were begun when truncate was the default stay what they are.
-        fidelity = essence(self.fidelity) | {"kind": self.fidelity.kind}
+        fidelity = non_default_fields(self.fidelity) | {"kind": self.fidelity.kind}
         data["fidelity"] = {k: v for k, v in fidelity.items() if v != "truncate"}
         if not data["fidelity"]:
             del data["fidelity"]

@@ -8,12 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mixtune.data.file_issues import IMAGES
+from mixtune.data.file_issues import ISSUES_FILE
 from mixtune.evaluation.curve import Curve
 from mixtune.regime import Regime
 from mixtune.search.callbacks import Candidate, State
-from mixtune.search.outcome import TrialResult
 from mixtune.search.space import Space
+from mixtune.search.trial_result import TrialResult
 from mixtune.study.statistics import mean_sd
 
 
@@ -64,7 +64,8 @@ class Console:
     def findings(self) -> str:
         """What was odd about the data that trials read, in one line; empty for nothing."""
         said = ", ".join(f"{n} {kind}" for kind, n in sorted(self._findings.items()))
-        return f"images that are not plain photographs: {said}; named in {self._listed[1] / IMAGES}" if said else ""
+        named = f"named in {self._listed[1] / ISSUES_FILE}"
+        return f"images that are not plain photographs: {said}; {named}" if said else ""
 
     def _line(self, trial: Candidate, done: str, score: float | None) -> None:
         seconds = int(time.monotonic() - self._began)

@@ -6,12 +6,11 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from mixtune.execution.work import candidate_of
 from mixtune.search.callbacks import Callbacks
 from mixtune.search.final import Repeat, Round, seeds_of
-from mixtune.search.outcome import TrialResult
 from mixtune.search.paths import StudyPaths
 from mixtune.search.space import Space
+from mixtune.search.trial_result import TrialResult
 from mixtune.study.console import RoundConsole, spread
 from mixtune.study.leaders import finalists, leaders
 from mixtune.study.repeats import Repeats
@@ -99,7 +98,7 @@ def run_final(
     """
     if space.final is None:
         return None
-    front = study.trials.spread() if space.several else ()
+    front = study.trials.diverse_front() if space.several else ()
     led, how = leaders(study.trials.outcomes(), space.final.leaders, front)
     if not led:
         return None
@@ -131,10 +130,6 @@ def _round(
         return {}, []
     with opened_round(study, Repeats(places.storage_url, space, round_, wanted)) as mine:
         assert isinstance(mine.trials, Repeats)
-        for o in mine.trials.results().values():  # what a kill kept from MLflow
-            if o.state == "COMPLETE" and o.score is not None and o.curve is not None:
-                noted = {"published": o.published, "repeat": vars(o.repeat)}
-                study.tracker.repeated(candidate_of(space, o.number, o.params, noted, folder), o.score, o.curve)
         for repeat, reason in mine.trials.failed_before.items():
             write(f"{round_}: #{repeat.of} with seed {repeat.seed} failed ({reason}) and starts again")
         if left := mine.trials.remaining():

@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mixtune.config import load_config, merged, parse, to_plain
+from mixtune.config import deep_merge, load_config, parse, to_plain
 from mixtune.errors import InputError
 from mixtune.search.fidelity import Fidelity
-from mixtune.search.optuna_study import Trials
-from mixtune.search.outcome import TrialResult
+from mixtune.search.optuna_study import OptunaStudy
 from mixtune.search.paths import StudyPaths
 from mixtune.search.space import Named, Space
 from mixtune.search.storage import holds_study
+from mixtune.search.trial_result import TrialResult
 from mixtune.study.statistics import rank_correlation
 from mixtune.tasks.registry import task_class
 
@@ -31,7 +31,7 @@ def on_proxy(space: Space, source: str) -> Space:
             f"{source}: has no proxy section; say there what is cheaper, e.g. proxy: {{budget: {{epochs: 5}}}}"
         )
     # What follows a search follows the one on the whole task.
-    cheaper = merged(to_plain(replace(space, proxy={}, final=None)), space.proxy)
+    cheaper = deep_merge(to_plain(replace(space, proxy={}, final=None)), space.proxy)
     return parse({**cheaper, "study": f"{space.study}-proxy"}, Space, f"{source}: proxy")
 
 
@@ -50,7 +50,7 @@ def carried(space: Space, folder: Path, top: int, storage: str | None = None) ->
     url = own if storage is None or holds_study(own, proxy.study) else storage
     if not holds_study(url, proxy.study):
         raise InputError(f"--from {folder}: study {proxy.study!r} is not there; name its database with --storage")
-    trials = Trials(url, proxy, task_class(proxy.task.kind).stride(proxy.task))
+    trials = OptunaStudy(url, proxy, task_class(proxy.task.kind).stride(proxy.task))
     try:
         complete = [o for o in trials.outcomes() if o.state == "COMPLETE" and o.score is not None]
     finally:

@@ -16,10 +16,10 @@ from mixtune.regime import Regime
 from mixtune.regime.files import save_regime
 from mixtune.search.callbacks import Callbacks
 from mixtune.search.optuna_factories import check_named
-from mixtune.search.optuna_study import Trials
-from mixtune.search.outcome import TrialResult
+from mixtune.search.optuna_study import OptunaStudy
 from mixtune.search.paths import StudyPaths, locked, save
 from mixtune.search.space import Space
+from mixtune.search.trial_result import TrialResult
 from mixtune.study import proxy as carry
 from mixtune.study import rank_correlation
 from mixtune.study.console import Console, pareto_table, results_table
@@ -27,6 +27,7 @@ from mixtune.study.final_evaluation import FinalResult, run_final
 from mixtune.study.run_trials import TrialRunner
 from mixtune.study.stores import OpenStudy, begun, opened
 from mixtune.tracking import mlflow_reader
+from mixtune.tracking.resync import note_summary
 
 log = logging.getLogger("mixtune")
 
@@ -129,13 +130,11 @@ def _close(
     agreed = carry.agreement(outcomes)
     ranks = rank_correlation.agreements(space, outcomes)
     told = {"mixtune.rank_correlation": rank_correlation.sentence(ranks)} if ranks else {}
-    tracker.summarise(summary, told | (agreed.tags if agreed else {}), rank_correlation.metrics(ranks))
-    if best is not None and tracker.flush():  # figures are drawn from what MLflow holds
-        artifacts += draw(places.tracking_uri, space.study, places.folder / "figures")
-    try:
+    note_summary(trials, summary, told | (agreed.tags if agreed else {}), rank_correlation.metrics(ranks))
+    if tracker.resync():
+        if best is not None:  # figures are drawn from what MLflow holds
+            artifacts += draw(places.tracking_uri, space.study, places.folder / "figures")
         tracker.finish("KILLED" if remaining or interrupted else "FINISHED", artifacts)
-    except Exception as err:
-        log.warning("MLflow could not be brought up to date: %s", str(err).split("\n")[0])
     took = estimate.compared(places.folder, trials.hours()) if not remaining else ""
     here, refused = tracker.experiment, trials.infeasible()
     return StudyResult(outcomes, best, interrupted, remaining, here, best_file, refused, took, proof, pareto)
@@ -173,7 +172,7 @@ def table(space: Space, result: StudyResult) -> str:
     return f"{lines}\n\n{result.proof.table()}" if result.proof else lines
 
 
-def _say_what_happens(trials: Trials, stale: int, places: StudyPaths, write: Callable[[str], None]) -> None:
+def _say_what_happens(trials: OptunaStudy, stale: int, places: StudyPaths, write: Callable[[str], None]) -> None:
     name, total, left = trials.space.study, trials.space.trials, trials.remaining()
     if not trials.resumed:
         write(f"study {name}: {total} trials, in {places.folder}")

@@ -51,7 +51,7 @@ class TrialRunner:
             if self._places.address is None:
                 ray_tune.connect(None, *local_resources())
             else:
-                cluster_checks.check(self._places.folder, cluster_checks.named(self._space))
+                cluster_checks.check_machines(self._places.folder, cluster_checks.named_paths(self._space))
             with _terminable():
                 self._ready = estimate.ready(
                     self._space, self._slots, self._places, self._n_train, left, self._write, again=self._again
@@ -79,7 +79,7 @@ class TrialRunner:
                 bridge = Coordinator(trials, training, folder, listeners, refuse)
                 fault: Exception | None = None
                 try:
-                    worker.run(bridge, slots, self._places.folder, training.device, ready.gpus)
+                    worker.run_trials(bridge, slots, self._places.folder, training.device, ready.gpus)
                 except KeyboardInterrupt:
                     bridge.interrupt()
                     raise

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from mixtune.config import to_yaml
 from mixtune.errors import InputError, NoRoomError, StorageAwayError
 from mixtune.search import sqlite
-from mixtune.search.optuna_study import Trials
+from mixtune.search.optuna_study import OptunaStudy
 from mixtune.search.paths import StudyPaths, save
 from mixtune.search.space import Space
 from mixtune.search.storage import holds_study
@@ -21,7 +21,7 @@ from mixtune.tracking.mlflow_writer import MlflowWriter
 class OpenStudy:
     """Trials in Optuna's storage and their tracking in MLflow; ``stale``: how many were cut off and start again."""
 
-    trials: Trials
+    trials: OptunaStudy
     tracker: MlflowWriter
     stale: int
 
@@ -42,24 +42,21 @@ def begun(space: Space, places: StudyPaths) -> bool:
 def opened(
     space: Space, places: StudyPaths, stride: int, resume: bool, proxy: Mapping[str, float] | None = None
 ) -> Iterator[OpenStudy]:
-    """Begin the study or go on with it; with ``resume``, only go on. proxy: see ``Trials``.
+    """Begin the study or go on with it; with ``resume``, only go on. proxy: see ``OptunaStudy``.
 
     Raises InputError when a store cannot be used or does not answer.
     """
     if resume and not begun(space, places):
         where = masked(places.storage_url)
         raise InputError(f"--resume: {where} holds no study {space.study!r}; without --resume it is begun")
-    trials, tracker = Trials(places.storage_url, space, stride, proxy), None
+    trials, tracker = OptunaStudy(places.storage_url, space, stride, proxy), None
     try:
         sqlite.with_log(places.storage_url)
-        key = f"mlflow_parent {masked(places.tracking_uri)}"
-        tracker = MlflowWriter(places.tracking_uri, space, places.folder, trials.noted(key))
+        tracker = MlflowWriter(places.tracking_uri, space, places.folder, trials)
         sqlite.with_log(places.tracking_uri)
-        trials.note(key, tracker.parent)
         save(places.folder / "space.yaml", to_yaml(space))
         stale = trials.reconcile()
-        tracker.repair(trials.outcomes())
-        tracker.discard_unfinished()
+        tracker.start_resync()
         yield OpenStudy(trials, tracker, stale)
     finally:
         trials.close()
@@ -70,7 +67,7 @@ def opened(
 
 
 @contextlib.contextmanager
-def opened_round(study: OpenStudy, trials: Trials) -> Iterator[OpenStudy]:
+def opened_round(study: OpenStudy, trials: OptunaStudy) -> Iterator[OpenStudy]:
     """Use a study of its own beside an open one, in the same storage and tracked by the same runs; close it."""
     try:
         yield OpenStudy(trials, study.tracker, trials.reconcile())

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Generic, Literal, TypeVar
 from torch import Tensor, nn
 
 from mixtune.data.file_issues import FileIssues
-from mixtune.data.in_memory import Drawn
+from mixtune.data.in_memory import ViewChoices
 from mixtune.errors import InputError
 from mixtune.evaluation.bn_recalibration import Recalibration, Statistics
 from mixtune.evaluation.curve import Curve, Point
@@ -161,14 +161,14 @@ class Task(ABC, Generic[Batch]):
         """Return the network to learn from, None where the recipe has none. Raise InputError where it cannot be had."""
         return None
 
-    def drawn(self, schedule: Schedule, seed: int, start: int = 0) -> Iterator[Drawn] | None:
+    def draw_choices(self, schedule: Schedule, seed: int, start: int = 0) -> Iterator[ViewChoices] | None:
         """Yield the random choices of every batch before it is made, for whole steps to be captured as CUDA graphs.
 
         None where batches are not made on the device from images that lie there.
         """
         return None
 
-    def made(self, S: int, choices: Tensor) -> Batch:
+    def batch_from_choices(self, S: int, choices: Tensor) -> Batch:
         """Return the batch of what was drawn, from choices on the device; reads nothing back from it."""
         raise NotImplementedError
 
@@ -189,7 +189,7 @@ class Task(ABC, Generic[Batch]):
         try:
             points: list[Point] = []
             for S in sorted(sizes):
-                with oom.name_oom(lambda S=S: oom.too_large_to_judge(S, [p.S for p in points])):  # type: ignore[misc]
+                with oom.convert_out_of_memory(lambda S=S: oom.evaluation_too_large(S, [p.S for p in points])):  # type: ignore[misc]
                     points.append(Point(S, self.gmacs(S), self.evaluate_at(network, S, calibrated)))
         finally:
             network.train(training)
@@ -243,8 +243,8 @@ class Task(ABC, Generic[Batch]):
 
     def issue_counts(self) -> dict[str, int]:
         """Return how many image files that any rank has read were odd, by kind. To be called by all of them."""
-        for issues in self.group.all_gather_json(self.file_issues.news()):
-            self.file_issues.hear(issues)
+        for rows in self.group.all_gather_json(self.file_issues.take_new()):
+            self.file_issues.merge(rows)
         return self.file_issues.counts()
 
     def weights_header(self) -> dict[str, str]:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mixtune.data import augment as views
-from mixtune.data import convert, datasets, loader, reader_pool, sources, splits
+from mixtune.data import datasets, loader, prepared_folder, sources, splits
 from mixtune.data import in_memory as pixels
 from mixtune.data.crops import CROP_RATIO
 from mixtune.data.normalise import Normalise
@@ -66,7 +65,7 @@ class Classification(Task[Batch]):
         self._flip = dataset.flips if config.augment.flip is None else config.augment.flip
         self._normalise = Normalise(dataset.mean, dataset.std, self.device)
         try:
-            self.train_source, self._held_out, self._choice = splits.split(
+            self.train_source, self._held_out, self._choice = splits.split_dataset(
                 dataset, config.samples, config.held_out, judge, recalibration is not None
             )
         except ValueError as err:
@@ -83,13 +82,6 @@ class Classification(Task[Batch]):
     def workers(self) -> int:
         """Return the number of decoding workers: as configured, else one less than the CPU threads at hand."""
         return self.config.readers(torch.get_num_threads())
-
-    @cached_property
-    def _pool(self) -> reader_pool.Inline:
-        """The readers of image files, for training and evaluation; the next task of this process inherits them."""
-        taken = reader_pool.take(self.workers)
-        weakref.finalize(self, reader_pool.release, taken)
-        return taken
 
     def network(self, seed: int, dropout: float = 0.0, drop_path: float = 0.0) -> nn.Module:
         """Return a fresh network on the task's device, channels last."""
@@ -112,18 +104,18 @@ class Classification(Task[Batch]):
                 self._flip,
                 seed,
                 start,
-                self._pool,
+                self.workers,
                 self.device,
                 shard,
                 self.file_issues,
             )
         return (self._ready(x, y) for x, y in raw)
 
-    def drawn(self, schedule: Schedule, seed: int, start: int = 0) -> Iterator[pixels.Drawn] | None:
+    def draw_choices(self, schedule: Schedule, seed: int, start: int = 0) -> Iterator[pixels.ViewChoices] | None:
         """Yield the random choices of every step's views; None for image files."""
         return None if self.pixels is None else self.pixels.draw(schedule, seed, start, self.group.shard)
 
-    def made(self, S: int, choices: Tensor) -> tuple[Tensor, Tensor]:
+    def batch_from_choices(self, S: int, choices: Tensor) -> tuple[Tensor, Tensor]:
         """Return the batch of a step from its choices [4, B*D] on the device."""
         assert self.pixels is not None
         return self._ready(*self.pixels.make_at(S, choices))
@@ -140,7 +132,7 @@ class Classification(Task[Batch]):
         """Return the recipe's cross-entropy, and the divergence from a teacher where there is one."""
         inputs, targets = batch
         if blend is not None:
-            inputs, targets = mixup.apply(blend, inputs, targets, self.classes, self.group, shape)
+            inputs, targets = mixup.apply_blend(blend, inputs, targets, self.classes, self.group, shape)
         outputs = model(inputs)
         loss = recipe.loss(outputs, targets)
         if recipe.distill is not None and teacher is not None:
@@ -155,7 +147,7 @@ class Classification(Task[Batch]):
 
     def describe_loader(self, schedule: Schedule) -> str:
         """Return who decodes the image files, with what, and how far ahead."""
-        return "" if self.pixels is not None else loader.describe(schedule, self.workers, self.group.shard)
+        return "" if self.pixels is not None else loader.describe_loader(schedule, self.workers, self.group.shard)
 
     def evaluate_at(self, network: nn.Module, S: int, calibrated: bool = True) -> dict[str, float]:
         """Return accuracy, loss and calibration on the held-out images at S."""
@@ -210,7 +202,7 @@ class Classification(Task[Batch]):
         mine = source.subset(np.arange(len(source))[part]) if self.group.is_distributed else source
         batches: Iterable[tuple[Tensor, Tensor]] = self._whole(mine, S)
         if isinstance(source, sources.Pixels) and source is self._held_out:  # resized once, used at every report
-            batches = pixels.kept(source, (S, self.device, part.start, part.stop), lambda: list(self._whole(mine, S)))
+            batches = pixels.cached(source, (S, self.device, part.start, part.stop), lambda: list(self._whole(mine, S)))
         for batch in batches:
             yield batch
             self.pause()
@@ -229,7 +221,7 @@ class Classification(Task[Batch]):
 
     def check_sizes(self, wanted: Mapping[str, Iterable[int]]) -> None:
         """Raise InputError where the image files were prepared for smaller sizes."""
-        convert.check_sizes(self._dataset.prepared_for, wanted)
+        prepared_folder.check_prepared_size(self._dataset.prepared_for, wanted)
 
     @classmethod
     def expected_images(cls, config: TaskConfig) -> tuple[int, str] | None:
@@ -273,7 +265,7 @@ class Classification(Task[Batch]):
         """Yield images as they are evaluated at S, normalised."""
         batch = batch or max(1, min(512, 512 * 64**2 // S**2))
         if isinstance(source, sources.Files):
-            raw = views.file_eval_batches(source, S, min(batch, 128), self._pool, self.device, self.file_issues)
+            raw = views.file_eval_batches(source, S, min(batch, 128), self.workers, self.device, self.file_issues)
         else:
             raw = pixels.pixel_eval_batches(source, S, batch)
         return (self._ready(change(x, i), y) for i, (x, y) in enumerate(raw))

@@ -23,12 +23,12 @@ def identity(config: ClassificationConfig) -> DataIdentity:
     dataset = datasets.load_dataset(config.dataset, config.data, config.classes)
     n, labels = len(dataset.train), dataset.train.labels
     if config.samples is not None and config.samples < n:
-        _, subset = splits.stratified(labels, config.samples / n, seed=1)
+        _, subset = splits.stratified_split(labels, config.samples / n, seed=1)
         labels = labels[subset]
     if config.folds > 1:
-        train, judged = len(splits.fold(labels, config.folds, 0, seed=0)[0]), len(labels)
+        train, judged = len(splits.fold_split(labels, config.folds, 0, seed=0)[0]), len(labels)
     else:
-        train, judged = map(len, splits.stratified(labels, config.validation, seed=0))
+        train, judged = map(len, splits.stratified_split(labels, config.validation, seed=0))
     digest = _digest(config.dataset, config.data, config.classes)
     return DataIdentity(config.dataset, digest, dataset.classes, train, judged, len(dataset.test))
 

@@ -1,4 +1,4 @@
-"""MLflow's store: where a study is tracked, whether that answers, and what it holds. Reads; ``delivery`` writes."""
+"""MLflow's store: where a study is tracked, whether that answers, and what it holds. Reads; ``mlflow_runs`` writes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlflow import MlflowClient
-from mlflow.entities import RunInfo
+from mlflow.entities import Run
 
 from mixtune.errors import InputError
 from mixtune.search import sqlite
@@ -113,19 +113,15 @@ def children(uri: str, study: str) -> Iterator[tuple[dict[str, str], dict[int, d
             yield dict(run.tags), {S: dict(values) for S, values in run.curve.items()}
 
 
-def states(client: MlflowClient, experiment: str, parent: str) -> dict[int, tuple[RunInfo, str, float | None]]:
-    """The run of every trial under a parent run, with its state and last score."""
-    where = f"tags.`mlflow.parentRunId` = '{parent}' and tags.`mixtune.kind` = 'trial'"
-    found: dict[int, tuple[RunInfo, str, float | None]] = {}
+def children_of(client: MlflowClient, experiment: str, parent: str) -> Iterator[Run]:
+    """Yield the runs of trials and of repeats under a parent run."""
     token = None
     while True:
+        where = f"tags.`mlflow.parentRunId` = '{parent}'"
         page = client.search_runs([experiment], where, max_results=1000, page_token=token)
-        for run in page:
-            tags = run.data.tags
-            state = tags["mixtune.state"] if run.info.status != "RUNNING" else "RUNNING"
-            found[int(tags["mixtune.trial"])] = (run.info, state, run.data.metrics.get("score"))
+        yield from (run for run in page if run.data.tags.get("mixtune.kind") in ("trial", "repeat"))
         if not (token := page.token):
-            return found
+            return
 
 
 def parent_of(uri: str, study: str) -> tuple[str, dict[str, str], dict[str, str]]:

@@ -1,241 +1,307 @@
-"""MLflow: one parent run per study, one child run per trial; ``Courier`` has what the driver says of them written.
+"""Writes a study to MLflow as it happens: a callback that only queues, and one thread that has the queue written.
 
-MLflow has no state for a pruned run: it is KILLED there, and the tag ``mixtune.state`` (COMPLETE, PRUNED, FAIL) tells.
+Nobody waits for MLflow. What does not fit into the queue, or what MLflow does not take, is forgotten: ``resync`` makes
+it again from the study. Only which runs lack something is remembered, so that none of them is closed before.
 """
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import logging
+import math
+import queue
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from mixtune import __version__
-from mixtune.config import to_plain, to_yaml
+from mixtune.errors import InputError, NoRoomError
 from mixtune.evaluation.curve import Curve
-from mixtune.runtime.environment import environment
 from mixtune.search.callbacks import Candidate, State
-from mixtune.search.outcome import TrialResult
+from mixtune.search.optuna_study import OptunaStudy
 from mixtune.search.space import Space
-from mixtune.search.timeouts import POSITION
-from mixtune.secrets import masked
-from mixtune.tasks.registry import task_class
-from mixtune.tracking import parameters, views
-from mixtune.tracking.courier import Courier
-from mixtune.tracking.opening import Opening, system_metrics
-from mixtune.tracking.recorded import curve_metrics, repeat
+from mixtune.tracking.mlflow_reader import cause
+from mixtune.tracking.mlflow_runs import RunGoneError, is_permanent
+from mixtune.tracking.opening import refused, system_metrics
+from mixtune.tracking.resync import StudyState, close_parent, forget_unsent, open_study, project
+from mixtune.tracking.run_content import RunContent, RunKey
 
 log = logging.getLogger("mixtune")
-_STATUS: dict[State, str] = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED", "INTERRUPTED": "KILLED"}
+QUEUED = 2000  # events; a trial of four reports has six
+MERGED = 256  # events that are written together
+LINGER_SECONDS = 0.25  # MLflow is so far behind at least; the events of a short trial are one by then
+PAUSE_SECONDS = 1.0  # after MLflow did not answer; what happens meanwhile is forgotten
+RETRY_SECONDS = 10.0  # a resync is tried again until it has made no progress for so long
+APART_SECONDS = 60.0  # from one resync to the next while trials run
+SILENT_SECONDS = 30.0  # whoever waits for MLflow does so until it has done nothing for so long ...
+LONGEST_SECONDS = 600.0  # ... and no longer than this in all
+
+
+@dataclass(frozen=True)
+class _Event:
+    """Something that happened to a trial, by the name of the callback; at: milliseconds since 1970."""
+
+    name: str
+    trial: Candidate
+    details: tuple[Any, ...] = ()
+    at: int = field(default_factory=lambda: int(1000 * time.time()))
+
+    @property
+    def key(self) -> RunKey:
+        return RunKey.of(self.trial.number, self.trial.repeat)
+
+
+_Job = tuple["Future[None]", Callable[[], None]]  # what the thread does after all events before it
 
 
 class MlflowWriter:
-    """Writes a study to MLflow as it happens (a ``Listener``), through a courier: no event waits for the store."""
+    """Writes a study's trials to MLflow (a ``Callback``): one child run each, under the study's parent run."""
 
-    def __init__(self, uri: str, space: Space, folder: Path, parent: str | None = None) -> None:
-        """Open the tracking store and the study's parent run (``parent``: its id when the study is resumed).
-
-        Raises InputError when the store cannot be reached.
-        """
-        self.uri, self._space, self._folder = uri, space, folder
-        self._width = views.width([*space.search.sizes, *space.evaluate.sizes])
-        data = vars(task_class(space.task.kind).identity(space.training().task))
-        self._opening = Opening(uri, folder, data)
-        self.experiment = self._opening.experiment
-        texts = {"space.yaml": to_yaml(space), "environment.yaml": to_yaml(environment())}
-        self.parent = self._opening.parent(parent, f"study {space.study}", *self._described(), texts)
-        self._opening.view(*views.view(space))
-        self._system = system_metrics(uri, self.parent)
-        kept = folder / f"unsent-{hashlib.sha256(uri.encode()).hexdigest()[:8]}.jsonl"
-        self.courier = Courier(kept, uri, self.experiment, data)
-
-    def _described(self) -> tuple[dict[str, str], dict[str, str]]:
-        """The parent run's tags and parameters."""
-        space = self._space
-        tags = {
-            **self._common,
-            "mixtune.kind": "study",
-            "mixtune.version": __version__,
-            "mlflow.note.content": (
-                f"How should {space.task.network} mix image sizes on {space.task.dataset}, for the compute of "
-                f"{space.budget} at {space.base.S} px?\n\nOne child run per trial; the tag "
-                "mixtune.state tells COMPLETE, PRUNED and FAIL apart. In charts of curve/..., the step is the image "
-                "size in px; in all others it is the share of the budget in %, of all folds so far. This run's "
-                "artifacts hold the figures."
-            ),
-        }
-        sections = to_plain(space)
-        for key in ("fold", "folds"):  # of one run; the study's are at the top level
-            del sections["task"][key]
-        params = parameters.settings("", {k: v for k, v in sections.items() if not isinstance(v, dict)})
-        for section in ("task", "base", "budget", "recipe", "evaluate", "search", "score"):
-            params |= parameters.settings(section, sections[section])
-        return tags, params
+    def __init__(self, uri: str, space: Space, folder: Path, trials: OptunaStudy) -> None:
+        """Open the store and the study's parent run; ``folder``: the study's. Raises InputError when it cannot."""
+        self.uri, self._folder, self._trials = uri, folder, trials
+        self._study = open_study(trials, space, folder, uri)
+        try:
+            self._runs = self._study.open()
+        except Exception as err:
+            raise refused(uri, err) from None
+        self._system = system_metrics(uri, self._runs.parent)
+        self._queue: queue.Queue[_Event | _Job | None] = queue.Queue(QUEUED)
+        self._gaps: dict[RunKey, bool] = {}  # runs that lack something, and whether their trials have ended
+        self._begun: set[RunKey] = set()  # runs that were made
+        self._failed_at = -math.inf  # when MLflow did not answer; infinitely long ago while it does
+        self._resync_due, self._resynced_at = False, -math.inf
+        self._hurry, self._closing = threading.Event(), False
+        self._thread = threading.Thread(target=self._write_queue, name="mlflow", daemon=True)
+        self._thread.start()
 
     @property
-    def _common(self) -> dict[str, str]:
-        """What every run is tagged with, so that a filter finds trials without their parent."""
-        s = self._space
-        return {
-            "mixtune.study": s.study,
-            "mixtune.network": s.task.network,
-            "mixtune.dataset": s.task.dataset,
-            "mixtune.seed": str(s.seed),
-            "mixtune.fold": f"{s.folds} folds" if s.folds > 1 else f"hold-out {100 * s.task.validation:g} %",
-        }
+    def experiment(self) -> str:
+        """The experiment's id."""
+        return self._runs.experiment
+
+    @property
+    def parent(self) -> str:
+        """The parent run's id."""
+        return self._runs.parent
+
+    @property
+    def behind(self) -> bool:
+        """Whether MLflow is known to lack something of the study."""
+        return bool(self._gaps) or self._resync_due
 
     def started(self, trial: Candidate) -> None:
-        """Open the trial's child run; that of a repeat is made at its end."""
-        if trial.repeat:
-            return
-        tags = {
-            **self._common,
-            "mlflow.parentRunId": self.parent,
-            "mixtune.kind": "trial",
-            "mixtune.trial": str(trial.number),
-            "mixtune.family": trial.label,
-            "mixtune.regime": str(trial.regime),
-            parameters.POINT: parameters.exact(trial.params),
-            "mixtune.state": "RUNNING",
-            "mlflow.note.content": f"{trial.label}: {trial.regime} (size x batch (x copies), % of steps)",
-        }
-        params = {**parameters.point(trial.params, self._width), **_regime(trial)}
-        name, files = f"{trial.number:03d} {trial.label}", [str(trial.folder / "regime.yaml")]
-        self._put("start", trial.number, name=name, tags=tags, params=params, files=files)
+        """Queue the trial's child run; that of a repeat is made at its end."""
+        if trial.repeat is None:
+            self._put(_Event("started", trial))
 
     def reported(self, trial: Candidate, report: Mapping[str, Any], score: float) -> None:
-        """Metrics of one report in one request; the step is the budget spent in per cent, of all folds so far."""
-        if trial.repeat:
-            return
-        step = round(100 * (report.get("fold", 0) + report["progress"]))
-        # Rounded to what can be read in a column; the curve that the trial leaves has every bit.
-        values = {
-            "score": round(score, 5),
-            "train/loss": round(report["loss"], 5),
-            "train/lr": float(f"{report['lr']:.4g}"),
-            "train/views_per_second": round(report["views_per_second"], 1),
-            "seconds": round(report["seconds"], 2),
-        }
-        if self._space.several:
-            found = zip(
-                self._space.objectives,
-                self._space.values(Curve.from_rows(report["curve"], self._space.task.metrics)),
-                strict=True,
-            )
-            values |= {f"objective/{name}": round(value, 5) for name, value in found}
-        primary = self._space.task.metrics.primary.name
-        for row in report["curve"]:
-            values[views.at_size(primary, row["S"], self._width)] = round(row[primary], 5)
-        values |= {f"images/{kind}": float(n) for kind, n in report.get("findings", ())}
-        said = "; ".join(report.get("said", ()))[:5000]
-        notes = {f"mixtune.notes.{report['number']}": said} if said else {}
-        self._put("report", trial.number, metrics=[[k, float(v), step] for k, v in values.items()], tags=notes)
+        """Queue the metrics of one report."""
+        if trial.repeat is None:
+            self._put(_Event("reported", trial, (report, score)))
 
     def ended(self, trial: Candidate, state: State, score: float | None, reason: str, curve: Curve | None) -> None:
-        """Close the child run; a trial that an interruption ended is taken out, because it will be run again."""
-        if trial.repeat:
-            if state == "COMPLETE" and score is not None and curve is not None:
-                self.repeated(trial, score, curve)
-            return
-        if state == "INTERRUPTED":
-            self._put("discard", trial.number)
-            return
-        tags = {"mixtune.state": state} | ({"mixtune.reason": masked(reason[:5000])} if reason else {})
-        metrics = curve_metrics(curve) if curve is not None else []
-        files = [path for path in _files(trial.folder) if Path(path).name != "regime.yaml"]  # logged at the start
-        self._put("end", trial.number, tags=tags, metrics=metrics, files=files, status=_STATUS[state])
+        """Queue the end of the child run; one that was interrupted is discarded, because its trial runs again."""
+        if trial.repeat is None or state == "COMPLETE":
+            self._put(_Event("ended", trial, (state, score, reason, curve)))
+        missing = self._resync_due or any(list(self._gaps.values()))
+        if missing and self._answers and time.monotonic() > self._resynced_at + APART_SECONDS:
+            self.start_resync()
 
-    def repeated(self, trial: Candidate, score: float, curve: Curve) -> None:
-        """Record a finished repeat of a trial; one that is recorded already stays as it is."""
-        assert trial.repeat is not None
-        how, common = trial.repeat, {k.removeprefix("mixtune."): v for k, v in self._common.items()}
-        tags = {**common, "trial": str(how.of), "seed": str(how.seed), "judge": how.judge}
-        tags |= {"family": trial.label, "regime": str(trial.regime)}
-        if how.judge == "test":
-            tags["fold"] = "whole training set"
-        name = f"{how.of:03d} {trial.label} {how.judge} seed {how.seed}"
-        files = _files(trial.folder)
-        record = repeat(self.parent, name, tags, trial.params, curve, score, {}, files)
-        self.courier.put({**record, "params": {**record["params"], **_regime(trial)}})
+    def _put(self, event: _Event) -> None:
+        try:
+            self._queue.put_nowait(event)
+        except queue.Full:
+            self._forget(event.key, event.name == "ended")
 
-    def discard_unfinished(self) -> None:
-        """Bin the child runs that a killed search left open; their trials are run again."""
-        self._put("discard unfinished", -1)
+    def start_resync(self) -> None:
+        """Have MLflow made equal to the study, without waiting for it."""
+        self._resynced_at = time.monotonic()
+        try:
+            self._queue.put_nowait((Future(), self._resync_of(StudyState.read(self._trials))))
+        except queue.Full:
+            self._resync_due = True
 
-    def repair(self, outcomes: Sequence[TrialResult]) -> int:
-        """Record what a search that was killed had put into the study, but not into its records for MLflow; how many.
+    def resync(self) -> bool:
+        """Make MLflow equal to the study; False, after one sentence, when it is not so in time.
 
-        To be called before ``discard_unfinished``. Left to the next search when the store does not answer.
+        Waits until MLflow has done nothing for ``SILENT_SECONDS``, ``LONGEST_SECONDS`` at most. Raises NoRoomError when
+        its disk is full.
         """
-        if not self.flush():
-            return 0
-        there, repaired = self._opening.states(self.parent), 0
-        for o in outcomes:
-            state, score = there.get(o.number, ("", None))
-            if state == o.state:
-                continue
-            folder = self._folder / "trials" / f"{o.number:04d}"
-            regime = self._space.regime(o.params, o.published or f"searched {o.number}")
-            trial = Candidate(o.number, regime, o.params, folder, o.published)
-            self.started(trial)
-            if o.score is not None and score != o.score:
-                self._put("report", o.number, metrics=[["score", o.score, 100 * self._space.folds]])
-            self.ended(trial, cast(State, o.state), o.score, o.reason, o.curve)
-            repaired += 1
-        return repaired
+        state = StudyState.read(self._trials)
+        try:
+            self._wait_for(self._resync_of(state))
+        except NoRoomError:
+            raise
+        except Exception as err:
+            missing, total = len(state.missing_in(self._runs)), len(state.ended)
+            text = "MLflow lacks %d of %d runs (%s); the same command makes it equal to the study"
+            log.warning(text, missing, total, cause(err))
+            return False
+        return True
 
-    def flush(self, seconds: float = 10.0) -> bool:
-        """Wait until MLflow has everything; False when it took nothing for so long. The next search sends the rest."""
-        return self.courier.flush(seconds)
+    def flush(self) -> bool:
+        """Wait, as ``resync`` does, until all that was queued is written or forgotten; False when some of it is not."""
+        self._wait_for(lambda: None)
+        return not self.behind
+
+    def finish(self, status: str, files: Sequence[Path]) -> bool:
+        """Close the parent run, with figures and files as artifacts; False when MLflow does not take it."""
+        self._stop_watching()
+        try:
+            self._wait_for(lambda: close_parent(self._study.client, self.parent, status, files))
+        except Exception as err:
+            log.warning("MLflow lacks the end of the study (%s); the same command makes it equal to it", cause(err))
+            return False
+        return True
 
     def close(self) -> None:
-        """Stop sending (what waits is on disk) and let go of the store."""
-        self.courier.close()
-        self._opening.close()
+        """End the thread after what it is at, and let go of the store. What is queued is forgotten."""
+        self._stop_watching()
+        self._closing = True
+        self._hurry.set()
+        with contextlib.suppress(queue.Full):
+            self._queue.put_nowait(None)
+        self._thread.join(timeout=RETRY_SECONDS)
+        self._study.close()
 
-    def summarise(
-        self,
-        best: Mapping[str, Any],
-        more: Mapping[str, str] | None = None,
-        measured: Sequence[tuple[str, float, int]] = (),
-    ) -> None:
-        """The study's winner: its score as a metric of the parent run, all else and ``more`` as tags.
-
-        measured: other metrics, each with its step.
-        """
-        metrics = [["score", round(float(best["score"]), 5), 100]] if best else []
-        metrics += [[name, round(value, 5), step] for name, value, step in measured]
-        tags = {f"mixtune.best.{k}": str(v)[:5000] for k, v in best.items() if k != "score"} | dict(more or {})
-        self._put("summary", -1, tags=tags, metrics=metrics)
-
-    def finish(self, status: str, artifacts: list[Path]) -> bool:
-        """Close the parent run, with figures and files as artifacts.
-
-        Returns whether MLflow has everything; the rest is kept in the study's folder.
-        """
+    def _stop_watching(self) -> None:
         if self._system is not None:
             self._system.finish()
-        self._put("finish", -1, files=[str(p) for p in artifacts], status=status)
-        everything = self.flush()
-        self.courier.close()
-        if not everything:
-            n, where = self.courier.waiting, self.courier.path
-            log.warning("MLflow lacks %d records, kept in %s; running the study again sends them", n, where)
-        return everything
+            self._system = None
 
-    def _put(self, do: str, trial: int, **more: Any) -> None:
-        now = int(1000 * time.time())
-        self.courier.put({"do": do, "trial": trial, "parent": self.parent, "time": now, **more})
+    def _wait_for(self, act: Callable[[], None]) -> None:
+        """Have the thread do something. Raises what that raises, and TimeoutError."""
+        job: _Job = Future(), act
+        began, queued = time.monotonic(), False
+        while not job[0].done():
+            self._hurry.set()
+            with contextlib.suppress(queue.Full, TimeoutError):
+                if not queued:
+                    self._queue.put(job, timeout=0.1)
+                    queued = True
+                job[0].exception(timeout=0.1)
+            now = time.monotonic()
+            if now > min(max(began, self._runs.answered) + SILENT_SECONDS, began + LONGEST_SECONDS):
+                raise TimeoutError("it does not answer")
+        job[0].result()
 
+    def _write_queue(self) -> None:
+        """What the thread does."""
+        while not self._closing:
+            batch = [self._queue.get()]
+            self._hurry.wait(LINGER_SECONDS)
+            self._hurry.clear()
+            with contextlib.suppress(queue.Empty):
+                while len(batch) < MERGED:
+                    batch.append(self._queue.get_nowait())
+            events: list[_Event] = []
+            for item in batch:
+                if isinstance(item, _Event):
+                    events.append(item)
+                elif item is not None:
+                    self._write(events)
+                    events = []
+                    done, act = item
+                    try:
+                        done.set_result(act())
+                    except Exception as err:
+                        done.set_exception(err)
+            self._write(events)
 
-def _files(folder: Path) -> list[str]:
-    """What a trial leaves; where its worker was is of no use once it has ended."""
-    return [str(p) for p in sorted(folder.glob("*")) if not p.name.startswith(POSITION)]
+    def _write(self, events: Sequence[_Event]) -> None:
+        """Write events, those of one run as one, which costs the store a fraction."""
+        contents: dict[RunKey, RunContent] = {}
+        for event in events:
+            key = event.key
+            if event.name == "ended" and event.details[0] == "INTERRUPTED":
+                contents.pop(key, None)
+                self._try(key, True, partial(self._runs.discard, key))
+                continue
+            try:
+                content = self._content_of(event, begun=key in contents or key in self._begun)
+            except Exception as err:
+                self._forget(key, event.name == "ended")
+                self._has_failed(err)
+                continue
+            contents[key] = contents[key].then(content) if key in contents else content
+        for key, content in contents.items():
+            ended = content.status is not None
+            if key in self._gaps:  # it is closed when it is whole
+                self._gaps[key] |= ended
+                content = replace(content, status=None, tags={**content.tags, "mixtune.state": "RUNNING"})
+            self._try(key, ended, partial(self._runs.write, content))
 
+    def _content_of(self, event: _Event, begun: bool) -> RunContent:
+        projection = self._study.projection
+        if event.trial.repeat is not None:
+            _, score, _, curve = event.details
+            return projection.repeat(event.trial, score, curve, event.at, event.at)
+        content: RunContent = getattr(projection, event.name)(event.trial, *event.details, event.at)
+        alone = begun or event.name == "started"
+        return content if alone else projection.started(event.trial, event.at).then(content)
 
-def _regime(trial: Candidate) -> dict[str, str]:
-    """What a trial's regime is, as parameters of its run."""
-    found = {"regime": str(trial.regime), "family": trial.label, "phases": str(len(trial.regime.phases))}
-    return {**found, "sizes": " ".join(map(str, trial.regime.sizes))}
+    def _try(self, key: RunKey, ended: bool, act: Callable[[], None]) -> None:
+        """Do something about a run; when it fails it is forgotten, and so is what comes shortly after."""
+        if time.monotonic() < self._failed_at + PAUSE_SECONDS:
+            self._forget(key, ended)
+            return
+        try:
+            act()
+        except Exception as err:
+            self._forget(key, ended)
+            if not isinstance(err, RunGoneError) and not is_permanent(err):
+                self._has_failed(err)
+        else:
+            self._begun.add(key)
+            self._has_answered()
+
+    def _forget(self, key: RunKey, ended: bool) -> None:
+        self._begun.discard(key)
+        self._gaps[key] = ended or self._gaps.get(key, False)
+
+    def _resync_of(self, state: StudyState) -> Callable[[], None]:
+        return partial(self._resync, state, set(self._gaps))
+
+    def _resync(self, state: StudyState, gaps: set[RunKey]) -> None:
+        """Make MLflow equal to the study, which closes these gaps. Raises InputError when it cannot."""
+        progress, left, self._resync_due = time.monotonic(), len(state.ended), True
+        while True:
+            try:
+                runs = self._study.open()
+                if runs.parent != self._runs.parent:  # the store was emptied
+                    self._runs, self._begun = runs, set()
+                project(state, self._runs, self._study, lambda: self._closing)
+                break
+            except Exception as err:
+                self._has_failed(err)
+                before, left = left, len(state.missing_in(self._runs))
+                progress = time.monotonic() if left < before else progress
+                if self._closing or time.monotonic() > progress + RETRY_SECONDS:
+                    raise refused(self.uri, err) from None
+                time.sleep(PAUSE_SECONDS)
+        self._has_answered()
+        self._resync_due = False
+        for key in gaps - state.running:
+            self._gaps.pop(key, None)
+        if missing := state.missing_in(self._runs):
+            raise InputError(f"it refuses trial {missing[0].trial}")
+        forget_unsent(self._folder, self.uri)
+
+    @property
+    def _answers(self) -> bool:
+        return self._failed_at == -math.inf
+
+    def _has_failed(self, err: Exception) -> None:
+        if self._answers:
+            log.warning("MLflow is not written (%s); trials go on, and what it lacks is written later", cause(err))
+        self._failed_at = time.monotonic()
+
+    def _has_answered(self) -> None:
+        if not self._answers:
+            log.warning("MLflow is written again")
+        self._failed_at = -math.inf

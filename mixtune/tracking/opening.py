@@ -1,99 +1,130 @@
-"""Opening of a study's tracking: its store, experiment and parent run, before the first trial and in the search's own
-process, so that what is wrong with them is said in one sentence. ``delivery`` writes all else.
-"""
+"""Opens a study in an MLflow store: the database, the experiment, the parent run, and how MLflow's pages show them."""
 
 from __future__ import annotations
 
-import contextlib
+import json
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from mlflow.entities import Param
+from mlflow.entities import Dataset, DatasetInput, InputTag, Param, Run
 from mlflow.exceptions import MlflowException
 
+from mixtune.config import to_yaml
 from mixtune.errors import InputError, no_room
+from mixtune.runtime.environment import describe_environment
+from mixtune.search import sqlite
+from mixtune.search.space import Space
 from mixtune.secrets import masked
-from mixtune.tracking.delivery import client_of, data_input, released
-from mixtune.tracking.mlflow_reader import EXPERIMENT, cause, make, states
+from mixtune.tasks.base import DataIdentity
+from mixtune.tasks.registry import task_class
+from mixtune.tracking import views
+from mixtune.tracking.mlflow_reader import EXPERIMENT, cause, make
+from mixtune.tracking.mlflow_runs import ChildRuns, Refusals, is_permanent, make_client, release
+from mixtune.tracking.projection import Projection
+
+STUDY_ID = "mixtune.id"  # tag of the parent run: the study's id, which no other study has
 
 
-class Opening:
-    """A tracking store that is there, with the experiment in it."""
+class MlflowStudy:
+    """A study in one MLflow store, which may be away, emptied or deleted between any two calls."""
 
-    def __init__(self, uri: str, folder: Path, data: Mapping[str, Any]) -> None:
-        """Open or make the store; data: the fields of an ``Identity``. Raises InputError when it cannot be reached."""
-        self._uri, self._data = uri, data
+    def __init__(self, uri: str, space: Space, folder: Path, study_id: str, earlier: str | None = None) -> None:
+        """study_id: tells the study from others; earlier: its parent run's id, of a study without one."""
+        self.uri, self.folder = uri, folder
+        self.projection = Projection(space, task_class(space.task.kind).identity(space.training().task))
+        self._id, self._earlier = study_id, earlier
+        self.refusals = Refusals()
         try:
             make(uri)
-            self._client = client_of(uri)
-            self.experiment = self._experiment(uri, folder)
+            self.client = make_client(uri)
         except Exception as err:
-            raise self._refused(err) from None
+            raise refused(uri, err) from None
+
+    def open(self) -> ChildRuns:
+        """Return the study's runs; what is missing of database, experiment and parent run is made.
+
+        Raises what MLflow raises when the store does not answer.
+        """
+        path = sqlite.path_of(self.uri)
+        if path is not None and not path.exists():
+            release(self.client)  # the connections are to a file that was deleted
+            make(self.uri)
+        experiment = self._experiment()
+        self.client.set_experiment_tag(experiment, *views.view(self.projection.space))
+        parent = self._parent(experiment)
+        return ChildRuns(self.client, self.uri, experiment, parent, self.refusals, data_input(self.projection.data))
 
     def close(self) -> None:
         """Give the connections to a database back."""
-        released(self._client)
+        release(self.client)
 
-    def states(self, parent: str) -> dict[int, tuple[str, float | None]]:
-        """State and last score of every trial under a parent run, as the store has them."""
-        found = states(self._client, self.experiment, parent)
-        return {trial: (state, score) for trial, (_, state, score) in found.items()}
-
-    def _refused(self, err: Exception) -> InputError:
-        if "disk is full" in str(err):
-            return no_room(masked(self._uri))
-        return InputError(f"--tracking-uri {masked(self._uri)}: MLflow cannot write there ({cause(err)})")
-
-    def _experiment(self, uri: str, folder: Path) -> str:
-        found = self._client.get_experiment_by_name(EXPERIMENT)
-        if found is not None:
-            return str(found.experiment_id)
+    def _experiment(self) -> str:
+        experiment = self.client.get_experiment_by_name(EXPERIMENT)
+        if experiment is not None:
+            return str(experiment.experiment_id)
         # A server decides itself where artifacts lie; a file store would put them into the working folder.
-        local = uri.startswith("sqlite")
-        where = f"file://{quote(str(folder.absolute()))}/artifacts" if local else None
-        return str(self._client.create_experiment(EXPERIMENT, artifact_location=where))
+        local = self.uri.startswith("sqlite")
+        artifacts = f"file://{quote(str(self.folder.absolute()))}/artifacts" if local else None
+        return str(self.client.create_experiment(EXPERIMENT, artifact_location=artifacts))
 
-    def view(self, name: str, value: str) -> None:
-        """Keep how the study is shown as a tag of the experiment. Raises InputError."""
+    def _parent(self, experiment: str) -> str:
+        """Return the study's parent run, made where there is none."""
+        parent = self._found(experiment) or self._adopted()
+        if parent is None:
+            name, tags = f"study {self.projection.space.study}", {**self.projection.study_tags(), STUDY_ID: self._id}
+            parent = self.client.create_run(experiment, run_name=name, tags=tags)
+        run_id = str(parent.info.run_id)
+        if "data.digest" not in parent.data.params:  # new, or whoever made it was killed
+            self._describe(run_id)
+        self.client.update_run(run_id, status="RUNNING")
+        return run_id
+
+    def _found(self, experiment: str) -> Run | None:
+        runs = self.client.search_runs([experiment], f"tags.`{STUDY_ID}` = '{self._id}'", max_results=1)
+        return runs[0] if runs else None
+
+    def _adopted(self) -> Run | None:
+        """Return the parent run of a study that was begun before parent runs had the study's id."""
+        if self._earlier is None:
+            return None
         try:
-            self._client.set_experiment_tag(self.experiment, name, value)
-        except Exception as err:
-            raise self._refused(err) from None
+            self.client.set_tag(self._earlier, STUDY_ID, self._id)
+            return self.client.get_run(self._earlier)
+        except MlflowException as err:
+            if is_permanent(err):  # another store than last time, or it was deleted
+                return None
+            raise
 
-    def parent(
-        self,
-        run_id: str | None,
-        name: str,
-        tags: Mapping[str, str],
-        params: Mapping[str, str],
-        texts: Mapping[str, str],
-    ) -> str:
-        """The study's parent run: ``run_id`` where it is there still, else a new one, with ``texts`` as artifacts.
+    def _describe(self, parent: str) -> None:
+        projection = self.projection
+        self.client.log_inputs(parent, [data_input(projection.data)])
+        self.client.log_text(parent, to_yaml(projection.space), "space.yaml")
+        self.client.log_text(parent, to_yaml(describe_environment()), "environment.yaml")
+        # Last, so that a parent run with parameters has everything.
+        self.client.log_batch(parent, params=[Param(k, v) for k, v in projection.study_params().items()])
 
-        Raises InputError.
-        """
-        if run_id is not None:
-            with contextlib.suppress(MlflowException):  # another store than last time: begin a new parent there
-                self._client.update_run(run_id, status="RUNNING")
-                return run_id
-        counts = {f"images.{k}": str(self._data[k]) for k in ("train", "validation", "test")}
-        every = {**params, **counts, "data.digest": str(self._data["digest"])}
-        try:
-            made = str(self._client.create_run(self.experiment, run_name=name, tags=dict(tags)).info.run_id)
-            self._client.log_batch(made, params=[Param(k, v) for k, v in every.items()])
-            self._client.log_inputs(made, [data_input(self._data)])
-            for file, text in texts.items():
-                self._client.log_text(made, text, file)
-        except Exception as err:
-            raise self._refused(err) from None
-        return made
+
+def refused(uri: str, err: Exception) -> InputError:
+    """Return the error for a store that cannot be written."""
+    if isinstance(err, InputError):
+        return err
+    if "disk is full" in str(err) or "disk I/O error" in str(err):
+        return no_room(masked(uri))
+    return InputError(f"--tracking-uri {masked(uri)}: MLflow cannot write there ({cause(err)})")
+
+
+def data_input(data: DataIdentity) -> DatasetInput:
+    """Return the data that a run sees, as MLflow has it."""
+    counts = {"train": data.train, "validation": data.validation, "test": data.test, "classes": data.classes}
+    source, profile = json.dumps({"uri": data.name}), json.dumps(counts)
+    dataset = Dataset(data.name, data.digest, "local", source, profile=profile)
+    return DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])
 
 
 def system_metrics(uri: str, run_id: str) -> Any:
-    """MLflow's own watch of this machine (CPU, memory, disk, network, GPU), begun for a run; None unless asked for.
+    """Return MLflow's own watch of this machine (CPU, memory, disk, network, GPU) for a run; None unless asked for.
 
     It is asked for as everywhere in MLflow, by MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING=true. ``finish()`` ends it. Raises
     InputError without the library that it reads the machine with.

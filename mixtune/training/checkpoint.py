@@ -17,10 +17,10 @@ import torch
 from mixtune.errors import InputError
 from mixtune.files import replace_file
 
-VERSION = 1
+CHECKPOINT_VERSION = 1
 
 
-def essence(value: Any) -> Any:
+def non_default_fields(value: Any) -> Any:
     """A dataclass as plain values without the fields that are at their defaults, so that a switch that is added to a
     later version, and is off, does not make an old run another one.
     """
@@ -30,7 +30,7 @@ def essence(value: Any) -> Any:
     for f in fields(value):
         default = f.default_factory() if f.default_factory is not MISSING else f.default
         if (here := getattr(value, f.name)) != default:
-            kept[f.name] = essence(here)
+            kept[f.name] = non_default_fields(here)
     return kept
 
 
@@ -55,7 +55,7 @@ class Checkpoint:
     def save(self, state: Mapping[str, Any]) -> None:
         """Write tensors and plain values. Raises InputError when the disk refuses; the earlier file is intact then."""
         buffer = io.BytesIO()
-        torch.save({"version": VERSION, "network": self.network, "run": self.run, **state}, buffer)
+        torch.save({"version": CHECKPOINT_VERSION, "network": self.network, "run": self.run, **state}, buffer)
         replace_file(self.path, buffer.getvalue())
         self._written = time.monotonic()
 
@@ -66,7 +66,7 @@ class Checkpoint:
         """
         if not self.path.exists():
             return None
-        state = read(self.path)
+        state = read_checkpoint(self.path)
         if state["network"] != self.network:
             raise InputError(
                 f"{self.path} is a checkpoint of {state['network']}, not of {self.network}; name another folder"
@@ -79,11 +79,11 @@ class Checkpoint:
         return state
 
 
-def read(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path) -> dict[str, Any]:
     """The content of a checkpoint file. Raises InputError when it is missing or damaged."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        whole = isinstance(state, dict) and state.get("version") == VERSION
+        whole = isinstance(state, dict) and state.get("version") == CHECKPOINT_VERSION
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except Exception:  # a truncated file fails in many ways, inside torch, zip and pickle

@@ -27,7 +27,7 @@ from mixtune.tasks.base import Task
 from mixtune.training.checkpoint import Checkpoint
 from mixtune.training.step import Engine
 
-AGREEMENT = 10  # steps between two looks at the first rank's clock
+CLOCK_STEPS = 10  # steps between two looks at the first rank's clock
 
 
 class TrainingDivergedError(TrainingError):
@@ -109,7 +109,7 @@ def train(
         start, steps, earlier = (state[k] for k in ("step", "steps", "seconds"))
         if group.is_main:  # it is summed over ranks
             total.copy_(state["total"])
-        task.file_issues.hear(state.get("found", ()))
+        task.file_issues.merge(state.get("found", ()))
         done = [Report(**(r | {"curve": Curve.from_rows(r["curve"], task.metrics)})) for r in state["reports"]]
         if start == len(schedule):
             engine.finish()
@@ -122,29 +122,31 @@ def train(
             made = [dataclasses.asdict(r) | {"curve": r.curve.rows()} for r in done]
             spent = earlier + time.perf_counter() - began
             position = {"step": step, "steps": steps, "seconds": spent, "total": total.cpu()}
-            found = task.file_issues.listed()
+            found = task.file_issues.rows()
             checkpoint.save({"engine": engine.state_dict(), "reports": made, "found": found, **position})
 
     trained = 0  # views since the clock was last started
     network.train()
     if start < len(schedule):
-        with oom.name_oom(lambda: oom.too_large(max(schedule.shapes, key=lambda s: s.pixels), [], "captured")):
+        with oom.convert_out_of_memory(
+            lambda: oom.step_too_large(max(schedule.shapes, key=lambda s: s.pixels), [], "captured")
+        ):
             engine.prepare(schedule, before, start, say)
 
     def too_large() -> str:
         fit = {schedule.shapes[i] for i in schedule.index[: step - 1].tolist()} - {shape}
-        return oom.too_large(shape, sorted(fit), f"step {step} of {len(schedule)}")
+        return oom.step_too_large(shape, sorted(fit), f"step {step} of {len(schedule)}")
 
     batches = engine.batches(schedule, seed, start)
     for step in range(start + 1, len(schedule) + 1):
         shape = schedule.shapes[schedule.index[step - 1]]
-        with oom.name_oom(too_large):
+        with oom.convert_out_of_memory(too_large):
             total += engine.train_on(next(batches), float(rates[step - 1]), step - 1, float(before[step - 1]), shape)
         steps, trained = steps + 1, trained + shape.views
         if on_step:
             on_step(step, shape.views)
         # Clocks differ between processes: they ask the first one now and then.
-        asks = not group.is_distributed or step % AGREEMENT == 0
+        asks = not group.is_distributed or step % CLOCK_STEPS == 0
         due = checkpoint is not None and asks and group.broadcast_flag(checkpoint.due)
 
         if step in numbers or due:

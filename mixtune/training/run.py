@@ -20,7 +20,7 @@ from mixtune.regime import BatchShape, Budget, Regime, Schedule
 from mixtune.runtime.process_group import SINGLE_PROCESS, ProcessGroup
 from mixtune.tasks.base import Judge, Task, check_shapes, make_task
 from mixtune.tasks.config import TaskConfig
-from mixtune.training.checkpoint import Checkpoint, essence
+from mixtune.training.checkpoint import Checkpoint, non_default_fields
 from mixtune.training.loop import Report, train
 
 
@@ -179,7 +179,7 @@ class Run:
     @property
     def identity(self) -> str:
         """Equal for runs that give the same results: of regime, task, recipe, evaluation, seed and judge."""
-        settings = essence(self.config)
+        settings = non_default_fields(self.config)
         for section, key in (("task", "data"), ("task", "workers")):
             settings[section].pop(key, None)
         for key in ("threads", "device", "score", "costs"):

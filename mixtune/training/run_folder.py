@@ -16,7 +16,7 @@ from mixtune.errors import InputError
 from mixtune.evaluation.curve import Curve, write_csv
 from mixtune.regime import Regime
 from mixtune.regime.files import load_regime, save_regime
-from mixtune.runtime.environment import environment
+from mixtune.runtime.environment import describe_environment
 from mixtune.tasks.base import Judge
 from mixtune.training.loop import Report
 from mixtune.training.run import Run, TrainingConfig
@@ -75,7 +75,7 @@ def runs_in(folder: Path) -> list[Path]:
     return found
 
 
-def save(folder: Path, regime: Regime, job: Run, report: Report) -> None:
+def save_run(folder: Path, regime: Regime, job: Run, report: Report) -> None:
     """Write everything about a finished run; ``report`` is its last. Raises InputError when the disk refuses."""
     save_result(folder, job, report)
     save_regime(folder / "regime.yaml", regime, to_plain(job.config))
@@ -100,7 +100,7 @@ def save_result(folder: Path, job: Run, report: Report) -> None:
         "loss": report.loss,
         "minutes": round(report.seconds / 60, 3),
         "device": str(job.task.device),
-        "environment": environment(),
+        "environment": describe_environment(),
     }
     job.task.file_issues.save(folder)
     (folder / RESULT).write_text(to_yaml(said), encoding="utf-8")

@@ -9,18 +9,25 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mixtune.data.in_memory import Drawn
+from mixtune.data.in_memory import ViewChoices
 from mixtune.models.sync_batch_norm import convert_to_sync_batch_norm
 from mixtune.optim import mixup
 from mixtune.optim.ema import ModelEma
 from mixtune.optim.gradient_smoothing import GradientSmoothing
 from mixtune.optim.recipe import Recipe
 from mixtune.regime import BatchShape, Schedule
-from mixtune.runtime.device import Events, default_generator
+from mixtune.runtime.device import CudaTimer, default_generator
 from mixtune.runtime.process_group import convert_peer_errors, data_parallel
 from mixtune.tasks.base import Task
-from mixtune.training.cuda_graphs import CudaRecorder, Numbers, Recorder, StepGraphs, WaitsError, put
-from mixtune.training.torch_compile import Compiler, Forward, by_kind
+from mixtune.training.cuda_graphs import (
+    CudaGraphRecorder,
+    GraphRecorder,
+    NotCapturableError,
+    StepGraphs,
+    StepValues,
+    write_scalar,
+)
+from mixtune.training.torch_compile import Compiler, Forward, count_step_kinds
 
 _DROPOUT, _BLEND = 1, 2  # separate the random streams of a step
 
@@ -39,7 +46,7 @@ class Engine:
         recipe: Recipe,
         seed: int,
         teacher: nn.Module | None = None,
-        recorder: Recorder | str | None = None,
+        recorder: GraphRecorder | str | None = None,
     ) -> None:
         self.task, self.network, self.recipe, self.seed = task, network, recipe, seed
         self.device = next(network.parameters()).device
@@ -50,7 +57,7 @@ class Engine:
             if recipe.sync_bn:
                 convert_to_sync_batch_norm(network)
             self._parallel = data_parallel(network)
-        self._recorder = CudaRecorder(self.device) if recorder is None and self.device.type == "cuda" else recorder
+        self._recorder = CudaGraphRecorder(self.device) if recorder is None and self.device.type == "cuda" else recorder
         self.optimizer = recipe.optimizer(network, captured=self._recorder is not None)
         self.smooth = GradientSmoothing(network) if recipe.smoothing else None
         self.average = ModelEma(network, recipe.ema) if recipe.ema else None
@@ -81,8 +88,8 @@ class Engine:
         if self.recipe.sync_bn and self.group.is_distributed:
             say("steps are not compiled: their batch norms talk to the other ranks")
         elif self.device.type == "cuda":  # on a CPU compiled steps were no faster, or slower (ResNet-8 and -20)
-            left = by_kind(schedule, progress, start, self.recipe.frozen)
-            self._compiler = Compiler(self.network, left, say, Events(self.device), self.group.broadcast_state)
+            left = count_step_kinds(schedule, progress, start, self.recipe.frozen)
+            self._compiler = Compiler(self.network, left, say, CudaTimer(self.device), self.group.broadcast_state)
 
     def _capture(self, schedule: Schedule, progress: np.ndarray, start: int, say: Callable[[str], None]) -> str:
         """Capture every step to come. Gives the reason where they turn out not to be fit for it, else nothing."""
@@ -93,7 +100,7 @@ class Engine:
         self.graphs = StepGraphs(self, recorder)
         try:
             seconds = self.graphs.capture([(schedule.shapes[i], f) for i, f in kinds])
-        except WaitsError as err:
+        except NotCapturableError as err:
             self.graphs, self.generator = None, default_generator(self.device)
             return str(err)
         say(f"whole steps are captured and replayed: {len(kinds)} graphs in {seconds:.2f} s")
@@ -106,19 +113,19 @@ class Engine:
             return "capturing is switched off"
         if self.group.is_distributed:
             return "several ranks share each of them"
-        if self.task.drawn(schedule, self.seed) is None:
+        if self.task.draw_choices(schedule, self.seed) is None:
             return "the images are read from files"
         return ""
 
     def batches(self, schedule: Schedule, seed: int, start: int) -> Iterator[Any]:
         """What ``step`` takes, of every step from ``start`` on."""
-        if self.graphs is not None and (drawn := self.task.drawn(schedule, seed, start)) is not None:
+        if self.graphs is not None and (drawn := self.task.draw_choices(schedule, seed, start)) is not None:
             return drawn
         return self.task.batches(schedule, seed, start)
 
     def train_on(self, batch: Any, lr: float, number: int, progress: float, shape: BatchShape) -> Tensor:
         """``step`` on what ``batches`` gives."""
-        if not isinstance(batch, Drawn):
+        if not isinstance(batch, ViewChoices):
             if self._compiler is None:
                 return self.step(batch, lr, number, progress, shape)
             compiler, kind = self._compiler, (shape, progress < self.recipe.frozen)
@@ -153,14 +160,14 @@ class Engine:
         """
         return self.work(batch, self._begin(lr, number, progress, shape), shape)
 
-    def _begin(self, lr: float, number: int, progress: float, shape: BatchShape | None) -> Numbers:
+    def _begin(self, lr: float, number: int, progress: float, shape: BatchShape | None) -> StepValues:
         """The host's part of a step."""
         self.freeze(progress < self.recipe.frozen)
         # Keyed by the step, for a resumed run to draw the same. The first of several ranks draws what one alone would.
         keys = (self.seed, number, _DROPOUT, *([] if self.group.is_main else [self.group.rank]))
         self.generator.manual_seed(int(np.random.SeedSequence(keys).generate_state(1)[0]))
-        share = 0.0 if self.average is None else self.average.share(number + 1)
-        return Numbers(lr, share, progress, self._blend(number, shape))
+        ema_weight = 0.0 if self.average is None else self.average.weight(number + 1)
+        return StepValues(lr, ema_weight, progress, self._blend(number, shape))
 
     def freeze(self, frozen: bool) -> None:
         """Let only the head's weights move, or all."""
@@ -179,9 +186,9 @@ class Engine:
             return None
         assert shape is not None
         rng = np.random.default_rng((self.seed, number, _BLEND))
-        return mixup.draw(shape.views, shape.S, recipe.mixup, recipe.cutmix, rng)
+        return mixup.draw_blend(shape.views, shape.S, recipe.mixup, recipe.cutmix, rng)
 
-    def work(self, batch: Any, numbers: Numbers, shape: BatchShape | None = None) -> Tensor:
+    def work(self, batch: Any, numbers: StepValues, shape: BatchShape | None = None) -> Tensor:
         """The device's part of a step: forward, backward, smoothing, optimiser, average. Returns the detached loss."""
         recipe = self.recipe
         for group in self.optimizer.param_groups:
@@ -189,9 +196,9 @@ class Engine:
             if not isinstance(group["lr"], Tensor):
                 group["lr"] = lr
             else:
-                put(group["lr"], lr)
+                write_scalar(group["lr"], lr)
         if isinstance(grows := getattr(self.network, "progress", None), Tensor):
-            put(grows, numbers.progress)
+            write_scalar(grows, numbers.progress)
         model = self.forward
         if self.group.is_distributed:
             self._parallel.module = model
@@ -208,7 +215,7 @@ class Engine:
             self.smooth()
         self.optimizer.step()
         if self.average is not None:
-            self.average.take_in(numbers.share)
+            self.average.update(numbers.ema_weight)
         return loss.detach()
 
     def tensors(self) -> list[Tensor]:

@@ -1,7 +1,7 @@
 """A study in MLflow with made-up curves: what the analysis reads, without training anything."""
 
 import shutil
-from unittest import mock
+from dataclasses import replace
 
 import pytest
 
@@ -9,10 +9,11 @@ from mixtune.config import parse, to_plain
 from mixtune.regime import published
 from mixtune.regime.files import save_regime
 from mixtune.search.callbacks import Candidate
+from mixtune.search.optuna_study import OptunaStudy
 from mixtune.search.space import Space
-from mixtune.tracking.mlflow_writer import MlflowWriter
+from mixtune.tracking.resync import StudyState, note_summary, write_summary
 from tests.curves import curve_of, point
-from tests.tracking.direct import Direct
+from tests.tracking.writers import open_writer
 
 
 def curve(*top1, ece=0.1):
@@ -29,8 +30,9 @@ class Made:
     def __init__(self, folder, settings, empty_store):
         self.folder, self.space = folder, parse(settings, Space, "f")
         self.uri = empty_store(folder)
-        with mock.patch("mixtune.tracking.mlflow_writer.Courier", Direct):  # no process per study
-            self.tracker = MlflowWriter(self.uri, self.space, folder)
+        # The trials are made up; what is remembered of the study as a whole is not.
+        trials = OptunaStudy(f"journal:///{folder}/study.journal", replace(self.space, published=()), 4)
+        self.tracker = open_writer(self.uri, self.space, folder, trials)
 
     def trial(self, number, family, found, state="COMPLETE", weights=None, **params):
         folder = self.folder / "trials" / f"{number:04d}"
@@ -50,6 +52,10 @@ class Made:
         self.tracker.reported(trial, report | {"curve": found.rows()}, 0.5)
         self.tracker.ended(trial, state, 0.5, "", found)
         assert self.tracker.flush()
+
+    def summarise(self, best, more=None):
+        note_summary(self.tracker._trials, best, more)
+        write_summary(StudyState.read(self.tracker._trials), self.tracker._runs, self.tracker._study)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from analysis import efficiency, report, report_text
 from analysis.add_runs import main as record
 from analysis.study_runs import read_study
 from mixtune.errors import InputError
-from mixtune.execution.work import candidate_of
+from mixtune.execution.trial_config import make_candidate
 from tests.analysis.conftest import POINT, curve
 from tests.analysis.test_commands import repeated
 from tests.commands import module_of
@@ -124,9 +124,10 @@ def proven(made, scores, winner, fixed="COMPLETE"):
             point = point | {"split": 0.1}
         noted = {"repeat": {"of": n, "seed": seed, "round": round_}}
         noted |= {"published": published[n]} if n in published else {}
-        made.tracker.repeated(candidate_of(made.space, n, point, noted, made.folder), top1, curve(top1, top1))
+        repeat = make_candidate(made.space, n, point, noted, made.folder)
+        made.tracker.ended(repeat, "COMPLETE", top1, "", curve(top1, top1))
     summary = {"score": 0.7, "trial": winner, "chosen": "the best mean over 2 fresh seeds", "verdict": "said"}
-    made.tracker.summarise(summary)
+    made.summarise(summary)
     assert made.tracker.flush()
     return read_study(made.uri, "tiny")
 
@@ -173,7 +174,7 @@ def test_the_page_tells_what_is_missing_of_a_final_and_how_early_scores_ranked(m
     proven(made, {0: (0.72, 0.74), 2: (0.73, 0.72)}, winner=2)
     assert "Pruning trusts early scores" not in written(made.uri, tmp_path)
     told = {"failed": "fixed, seed 2, for the test set: its worker died"}
-    made.tracker.summarise(told | {"score": 0.7, "trial": 2}, {"mixtune.rank_correlation": "0.50 at 11 % (n = 14)"})
+    made.summarise(told | {"score": 0.7, "trial": 2}, {"mixtune.rank_correlation": "0.50 at 11 % (n = 14)"})
     assert made.tracker.flush()
     text = written(made.uri, tmp_path)
     assert "Pruning trusts early scores: 0.50 at 11 % (n = 14)." in text
@@ -187,7 +188,7 @@ def test_a_final_that_shows_nothing_says_that(made):
 
 def test_a_final_that_a_later_search_left_behind_is_not_the_answer(made):
     proven(made, {0: (0.72, 0.74), 2: (0.73, 0.72)}, winner=2)
-    made.tracker.summarise({"score": 0.7, "trial": 1, "verdict": ""})
+    made.summarise({"score": 0.7, "trial": 1, "verdict": ""})
     assert made.tracker.flush()
     assert read_study(made.uri, "tiny").winner is None
 

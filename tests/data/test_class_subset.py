@@ -14,7 +14,7 @@ from safetensors import safe_open
 from mixtune import evaluate, export, prepare, train
 from mixtune.config import parse, to_plain
 from mixtune.data import datasets
-from mixtune.data.class_subset import chosen
+from mixtune.data.class_subset import select_classes
 from mixtune.errors import InputError
 from mixtune.models.registry import create_network
 from mixtune.optim.distillation import Distillation
@@ -30,10 +30,10 @@ NAMES = ["tench", "goldfish", "shark", "ray", "cock", "hen", "ostrich", "finch"]
 def test_the_choice_follows_from_the_names_alone():
     by_digest = sorted(NAMES, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
     for n in range(2, len(NAMES) + 1):
-        assert {NAMES[i] for i in chosen(NAMES, n)} == set(by_digest[:n])
-        assert chosen(NAMES, n) == sorted(chosen(NAMES, n))
+        assert {NAMES[i] for i in select_classes(NAMES, n)} == set(by_digest[:n])
+        assert select_classes(NAMES, n) == sorted(select_classes(NAMES, n))
         fewer = [name for name in NAMES if name in by_digest[: max(n, 5)]]  # a folder that holds only these
-        assert [fewer[i] for i in chosen(fewer, n)] == [NAMES[i] for i in chosen(NAMES, n)]
+        assert [fewer[i] for i in select_classes(fewer, n)] == [NAMES[i] for i in select_classes(NAMES, n)]
 
 
 def test_images_keep_their_class_under_its_new_number():
@@ -62,10 +62,12 @@ def test_cifar_and_a_folder_are_divided_by_the_names_they_come_with(tmp_path, mo
 
     monkeypatch.setattr(torchvision.datasets, "CIFAR10", Cifar)
     datasets.load_dataset.cache_clear()
-    assert [NAMES.index(name) for name in datasets.load_dataset("cifar10", str(tmp_path), 3).names] == chosen(NAMES, 3)
+    assert [NAMES.index(name) for name in datasets.load_dataset("cifar10", str(tmp_path), 3).names] == select_classes(
+        NAMES, 3
+    )
     datasets.load_dataset.cache_clear()
     found = datasets.load_dataset("folder", str(write(tmp_path / "images", classes=NAMES)), 3)
-    assert set(found.names) == {NAMES[i] for i in chosen(NAMES, 3)}
+    assert set(found.names) == {NAMES[i] for i in select_classes(NAMES, 3)}
     for files in (found.train, found.test):
         assert [path.split("/")[-2] for path in files.paths] == [found.names[label] for label in files.labels]
 

@@ -138,13 +138,13 @@ def test_recalibration_mends_a_size_far_from_training():
 
     The margin: over seeds 0 to 7 and three instruction sets (AVX-512, AVX2, SSE4.1) with 1 and 2 threads, one seed
     gains 0.18 to 0.55 (mean 0.36, standard deviation 0.09) and changes by -0.023 to +0.023 at 16 px; the mean of the
-    three seeds below gains 0.38 to 0.43. The bounds lie four standard deviations of such a mean away, or more.
+    two seeds below gains 0.41 to 0.50. The bounds lie four standard deviations of such a mean away, or more.
     """
     regime = published("fixed", BatchShape(16, 32), [16], 4)
     task = ClassificationConfig("digits", "cifar_resnet8", samples=800, validation=0.5)
     evaluate = Evaluation((16, 32), 1, Recalibration(images=256))
     near, far = [], []
-    for seed in range(3):
+    for seed in range(2):
         run = Run.prepare(regime, config(task=task, budget=Budget(8), evaluate=evaluate, seed=seed))
         *_, last = run.reports()
         running = run.task.evaluate(run.network, (16, 32), calibrated=False)

@@ -8,15 +8,15 @@ from pathlib import Path
 import torch
 
 from mixtune.errors import InputError
-from mixtune.execution.trial import trial_results
+from mixtune.execution.trial import trial_reports
 from mixtune.profiling import step_benchmark
 from mixtune.profiling.resource_profile import measured
 from mixtune.regime import BatchShape
 
 
-def dies_once(group, config, notes):
+def dies_once(group, spec, notes):
     """A trial whose second rank is killed after the first report, the first time."""
-    for result in trial_results(group, config):
+    for result in trial_reports(group, spec):
         with Path(notes).open("a") as file:
             file.write(f"{group.rank} {result['number']} {result['seconds']!r}\n")
         yield result

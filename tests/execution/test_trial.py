@@ -7,20 +7,19 @@ import torch
 
 from mixtune.config import parse, to_plain
 from mixtune.data.file_issues import FileIssues
-from mixtune.data.reader_pool import ReaderLostError
 from mixtune.execution import ray_tune
+from mixtune.execution.position import POSITION
 from mixtune.search.space import Space
-from mixtune.search.timeouts import POSITION
 from mixtune.training.run import Run
 from mixtune.training.step import Engine
-from tests.search.handed import handed
+from tests.execution.published_trial import published_config
 
 
 @pytest.fixture
 def trial(tiny, tmp_path, monkeypatch):
     """Runs a tiny trial; returns what it reported."""
     space = parse(tiny, Space, "f")
-    config = handed(space, tmp_path)
+    config = published_config(space, tmp_path)
     told = []
     monkeypatch.setattr(ray_tune.tune, "report", told.append)
 
@@ -96,7 +95,6 @@ def test_out_of_device_memory_names_the_shape_and_what_would_fit(trial, monkeypa
         (torch.AcceleratorError("CUDA error: an illegal memory access"), "machine"),
         (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), "machine"),
         (OSError(errno.EIO, "Input/output error"), "machine"),
-        (ReaderLostError("processes that read images die"), "machine"),
         (ValueError("a bug"), "unknown"),
     ],
 )

@@ -21,14 +21,14 @@ from mixtune.profiling.step_benchmark import step_costs
 from mixtune.regime import BatchShape
 from mixtune.runtime.process_group import PeerLostError
 from mixtune.search.callbacks import Callbacks
-from mixtune.search.optuna_study import Trials
+from mixtune.search.optuna_study import OptunaStudy
 from mixtune.search.paths import StudyPaths
 from mixtune.search.space import Space
 from mixtune.training.run import Run
 from tests.accounts import assert_ended
 from tests.conftest import TINY
 from tests.execution import on_ranks
-from tests.search.handed import handed
+from tests.execution.published_trial import published_spec
 
 SPACE = TINY | {
     "resources": {"workers": 2, "cpus": 1},
@@ -43,7 +43,7 @@ SPACE = TINY | {
 def study(cluster, tmp_path_factory):
     """A finished study of a trial on two ranks: its space, outcomes and folder."""
     folder, space = tmp_path_factory.mktemp("study"), parse(SPACE, Space, "f")
-    trials = Trials(f"journal:///{folder}/study.journal", space, 4)
+    trials = OptunaStudy(f"journal:///{folder}/study.journal", space, 4)
     ray_tune.run(Coordinator(trials, space.training(1), folder, Callbacks([])), Concurrency(1, 0, 1, 2), folder)
     return space, trials.outcomes(), folder
 
@@ -78,7 +78,9 @@ def test_torchrun_gives_the_trials_score_to_the_last_bit(study):
 def test_a_rank_that_is_killed_starts_the_trial_again_from_its_checkpoint(study, group, tmp_path):
     notes = tmp_path / "notes"
     found = list(
-        worker_group.results(on_ranks.dies_once, group, handed(parse(SPACE, Space, "f"), tmp_path), str(notes))
+        worker_group.group_results(
+            on_ranks.dies_once, group, published_spec(parse(SPACE, Space, "f"), tmp_path), str(notes)
+        )
     )
     assert [r["number"] for r in found] == [1, 2]
     (undisturbed,) = (o.curve for o in study[1])
@@ -113,7 +115,7 @@ def test_a_rank_that_lost_its_device_or_a_file_counts_as_dead_and_a_full_disk_or
 
 @pytest.mark.slow
 def test_ranks_start_again_in_new_processes_when_one_lost_its_device(group, tmp_path):
-    assert list(worker_group.results(on_ranks.loses_its_device_once, group, str(tmp_path / "pids"))) == [1, 2]
+    assert list(worker_group.group_results(on_ranks.loses_its_device_once, group, str(tmp_path / "pids"))) == [1, 2]
     told = [line.split() for line in (tmp_path / "pids").read_text().splitlines()]
     assert sorted(rank for rank, _ in told) == ["0", "0", "1", "1"]
     assert len({pid for _, pid in told}) == 4
@@ -124,18 +126,18 @@ def test_ranks_that_always_die_are_given_up(group, monkeypatch):
     monkeypatch.setattr(worker_group, "RESTARTS", 1)
     given = []
     with pytest.raises(TrainingError, match=r"ranks died 2 times; the last time: a rank died"):
-        given.extend(worker_group.results(on_ranks.dies, group))
+        given.extend(worker_group.group_results(on_ranks.dies, group))
     assert given == [1]
 
 
 @pytest.mark.slow
 def test_what_a_rank_says_is_what_is_told(group):
     with pytest.raises(InputError, match=r"^task\.data: nothing there$"):
-        list(worker_group.results(on_ranks.refuses, group))
+        list(worker_group.group_results(on_ranks.refuses, group))
 
 
 def test_a_trial_that_is_stopped_ends_its_ranks(group):
-    stream = worker_group.results(on_ranks.pids, group)
+    stream = worker_group.group_results(on_ranks.pids, group)
     alive = next(stream)
     assert len(set(alive)) == 2
     stream.close()
@@ -193,7 +195,7 @@ def test_a_measurement_that_kills_its_process_is_told_and_not_repeated(cluster, 
 def test_a_cluster_without_room_is_said(cluster, monkeypatch):
     monkeypatch.setattr(worker_group, "ROOM", 1.0)
     with pytest.raises(TrainingError, match="the cluster had no room for 3 ranks"):
-        worker_group.call(on_ranks.dies, 3, 1, 0)
+        worker_group.call_on_group(on_ranks.dies, 3, 1, 0)
     assert ray.is_initialized()
 
 

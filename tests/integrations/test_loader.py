@@ -94,7 +94,7 @@ def test_an_image_folder_is_read_as_the_trainer_reads_it(tmp_path):
     from PIL import Image
     from torchvision.datasets import ImageFolder
 
-    from mixtune.data import augment, reader_pool
+    from mixtune.data import augment
     from mixtune.data.sources import Files
 
     rng = np.random.default_rng(0)
@@ -105,7 +105,7 @@ def test_an_image_folder_is_read_as_the_trainer_reads_it(tmp_path):
     steps = mixed.steps(4, 16)
     made = mixed_loader(folder, steps, seed=3, start=1)
     files = Files(tuple(p for p, _ in folder.samples), torch.tensor(folder.targets))
-    read = augment.file_batches(files, steps, augment.Augment(), True, 3, 1, reader_pool.take(0))
+    read = augment.file_batches(files, steps, augment.Augment(), True, 3, 1, 0)
     theirs = [(x.clone(), y) for x, y in read]
     assert len(made) == len(theirs)
     for (x, y), (u, v) in zip(made, theirs, strict=True):

@@ -8,7 +8,7 @@ from mixtune.errors import InputError
 from mixtune.profiling import resource_profile, step_benchmark
 from mixtune.profiling.resource_profile import Footprint, Step, TooLargeError, measured
 from mixtune.regime import BatchShape
-from mixtune.runtime.memory import Peak, room
+from mixtune.runtime.memory import PeakMemory, available_memory
 from mixtune.runtime.process_group import ProcessGroup
 from mixtune.search.space import Space
 
@@ -51,7 +51,7 @@ def device(monkeypatch):
     Stand.tried, Stand.now = [], 0.0
     monkeypatch.setattr(resource_profile.step_benchmark, "StepBenchmark", Stand)
     monkeypatch.setattr(resource_profile, "room", lambda _: float(Stand.has))
-    monkeypatch.setattr(Peak, "bytes", lambda _: Stand.now)
+    monkeypatch.setattr(PeakMemory, "bytes", lambda _: Stand.now)
 
 
 def test_memory_lies_on_the_line_through_what_was_measured():
@@ -162,12 +162,12 @@ def test_a_base_that_does_not_fit_at_all_is_one_sentence(config, tmp_path, devic
 
 
 def test_a_peak_is_seen_after_it_is_over_and_forgotten_by_the_next():
-    before = Peak(CPU)
+    before = PeakMemory(CPU)
     block = torch.ones(256 * MIB, dtype=torch.uint8)
     with_block = before.bytes()
     del block
     assert before.bytes() >= with_block - MIB
-    assert Peak(CPU).bytes() < with_block - 200 * MIB
+    assert PeakMemory(CPU).bytes() < with_block - 200 * MIB
 
 
 def test_the_room_is_the_machines_or_the_containers_if_that_is_less(tmp_path):
@@ -177,12 +177,12 @@ def test_the_room_is_the_machines_or_the_containers_if_that_is_less(tmp_path):
 
     write("proc/meminfo", "MemTotal: 64 kB\nMemAvailable:  8388608 kB\n")
     write("proc/self/status", "VmHWM:\t 99 kB\nVmRSS:\t  1048576 kB\n")
-    assert room(CPU, tmp_path) == 9 * GIB
+    assert available_memory(CPU, tmp_path) == 9 * GIB
     write("sys/fs/cgroup/memory.max", "max\n")
     write("sys/fs/cgroup/memory.current", f"{GIB}\n")
-    assert room(CPU, tmp_path) == 9 * GIB
+    assert available_memory(CPU, tmp_path) == 9 * GIB
     write("sys/fs/cgroup/memory.max", f"{4 * GIB}\n")
-    assert room(CPU, tmp_path) == 4 * GIB
+    assert available_memory(CPU, tmp_path) == 4 * GIB
 
 
 @pytest.mark.gpu

@@ -4,7 +4,7 @@ import pytest
 
 from mixtune.config import parse
 from mixtune.errors import InputError
-from mixtune.search.optuna_study import Trials
+from mixtune.search.optuna_study import OptunaStudy
 from mixtune.search.space import Space
 from tests.curves import curve_of, point
 
@@ -16,7 +16,7 @@ def opened(tmp_path, tiny):
     """Opens the study in tmp_path, as often as wanted."""
 
     def open_(**change):
-        return Trials(f"journal:///{tmp_path}/study.journal", parse(tiny | change, Space, "f"), 4)
+        return OptunaStudy(f"journal:///{tmp_path}/study.journal", parse(tiny | change, Space, "f"), 4)
 
     return open_
 
@@ -162,4 +162,4 @@ def test_bad_samplers_and_pruners_are_refused(opened, change, message):
 
 def test_an_unusable_storage_is_one_sentence(tiny):
     with pytest.raises(InputError, match="not a usable Optuna storage"):
-        Trials("sqlite:////nowhere/at/all/study.db", parse(tiny, Space, "f"), 4)
+        OptunaStudy("sqlite:////nowhere/at/all/study.db", parse(tiny, Space, "f"), 4)

@@ -18,11 +18,11 @@ from mixtune.config import parse
 from mixtune.errors import InputError, NoRoomError, StorageAwayError
 from mixtune.evaluation.predictions import METRICS
 from mixtune.search import storage
-from mixtune.search.optuna_study import Trials
-from mixtune.search.outcome import TrialResult
+from mixtune.search.optuna_study import OptunaStudy
 from mixtune.search.paths import StudyPaths
 from mixtune.search.space import Space
 from mixtune.search.storage import JournalLock, Retry, holds_study, open_journal, open_storage, storage_errors
+from mixtune.search.trial_result import TrialResult
 from tests.search.test_optuna_study import CURVE
 from tests.test_full_disk import room_for
 
@@ -35,7 +35,7 @@ def search(address, tiny, n=8):
     """What a study of n trials, some of them pruned, failed or cut off, holds in the end."""
     space = parse(tiny | {"trials": n}, Space, "f")
     for part in range(2):
-        trials = Trials(address, space, 4)
+        trials = OptunaStudy(address, space, 4)
         trials.reconcile()
         for i in range(n // 2):
             trial, params = trials.ask()
@@ -183,7 +183,7 @@ def test_a_lock_ends_with_its_holder(tmp_path):
 def test_what_is_recorded_is_on_the_disk(tmp_path, tiny, monkeypatch):
     synced, path = [], tmp_path / "study.journal"
     monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.fstat(fd).st_size))
-    trials = Trials(url(tmp_path), parse(tiny, Space, "f"), 4)
+    trials = OptunaStudy(url(tmp_path), parse(tiny, Space, "f"), 4)
     trial, _ = trials.ask()
     assert synced[-1] == path.stat().st_size
     trials.report(trial, 2, 0.5, last=True)
@@ -233,7 +233,7 @@ def impatient(monkeypatch):
 @pytest.fixture
 def study(tmp_path, tiny, impatient):
     """Open the study in tmp_path/study.db, as often as wanted."""
-    return lambda **change: Trials(f"sqlite:///{tmp_path}/study.db", parse(tiny | change, Space, "f"), 4)
+    return lambda **change: OptunaStudy(f"sqlite:///{tmp_path}/study.db", parse(tiny | change, Space, "f"), 4)
 
 
 def ended(trials):
@@ -378,7 +378,7 @@ def test_a_database_without_room_is_a_full_disk(study, monkeypatch):
 
 def test_an_address_is_shown_without_its_password(tiny):
     with pytest.raises(InputError) as error:
-        Trials("postgresql://me:hunter2@127.0.0.1:9/db", parse(tiny, Space, "f"), 4)
+        OptunaStudy("postgresql://me:hunter2@127.0.0.1:9/db", parse(tiny, Space, "f"), 4)
     assert "hunter2" not in str(error.value)
     assert "me:***@127.0.0.1" in str(error.value)
     with pytest.raises(StorageAwayError) as away, storage_errors("postgresql://me:hunter2@127.0.0.1:9/db"):

@@ -17,7 +17,7 @@ from mixtune.study.final_evaluation import run_final
 from mixtune.study.repeats import Repeats
 from mixtune.study.stores import opened
 from tests.curves import curve_of, point
-from tests.tracking.direct import Idle
+from tests.tracking.writers import Silent
 
 SEARCHED = "searched 2"
 
@@ -27,22 +27,22 @@ class Planted:
 
     def __init__(self, means, luck=None, stop_after=None, faults=None):
         """faults: {(regime, judge, seed): what the worker reports instead, one for each attempt}"""
-        self.means, self.luck, self.stop_after, self.faults = means, luck or {}, stop_after, faults or {}
+        self.means, self.luck, self.stop_after, self.errors = means, luck or {}, stop_after, faults or {}
         self.trained = []
 
-    def run(self, study, folder, listeners, refuse=nothing):
-        bridge = Coordinator(study.trials, study.trials.space.training(1), folder, listeners, refuse)
-        while (told := bridge.suggest("one")) is not None:
+    def run(self, study, folder, callbacks, refuse=nothing):
+        coordinator = Coordinator(study.trials, study.trials.space.training(1), folder, callbacks, refuse)
+        while (told := coordinator.suggest("one")) is not None:
             if self.stop_after is not None and len(self.trained) == self.stop_after:
-                bridge.interrupt()
+                coordinator.interrupt()
                 raise KeyboardInterrupt
-            bridge.report("one", self.report(told, searching=folder.name not in ("leaders", "final")))
-            bridge.end("one", error=False)
+            coordinator.report("one", self.report(told, searching=folder.name not in ("leaders", "final")))
+            coordinator.end("one", error=False)
 
     def report(self, told, searching):
         name, seed = told["regime"]["name"], told["training"]["seed"]
         self.trained.append((name, told["judge"], seed))
-        if faults := self.faults.get((name, told["judge"], seed)):
+        if faults := self.errors.get((name, told["judge"], seed)):
             return faults.pop(0)
         noise = np.random.default_rng((seed, crc32(name.encode()), told["judge"] == "test")).normal(0, 0.003)
         top1 = self.means.get(name, 0.5) + float(noise) + (self.luck.get(name, 0.0) if searching else 0.0)
@@ -67,17 +67,17 @@ def space(tiny):
 
 
 @pytest.fixture
-def places(tmp_path, empty_store, monkeypatch):
+def places(tmp_path, monkeypatch):
     """Of a study whose runs are not taken to MLflow, which is most of the work."""
-    monkeypatch.setattr("mixtune.tracking.mlflow_writer.Courier", Idle)
-    empty_store(tmp_path)
+    monkeypatch.setattr("mixtune.study.stores.MlflowWriter", Silent)
     return StudyPaths(tmp_path)
 
 
 @pytest.fixture
-def recorded(places, direct):
+def recorded(tmp_path, empty_store):
     """Of one whose runs are."""
-    return places
+    empty_store(tmp_path)
+    return StudyPaths(tmp_path)
 
 
 def conclude(space, places, machine, said=None):
@@ -87,7 +87,7 @@ def conclude(space, places, machine, said=None):
         try:
             return run_final(space, places, study, machine, (said if said is not None else []).append)
         finally:
-            assert study.tracker.flush()
+            assert study.tracker.resync()
 
 
 def test_a_search_that_found_something_better_says_so(space, places):
@@ -160,7 +160,7 @@ def test_what_the_machine_did_to_a_run_is_tried_again_at_once_and_not_for_ever(s
     assert "failed: fixed, seed 2, for the test set: the device's memory does not hold a step (2 times)" in table
     assert "is better than" in table
     assert "Welch's t-test, 3 and 4 seeds" in table  # n is said
-    machine.faults.clear()
+    machine.errors.clear()
     said = []
     again = conclude(space, places, machine, said)
     assert said[0] == (
@@ -252,12 +252,10 @@ def test_mlflow_holds_every_run_once_as_a_repeat(space, recorded):
     assert {"regime.yaml", "curve.csv"} <= artifacts
 
 
-def test_a_run_that_mlflow_lacked_at_a_kill_is_told_again(space, recorded, monkeypatch):
-    from mixtune.tracking.mlflow_writer import MlflowWriter
-
+def test_runs_that_mlflow_lacked_at_a_kill_are_written_by_the_next_search(space, recorded, monkeypatch):
     machine = Planted({SEARCHED: 0.95})
     with monkeypatch.context() as broken:
-        broken.setattr(MlflowWriter, "repeated", lambda *_: None)
+        broken.setattr("mixtune.study.stores.MlflowWriter", Silent)
         conclude(space, recorded, machine)
     conclude(space, recorded, machine)
     client = MlflowClient(recorded.tracking_uri)

@@ -13,9 +13,9 @@ from mixtune.errors import InputError
 from mixtune.profiling.preflight import check_sizes, expected_images
 from mixtune.regime.files import save_regime
 from mixtune.search import __main__ as search_command
-from mixtune.search.optuna_study import Trials
-from mixtune.search.outcome import TrialResult
+from mixtune.search.optuna_study import OptunaStudy
 from mixtune.search.space import Space
+from mixtune.search.trial_result import TrialResult
 from mixtune.study import proxy as carry
 from mixtune.study.proxy import agreement, carried, on_proxy
 from tests.conftest import TINY
@@ -38,7 +38,7 @@ def full(**changes):
 def proxy(tmp_path):
     """A finished study on the proxy whose scores are known, with two published and four searched regimes."""
     space = parse(TINY | {"trials": 6}, Space, "f")
-    trials = Trials(f"journal:///{tmp_path}/study.journal", space, 4)
+    trials = OptunaStudy(f"journal:///{tmp_path}/study.journal", space, 4)
     (tmp_path / "space.yaml").write_text(yaml.safe_dump(TINY))
     for score in (0.5, 0.9, 0.3, 0.8, 0.7, None):
         trial, params = trials.ask()
@@ -64,12 +64,12 @@ def test_the_best_searched_and_the_published_regimes_are_carried(proxy):
 def test_a_study_remembers_the_proxys_scores_and_more_regimes_may_follow(proxy, tmp_path):
     url = f"journal:///{tmp_path}/study.journal"
     space, scores = carried(full(), proxy, 1)
-    trials = Trials(url, space, 4, scores)
+    trials = OptunaStudy(url, space, 4, scores)
     asked = [trials.ask()[0] for _ in range(2)]
     trials.finish(asked[0], "COMPLETE", 0.4, "", None)
     trials.close()  # the other is cut off
     space, scores = carried(full(), proxy, 3)
-    trials = Trials(url, space, 4, scores)
+    trials = OptunaStudy(url, space, 4, scores)
     trials.reconcile()
     while trials.remaining():
         trial, _ = trials.ask()
@@ -106,7 +106,7 @@ def test_an_unusable_proxy_is_one_sentence(proxy, tmp_path_factory, monkeypatch)
     (empty / "space.yaml").write_text(yaml.safe_dump(TINY))
     with pytest.raises(InputError, match=r"study 'tiny' is not there; name its database with --storage"):
         carried(full(), empty, 3)
-    monkeypatch.setattr(carry.Trials, "outcomes", lambda self: [])
+    monkeypatch.setattr(carry.OptunaStudy, "outcomes", lambda self: [])
     with pytest.raises(InputError, match="has no complete trial to carry"):
         carried(full(), proxy, 1)
 

@@ -4,9 +4,9 @@ import pytest
 from mlflow import MlflowClient
 
 from mixtune.config import parse
-from mixtune.search.outcome import TrialResult
 from mixtune.search.paths import StudyPaths
 from mixtune.search.space import Named, Space
+from mixtune.search.trial_result import TrialResult
 from mixtune.study import run_study
 from mixtune.study.rank_correlation import ENOUGH, agreements, early_steps, metrics, sentence
 from mixtune.study.run_study import StudyResult, table
@@ -64,7 +64,7 @@ def test_they_are_metrics_by_share_of_the_budget():
     assert metrics({}) == []
 
 
-def test_a_study_keeps_its_own_in_mlflow(space, tmp_path, empty_store, direct):
+def test_a_study_keeps_its_own_in_mlflow(space, tmp_path, empty_store):
     empty_store(tmp_path)
     space, places = replace(space, pruner=Named("none"), trials=9), StudyPaths(tmp_path)
     with opened(space, places, 4, False) as books:

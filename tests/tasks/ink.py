@@ -70,7 +70,7 @@ class Ink(Task[tuple[torch.Tensor, torch.Tensor]]):
     def __init__(self, config, judge="validation", device="auto", recalibration=None, group=SINGLE_PROCESS):
         super().__init__(config, judge, device, recalibration, group)
         dataset = datasets.load_dataset(config.dataset, None)
-        self._train, self._judged, _ = splits.split(dataset, config.samples, config.held_out, judge, False)
+        self._train, self._judged, _ = splits.split_dataset(dataset, config.samples, config.held_out, judge, False)
         self.n_train, self.n_judged = len(self._train), len(self._judged)
 
     def network(self, seed, dropout=0.0, drop_path=0.0):

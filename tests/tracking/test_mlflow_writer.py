@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from mixtune.tracking.identity import _digest, identity
 from mlflow import MlflowClient
 
 from mixtune.config import parse
@@ -20,34 +21,30 @@ from mixtune.errors import InputError
 from mixtune.regime import published
 from mixtune.regime.files import save_regime
 from mixtune.search.callbacks import Candidate
-from mixtune.search.optuna_study import Trials
-from mixtune.search.outcome import TrialResult
 from mixtune.search.space import Space
 from mixtune.tasks.classification import Classification
 from mixtune.tasks.classification_config import ClassificationConfig
-from mixtune.tasks.classification_data import _digest, identity
-from mixtune.tracking.courier import Courier
-from mixtune.tracking.delivery import merged
 from mixtune.tracking.mlflow_reader import check, children
-from mixtune.tracking.mlflow_writer import MlflowWriter
+from mixtune.tracking.resync import note_summary
 from mixtune.tracking.views import address
 from tests.curves import curve_of, point
 from tests.search.test_optuna_study import CURVE
-
-pytestmark = pytest.mark.usefixtures("direct")  # test_courier has the process
+from tests.tracking.writers import open_writer
 
 
 @pytest.fixture
 def tracker(tmp_path, tiny, empty_store):
     folder = tmp_path / "a folder"
     folder.mkdir()
-    return MlflowWriter(empty_store(folder), parse(tiny, Space, "f"), folder)
+    writer = open_writer(empty_store(folder), parse(tiny, Space, "f"), folder)
+    yield writer
+    writer.close()
 
 
 def candidate(tracker, number=0):
-    folder = tracker._folder / "trials" / str(number)
+    folder = tracker._folder / "trials" / f"{number:04d}"
     folder.mkdir(parents=True)
-    space = tracker._space
+    space = tracker._study.projection.space
     regime = published("fixed", space.base, space.search.sizes, 4)
     save_regime(folder / "regime.yaml", regime)
     return Candidate(number, regime, space.published_params("fixed", 4), folder, "fixed")
@@ -85,43 +82,10 @@ def test_a_trial_is_a_child_run_whose_end_is_told_apart(tracker, state, status):
     assert "regime.yaml" in [a.path for a in client.list_artifacts(child.info.run_id)]
 
 
-def test_a_run_that_was_made_although_no_answer_came_is_not_made_again(tracker, monkeypatch):
-    tracker.started(candidate(tracker, 1))
-    assert tracker.flush()  # from here on, runs that are not known are not asked for
-    client, asked = tracker.courier.sender._client, []
-    create, search = client.create_run, client.search_runs
-
-    def lost(*arguments):
-        create(*arguments)
-        monkeypatch.setattr(client, "create_run", create)
-        raise ConnectionError("reset by peer")
-
-    monkeypatch.setattr(client, "create_run", lost)
-    monkeypatch.setattr(client, "search_runs", lambda *a, **k: (asked.append(a), search(*a, **k))[1])
-    tracker.started(candidate(tracker))
-    run, _ = runs(tracker, "trial")
-    assert run.data.params["family"] == "fixed"
-    assert len(asked) == 1
-
-
-def test_runs_are_not_asked_for_when_the_store_was_read(tracker, monkeypatch):
-    client, asked = tracker.courier.sender._client, []
-    search = client.search_runs
-    monkeypatch.setattr(client, "search_runs", lambda *a, **k: (asked.append(a), search(*a, **k))[1])
-    for number in range(3):
-        trial = candidate(tracker, number)
-        tracker.started(trial)
-        assert tracker.flush()
-        tracker.ended(trial, "COMPLETE", 0.5, "", CURVE)
-        assert tracker.flush()
-    assert len(asked) == 1
-    assert tracker.courier.receiver._dropped == 0
-
-
 def test_every_fold_is_a_step_of_its_own(tmp_path, tiny, empty_store):
     folder = tmp_path / "folds"
     folder.mkdir()
-    tracker = MlflowWriter(empty_store(folder), parse(tiny | {"folds": 3}, Space, "f"), folder)
+    tracker = open_writer(empty_store(folder), parse(tiny | {"folds": 3}, Space, "f"), folder)
     trial = candidate(tracker)
     tracker.started(trial)
     for fold in range(3):
@@ -144,20 +108,23 @@ def test_reading_back_gives_tags_and_curves(tracker):
 
 
 def test_interrupted_and_stale_runs_leave_no_trace(tracker, tiny):
-    for number in (0, 1):
-        tracker.started(candidate(tracker, number))
-    tracker.ended(Candidate(0, None, {}, tracker._folder, "fixed"), "INTERRUPTED", None, "", None)
+    first, second = candidate(tracker, 0), candidate(tracker, 1)
+    tracker.started(first)
+    tracker.started(second)
+    tracker.ended(first, "INTERRUPTED", None, "", None)
     assert len(runs(tracker, "trial")) == 1
-    again = MlflowWriter(tracker.uri, tracker._space, tracker._folder, tracker.parent)
-    again.discard_unfinished()
+    again = open_writer(tracker.uri, tracker._study.projection.space, tracker._folder)
+    assert again.resync()
     assert runs(again, "trial") == []
     assert again.parent == tracker.parent
+    again.close()
 
 
 def test_the_parent_holds_the_space_the_best_and_the_figures(tracker):
     figure = tracker._folder / "pareto.png"
     figure.write_bytes(b"png")
-    tracker.summarise({"score": 0.9, "trial": 3})
+    note_summary(tracker._trials, {"score": 0.9, "trial": 3})
+    assert tracker.resync()
     tracker.finish("FINISHED", [figure])
     (parent,) = runs(tracker, "study")
     assert parent.data.params["task.network"] == "cifar_resnet8"
@@ -208,7 +175,7 @@ def test_metrics_are_rounded_for_reading_and_the_curve_is_not(tracker):
 def test_the_machine_is_watched_when_mlflow_is_told_to(tmp_path, tiny, empty_store, monkeypatch):
     monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "true")
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.05")
-    watched = MlflowWriter(empty_store(tmp_path), parse(tiny, Space, "f"), tmp_path)
+    watched = open_writer(empty_store(tmp_path), parse(tiny, Space, "f"), tmp_path)
     client = MlflowClient(watched.uri)
     for _ in range(600):
         if any(k.startswith("system/") for k in client.get_run(watched.parent).data.metrics):
@@ -223,7 +190,7 @@ def test_watching_without_its_library_is_one_sentence(tmp_path, tiny, empty_stor
     monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "true")
     monkeypatch.setitem(sys.modules, "mlflow.system_metrics.system_metrics_monitor", None)
     with pytest.raises(InputError, match="MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING: needs psutil"):
-        MlflowWriter(empty_store(tmp_path), parse(tiny, Space, "f"), tmp_path)
+        open_writer(empty_store(tmp_path), parse(tiny, Space, "f"), tmp_path)
 
 
 def test_a_database_of_something_else_is_neither_written_nor_read(tmp_path, tiny):
@@ -256,18 +223,6 @@ def test_a_database_of_another_mlflow_says_how_to_bring_it_up_to_date(tmp_path, 
     db.close()
     with pytest.raises(InputError, match=f"another version of MLflow wrote this.* python -m mlflow db upgrade {uri}"):
         opened(uri)
-
-
-def test_an_end_that_a_power_cut_left_open_is_recorded_again(tracker):
-    """The state is there, the status is not: the last commits are gone."""
-    trial = candidate(tracker)
-    tracker.started(trial)
-    tracker.ended(trial, "COMPLETE", 0.5, "", CURVE)
-    (run,) = runs(tracker, "trial")
-    MlflowClient(tracker.uri).update_run(run.info.run_id, status="RUNNING")
-    assert tracker.repair([TrialResult(0, "COMPLETE", 0.5, trial.params, "fixed", "", CURVE)]) == 1
-    (run,) = runs(tracker, "trial")
-    assert run.info.status == "FINISHED"
 
 
 def test_a_server_that_does_not_answer_is_one_sentence():
@@ -306,11 +261,11 @@ def test_every_run_names_its_data_by_digest(tracker):
         (run,) = runs(tracker, kind)
         (found,) = run.inputs.dataset_inputs
         assert found.dataset.name == "digits"
-        assert found.dataset.digest == identity(tracker._space.task).digest
+        assert found.dataset.digest == identity(tracker._study.projection.space.task).digest
         assert run.data.tags["mixtune.fold"] == "hold-out 25 %"
     (parent,) = runs(tracker, "study")
     counts = {k: int(parent.data.params[f"images.{k}"]) for k in ("train", "validation", "test")}
-    task = Classification(tracker._space.task)
+    task = Classification(tracker._study.projection.space.task)
     assert counts == {
         "train": task.n_train,
         "validation": len(task._held_out),
@@ -319,50 +274,14 @@ def test_every_run_names_its_data_by_digest(tracker):
 
 
 def test_a_study_with_folds_says_so_and_counts_every_image_it_judges(tmp_path, tiny, empty_store):
-    tracker = MlflowWriter(empty_store(tmp_path), parse(tiny | {"folds": 4}, Space, "f"), tmp_path)
+    tracker = open_writer(empty_store(tmp_path), parse(tiny | {"folds": 4}, Space, "f"), tmp_path)
     (parent,) = runs(tracker, "study")
     assert parent.data.tags["mixtune.fold"] == "4 folds"
-    task = [Classification(replace(tracker._space.training().task, fold=i)) for i in range(4)]
+    task = [Classification(replace(tracker._study.projection.space.training().task, fold=i)) for i in range(4)]
     assert int(parent.data.params["images.validation"]) == sum(len(t._held_out) for t in task) == 400
     assert int(parent.data.params["images.train"]) == task[0].n_train
     assert parent.data.params["folds"] == "4"
     assert not {"task.fold", "task.folds"} & set(parent.data.params)
-
-
-def test_sending_a_record_twice_changes_nothing(tracker):
-    trial = candidate(tracker)
-    tracker.started(trial)
-    tracker.reported(trial, REPORT, 0.5)
-    tracker.ended(trial, "COMPLETE", 0.5, "", CURVE)
-    sent = [*tracker.courier.records]
-    assert tracker.flush()
-    fresh = MlflowWriter(tracker.uri, tracker._space, tracker._folder, tracker.parent)  # as a new process would
-    for record in sent:
-        fresh.courier.sender.deliver(record)
-    (child,) = runs(tracker, "trial")
-    client = MlflowClient(tracker.uri)
-    assert len(client.get_metric_history(child.info.run_id, "score")) == 1
-    assert len(client.get_metric_history(child.info.run_id, "curve/top1")) == len(CURVE.points)
-    assert child.data.tags["mixtune.state"] == "COMPLETE"
-    assert len(child.inputs.dataset_inputs) == 1
-
-
-def stopped(*_):
-    raise KeyboardInterrupt
-
-
-def test_a_run_whose_maker_was_killed_at_once_gets_its_data_all_the_same(tracker, monkeypatch):
-    sender = tracker.courier.sender
-    with monkeypatch.context() as patch:
-        patch.setattr(sender._client, "log_inputs", stopped)
-        tracker.started(candidate(tracker))
-        with pytest.raises(KeyboardInterrupt):
-            tracker.flush()
-    again = MlflowWriter(tracker.uri, tracker._space, tracker._folder, tracker.parent)
-    for record in tracker.courier.records:
-        again.courier.put(record)
-    (run,) = runs(again, "trial")
-    assert run.inputs.dataset_inputs[0].dataset.name == "digits"
 
 
 def test_the_digest_changes_with_pixels_labels_and_names(monkeypatch):
@@ -393,63 +312,6 @@ def test_a_task_with_fewer_classes_is_told_from_the_whole_one():
     assert len({i.digest for i in found}) == 3
 
 
-def test_what_a_kill_kept_from_mlflow_is_recorded_by_the_next_search(tracker):
-    """Killed after the study knew of an end and before it was kept for MLflow: the trial is whole in MLflow, once."""
-    space = tracker._space
-    for number in (0, 1, 2):
-        tracker.started(candidate(tracker, number))
-        tracker.reported(Candidate(number, None, {}, tracker._folder, "fixed"), REPORT, 0.4)
-    ended = Candidate(0, None, {}, tracker._folder / "trials" / "0", "fixed")
-    tracker.ended(ended, "COMPLETE", 0.5, "", CURVE)
-    assert tracker.flush()
-
-    again = MlflowWriter(tracker.uri, space, tracker._folder, tracker.parent)
-    point = space.published_params("fixed", 4)
-    known = [
-        TrialResult(0, "COMPLETE", 0.4, point, "fixed", "", CURVE),
-        TrialResult(1, "COMPLETE", 0.6, point, "fixed", "", CURVE),  # its last report is missing too
-        TrialResult(3, "PRUNED", 0.2, point, "", "pruned at 50 %", CURVE),  # nothing is there
-    ]
-    assert again.repair(known) == 2
-    again.discard_unfinished()  # the third, which ran
-    found = {r.data.tags["mixtune.trial"]: r for r in runs(again, "trial")}
-    assert {n: r.data.tags["mixtune.state"] for n, r in found.items()} == {
-        "0": "COMPLETE",
-        "1": "COMPLETE",
-        "3": "PRUNED",
-    }
-    client = MlflowClient(tracker.uri)
-    history = {n: [m.value for m in client.get_metric_history(r.info.run_id, "score")] for n, r in found.items()}
-    assert history == {"0": [0.4], "1": [0.4, 0.6], "3": [0.2]}
-    assert found["3"].data.tags["mixtune.family"] == "searched"
-    assert found["3"].data.tags["mixtune.reason"] == "pruned at 50 %"
-    assert again.repair(known) == 0
-
-
-def test_no_password_reaches_the_store(tmp_path, tiny, empty_store, monkeypatch):
-    """Of anything that is written: tags, parameters, the space file, names, what waits for delivery."""
-    monkeypatch.setattr("mixtune.tracking.mlflow_writer.Courier", Courier)
-    folder = tmp_path / "study"
-    folder.mkdir()
-    space = parse(tiny, Space, "f")
-    trials = Trials(f"journal:///{folder}/study.journal", space, 4)
-    trial, _ = trials.ask()
-    reason = "no answer from http://me:hunter2@host/x"
-    trials.finish(trial, "FAIL", None, reason, None)
-    tracker = MlflowWriter(empty_store(folder), space, folder)
-    first = candidate(tracker)
-    tracker.started(first)
-    tracker.ended(first, "FAIL", None, reason, None)
-    (waiting,) = folder.glob("unsent*")
-    assert b"me:***@host" in waiting.read_bytes()
-    assert b"hunter2" not in waiting.read_bytes()
-    assert tracker.flush()
-    tracker.close()
-    for path in folder.rglob("*"):
-        assert path.is_dir() or b"hunter2" not in path.read_bytes(), path
-    assert "me:***@host" in trials.outcomes()[0].reason
-
-
 def test_a_database_is_made_whole_or_not_at_all(tmp_path, monkeypatch):
     """One whose making is cut off could never be opened again."""
     from mixtune.tracking import mlflow_reader
@@ -472,52 +334,3 @@ def test_a_database_is_made_whole_or_not_at_all(tmp_path, monkeypatch):
     assert (tmp_path / "mlflow.db").read_bytes() == made
     assert MlflowClient(uri).create_experiment("x")
     assert [p.name for p in tmp_path.iterdir()] == ["mlflow.db"]
-
-
-def history(client, run, key):
-    return [(m.timestamp, m.step, m.value) for m in client.get_metric_history(run.info.run_id, key)]
-
-
-def test_merged_records_leave_what_the_records_leave(tmp_path, tiny, empty_store):
-    """The plain way, one request after the other, is the oracle."""
-    space, made = parse(tiny, Space, "f"), {}
-    for way in ("plain", "merged"):
-        folder = tmp_path / way
-        folder.mkdir()
-        tracker = MlflowWriter(empty_store(folder), space, folder)
-        records = []
-        tracker._put = lambda do, trial, records=records, parent=tracker.parent, **more: records.append(
-            {"do": do, "trial": trial, "parent": parent, "time": 1000 + len(records), **more}
-        )
-        first, second = candidate(tracker, 0), candidate(tracker, 1)
-        tracker.started(first)
-        tracker.started(second)
-        for progress, score in ((0.5, 0.3), (1.0, 0.4)):
-            for trial in (first, second):
-                tracker.reported(trial, REPORT | {"progress": progress}, score)
-        (first.folder / "weights.safetensors").write_bytes(b"weights")
-        tracker.ended(first, "PRUNED", 0.4, "because", CURVE)
-        tracker.ended(second, "INTERRUPTED", None, "", None)
-        third = candidate(tracker, 2)
-        tracker.started(third)
-        if way == "plain":
-            for record in records:
-                tracker.courier.sender.deliver(record)
-        else:
-            wholes = [whole for whole, _ in merged(records)]
-            assert [w["do"] for w in wholes] == ["start", "start", "discard", "start"]
-            for whole in wholes:
-                tracker.courier.sender.deliver(whole)
-        client = MlflowClient(tracker.uri)
-        made[way] = {
-            r.data.tags["mixtune.trial"]: (
-                {k: v for k, v in r.data.tags.items() if "parentRunId" not in k},
-                r.data.params,
-                {k: history(client, r, k) for k in r.data.metrics},
-                sorted(a.path for a in client.list_artifacts(r.info.run_id)),
-                (r.info.status, r.info.start_time, r.info.end_time),
-            )
-            for r in runs(tracker, "trial")
-        }
-    assert sorted(made["plain"]) == ["0", "2"]
-    assert made["merged"] == made["plain"]

@@ -14,11 +14,12 @@ from mlflow import MlflowClient
 
 from analysis.study_runs import read_study
 from mixtune.config import parse
+from mixtune.search.callbacks import Callbacks
 from mixtune.search.space import Space
+from mixtune.tracking import resync
 from mixtune.tracking.mlflow_reader import check
-from mixtune.tracking.mlflow_writer import MlflowWriter
-from tests.search.test_optuna_study import CURVE
-from tests.tracking.test_mlflow_writer import REPORT, candidate
+from tests.tracking.studies import MadeStudy, contents, curve_of
+from tests.tracking.writers import open_writer
 
 
 def free_port():
@@ -52,52 +53,45 @@ def server(folder, port):
 
 
 @pytest.mark.slow  # starting a server twice takes half a minute on two busy cores
-def test_a_server_that_dies_in_the_middle_loses_nothing(tmp_path, tiny, empty_store):
+def test_a_server_that_dies_in_the_middle_loses_nothing(tmp_path, tiny, empty_store, caplog):
     port = free_port()
     empty_store(tmp_path)
-    (tmp_path / "study").mkdir()
-    space = parse(tiny, Space, "f")
+    folder, space = tmp_path / "study", parse(tiny | {"trials": 3, "pruner": {"name": "none"}}, Space, "f")
+    study = MadeStudy(folder, space)
     with server(tmp_path, port) as uri:
         check(uri)
-        tracker = MlflowWriter(uri, space, tmp_path / "study")
-        first = candidate(tracker, 0)
-        tracker.started(first)
-        tracker.reported(first, REPORT, 0.4)
-        assert tracker.flush(30)
+        writer = open_writer(uri, space, folder, study.trials)
+        study.callbacks = Callbacks([writer])
+        first = study.begin()
+        study.report(*first, 1, 0.4)
+        assert writer.flush()
     # The server is gone: the first trial ends, a second one runs as a whole, a third one starts.
-    tracker.reported(first, REPORT | {"progress": 1.0}, 0.6)
-    (first.folder / "weights.safetensors").write_bytes(b"weights")
-    tracker.ended(first, "COMPLETE", 0.6, "", CURVE)
-    second = candidate(tracker, 1)
-    tracker.started(second)
-    tracker.reported(second, REPORT | {"progress": 1.0}, 0.5)
-    tracker.ended(second, "COMPLETE", 0.5, "", CURVE)
-    third = candidate(tracker, 2)
-    tracker.started(third)
-    tracker.summarise({"score": 0.6})
-    assert not tracker.finish("KILLED", [])
-    assert tracker.courier.waiting == 8
-    # The search's process ends, with everything on disk.
+    study.report(*first, 2, 0.6)
+    study.end(*first, 0.6)
+    study.run(0.4, 0.5)
+    study.begin()
+    resync.note_summary(study.trials, {"score": 0.6})
+    assert not writer.resync()
+    writer.close()
+    assert "MLflow lacks 2 of 2 runs" in caplog.text
 
+    # The search's process has ended, and the same command goes on.
     with server(tmp_path, port) as uri:
-        again = MlflowWriter(uri, space, tmp_path / "study", tracker.parent)
-        again.discard_unfinished()
-        assert again.flush(60)
+        study.trials.reconcile()
+        again = open_writer(uri, space, folder, study.trials)
+        again.start_resync()
+        assert again.resync()
         assert again.finish("FINISHED", [])
-        study = read_study(uri, "tiny")
-        assert study.states == {"COMPLETE": 2}  # the third is discarded, after its start was made up for
-        assert [t.curve for t in study.trials] == [CURVE, CURVE]
+        again.close()
+        read = read_study(uri, "tiny")
+        assert read.states == {"COMPLETE": 2}  # the third is discarded
+        assert [t.curve for t in read.trials] == [curve_of(0.6), curve_of(0.5)]
+        held, parents = contents(uri)
+        assert parents == 1
+        run = held["trial", 0, None, "0"]
+        assert run["metrics"]["score"] == [(54, 0.4), (100, 0.6)]
+        assert run["files"] == ["curve.csv", "regime.yaml", "result.yaml", "weights.safetensors"]
+        assert {run["status"] for run in held.values()} == {"FINISHED"}
         client = MlflowClient(uri)
-        runs = {
-            r.data.tags["mixtune.trial"]: r
-            for r in client.search_runs([again.experiment])
-            if r.data.tags["mixtune.kind"] == "trial"
-        }
-        history = client.get_metric_history(runs["0"].info.run_id, "score")
-        assert [(m.step, m.value) for m in history] == [(50, 0.4), (100, 0.6)]
-        files = {a.path for a in client.list_artifacts(runs["0"].info.run_id)}
-        assert files == {"regime.yaml", "weights.safetensors"}
-        assert runs["1"].info.status == "FINISHED"
         (parent,) = client.search_runs([again.experiment], "tags.`mixtune.kind` = 'study'")
-        assert parent.info.status == "FINISHED"
-        assert not list((tmp_path / "study").glob("unsent*"))
+        assert (parent.info.status, parent.data.metrics["score"]) == ("FINISHED", 0.6)

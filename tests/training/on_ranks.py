@@ -21,7 +21,7 @@ from mixtune.training import torch_compile
 from mixtune.training.fine_tuning import find_rate
 from mixtune.training.run import Evaluation, Run, TrainingConfig
 from mixtune.training.step import Engine
-from mixtune.training.torch_compile import Compiler, by_kind
+from mixtune.training.torch_compile import Compiler, count_step_kinds
 
 # None of these divides by 2 and 3 ranks alike; one has copies.
 SHAPES = [BatchShape(8, 5, 4), BatchShape(8, 20), BatchShape(12, 9), BatchShape(16, 7)]
@@ -116,8 +116,8 @@ def blended(group, mixup, cutmix):
     run, found = prepare(group), []
     for step, (inputs, targets) in enumerate(run.task.batches(run.schedule, 0)):
         shape, rng = run.schedule.shapes[run.schedule.index[step]], np.random.default_rng(step)
-        drawn = mixing.draw(shape.views, inputs.shape[-1], mixup, cutmix, rng)
-        x, y = mixing.apply(drawn, inputs, targets, 10, group, shape)
+        drawn = mixing.draw_blend(shape.views, inputs.shape[-1], mixup, cutmix, rng)
+        x, y = mixing.apply_blend(drawn, inputs, targets, 10, group, shape)
         found.append((x.numpy(), y.numpy()))
     return found
 
@@ -185,11 +185,11 @@ def compiled(group, pays):
         prepare_engine(engine, schedule, progress, start, said.append)
         make = partial(torch.compile, backend=backend, dynamic=False, fullgraph=True)
         watch = Told(engine, group.rank in pays)
-        left = by_kind(schedule, progress, start, 0.0)
+        left = count_step_kinds(schedule, progress, start, 0.0)
         engine._compiler = Compiler(engine.network, left, said.append, watch, group.broadcast_state, make)
 
     Engine.prepare = watched
-    torch_compile.EXPECTED_SECONDS, torch_compile.TIMED = 1.0, 1
+    torch_compile.EXPECTED_COMPILE_SECONDS, torch_compile.TIMED_STEPS = 1.0, 1
     reports = list(run.reports())
     return plain(run.network), [r.loss for r in reports], said, backend.frame_count
 

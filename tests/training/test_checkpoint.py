@@ -15,7 +15,7 @@ from mixtune.optim.recipe import Recipe
 from mixtune.regime import BatchShape, Budget, published
 from mixtune.runtime.process_group import SINGLE_PROCESS
 from mixtune.tasks.classification_config import ClassificationConfig
-from mixtune.training.checkpoint import Checkpoint, essence, read
+from mixtune.training.checkpoint import Checkpoint, non_default_fields, read_checkpoint
 from mixtune.training.loop import TrainingDivergedError
 from mixtune.training.run import Evaluation, Run
 from mixtune.training.step import Engine
@@ -103,7 +103,7 @@ def test_a_file_that_would_execute_something_is_refused(written):
 
     torch.save({"version": 1, "evil": Evil()}, written)
     with pytest.raises(InputError, match="no whole mixtune checkpoint"):
-        read(written)
+        read_checkpoint(written)
     assert not Path("executed").exists()
 
 
@@ -153,7 +153,7 @@ def test_diverged_weights_are_never_written(tmp_path):
         with pytest.raises(TrainingDivergedError, match="weights' norm became inf by step 4 of"):
             list(run.reports(tmp_path / "c.pt", 0.0))
     assert np.isfinite(done).all()
-    assert read(tmp_path / "c.pt")["step"] == 3
+    assert read_checkpoint(tmp_path / "c.pt")["step"] == 3
     unbroken, resumed = (Run.prepare(regime(), config()) for _ in range(2))
     assert facts(unbroken.reports()) == facts(resumed.reports(tmp_path / "c.pt"))
 
@@ -193,9 +193,9 @@ def test_a_checkpoint_is_due_when_it_is_old(tmp_path):
 
 def test_a_switch_that_is_off_does_not_make_a_run_another_one():
     """What a run is called depends on the settings that are not at their defaults, whatever fields come later."""
-    assert essence(Recipe()) == {}
-    assert essence(Recipe(lr=0.2)) == {"lr": 0.2}
-    assert essence(config())["task"] == {
+    assert non_default_fields(Recipe()) == {}
+    assert non_default_fields(Recipe(lr=0.2)) == {"lr": 0.2}
+    assert non_default_fields(config())["task"] == {
         "dataset": "digits",
         "network": "cifar_resnet8",
         "samples": 200,

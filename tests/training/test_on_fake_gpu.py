@@ -60,7 +60,7 @@ def test_a_step_stays_on_the_gpu(recipe, network, captured, on_gpu):
         assert said[0].startswith("whole steps are captured")
         assert recorder.recorded >= len(schedule.shapes)
     else:
-        assert sum(engine._compiler._left.values()) == len(schedule)  # it looks whether compiling pays
+        assert sum(engine._compiler._remaining.values()) == len(schedule)  # it looks whether compiling pays
         for step, batch in zip(range(3), engine.task.batches(schedule, 0), strict=False):
             loss = engine.step(batch, 0.1, step, 0.5, schedule.shapes[schedule.index[step]])
             assert (loss.device.type, loss.dtype) == ("cuda", torch.float32)

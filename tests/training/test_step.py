@@ -12,7 +12,7 @@ from mixtune.errors import InputError
 from mixtune.models.registry import create_network, set_zero_gamma
 from mixtune.optim.distillation import Distillation
 from mixtune.optim.ema import ModelEma
-from mixtune.optim.mixup import apply, draw
+from mixtune.optim.mixup import apply_blend, draw_blend
 from mixtune.optim.recipe import Recipe
 from mixtune.tasks.classification import Classification
 from mixtune.training.run import Run
@@ -22,7 +22,7 @@ from tests.training.test_loop import config, regime, same, weights
 
 
 def blend(x, y, classes, mixup, cutmix, rng):
-    return apply(draw(len(y), x.shape[-1], mixup, cutmix, rng), x, y, classes)
+    return apply_blend(draw_blend(len(y), x.shape[-1], mixup, cutmix, rng), x, y, classes)
 
 
 def batch(n=64, S=8, classes=5):
@@ -87,7 +87,7 @@ def test_the_average_is_the_plain_recurrence():
             for p in network.parameters():
                 p.add_(torch.randn(p.shape, generator=g))
             network.stem[1].num_batches_tracked += 1
-        average.update(t)
+        average.update(average.weight(t))
         d = min(0.95, (1 + t) / (10 + t))
         w = d * w + (1 - d) * network.fc.weight.detach().double()
     assert torch.allclose(average.network.fc.weight.double(), w, atol=1e-4)

@@ -1,10 +1,11 @@
-"""Outcome: a trial that has ended, as everyone but the storage sees it."""
+"""A trial that has ended, as everyone but the storage sees it."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from mixtune.evaluation.curve import Curve
@@ -14,9 +15,10 @@ from mixtune.search.final import Repeat
 
 @dataclass(frozen=True)
 class TrialResult:
-    """A finished trial as the study remembers it. ``score`` is None where there was no report.
+    """A finished trial as the study has recorded it.
 
-    reports: the scores on the way, by the pruner's step.
+    score: None where there was no report. proxy: its score on the proxy task. reports: the scores on the way, by the
+    pruner's step. began, ended: in local time.
     """
 
     number: int
@@ -26,24 +28,27 @@ class TrialResult:
     published: str
     reason: str
     curve: Curve | None
-    proxy: float | None = None  # its score on the task that it was carried from
+    proxy: float | None = None
     repeat: Repeat | None = None
     reports: Mapping[int, float] = field(default_factory=dict)
+    began: datetime | None = None
+    ended: datetime | None = None
 
     @classmethod
     def of(cls, trial: Any, at: int, metrics: Metrics) -> TrialResult:
         """Return the result of one of Optuna's trials that has ended.
 
-        at: the place of the score among its values; metrics: of its task.
+        at: the index of the score among its values; metrics: of its task.
         """
         attrs, reports, state = trial.user_attrs, trial.intermediate_values, trial.state.name
         score = trial.values[at] if state == "COMPLETE" else (reports[max(reports)] if reports else None)
         curve = Curve.from_rows(json.loads(attrs["curve"]), metrics) if "curve" in attrs else None
         published, reason = attrs.get("published", ""), attrs.get("reason", "")
-        more = {"proxy": attrs.get("proxy"), "repeat": Repeat.noted(attrs), "reports": reports}
+        more = {"proxy": attrs.get("proxy"), "repeat": Repeat.from_attributes(attrs), "reports": reports}
+        more |= {"began": trial.datetime_start, "ended": trial.datetime_complete}
         return cls(trial.number, state, score, trial.params, published, reason, curve, **more)
 
     @property
     def name(self) -> str:
-        """What it is called in sentences: the published regime's name, or "searched" with its number."""
+        """Its name in sentences: the published regime's, or "searched" with its number."""
         return self.published or f"searched #{self.repeat.of if self.repeat else self.number}"

@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from mixtune.data import augment, convert, reader_pool
-from mixtune.data.convert import Target
+from mixtune.data import augment, prepare_images
+from mixtune.data.prepared_folder import PrepareTarget
 from mixtune.data.sources import Files
 from mixtune.regime import BatchShape, Schedule
 
@@ -68,14 +68,14 @@ def files(folder):
 
 @functools.cache
 def evaluated(folder, size):
-    return torch.cat([x.clone() for x, _ in augment.file_eval_batches(files(folder), size, N, reader_pool.Inline())])
+    return torch.cat([x.clone() for x, _ in augment.file_eval_batches(files(folder), size, N, 0)])
 
 
 @functools.cache
 def trained_on(folder):
     """Random crops, by the same numbers for every folder."""
     steps = Schedule((BatchShape(S, N, 2),), np.zeros(6, np.int16), np.ones(1))
-    made = augment.file_batches(files(folder), steps, augment.Augment(), True, 0, 0, reader_pool.Inline())
+    made = augment.file_batches(files(folder), steps, augment.Augment(), True, 0, 0, 0)
     return torch.cat([x.clone() for x, _ in made])
 
 
@@ -94,14 +94,14 @@ def prepare(folder, out, target, monkeypatch, resample=Image.Resampling.BICUBIC,
     (out / "train/a").mkdir(parents=True)
     with monkeypatch.context() as patched:
         patched.setattr(Image.Image, "resize", resize)
-        for name in convert.sources(folder):
-            assert not convert.prepare_one(str(folder), str(out), name, target).why
+        for name in prepare_images.find_loose_images(folder):
+            assert not prepare_images.prepare_file(str(folder), str(out), name, target).reason
     return out
 
 
 @pytest.mark.parametrize("kind", ["jpeg", "ppm"])
 def test_views_of_prepared_images_are_those_of_the_originals(kind, originals, tmp_path, monkeypatch):
-    made = prepare(originals, tmp_path / "made", Target(S, kind), monkeypatch)
+    made = prepare(originals, tmp_path / "made", PrepareTarget(S, kind), monkeypatch)
     for size in (S, 96):
         assert decibels(evaluated(originals, size), evaluated(made, size)) > EVALUATED[kind]
     assert decibels(trained_on(originals), trained_on(made)) > TRAINED[kind]
@@ -109,7 +109,8 @@ def test_views_of_prepared_images_are_those_of_the_originals(kind, originals, tm
 
 @pytest.mark.parametrize(
     ("target", "fault"),
-    [(Target(S, kind), fault) for kind in ("jpeg", "ppm") for fault in FAULTS] + [(Target(S, quality=60), None)],
+    [(PrepareTarget(S, kind), fault) for kind in ("jpeg", "ppm") for fault in FAULTS]
+    + [(PrepareTarget(S, quality=60), None)],
 )
 def test_a_fault_is_below_the_bounds(target, fault, originals, tmp_path, monkeypatch):
     made = prepare(originals, tmp_path / "made", target, monkeypatch, **FAULTS.get(fault, {}))
@@ -119,13 +120,13 @@ def test_a_fault_is_below_the_bounds(target, fault, originals, tmp_path, monkeyp
 
 @pytest.mark.parametrize("resample", [Image.Resampling.BILINEAR, Image.Resampling.BOX])
 def test_pixels_tell_a_softer_filter_too(resample, originals, tmp_path, monkeypatch):
-    made = prepare(originals, tmp_path / "made", Target(S, "ppm"), monkeypatch, resample)
+    made = prepare(originals, tmp_path / "made", PrepareTarget(S, "ppm"), monkeypatch, resample)
     assert decibels(evaluated(originals, S), evaluated(made, S)) < EVALUATED["ppm"]
 
 
 @pytest.mark.parametrize("kind", ["jpeg", "ppm"])
 def test_images_that_are_small_enough_are_the_originals(kind, tmp_path, monkeypatch):
     small = written(tmp_path / "small", 147, 190)
-    made = prepare(small, tmp_path / "made", Target(S, kind), monkeypatch)
+    made = prepare(small, tmp_path / "made", PrepareTarget(S, kind), monkeypatch)
     assert torch.equal(evaluated(made, S), evaluated(small, S))
     assert torch.equal(trained_on(made), trained_on(small))
