@@ -51,8 +51,8 @@ SEARCH: Goals = {
     "overhead": (
         "overhead",
         (
-            ("Ray Tune, Optuna and MLflow per trial, 200 trials of a few milliseconds, in ms", 50, 25),
-            ("their share of the wall time of 60 s trials, in %", 1, 0.1),
+            ("Ray Tune, Optuna and MLflow per trial, 200 trials of a few milliseconds, in ms", 100, 50),
+            ("their share of the wall time of 60 s trials, in %", 0.2, 0.1),
             ("cost per trial in the second half of 1,000 trials / in the first half", 1.25, 1),
             ("growth of the driver's memory from trial 200 to 1,000, in KiB per trial", 100, 20),
         ),

@@ -60,7 +60,7 @@ def steps(
         engine.prepare(schedule, schedule.progress, 0, say or (lambda _: None))
     for step, batch in enumerate(engine.batches(schedule, seed, 0)):
         yield step
-        engine.train_on(batch, 0.01, step, 1.0, schedule.shapes[schedule.index[step]])
+        engine.step(batch, 0.01, step, 1.0, schedule.shapes[schedule.index[step]])
 
 
 def wait(device: str) -> None:

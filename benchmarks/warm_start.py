@@ -50,7 +50,7 @@ def first_steps(
         index = int(trial.schedule.index[step])
         if index not in seen:
             seen.add(index)
-            engine.train_on(batch, 0.01, step, 1.0, trial.schedule.shapes[index])
+            engine.step(batch, 0.01, step, 1.0, trial.schedule.shapes[index])
         if len(seen) == len(trial.schedule.shapes):
             break
     if engine.device.type == "cuda":

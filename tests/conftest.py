@@ -21,22 +21,6 @@ TINY = {
 }
 
 
-@pytest.fixture(autouse=True, scope="session")
-def shared_cache(tmp_path_factory):
-    """A cache folder of these tests' own, not the user's; what one search measured spares the next one seconds."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
-@pytest.fixture
-def cache(tmp_path_factory, monkeypatch):
-    """An empty cache folder, for a test of what is measured."""
-    made = tmp_path_factory.mktemp("cache")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(made))
-    return made
-
-
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory):
     """Puts an empty MLflow database into a folder: a copy, because making one takes seconds."""

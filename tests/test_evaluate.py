@@ -8,6 +8,8 @@ from mixtune.errors import InputError
 from mixtune.regime.files import save_regime
 from tests.training.test_loop import config, regime
 
+pytestmark = pytest.mark.arithmetic
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):

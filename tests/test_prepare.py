@@ -18,7 +18,7 @@ from mixtune import prepare
 from mixtune.config import parse
 from mixtune.data import datasets, manifest, prepare_images, prepared_folder
 from mixtune.errors import InputError
-from mixtune.profiling import preflight
+from mixtune.profiling import checks
 from mixtune.regime import BatchShape, Budget, published
 from mixtune.search.space import Space
 from mixtune.tasks.classification_config import ClassificationConfig
@@ -288,4 +288,4 @@ def test_sizes_beyond_those_it_was_prepared_for_are_refused(tmp_path):
         "evaluate": {"sizes": [32]}, "search": {"sizes": [24, 32, 40]},
     }  # fmt: skip
     with pytest.raises(InputError, match=r"f: search\.sizes: 40 px .*32 px"):
-        preflight.check_data(parse(space, Space, "f"), "f")
+        checks.check_data(parse(space, Space, "f"), "f")

@@ -9,6 +9,8 @@ from mixtune.regime import BatchShape, published
 from mixtune.regime.files import load_regime, save_regime
 from mixtune.search.space import Space
 
+pytestmark = pytest.mark.arithmetic
+
 
 @pytest.fixture
 def regime_file(tmp_path, tiny):

@@ -51,7 +51,9 @@ ChooseRegion = Callable[[int, int], DecodeRegion]  # of the upright height and w
 
 @dataclass(frozen=True, eq=False)
 class Decoded:
-    """pixels: uint8 [h, w, 3], the rows from ``top`` on of an image of H x W pixels whose sides are divided by
+    """A decoded image.
+
+    pixels: uint8 [h, w, 3], the rows from ``top`` on of an image of H x W pixels whose sides are divided by
     ``factor``. conversions: in what the file differs from a plain RGB photograph.
     """
 

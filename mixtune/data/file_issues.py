@@ -17,7 +17,7 @@ MAX_LOGGED = 10  # unreadable files that are named when they are met; all are co
 MAX_LISTED = 10_000  # files that are named in a list; all are counted
 ISSUES_FILE = "images.tsv"  # the list, in the folder of a run
 UNREADABLE = "unreadable"
-Row = tuple[str, str, str]  # path, kind, reason
+IssueRow = tuple[str, str, str]  # path, kind, reason
 log = logging.getLogger(__name__)
 
 
@@ -28,7 +28,7 @@ class FileIssues:
     unreadable: dict[str, str] = field(default_factory=dict)
     converted: dict[str, set[str]] = field(default_factory=dict)
     decodes: int = 0
-    _new: list[Row] = field(default_factory=list)  # what the other ranks have not received
+    _new: list[IssueRow] = field(default_factory=list)  # what the other ranks have not received
 
     def add(self, paths: Sequence[str], result: DecodeResult) -> None:
         """Add what became of these files."""
@@ -50,7 +50,7 @@ class FileIssues:
         else:
             self.converted[kind].add(path)
 
-    def take_new(self) -> list[Row]:
+    def take_new(self) -> list[IssueRow]:
         """Return the rows that were added since the last call."""
         new, self._new = self._new, []
         return new
@@ -62,7 +62,7 @@ class FileIssues:
             self._add_row(path, kind, reason)
         self._new = new
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[IssueRow]:
         """Return at most MAX_LISTED rows, the unreadable files first."""
         rows = [(path, UNREADABLE, reason) for path, reason in sorted(self.unreadable.items())]
         for kind, paths in sorted(self.converted.items()):

@@ -40,7 +40,7 @@ class SourceImage:
 
     @property
     def part(self) -> str:
-        """train or val."""
+        """Train or val."""
         return self.name.partition("/")[0]
 
 

@@ -56,8 +56,8 @@ def split_dataset(
     """
     train, held_out, choice = dataset.train, dataset.test, None
     if samples is not None and samples < len(train):
-        _, kept = stratified_split(train.labels, samples / len(train), seed=1)
-        train = train.subset(kept)
+        _, indices = stratified_split(train.labels, samples / len(train), seed=1)
+        train = train.subset(indices)
     if judge == "validation":
         if isinstance(validation, tuple):
             rest, part = fold_split(train.labels, validation[1], validation[0], seed=0)

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from mixtune.errors import NO_ROOM, NoRoomError, StorageAwayError, no_room
 from mixtune.evaluation.curve import Curve, write_csv
-from mixtune.execution.position import TrialClock, describe_position, oom_kills, remove_positions
+from mixtune.execution.position import TrialClock, describe_position, remove_positions
 from mixtune.execution.trial import Cause
 from mixtune.execution.trial_config import make_candidate, trial_config, trial_training
-from mixtune.profiling.feasibility import Refuse, nothing
+from mixtune.profiling.feasibility import Refuse, refuse_nothing
+from mixtune.runtime.memory import count_oom_kills
 from mixtune.search.callbacks import Callbacks, Candidate, State
 from mixtune.training.run import TrainingConfig
 
@@ -44,7 +45,7 @@ class _RunningTrial:
     curve: Curve | None = None
     reports: int = 0  # the number of the last one that was taken
     deaths: int = 0  # of its workers, or of what they need of the machine
-    oom_kills: int = field(default_factory=oom_kills)
+    oom_kills: int = field(default_factory=count_oom_kills)
 
 
 class Coordinator:
@@ -59,7 +60,7 @@ class Coordinator:
         training: TrainingConfig,
         folder: Path,
         callbacks: Callbacks,
-        refuse: Refuse = nothing,
+        refuse: Refuse = refuse_nothing,
     ) -> None:
         """``refuse``: why a candidate cannot be trained, and is recorded as infeasible; empty where it can be."""
         self.trials, self.callbacks, self._refuse = trials, callbacks, refuse
@@ -219,7 +220,7 @@ class Coordinator:
     def _death(self, running: _RunningTrial) -> str:
         """Return what is known of a worker's death."""
         position = describe_position(running.candidate.folder)
-        kills, running.oom_kills = oom_kills() - running.oom_kills, oom_kills()
+        kills, running.oom_kills = count_oom_kills() - running.oom_kills, count_oom_kills()
         what = "out of host memory" if kills > 0 else "out of memory, or killed"
         return f"its worker died ({what})" + (f", at {position}" if position else "")
 

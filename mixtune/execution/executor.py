@@ -1,4 +1,4 @@
-"""Choose the processes that train a trial: its worker, ranks, or those of several folds at the same time."""
+"""Executor: choose the processes that train a trial: its worker, ranks, or those of several folds at the same time."""
 
 from __future__ import annotations
 

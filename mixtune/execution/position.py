@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 from pathlib import Path
 
 from mixtune.regime import Schedule
@@ -108,12 +107,3 @@ class TrialClock:
     def _where(self) -> str:
         position = describe_position(self._folder)
         return f", at {position}" if position else ""
-
-
-def oom_kills(vmstat: Path = Path("/proc/vmstat")) -> int:
-    """Return how many processes the kernel has killed for want of memory since the machine started; 0 where unknown."""
-    try:
-        count = re.search(r"^oom_kill (\d+)$", vmstat.read_text(), re.MULTILINE)
-    except OSError:
-        return 0
-    return int(count[1]) if count else 0

@@ -98,17 +98,19 @@ def nodes() -> list[tuple[float, float]]:
     return [(resources.get("CPU", 0.0), resources.get("GPU", 0.0)) for resources in alive]
 
 
-def call(function: Callable[..., T], slots: Concurrency, *arguments: Any) -> T:
+def call(function: Callable[..., T], concurrency: Concurrency, *arguments: Any) -> T:
     """Call a function once where a trial would run, with a trial's share of the machine; return what it returns.
 
     Where trials have several ranks, it is called on each of them, with their process group as one more argument. Raises
     what the function raises, and TrainingError when its process dies.
     """
-    if slots.workers > 1:
-        on_ranks: T = worker_group.call_on_group(_on_rank, slots.workers, slots.cpus, slots.gpus, function, arguments)
+    if concurrency.workers > 1:
+        on_ranks: T = worker_group.call_on_group(
+            _on_rank, concurrency.workers, concurrency.cpus, concurrency.gpus, function, arguments
+        )
         return on_ranks
     # Once, in a process that ends with it: what it had of a GPU is free then, and what killed it would kill it again.
-    remote = ray.remote(num_cpus=slots.cpus, num_gpus=slots.gpus, max_calls=1, max_retries=0)(function)
+    remote = ray.remote(num_cpus=concurrency.cpus, num_gpus=concurrency.gpus, max_calls=1, max_retries=0)(function)
     try:
         result: T = ray.get(remote.remote(*arguments))
     except ray.exceptions.RayTaskError as err:
@@ -207,19 +209,24 @@ class _Scheduler(FIFOScheduler):  # type: ignore[misc]
         return {**self.__dict__, "coordinator": None}
 
 
-def _resources(slots: Concurrency) -> dict[str, float] | tune.PlacementGroupFactory:
+def _resources(concurrency: Concurrency) -> dict[str, float] | tune.PlacementGroupFactory:
     """Return what Ray reserves for a trial: next to nothing for one that shares a process with others, a bundle per
     process for one that has several.
     """
-    if slots.pack > 1:
+    if concurrency.pack > 1:
         return {"cpu": 0.01}
-    if slots.processes == 1:
-        return {"cpu": slots.cpus, "gpu": slots.gpus}
-    return tune.PlacementGroupFactory([{}, *[worker_group.resource_bundle(slots.cpus, slots.gpus)] * slots.processes])
+    if concurrency.processes == 1:
+        return {"cpu": concurrency.cpus, "gpu": concurrency.gpus}
+    return tune.PlacementGroupFactory(
+        [{}, *[worker_group.resource_bundle(concurrency.cpus, concurrency.gpus)] * concurrency.processes]
+    )
 
 
 def run(
-    coordinator: Coordinator, slots: Concurrency, folder: Path, trial: Callable[[dict[str, Any]], None] | None = None
+    coordinator: Coordinator,
+    concurrency: Concurrency,
+    folder: Path,
+    trial: Callable[[dict[str, Any]], None] | None = None,
 ) -> None:
     """Run trials until the study has as many as it asks for. Raises ClusterLostError when Ray itself dies.
 
@@ -231,14 +238,14 @@ def run(
     # One experiment folder per start: Ray merges two of the same name.
     name = f"start-{len(list((folder / 'ray').glob('start-*'))) + 1:03d}"
     tuner = tune.Tuner(
-        tune.with_resources(trial or run_trial, _resources(slots)),
+        tune.with_resources(trial or run_trial, _resources(concurrency)),
         tune_config=tune.TuneConfig(
             search_alg=_Searcher(coordinator),
             scheduler=_Scheduler(coordinator),
             num_samples=-1,
-            max_concurrent_trials=slots.at_once,
+            max_concurrent_trials=concurrency.at_once,
             # A worker's imports cost seconds; on a GPU a fresh process frees its memory.
-            reuse_actors=trial is not None or slots.gpus == 0,
+            reuse_actors=trial is not None or concurrency.gpus == 0,
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),
         run_config=tune.RunConfig(

@@ -6,7 +6,7 @@ S, B, D as in ``shapes``. Measuring needs a network and happens in ``profiling``
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -66,11 +66,6 @@ class CostTable:
         if missing:
             raise ValueError(f"the network's GMACs were not measured at S = {', '.join(map(str, missing))}")
         return cls("gmacs", {s: gmacs[s.S] * s.views for s in shapes}, measured_on)
-
-    def extended(self, shapes: Iterable[BatchShape], measure: Callable[[BatchShape], float]) -> CostTable:
-        """Return this table with the shapes it lacks, each measured once; those it has are not measured again."""
-        new = {s: float(measure(s)) for s in sorted(set(shapes) - set(self.costs))}
-        return CostTable(self.unit, {**self.costs, **new}, self.measured_on)
 
     def text(self) -> str:
         """Return the table as readable YAML; ``load`` makes an equal one of it, to the bit."""

@@ -43,7 +43,7 @@ class Named:
 class Space:
     """A search-space file. ``published`` regimes are tried first, then the regime files in ``known``.
 
-    proxy: what differs on a cheaper task that stands for this one (``carry``), in the form of this file.
+    proxy: what differs on a cheaper task that stands for this one (``study.proxy``), in the form of this file.
     folds: 1 judges on a hold-out (``task.validation``); more is stratified cross-validation over the training set.
     final: what is trained again once the search is over (``final``); absent, nothing is. pruner: halving, or none where
     there are several objectives, because nobody knows how to prune by those.

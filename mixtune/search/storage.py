@@ -149,7 +149,7 @@ def holds_study(url: str, name: str) -> bool:
 
     Raises InputError when none could be there, StorageAwayError when the storage does not answer.
     """
-    path = journal_path(url) or sqlite.path_of(url)
+    path = journal_path(url) or sqlite.sqlite_path(url)
     if path is not None and not path.exists():
         if not path.parent.is_dir():
             raise InputError(f"--storage {url}: not a usable Optuna storage (there is no folder {path.parent})")

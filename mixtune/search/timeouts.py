@@ -13,7 +13,7 @@ class Timeouts:
     minutes: that a worker may spend on a trial, its data and evaluation included; silent_minutes: that may pass without
     a step or a report (longer than an evaluation; reports alone count where a worker's folder is not the driver's);
     retries: how often a trial goes on from its checkpoint, in a new process, after its worker died (killed, out of host
-    memory, its node lost) or lost a device, a file or a reader of images; a repeat of one also after a lack of memory.
+    memory, its node lost) or lost a device or a file; a repeat of one also after a lack of memory.
     A trial that raises anything else, diverges or exceeds a limit is not tried again: it would do the same.
     """
 

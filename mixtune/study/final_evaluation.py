@@ -89,12 +89,12 @@ class FinalResult:
 
 
 def run_final(
-    space: Space, places: StudyPaths, study: OpenStudy, machine: TrialRunner, write: Callable[[str], None]
+    space: Space, paths: StudyPaths, study: OpenStudy, runner: TrialRunner, write: Callable[[str], None]
 ) -> FinalResult | None:
     """Train leaders and finalists as often as ``space.final`` asks, going on with what is there.
 
     None when it asks for nothing, the search completed no trial, or runs are left that could not be made. Raises what
-    ``Machine.run`` raises.
+    ``TrialRunner.run`` raises.
     """
     if space.final is None:
         return None
@@ -104,12 +104,12 @@ def run_final(
         return None
     if how:
         write(f"leaders: {how}; and the published regimes")
-    again = _round("leaders", led, space, places, study, machine, write)
+    again = _round("leaders", led, space, paths, study, runner, write)
     if again is None:
         return None
     replicated, lost = again
     tested = finalists(led, _scores(replicated))
-    last = _round("final", tested, space, places, study, machine, write)
+    last = _round("final", tested, space, paths, study, runner, write)
     return FinalResult(tuple(tested), replicated, last[0], (*lost, *last[1]), how) if last is not None else None
 
 
@@ -117,18 +117,18 @@ def _round(
     round_: Round,
     regimes: Sequence[TrialResult],
     space: Space,
-    places: StudyPaths,
+    paths: StudyPaths,
     study: OpenStudy,
-    machine: TrialRunner,
+    runner: TrialRunner,
     write: Callable[[str], None],
 ) -> tuple[Runs, list[TrialResult]] | None:
     """The finished runs of a round, and those that failed; None where some are still to be made."""
     assert space.final is not None
-    folder, seeds = places.folder / round_, seeds_of(space.final, round_, space.seed)
+    folder, seeds = paths.folder / round_, seeds_of(space.final, round_, space.seed)
     wanted = [(o, Repeat(o.number, seed, round_)) for seed in seeds for o in regimes]
     if not wanted:
         return {}, []
-    with opened_round(study, Repeats(places.storage_url, space, round_, wanted)) as mine:
+    with opened_round(study, Repeats(paths.storage_url, space, round_, wanted)) as mine:
         assert isinstance(mine.trials, Repeats)
         for repeat, reason in mine.trials.failed_before.items():
             write(f"{round_}: #{repeat.of} with seed {repeat.seed} failed ({reason}) and starts again")
@@ -138,7 +138,7 @@ def _round(
                 f"{round_}: {len(regimes)} regimes with {len(seeds)} seeds each; {done} of {len(wanted)} runs are done"
             )
             try:
-                machine.run(mine, folder, Callbacks([RoundConsole(done, len(wanted), write), study.tracker]))
+                runner.run(mine, folder, Callbacks([RoundConsole(done, len(wanted), write), study.tracker]))
             finally:
                 mine.reconcile()
         if mine.trials.remaining():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from mixtune.config import to_yaml
 from mixtune.errors import InputError, NoRoomError, StorageAwayError
@@ -31,30 +32,31 @@ class OpenStudy:
             self.trials.reconcile()
 
 
-def begun(space: Space, places: StudyPaths) -> bool:
+def begun(space: Space, paths: StudyPaths) -> bool:
     """Return whether the study is there already; nothing is made. Raises InputError when its storage is unusable."""
-    if places.storage is None and not places.folder.exists():
+    if paths.storage is None and not paths.folder.exists():
         return False
-    return holds_study(places.storage_url, space.study)
+    return holds_study(paths.storage_url, space.study)
 
 
 @contextlib.contextmanager
 def opened(
-    space: Space, places: StudyPaths, stride: int, resume: bool, proxy: Mapping[str, float] | None = None
+    space: Space, paths: StudyPaths, stride: int, resume: bool, proxy: Mapping[str, float] | None = None
 ) -> Iterator[OpenStudy]:
     """Begin the study or go on with it; with ``resume``, only go on. proxy: see ``OptunaStudy``.
 
     Raises InputError when a store cannot be used or does not answer.
     """
-    if resume and not begun(space, places):
-        where = masked(places.storage_url)
+    if resume and not begun(space, paths):
+        where = masked(paths.storage_url)
         raise InputError(f"--resume: {where} holds no study {space.study!r}; without --resume it is begun")
-    trials, tracker = OptunaStudy(places.storage_url, space, stride, proxy), None
+    _check_unsent(paths.folder)
+    trials, tracker = OptunaStudy(paths.storage_url, space, stride, proxy), None
     try:
-        sqlite.with_log(places.storage_url)
-        tracker = MlflowWriter(places.tracking_uri, space, places.folder, trials)
-        sqlite.with_log(places.tracking_uri)
-        save(places.folder / "space.yaml", to_yaml(space))
+        sqlite.use_write_ahead_log(paths.storage_url)
+        tracker = MlflowWriter(paths.tracking_uri, space, paths.folder, trials)
+        sqlite.use_write_ahead_log(paths.tracking_uri)
+        save(paths.folder / "space.yaml", to_yaml(space))
         stale = trials.reconcile()
         tracker.start_resync()
         yield OpenStudy(trials, tracker, stale)
@@ -62,8 +64,18 @@ def opened(
         trials.close()
         if tracker is not None:
             tracker.close()
-        sqlite.plain(places.storage_url)
-        sqlite.plain(places.tracking_uri)
+        sqlite.leave_write_ahead_log(paths.storage_url)
+        sqlite.leave_write_ahead_log(paths.tracking_uri)
+
+
+def _check_unsent(folder: Path) -> None:
+    """Raise InputError where an earlier version kept ends of trials that its database had not taken yet."""
+    for pattern in ("unsent-study.jsonl", "*/unsent-study.jsonl"):
+        for path in folder.glob(pattern):
+            raise InputError(
+                f"{path}: an earlier version of mixtune kept here what the study's database had not taken; continue "
+                "the study once with that version, or delete the file to have those trials trained again"
+            )
 
 
 @contextlib.contextmanager

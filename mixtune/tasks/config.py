@@ -76,10 +76,10 @@ class TaskConfig:
         """Return what the task measures at every size."""
         return task_class(self.kind).metrics
 
-    def in_full(self) -> TaskConfig:
+    def with_absolute_paths(self) -> TaskConfig:
         """Return the same with absolute paths: other processes run in other folders."""
         data = str(data_folder(self.data)) if self.needs_data else self.data
-        start = self.weights if self.weights in (None, "pretrained") else full_path(self.weights)
+        start = self.weights if self.weights in (None, "pretrained") else absolute_path(self.weights)
         return replace(self, data=data, weights=start)
 
     @classmethod
@@ -97,7 +97,7 @@ class TaskConfig:
         return core_schema.no_info_plain_validator_function(_of_kind)
 
 
-def full_path(path: str) -> str:
+def absolute_path(path: str) -> str:
     """Return an absolute path."""
     return str(Path(path).expanduser().absolute())
 

@@ -1,4 +1,4 @@
-"""Trials as runs of MLflow; the writer, the reader and what they agree on."""
+"""MLflow as a projection of the study: the writer, the reader, and resync, which makes it equal to the study."""
 
 import os
 

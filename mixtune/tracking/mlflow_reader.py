@@ -1,4 +1,4 @@
-"""MLflow's store: where a study is tracked, whether that answers, and what it holds. Reads; ``mlflow_runs`` writes."""
+"""Reads an MLflow store: whether it answers, and what it holds of a study. ``mlflow_runs`` writes."""
 
 from __future__ import annotations
 
@@ -50,12 +50,14 @@ def make(uri: str) -> None:
 
     A database whose making was cut off, by a kill or a full disk, can never be opened again.
     """
-    path = sqlite.path_of(uri)
+    path = sqlite.sqlite_path(uri)
     if path is None or path.exists():
         return
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         MlflowClient(f"{sqlite.PREFIX}{partial}").search_experiments(max_results=1)
+        for left in path.parent.glob(f"{path.name}-*"):  # the log of a database that was deleted
+            left.unlink()
         partial.replace(path)
     finally:
         for left in path.parent.glob(f"{partial.name}*"):  # with what SQLite keeps beside it
@@ -63,7 +65,7 @@ def make(uri: str) -> None:
 
 
 def cause(err: Exception) -> str:
-    """The first line of what went wrong."""
+    """Return the first line of what went wrong, without passwords."""
     return masked(str(err).split("\n")[0])[:200]
 
 
@@ -79,15 +81,15 @@ class Stored:
 
 
 def stored(uri: str, study: str) -> Iterator[Stored]:
-    """Every trial and repeated run of a study. Raises InputError when the store holds no such study."""
+    """Yield every trial and repeated run of a study. Raises InputError when the store holds no such study."""
     client, experiment = opened(uri)
     kinds = "tags.`mixtune.kind` != 'study'"
-    found, token = False, None
+    empty, token = True, None
     while True:
         where = f"tags.`mixtune.study` = '{_quoted(study)}' and {kinds}"
         page = client.search_runs([experiment], where, max_results=500, page_token=token)
         for run in page:
-            found = True
+            empty = False
             curve: dict[int, dict[str, float]] = {}
             for key in run.data.metrics:
                 if key.startswith(CURVE):
@@ -99,18 +101,8 @@ def stored(uri: str, study: str) -> Iterator[Stored]:
         token = page.token
         if not token:
             break
-    if not found:
+    if empty:
         raise InputError(f"--study {study}: {masked(uri)} holds no trials of this study")
-
-
-def children(uri: str, study: str) -> Iterator[tuple[dict[str, str], dict[int, dict[str, float]]]]:
-    """For every trial of a study: its tags, and its curve as {S: {metric: value}}, empty where there is none.
-
-    Raises InputError when the store holds no such study.
-    """
-    for run in stored(uri, study):
-        if run.tags.get("mixtune.kind") == "trial":
-            yield dict(run.tags), {S: dict(values) for S, values in run.curve.items()}
 
 
 def children_of(client: MlflowClient, experiment: str, parent: str) -> Iterator[Run]:
@@ -125,13 +117,13 @@ def children_of(client: MlflowClient, experiment: str, parent: str) -> Iterator[
 
 
 def parent_of(uri: str, study: str) -> tuple[str, dict[str, str], dict[str, str]]:
-    """A study's parent run: (id, parameters, tags). Raises InputError when there is none."""
+    """Return a study's parent run: (id, parameters, tags). Raises InputError when there is none."""
     client, experiment = opened(uri)
     where = f"tags.`mixtune.study` = '{_quoted(study)}' and tags.`mixtune.kind` = 'study'"
-    found = client.search_runs([experiment], where, max_results=1)
-    if not found:
+    runs = client.search_runs([experiment], where, max_results=1)
+    if not runs:
         raise InputError(f"--study {study}: {masked(uri)} holds no parent run of this study")
-    return str(found[0].info.run_id), dict(found[0].data.params), dict(found[0].data.tags)
+    return str(runs[0].info.run_id), dict(runs[0].data.params), dict(runs[0].data.tags)
 
 
 def log_figures(uri: str, run_id: str, paths: Sequence[Path]) -> None:
@@ -144,7 +136,7 @@ def log_figures(uri: str, run_id: str, paths: Sequence[Path]) -> None:
 
 
 def fetched(uri: str, run_id: str, name: str, folder: Path) -> Path:
-    """A file of a run, copied into ``folder``. Raises InputError when the run has none of this name."""
+    """Copy a file of a run into ``folder``; return it. Raises InputError when the run has none of this name."""
     try:
         return Path(MlflowClient(uri).download_artifacts(run_id, name, str(folder)))
     except Exception as err:
@@ -152,9 +144,9 @@ def fetched(uri: str, run_id: str, name: str, folder: Path) -> Path:
 
 
 def opened(uri: str) -> tuple[MlflowClient, str]:
-    """A client of a store, and the id of the experiment there. Raises InputError when there is none."""
+    """Return a client of a store, and the id of the experiment there. Raises InputError when there is none."""
     _check_address(uri)
-    path = sqlite.path_of(uri)
+    path = sqlite.sqlite_path(uri)
     if path is not None:
         if not path.exists():
             raise InputError(

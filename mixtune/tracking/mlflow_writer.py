@@ -138,9 +138,8 @@ class MlflowWriter:
         except NoRoomError:
             raise
         except Exception as err:
-            missing, total = len(state.missing_in(self._runs)), len(state.ended)
-            text = "MLflow lacks %d of %d runs (%s); the same command makes it equal to the study"
-            log.warning(text, missing, total, cause(err))
+            lacks = f"{len(state.missing_in(self._runs))} of {len(state.ended)} runs"
+            log.warning("MLflow lacks %s (%s); the same command makes it equal to the study", lacks, cause(err))
             return False
         return True
 
@@ -223,7 +222,8 @@ class MlflowWriter:
                 self._try(key, True, partial(self._runs.discard, key))
                 continue
             try:
-                content = self._content_of(event, begun=key in contents or key in self._begun)
+                begun = key in contents or key in self._begun
+                content = self._study.projection.event(event.name, event.trial, event.details, event.at, begun)
             except Exception as err:
                 self._forget(key, event.name == "ended")
                 self._has_failed(err)
@@ -235,15 +235,6 @@ class MlflowWriter:
                 self._gaps[key] |= ended
                 content = replace(content, status=None, tags={**content.tags, "mixtune.state": "RUNNING"})
             self._try(key, ended, partial(self._runs.write, content))
-
-    def _content_of(self, event: _Event, begun: bool) -> RunContent:
-        projection = self._study.projection
-        if event.trial.repeat is not None:
-            _, score, _, curve = event.details
-            return projection.repeat(event.trial, score, curve, event.at, event.at)
-        content: RunContent = getattr(projection, event.name)(event.trial, *event.details, event.at)
-        alone = begun or event.name == "started"
-        return content if alone else projection.started(event.trial, event.at).then(content)
 
     def _try(self, key: RunKey, ended: bool, act: Callable[[], None]) -> None:
         """Do something about a run; when it fails it is forgotten, and so is what comes shortly after."""

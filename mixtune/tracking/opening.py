@@ -47,7 +47,7 @@ class MlflowStudy:
 
         Raises what MLflow raises when the store does not answer.
         """
-        path = sqlite.path_of(self.uri)
+        path = sqlite.sqlite_path(self.uri)
         if path is not None and not path.exists():
             release(self.client)  # the connections are to a file that was deleted
             make(self.uri)

@@ -1,4 +1,4 @@
-"""Parameters: how a study's settings and a trial's point are written as MLflow's text, and how they are read back."""
+"""Writes a study's settings and a trial's point as MLflow's text, and reads them back."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _LONGEST = 6000  # characters of a parameter in MLflow
 
 
 def settings(section: str, values: Mapping[str, Any]) -> dict[str, str]:
-    """A section of a space (as ``config.plain`` makes it) as parameters ``section.key``; ``""`` for the top level."""
+    """Return a section of a space (see ``config.to_plain``) as parameters ``section.key``; ``""``: the top level."""
     prefix = f"{section}." if section else ""
     return {f"{prefix}{k}": str(v)[:_LONGEST] for k, v in values.items()}
 
 
 def section(params: Mapping[str, str], name: str, kind: type[T], source: str) -> T:
-    """The inverse of ``settings``: a section as the dataclass that it was, to the bit.
+    """Return a section as the dataclass that it was, to the bit: the inverse of ``settings``.
 
     Raises InputError naming ``source`` and the key where the parameters do not hold it.
     """
@@ -35,43 +35,43 @@ def section(params: Mapping[str, str], name: str, kind: type[T], source: str) ->
 
 
 def point(params: Mapping[str, Value], digits: int) -> dict[str, str]:
-    """A trial's point as parameters that can be read in a column: four digits of a number, sizes in ``digits``."""
+    """Return a trial's point as parameters for reading: numbers to four digits, sizes in names with ``digits``."""
     return {padded(k, digits): _shown(v) for k, v in params.items()}
 
 
 def exact(params: Mapping[str, Value]) -> str:
-    """A trial's point as the text of the tag ``POINT``."""
+    """Return a trial's point with every bit: the text of the tag ``POINT``."""
     return json.dumps(dict(params))
 
 
 def point_of(tags: Mapping[str, str], params: Mapping[str, str], search: Search, source: str) -> dict[str, Value]:
-    """A trial's point: from its tag, or from its rounded parameters where a study is older than the tag.
+    """Return a trial's point: from its tag, or from its rounded parameters where a study is older than the tag.
 
     Raises InputError naming ``source`` where it lacks one of the search's parameters.
     """
     if POINT in tags:
-        found: dict[str, Value] = json.loads(tags[POINT])
+        values: dict[str, Value] = json.loads(tags[POINT])
     else:
         known = {f"w_{int(k[2:])}" if k.startswith("w_") else k: v for k, v in params.items()}  # w_08 is w_8
-        found = {k: _read(known[k], knob) for k, knob in search.knobs.items() if k in known}
-    if missing := sorted(set(search.knobs) - set(found)):
+        values = {k: _read(known[k], domain) for k, domain in search.knobs.items() if k in known}
+    if missing := sorted(set(search.knobs) - set(values)):
         raise InputError(f"{source}: has no parameter {missing[0]}, which its study searched; mixtune did not write it")
-    return found
+    return values
 
 
 def _shown(value: Value) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _read(text: str, knob: Domains) -> Value:
-    """The value of a knob that is shown as ``text``."""
-    if isinstance(knob, Range):
-        return min(max(float(text), knob.low), knob.high)  # rounding may have left the range
-    return next((v for v in knob if _shown(v) == text), text)
+def _read(text: str, domain: Domains) -> Value:
+    """Return the value of a domain that is shown as ``text``."""
+    if isinstance(domain, Range):
+        return min(max(float(text), domain.low), domain.high)  # rounding may have left the range
+    return next((v for v in domain if _shown(v) == text), text)
 
 
 def _value(text: str) -> Any:
-    """What ``str`` made this text of: a plain value, or the text itself."""
+    """Return what ``str`` made this text of: a plain value, or the text itself."""
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):

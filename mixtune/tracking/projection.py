@@ -5,7 +5,7 @@ MLflow has no status for a pruned run: it is KILLED there, and the tag ``mixtune
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -122,6 +122,17 @@ class Projection:
         metrics = curve_metrics(curve, at) if curve is not None else []
         files = [path for path in _files(trial.folder) if path.name != "regime.yaml"]  # logged at the start
         return RunContent(RunKey.of(trial.number), "", tags, {}, metrics, files, STATUS[state], ended=at)
+
+    def event(self, name: str, trial: Candidate, details: Sequence[Any], at: int, begun: bool) -> RunContent:
+        """Return what a callback adds to a run: ``started``, ``reported`` or ``ended``, with what it was told.
+
+        begun: the run is there; else its start comes with it. Of a repeat there is nothing before its end.
+        """
+        if trial.repeat is not None:
+            _, score, _, curve = details
+            return self.repeat(trial, score, curve, at, at)
+        content: RunContent = getattr(self, name)(trial, *details, at)
+        return content if begun or name == "started" else self.started(trial, at).then(content)
 
     def result(self, trial: Candidate, result: TrialResult) -> RunContent:
         """Return the whole run of a trial, or of a repeat, that has ended, from the study and its folder alone.

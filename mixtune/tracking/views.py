@@ -1,4 +1,4 @@
-"""How a study looks in MLflow's pages: a saved view of its runs, the best first, and the address that opens it.
+"""Saves how MLflow's pages show a study: a view of its runs, the best first, and the address that opens it.
 
 Without them MLflow opens on its pages for chat models and hides trials, score and regime. A view is a tag of the
 experiment, as the pages' own "share" button writes it.
@@ -13,7 +13,7 @@ from mixtune.search.space import Space
 
 
 def view(space: Space) -> tuple[str, str]:
-    """Name and value of the experiment tag that holds the study's view."""
+    """Return name and value of the experiment tag that holds the study's view."""
     state = {
         "searchFilter": f"tags.`mixtune.study` = '{space.study}'",
         "orderByKey": "metrics.`score`",
@@ -37,7 +37,7 @@ def _columns(space: Space) -> Sequence[str]:
 
 
 def width(sizes: Iterable[int]) -> int:
-    """Digits that sizes have in names of metrics and parameters, which MLflow sorts as text: w_08 before w_16."""
+    """Return the digits of sizes in names of metrics and parameters, which MLflow sorts as text: w_08 before w_16."""
     return len(str(max(sizes)))
 
 
@@ -47,12 +47,12 @@ def at_size(name: str, S: int, digits: int) -> str:
 
 
 def padded(name: str, digits: int) -> str:
-    """A parameter's name in MLflow: w_8 as w_08 where sizes have two digits."""
+    """Return a parameter's name in MLflow: w_8 as w_08 where sizes have two digits."""
     return f"w_{int(name[2:]):0{digits}d}" if name.startswith("w_") else name
 
 
 def address(server: str, experiment: str, study: str) -> str:
-    """Where the study's view opens on a server (http://host:port)."""
+    """Return where the study's view opens on a server (http://host:port)."""
     page = f"{server.rstrip('/')}/#/experiments/{experiment}/runs"
     return f"{page}?workflowType=machine_learning&viewStateShareKey={_key(study)}"
 

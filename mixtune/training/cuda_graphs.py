@@ -238,4 +238,4 @@ class StepGraphs:
         if self._blends:
             blend = Blend(self._choices[4 * V : 5 * V], self._choices[5 * V : 5 * V + 4], blend_weight, blend_share)
         batch = self._engine.task.batch_from_choices(shape.S, self._choices[: 4 * V].view(4, V))
-        self._loss.copy_(self._engine.work(batch, StepValues(lr, ema_weight, progress, blend)))
+        self._loss.copy_(self._engine.compute(batch, StepValues(lr, ema_weight, progress, blend)))

@@ -51,7 +51,7 @@ class TrainingConfig:
     threads: CPU threads of torch (they decide the order of floating-point sums); None takes all cores there are.
     ranks: processes that share each step; without recipe.sync_bn they decide what a batch norm sees.
     share: of the budget to spend, with the whole schedule compressed into it (a lower fidelity).
-    costs: measured cost of a step by shape ("16x32" or "16x32x2"), for a budget in GMACs or seconds (``timing``).
+    costs: measured cost of a step by shape ("16x32" or "16x32x2"), for a budget in GMACs or seconds.
     """
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012

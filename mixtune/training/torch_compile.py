@@ -36,11 +36,6 @@ def compile_network(network: nn.Module) -> Forward:
     return forward
 
 
-def compiling_pays(seconds: float) -> bool:
-    """Return whether to expect that compiling pays for steps that together take ``seconds`` uncompiled."""
-    return seconds * (1 - 1 / EXPECTED_SPEEDUP) > EXPECTED_COMPILE_SECONDS
-
-
 def count_step_kinds(schedule: Schedule, progress: np.ndarray, start: int, frozen: float) -> Counter[StepKind]:
     """Return the number of steps of each kind from step ``start`` on.
 

@@ -15,6 +15,8 @@ from mixtune.regime import BatchShape, Budget, Schedule, published
 from mixtune.runtime.device import available_cpus
 from mixtune.training.checkpoint import Checkpoint
 
+pytestmark = pytest.mark.arithmetic
+
 
 @pytest.mark.parametrize(
     ("differences", "word"),

@@ -151,13 +151,13 @@ def test_the_gpu_step_benchmark_rehearses_on_a_cpu(tmp_path, monkeypatch, capsys
 
 
 def test_the_row_of_the_large_network_is_of_the_engines_own_steps(monkeypatch):
-    seen, train_on = [], Engine.train_on
+    seen, step = [], Engine.step
 
     def watched(engine, batch, lr, number, progress, shape):
-        seen.append((number, shape, engine.smooth is not None, type(engine.network).__name__))
-        return train_on(engine, batch, lr, number, progress, shape)
+        seen.append((number, shape, engine.smoothing is not None, type(engine.network).__name__))
+        return step(engine, batch, lr, number, progress, shape)
 
-    monkeypatch.setattr(Engine, "train_on", watched)
+    monkeypatch.setattr(Engine, "step", watched)
     (row,) = gpu_step.large_network("cpu", 1)
     assert seen == [(0, BatchShape(32, 2), True, "ResNet")]  # one is under way: it gives each number before its step
     assert row["ratio"] == row["per_second"]["engine"]["median"] / row["per_second"]["roofline"]["median"]

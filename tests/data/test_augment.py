@@ -13,6 +13,8 @@ from mixtune.data.in_memory import PixelViews, pixel_eval_batches
 from mixtune.data.sources import Files, Pixels
 from mixtune.regime import WHOLE, BatchShape, Budget, Mixture, Regime, Schedule, Shard
 
+pytestmark = pytest.mark.arithmetic
+
 SHAPES = [BatchShape(8, 8, 2), BatchShape(16, 4, 1), BatchShape(12, 4, 3)]
 
 

@@ -10,6 +10,8 @@ from torchvision.transforms import v2
 from mixtune.data import crops
 from mixtune.data.decode import Decoded
 
+pytestmark = pytest.mark.arithmetic
+
 SCALE, RATIO, N = (0.08, 1.0), (3 / 4, 4 / 3), 4000
 
 

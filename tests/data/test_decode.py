@@ -8,6 +8,8 @@ from mixtune.data import decode as module
 from mixtune.data import jpeg
 from mixtune.data.decode import DecodeRegion, UnreadableError, decode
 
+pytestmark = pytest.mark.arithmetic
+
 
 def photograph(H=150, W=200):
     """Smooth, as photographs are, so that JPEGs keep it."""

@@ -17,6 +17,8 @@ from mixtune.training.run import Evaluation, Run, TrainingConfig
 from mixtune.training.run_folder import save_result
 from tests.ranks import on_ranks
 
+pytestmark = pytest.mark.arithmetic
+
 
 @pytest.fixture
 def folder(tmp_path):

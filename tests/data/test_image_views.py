@@ -1,10 +1,13 @@
 """The views of several images are those of its images one by one, whatever fails at whichever moment."""
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from mixtune.data import crops
 from mixtune.data.image_views import READ_AHEAD, RandomCrops, make_views
+
+pytestmark = pytest.mark.arithmetic
 
 
 def test_views_of_several_images_are_those_of_each_alone(tmp_path):

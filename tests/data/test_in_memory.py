@@ -8,6 +8,8 @@ from mixtune.data.in_memory import PixelViews, cached
 from mixtune.data.sources import Pixels
 from mixtune.regime import BatchShape, Schedule
 
+pytestmark = pytest.mark.arithmetic
+
 SHAPES = (BatchShape(8, 6, 2), BatchShape(12, 4), BatchShape(16, 3, 3), BatchShape(4, 20))
 
 

@@ -11,6 +11,8 @@ from mixtune.data import jpeg
 from mixtune.data.decode import DecodeRegion, UnreadableError, decode
 from tests.data.test_decode import photograph
 
+pytestmark = pytest.mark.arithmetic
+
 simplejpeg = pytest.importorskip("simplejpeg")
 
 

@@ -22,6 +22,8 @@ from mixtune.data.sources import Files
 from mixtune.errors import InputError
 from mixtune.regime import BatchShape, Schedule, Shard
 
+pytestmark = pytest.mark.arithmetic
+
 SHAPES = (BatchShape(8, 6, 2), BatchShape(16, 4))
 
 

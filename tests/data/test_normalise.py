@@ -5,6 +5,8 @@ import torch
 
 from mixtune.data.normalise import MAX_SPARE, Normalise, RecycledMemory
 
+pytestmark = pytest.mark.arithmetic
+
 MEAN, STD = (0.3, 0.5, 0.1), (0.2, 0.03, 0.6)
 
 

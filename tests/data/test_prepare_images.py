@@ -15,6 +15,8 @@ from mixtune.data.prepared_folder import PrepareTarget
 from mixtune.data.sources import Files
 from mixtune.regime import BatchShape, Schedule
 
+pytestmark = pytest.mark.arithmetic
+
 S, N = 128, 8
 EVALUATED = {"jpeg": 36.5, "ppm": 42.5}  # decibels
 TRAINED = {"jpeg": 31.0, "ppm": 32.0}  # lower, as the boxes of crops are whole pixels of smaller images

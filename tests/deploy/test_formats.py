@@ -14,6 +14,8 @@ from mixtune.errors import InputError
 from mixtune.models import registry
 from mixtune.training.run_folder import FinishedRun
 
+pytestmark = pytest.mark.arithmetic
+
 
 def test_what_is_written_says_what_was_trained(finished, tmp_path, capsys):
     arguments = ["--run", str(finished), "--network", str(tmp_path / "net")]

@@ -22,6 +22,8 @@ from mixtune.tasks.classification import Classification
 from mixtune.training.run_folder import FinishedRun
 from tests.tracking.test_server import free_port
 
+pytestmark = pytest.mark.arithmetic
+
 
 @pytest.fixture(scope="module")
 def exported(finished, tmp_path_factory):

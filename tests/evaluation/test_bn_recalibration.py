@@ -14,6 +14,8 @@ from mixtune.tasks.classification import Classification
 from mixtune.tasks.classification_config import ClassificationConfig
 from mixtune.training.run import Evaluation, Run, TrainingConfig
 
+pytestmark = pytest.mark.arithmetic
+
 
 def network():
     net = create_network("cifar_resnet8", 10)

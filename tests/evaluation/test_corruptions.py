@@ -14,6 +14,8 @@ from mixtune.tasks.classification import Classification
 from mixtune.tasks.classification_config import ClassificationConfig
 from tests.curves import curve_of, from_rows, point
 
+pytestmark = pytest.mark.arithmetic
+
 
 def images(n=4, S=32):
     """Smooth pictures, so that blurring and coding act as on photographs."""

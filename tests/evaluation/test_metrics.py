@@ -7,6 +7,8 @@ from mixtune.evaluation.predictions import METRICS
 
 LOSS = Metric("loss", "loss", worst=math.inf, best=0.0, unit="")
 
+pytestmark = pytest.mark.arithmetic
+
 
 def test_the_range_says_which_way_is_better():
     assert Metric("iou", "IoU").direction == "maximize"

@@ -9,8 +9,7 @@ import torch
 
 from mixtune.errors import InputError
 from mixtune.execution.trial import trial_reports
-from mixtune.profiling import step_benchmark
-from mixtune.profiling.resource_profile import measured
+from mixtune.profiling import resource_profile
 from mixtune.regime import BatchShape
 
 
@@ -44,17 +43,17 @@ def pids(group):
     time.sleep(600)
 
 
-def short_of_memory(config, shapes, path, again, too_large, group):
-    """Measured where the second rank has too little memory for the base."""
+def short_of_memory(config, shapes, group):
+    """Measure where the second rank has too little memory for the base."""
 
-    class Short(step_benchmark.StepBenchmark):
-        def seconds(self, shape):
+    class Short(resource_profile.StepBenchmark):
+        def step_seconds(self, shape):
             if group.rank == 1 and shape == BatchShape(8, 32):
                 raise torch.OutOfMemoryError("CUDA out of memory")
-            return super().seconds(shape)
+            return super().step_seconds(shape)
 
-    step_benchmark.StepBenchmark = Short  # in this rank's process
-    return measured(config, shapes, path, again, too_large, group)
+    resource_profile.StepBenchmark = Short  # in this rank's process
+    return resource_profile.measure_profile(config, shapes, group)
 
 
 def loses_its_device_once(group, pids):

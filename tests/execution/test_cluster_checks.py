@@ -38,7 +38,7 @@ def test_what_a_machine_sees_is_looked_at_where_it_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(cluster_checks.os, "access", lambda *_: False)
     assert "cannot write there as" in cluster_checks.missing_on_machine(str(mark), {})[1]
     mark.unlink()
-    monkeypatch.setattr(cluster_checks, "SPREADS", 0.3)
+    monkeypatch.setattr(cluster_checks, "FILE_VISIBLE_TIMEOUT", 0.3)
     assert cluster_checks.missing_on_machine(str(mark), {})[0] == f"--out {tmp_path / 'out'}"
 
 
@@ -118,7 +118,7 @@ def test_a_machine_without_the_program_is_named_and_a_lost_one_is_not_waited_for
     missing = ray.exceptions.RayTaskError("lacking", "...", ModuleNotFoundError("No module named 'mixtune'"))
     fail(missing)
     with pytest.raises(InputError, match=r"machine node3 cannot run mixtune \(No module named 'mixtune'\); every"):
-        cluster_checks._judge("node3", None, 1.0)
+        cluster_checks._check_answer("node3", None, 1.0)
     fail(ray.exceptions.GetTimeoutError("late"))
-    cluster_checks._judge("node3", None, 1.0)
+    cluster_checks._check_answer("node3", None, 1.0)
     assert "machine node3 does not answer" in caplog.text

@@ -204,7 +204,7 @@ def test_what_would_happen_again_is_not_tried_again(coordinator, cause):
 
 def test_what_a_worker_died_of_is_told_where_it_is_known(coordinator, tmp_path, monkeypatch):
     kills = iter([3, 3, 4, 4, 4, 4])
-    monkeypatch.setattr("mixtune.execution.coordinator.oom_kills", lambda: next(kills))
+    monkeypatch.setattr("mixtune.execution.coordinator.count_oom_kills", lambda: next(kills))
     for attempt in "ab":
         coordinator.suggest(attempt)
         (tmp_path / "trials" / "0000" / "position").write_text("step 7 of 20, shape 12x14")

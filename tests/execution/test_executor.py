@@ -35,7 +35,7 @@ TIMES = ("seconds", "views_per_second")
 @pytest.fixture
 def group(group, monkeypatch):
     """Room for two folds; a trial's worker would be told of it by Ray."""
-    monkeypatch.setattr(worker_group, "own_group", lambda: group)
+    monkeypatch.setattr(worker_group, "current_group", lambda: group)
     return group
 
 
@@ -133,7 +133,7 @@ def test_a_trial_that_is_stopped_ends_its_folds(group, tmp_path, mark):
 def study(folder, settings):
     space = parse(TINY | settings, Space, "f")
     trials = OptunaStudy(f"journal:///{folder}/study.journal", space, 4)
-    slots = concurrency_for(space, 2, 0)
+    slots = concurrency_for(space, [(2, 0)])
     ray_tune.run(Coordinator(trials, space.training(1), folder, Callbacks([])), slots, folder)
     return trials.outcomes()
 
@@ -192,15 +192,13 @@ def test_reports_come_in_the_order_of_the_folds_and_as_soon_as_they_can():
 
 def test_room_is_counted_for_every_fold():
     space = parse(TINY | AT_ONCE, Space, "f")
-    assert concurrency_for(space, 5, 0) == Concurrency(1, 0, 2, folds=2)
-    assert concurrency_for(replace(space, resources=replace(space.resources, workers=2)), 8, 0).at_once == 2
+    assert concurrency_for(space, [(5, 0)]) == Concurrency(1, 0, 2, folds=2)
+    assert concurrency_for(replace(space, resources=replace(space.resources, workers=2)), [(8, 0)]).at_once == 2
     assert str(Concurrency(4, 0.5, 1, folds=2)) == "1 at once, each on 2 folds at once of 4 CPU cores and 0.5 GPU"
-    with pytest.raises(
-        InputError, match=r"folds_at_once: a trial asks for 2 folds at once on 1 worker of 1 CPU core ea"
-    ):
-        concurrency_for(space, 1, 0)
+    with pytest.raises(InputError, match=r"resources\.folds_at_once: .*2 folds"):
+        concurrency_for(space, [(1, 0)])
     shared = parse(TINY | AT_ONCE | {"resources": {"gpus": 0.5, "folds_at_once": 2}}, Space, "f")
-    assert concurrency_for(shared, 8, 2) == Concurrency(2, 0.5, 2, folds=2)
+    assert concurrency_for(shared, [(8, 2)]) == Concurrency(2, 0.5, 2, folds=2)
 
 
 def test_the_final_on_the_whole_training_set_has_no_folds_and_as_many_processes():

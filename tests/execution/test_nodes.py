@@ -59,8 +59,8 @@ def study(folder, monkeypatch, **settings):
     monkeypatch.setattr(ray_tune, "run_trial", noted_trial)
     space = parse(TINY | SYNCED | settings, Space, "f")
     trials = OptunaStudy(f"journal:///{folder}/study.journal", space, 4)
-    slots = concurrency_for(space, *ray_tune.cluster(), ray_tune.nodes())
-    ray_tune.run(Coordinator(trials, space.training(1), folder, Callbacks([])), slots, folder)
+    concurrency = concurrency_for(space, ray_tune.nodes())
+    ray_tune.run(Coordinator(trials, space.training(1), folder, Callbacks([])), concurrency, folder)
     found = [set(path.read_text().split()) for path in sorted(folder.glob("trials/*/nodes"))]
     return space, trials.outcomes(), found
 

@@ -3,7 +3,7 @@ import os
 import pytest
 
 from mixtune.config import parse
-from mixtune.execution.position import Position, TrialClock, describe_position, oom_kills, remove_positions
+from mixtune.execution.position import Position, TrialClock, describe_position, remove_positions
 from mixtune.regime import Budget, Schedule, published
 from mixtune.search.space import Space
 from mixtune.search.timeouts import Timeouts
@@ -98,10 +98,3 @@ def test_without_limits_a_trial_may_hang_as_long_as_it_likes(tmp_path):
     clock = TrialClock(Timeouts(), tmp_path)
     clock.start(0.0)
     assert clock.exceeded(1e9) is None
-
-
-def test_the_kernels_count_of_memory_kills(tmp_path):
-    (tmp_path / "vmstat").write_text("nr_free_pages 12\noom_kill 7\noom_kill_other 9\n")
-    assert oom_kills(tmp_path / "vmstat") == 7
-    assert oom_kills(tmp_path / "none") == 0
-    assert oom_kills() >= 0

@@ -14,6 +14,8 @@ from mixtune.training.run import Run
 from mixtune.training.step import Engine
 from tests.execution.published_trial import published_config
 
+pytestmark = pytest.mark.arithmetic
+
 
 @pytest.fixture
 def trial(tiny, tmp_path, monkeypatch):

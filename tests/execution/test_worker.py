@@ -1,4 +1,4 @@
-"""Trials that share processes under Ray Tune: what they give, and what happens when such a process is killed."""
+"""OptunaStudy that share processes under Ray Tune: what they give, and what happens when such a process is killed."""
 
 import os
 import signal
@@ -49,11 +49,11 @@ def outcomes(cluster, tmp_path_factory):
     """The same study in processes of their own, packed in one, and packed in one that is killed on the way."""
     alone, packed, killed = (tmp_path_factory.mktemp(n) for n in ("alone", "packed", "killed"))
     killer = Killer(victim=1)
-    slots = Concurrency(1, 0, 3, pack=3)
+    concurrency = Concurrency(1, 0, 3, pack=3)
     found = {
         "alone": study(alone, Recorder(), lambda b: ray_tune.run(b, Concurrency(1, 0, 2), alone)),
-        "packed": study(packed, Recorder(), lambda b: worker.run_trials(b, slots, packed, "cpu", 0)),
-        "killed": study(killed, killer, lambda b: worker.run_trials(b, slots, killed, "cpu", 0)),
+        "packed": study(packed, Recorder(), lambda b: worker.run_trials(b, concurrency, packed, "cpu", 0)),
+        "killed": study(killed, killer, lambda b: worker.run_trials(b, concurrency, killed, "cpu", 0)),
     }
     assert len(killer.killed) == 1
     return found, killer
@@ -78,32 +78,3 @@ def test_a_killed_process_costs_no_trial_a_report(outcomes):
         assert len(reports) == 2
     ended = [e for e in killer.events if e[0] == "ended"]
     assert len(ended) == 4
-
-
-@pytest.mark.parametrize(
-    ("resources", "gpus", "measured", "at_once", "pack"),
-    [
-        ({}, 0, None, 2, 1),  # CPU cores: a process per trial
-        ({}, 1, 8, 8, 8),
-        ({}, 2, 8, 16, 8),
-        ({}, 1, 1, 2, 1),  # one trial fills the GPU
-        ({"gpus": 0.5}, 1, None, 2, 1),  # a share was asked for
-        ({"pack": 3}, 1, None, 3, 3),
-        ({"pack": 4, "at_once": 2}, 1, None, 2, 2),
-        ({"at_once": 4}, 2, 2, 4, 2),
-    ],
-)
-def test_how_many_share_a_gpu_is_asked_for_or_measured(monkeypatch, resources, gpus, measured, at_once, pack):
-    space = parse(SETTINGS | {"resources": resources}, Space, "f")
-    asked = []
-
-    def call(function, slots, training, regime, at_most, again):
-        asked.append(again)
-        return min(measured, at_most), 3.0, "measured"
-
-    monkeypatch.setattr(ray_tune, "call", call)
-    slots, said = worker.plan_packing(space, space.training(1), Concurrency(1, float(gpus > 0), 2), gpus, again=True)
-    assert (slots.at_once, slots.pack) == (at_once, pack)
-    assert slots.gain == (3.0 if asked and pack > 1 else 1.0)  # the plan's hours count on it
-    assert asked == [True] * (measured is not None)
-    assert bool(said) == (measured is not None or pack > 1)

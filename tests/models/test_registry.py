@@ -7,6 +7,8 @@ from mixtune.errors import InputError
 from mixtune.models.amoebanet import AmoebaNet
 from mixtune.models.registry import check_size, create_network, gmacs, set_zero_gamma, total_stride
 
+pytestmark = pytest.mark.arithmetic
+
 
 def count(network):
     return sum(p.numel() for p in network.parameters())

@@ -12,6 +12,8 @@ from mixtune.models.sync_batch_norm import convert_to_sync_batch_norm
 from mixtune.regime import Shard
 from tests.ranks import on_ranks
 
+pytestmark = pytest.mark.arithmetic
+
 N = 7  # images: no two of three processes need have the same
 
 

@@ -8,6 +8,8 @@ from torch.nn import functional as F
 from mixtune.models.registry import create_network
 from mixtune.optim.recipe import Recipe
 
+pytestmark = pytest.mark.arithmetic
+
 PROGRESS = np.arange(1000) / 1000
 
 

@@ -20,13 +20,6 @@ def test_tables_round_trip_to_the_bit(tmp_path_factory, costs):
     assert (again.unit, dict(again.costs), again.measured_on) == ("seconds", costs, "resnet18 on a test")
 
 
-def test_a_table_measures_each_shape_once():
-    asked = []
-    table = CostTable("seconds", {SMALL: 0.1}).extended([LARGE, SMALL, LARGE], lambda s: asked.append(s) or 0.2)
-    assert asked == [LARGE]
-    assert (table(SMALL), table(LARGE)) == (0.1, 0.2)
-
-
 def test_gmacs_of_a_step_are_those_of_one_image_times_its_views():
     table = CostTable.from_gmacs({16: 0.5, 32: 2.0}, [BatchShape(16, 3, 4), LARGE])
     assert (table(BatchShape(16, 3, 4)), table(LARGE)) == (6.0, 128.0)

@@ -10,6 +10,8 @@ from mixtune.runtime.process_group import SINGLE_PROCESS, ProcessGroup
 from tests.ranks import on_ranks
 from tests.training import on_ranks as work
 
+pytestmark = pytest.mark.arithmetic
+
 
 def largest_difference(a, b):
     assert set(a) == set(b)

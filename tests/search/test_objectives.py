@@ -7,7 +7,7 @@ import pytest
 from mixtune.config import parse
 from mixtune.errors import InputError
 from mixtune.execution.coordinator import Coordinator
-from mixtune.profiling import preflight
+from mixtune.profiling import checks
 from mixtune.search.callbacks import Callbacks
 from mixtune.search.optuna_study import OptunaStudy
 from mixtune.search.space import Space
@@ -123,5 +123,5 @@ def test_a_pruner_that_is_named_and_is_the_default_makes_no_other_study(tiny):
 def test_a_cap_below_every_size_is_found_before_anything_is_trained(tiny):
     space = parse(tiny | {"score": {"measure": "capped", "gmacs": 1e-6}}, Space, "f")
     with pytest.raises(InputError, match=r"f: score.gmacs is 1e-06, and the smallest of evaluate.sizes, 8 px, costs 0"):
-        preflight.check_data(space, "f")
-    preflight.check_data(parse(tiny | {"score": {"measure": "capped", "gmacs": 1.0}}, Space, "f"), "f")
+        checks.check_data(space, "f")
+    checks.check_data(parse(tiny | {"score": {"measure": "capped", "gmacs": 1.0}}, Space, "f"), "f")

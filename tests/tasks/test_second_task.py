@@ -207,7 +207,7 @@ def test_a_mistake_in_its_section_is_one_sentence(change, message):
     ],
 )
 def test_what_it_cannot_train_is_refused_before_a_search(change, message):
-    from mixtune.profiling.preflight import check_sizes
+    from mixtune.profiling.checks import check_sizes
 
     with pytest.raises(InputError, match=message):
         check_sizes(parse(SPACE | change, Space, "f"), "f")

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from mixtune.tracking.identity import _digest, identity
 from mlflow import MlflowClient
 
 from mixtune.config import parse
@@ -24,7 +23,8 @@ from mixtune.search.callbacks import Candidate
 from mixtune.search.space import Space
 from mixtune.tasks.classification import Classification
 from mixtune.tasks.classification_config import ClassificationConfig
-from mixtune.tracking.mlflow_reader import check, children
+from mixtune.tasks.classification_data import _digest, identity
+from mixtune.tracking.mlflow_reader import check, stored
 from mixtune.tracking.resync import note_summary
 from mixtune.tracking.views import address
 from tests.curves import curve_of, point
@@ -102,9 +102,9 @@ def test_reading_back_gives_tags_and_curves(tracker):
     tracker.started(trial)
     tracker.ended(trial, "COMPLETE", 0.5, "", CURVE)
     assert tracker.flush()
-    ((tags, points),) = children(tracker.uri, "tiny")
-    assert tags["mixtune.trial"] == "0"
-    assert {S: dict(v) for S, v in points.items()} == {r.pop("S"): r for r in CURVE.rows()}
+    (run,) = stored(tracker.uri, "tiny")
+    assert run.tags["mixtune.trial"] == "0"
+    assert run.curve == {r.pop("S"): r for r in CURVE.rows()}
 
 
 def test_interrupted_and_stale_runs_leave_no_trace(tracker, tiny):
@@ -246,12 +246,12 @@ def test_a_path_is_answered_with_the_address_that_was_meant(tmp_path, empty_stor
 @pytest.mark.parametrize("uri", ["sqlite:////nowhere/mlflow.db"])
 def test_a_missing_store_is_one_sentence(uri):
     with pytest.raises(InputError, match="there is no such file"):
-        list(children(uri, "x"))
+        list(stored(uri, "x"))
 
 
 def test_an_unknown_study_is_one_sentence(tracker):
     with pytest.raises(InputError, match="holds no trials of this study"):
-        list(children(tracker.uri, "other"))
+        list(stored(tracker.uri, "other"))
 
 
 def test_every_run_names_its_data_by_digest(tracker):

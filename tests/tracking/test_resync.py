@@ -19,6 +19,7 @@ from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from mixtune.config import parse
 from mixtune.errors import InputError, NoRoomError
+from mixtune.search import sqlite
 from mixtune.search.optuna_study import OptunaStudy
 from mixtune.search.space import Space
 from mixtune.tracking import mlflow_writer, resync
@@ -148,11 +149,12 @@ def test_times_are_the_studys(open_study, other, space):
 
 def test_a_database_that_is_deleted_under_a_search_is_made_again(open_study):
     study, writer = open_study()
+    sqlite.use_write_ahead_log(writer.uri)
     fill(study)
     assert writer.resync()
     before, _ = contents(writer.uri)
-    for path in study.folder.glob("mlflow.db*"):
-        path.unlink()
+    assert (study.folder / "mlflow.db-wal").exists()
+    (study.folder / "mlflow.db").unlink()
     assert writer.resync()
     after, parents = contents(writer.uri)
     assert parents == 1

@@ -167,7 +167,7 @@ class Told:
         self._engine, self._pays = engine, pays
 
     def mark(self):
-        return self._engine.forward is not self._engine.network
+        return self._engine._parallel.module is not self._engine.network
 
     def seconds(self, began, compiled):
         return 1.0 if compiled == self._pays else 1e6

@@ -23,6 +23,8 @@ from tests.ranks import CONTEXT
 from tests.training import on_ranks
 from tests.training.test_loop import config, regime, same, weights
 
+pytestmark = pytest.mark.arithmetic
+
 
 class KilledError(Exception):
     pass
@@ -139,17 +141,17 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(written, monkeypatch):
 def test_diverged_weights_are_never_written(tmp_path):
     """The update of step 4 spoils them, whose loss is still a number; its checkpoint is due, and not written."""
     run, done = Run.prepare(regime(), config()), []
-    work = Engine.work
+    compute = Engine.compute
 
     def spoiling(self, *arguments):
-        loss = work(self, *arguments)
+        loss = compute(self, *arguments)
         done.append(float(loss))
         if len(done) == 4:
             self.network.fc.bias.data[0] = float("inf")
         return loss
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Engine, "work", spoiling)
+        patch.setattr(Engine, "compute", spoiling)
         with pytest.raises(TrainingDivergedError, match="weights' norm became inf by step 4 of"):
             list(run.reports(tmp_path / "c.pt", 0.0))
     assert np.isfinite(done).all()

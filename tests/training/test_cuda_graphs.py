@@ -21,6 +21,8 @@ from mixtune.training.step import Engine
 from tests.training.tape import Tape, TapeRecorder
 from tests.training.test_loop import config, regime, same
 
+pytestmark = pytest.mark.arithmetic
+
 EVERYTHING = Recipe(mixup=0.2, cutmix=1.0, ema=0.95, label_smoothing=0.1, schedule="step", groups=2, frozen=0.1)
 
 
@@ -40,7 +42,7 @@ def trained(recipe, recorder, steps=None, device="cpu", epochs=2.0, start=0, sta
     steps = steps or len(run.schedule)
     for step, batch in zip(range(start, steps), engine.batches(run.schedule, 0, start), strict=False):
         shape = run.schedule.shapes[run.schedule.index[step]]
-        losses.append(engine.train_on(batch, float(rates[step]), step, float(progress[step]), shape).clone())
+        losses.append(engine.step(batch, float(rates[step]), step, float(progress[step]), shape).clone())
     return engine, torch.stack(losses).cpu(), said
 
 
@@ -158,7 +160,7 @@ def test_every_shape_is_captured_once_and_before_the_first_step():
     assert len(recorder.tapes) == len(set(run.schedule.index.tolist())) > 1
     drawn = next(engine.batches(run.schedule, 0, 0))
     with pytest.raises(KeyError):  # never computed in some other way in silence
-        engine.train_on(dataclasses.replace(drawn, shape=BatchShape(8, 5)), 0.1, 0, 1.0, BatchShape(8, 5))
+        engine.step(dataclasses.replace(drawn, shape=BatchShape(8, 5)), 0.1, 0, 1.0, BatchShape(8, 5))
 
 
 def test_resuming_with_captured_steps_gives_the_unbroken_run():

@@ -18,6 +18,8 @@ from tests.training.tape import TapeRecorder
 from tests.training.test_checkpoint import facts
 from tests.training.test_loop import config, regime, same, weights
 
+pytestmark = pytest.mark.arithmetic
+
 CPU = torch.device("cpu")
 KINDS = {
     "plain": dict(),

@@ -13,6 +13,8 @@ from mixtune.training.step import Engine
 from mixtune.training.torch_compile import TIMED_STEPS, Compiler, compile_network, count_step_kinds
 from tests.training.test_loop import config, regime
 
+pytestmark = pytest.mark.arithmetic
+
 A, B, C = BatchShape(8, 32), BatchShape(16, 8), BatchShape(32, 2)
 
 
@@ -255,7 +257,7 @@ def test_a_gpu_times_its_steps_and_what_compiling_them_gives(monkeypatch):
     engine, said = Engine(run.task, run.network, run.recipe, 0, recorder="off"), []
     engine.prepare(run.schedule, run.schedule.progress, 0, said.append)
     for step, (shape, batch) in enumerate(zip(run.schedule, engine.batches(run.schedule, 0, 0), strict=True)):
-        loss = engine.train_on(batch, 0.05, step, 1.0, shape)
+        loss = engine.step(batch, 0.05, step, 1.0, shape)
     assert torch.isfinite(loss)
     assert "s to compile" in said[1]
     compiler = engine._compiler
@@ -286,11 +288,10 @@ def test_compiled_training_stays_within_bf16_noise_of_the_eager_one():
         run = Run.prepare(regime(), config(device="cuda", recipe=recipe, budget=Budget(45)))
         run.network.train()
         engine = Engine(run.task, run.network, run.recipe, 0, recorder="off")
-        engine.forward = make(run.network)
+        model = make(run.network)
+        engine._model = lambda shape, model=model: model
         batches = run.task.batches(run.schedule, 0)
-        losses.append(
-            torch.stack([engine.step((x, y), 0.05, i) for i, (x, y) in zip(range(200), batches, strict=False)])
-        )
+        losses.append(torch.stack([engine.step(batch, 0.05, i) for i, batch in zip(range(200), batches, strict=False)]))
     exact, eager, fast = losses
     noise = (exact - eager)[:5].abs().max()
     assert (fast - eager)[:5].abs().max() < 3 * noise + 0.005

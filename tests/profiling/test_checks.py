@@ -8,7 +8,7 @@ import pytest
 from mixtune import prepare
 from mixtune.config import load_config, parse
 from mixtune.errors import InputError
-from mixtune.profiling.preflight import check_batches, expected_images
+from mixtune.profiling.checks import check_batches, check_data, expected_images
 from mixtune.search import __main__ as search_command
 from mixtune.search.space import Space
 from mixtune.tasks.classification import Classification
@@ -70,11 +70,11 @@ def test_data_that_are_there_in_part_or_too_few_are_refused_and_not_taken_for_th
 @pytest.mark.parametrize(
     ("changes", "said", "key"),
     [
-        ({"base": {"S": 8, "B": 500}}, r"base: shape 8x500 needs 500 .*; base\.B (\d+) would fit", "B"),
-        ({"base": {"S": 8, "B": 110}}, r"4 px .* needs batches of 440 .*; base\.B (\d+) would fit, or leave out", "B"),
-        (FEW, r"; base\.B (\d+) would fit", "B"),
-        ({"resources": {"workers": 15}}, r"too few for 15 ranks; .* resources\.workers to (\d+) or fewer", "workers"),
-        ({"budget": {"epochs": 0.01}}, r"less than one step; budget\.epochs=([\d.]+) would do", "epochs"),
+        ({"base": {"S": 8, "B": 500}}, r"f: base: .*8x500.*base\.B (\d+)", "B"),
+        ({"base": {"S": 8, "B": 110}}, r"f: search\.sizes: 4 px .* 440 .*base\.B (\d+)", "B"),
+        (FEW, r"base\.B (\d+)", "B"),
+        ({"resources": {"workers": 15}}, r"f: resources\.workers: .* resources\.workers to (\d+)", "workers"),
+        ({"budget": {"epochs": 0.01}}, r"f: budget\.epochs: .*budget\.epochs=([\d.]+)", "epochs"),
     ],
 )
 def test_what_is_refused_is_refused_with_the_number_that_would_do(changes, said, key):
@@ -92,3 +92,9 @@ def test_what_is_refused_is_refused_with_the_number_that_would_do(changes, said,
     if key != "epochs":
         with pytest.raises(InputError):
             check_batches(tried(int(number) + 1), n, "f")
+
+
+def test_with_folds_the_images_of_the_other_folds_are_counted():
+    space = parse(TINY | {"folds": 5}, Space, "f")
+    assert check_data(space, "f") == pytest.approx(320, abs=1)  # as many of every class as there can be
+    assert expected_images(space, "f") == (320, "")
