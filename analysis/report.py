@@ -64,6 +64,7 @@ def picture(png: Path, alt: str, caption: str, inches: float = style.WIDTH) -> P
 
 def render(study: StudyRuns) -> str:
     """Return the page: the template ``report.html.jinja`` with this study's values, all of them escaped."""
+    noun = study.metrics.noun
     rerun, use = commands(study)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -74,13 +75,13 @@ def render(study: StudyRuns) -> str:
         pictures = {
             "front": picture(
                 front,
-                "accuracy against inference cost, one line per regime",
+                f"{noun} against inference cost, one line per regime",
                 "One network per regime, tested at every size. Bold marks: no other network is better at that cost."
                 + (" Means and deviations over seeds, on the test set." if study.winner else ""),
             ),
             "sizes": picture(
                 curves,
-                "accuracy against test image size, one line per regime",
+                f"{noun} against test image size, one line per regime",
                 "The same networks by test size; the bars below show which sizes each regime trained on.",
             ),
             "timeline": picture(
@@ -99,7 +100,9 @@ def render(study: StudyRuns) -> str:
         question=question(study),
         budget=budget(study),
         answer=answer(study),
-        score=str(study.score),
+        score=study.score_text,
+        noun=noun,
+        metric=study.metrics.primary,
         comparison=comparison_table(study),
         noise=uncertainty(study),
         has_final=study.winner is not None,

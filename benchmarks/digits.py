@@ -37,7 +37,7 @@ def measure(folder: Path) -> dict[str, Any]:
     regimes: list[dict[str, Any]] = []
     for t in (t for t in study.shown if study.repeats_of(t)):
         runs = [
-            {"score": study.score.of(r.curve), "top1": {str(p.S): p.top1 for p in r.curve.points}}
+            {"score": study.score.of(r.curve), "top1": {str(p.S): p.metrics["top1"] for p in r.curve.points}}
             for r in study.repeats_of(t)
         ]
         regimes.append({"name": t.family, "regime": t.regime, "search_score": study.score.of(t.curve), "runs": runs})

@@ -59,7 +59,7 @@ def record(data: str, number: int, name: str, params: dict[str, Any]) -> dict[st
         for report in job.reports(judged=(*TRUNCATED, 9) if whole else None):
             values = {
                 "score": space.score.of(report.curve),
-                "top1": [p.top1 for p in report.curve.points],
+                "top1": [p.metrics["top1"] for p in report.curve.points],
                 "seconds": round(report.seconds, 2),
             }
             if whole and report.number in TRUNCATED:

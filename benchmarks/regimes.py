@@ -33,7 +33,7 @@ from mixtune.files import atomic_write, digest
 from mixtune.optim.recipe import Recipe
 from mixtune.regime import BatchShape, Budget, published
 from mixtune.runtime.device import pick_device
-from mixtune.tasks.config import TaskConfig
+from mixtune.tasks.classification_config import ClassificationConfig
 from mixtune.training.checkpoint import non_default_fields
 from mixtune.training.packing import TrialPack, YieldTurn
 from mixtune.training.run import Evaluation, Run, TrainingConfig
@@ -118,7 +118,7 @@ def train_once(
     if time.time() > deadline:
         return None
     regime = published(job.regime, plan.base, plan.sizes, 4)
-    task = TaskConfig("cifar10", plan.network, data, samples=plan.samples)
+    task = ClassificationConfig("cifar10", plan.network, data, samples=plan.samples)
     evaluate, budget = Evaluation(plan.sizes, 1, Recalibration(("train",), images=2560)), Budget(plan.epochs, job.spend)
     threads = max(1, len(os.sched_getaffinity(0)) // plan.processes)
     config = TrainingConfig(task, budget, evaluate, plan.recipe, seed=job.seed, threads=threads, device=plan.device)
@@ -147,7 +147,7 @@ def train_once(
         "epochs": s.samples / prepared.task.n_train,
         "pixels": s.pixels,
         "seconds": report.seconds,
-        "top1": {name: {str(p.S): p.top1 for p in curve.points} for name, curve in curves.items()},
+        "top1": {name: {str(p.S): p.metrics["top1"] for p in curve.points} for name, curve in curves.items()},
     }
 
 

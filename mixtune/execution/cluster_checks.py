@@ -32,7 +32,7 @@ def named_paths(space: Space) -> dict[str, str]:
     """Return the files and folders that trials read, by the key that names them."""
     distill = space.recipe.distill
     paths = {"task.weights": space.task.weights, "recipe.distill.weights": distill.weights if distill else None}
-    if space.task.dataset != "digits":
+    if space.task.needs_data:
         paths["task.data"] = space.task.data
     return {key: path for key, path in paths.items() if path not in (None, "pretrained")}  # type: ignore[misc]
 

@@ -154,7 +154,10 @@ class Coordinator:
             running.state, running.reason = "FAIL", f"the score is not finite ({result['score']})"
             running.cause = "regime"
             return True
-        running.score, running.curve = float(result["score"]), Curve.from_rows(result["curve"])
+        running.score, running.curve = (
+            float(result["score"]),
+            Curve.from_rows(result["curve"], self.trials.space.task.metrics),
+        )
         if result["last"]:
             running.state = "COMPLETE"
         if int(result["number"]) <= running.reports:

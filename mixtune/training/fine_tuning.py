@@ -10,6 +10,7 @@ import copy
 import dataclasses
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -38,7 +39,7 @@ class RateTest:
 
 
 def find_rate(
-    task: Task,
+    task: Task[Any],
     network: nn.Module,
     schedule: Schedule,
     recipe: Recipe,

@@ -5,26 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from mixtune.data.prepared_folder import check_prepared_size
 from mixtune.errors import InputError
 from mixtune.evaluation.bn_recalibration import Recalibration
 from mixtune.evaluation.score import Score
 from mixtune.files import atomic_write, digest
-from mixtune.models import registry, weights
+from mixtune.models import registry
 from mixtune.optim.recipe import Recipe
 from mixtune.regime import BatchShape, Budget, Regime, Schedule
 from mixtune.runtime.process_group import SINGLE_PROCESS, ProcessGroup
-from mixtune.tasks.classification import Classification, check_shapes
+from mixtune.tasks.base import Judge, Task, check_shapes, make_task
 from mixtune.tasks.config import TaskConfig
 from mixtune.training.checkpoint import Checkpoint, non_default_fields
 from mixtune.training.loop import Report, train
-
-Judge = Literal["validation", "test"]
 
 
 @dataclass(frozen=True)
@@ -94,14 +91,14 @@ class TrainingConfig:
             raise ValueError(f"share must lie in (0, 1], not {self.share!r}")
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"threads must be at least 1, not {self.threads}")
-        self.score.check(self.evaluate.sizes)
+        self.score.check(self.evaluate.sizes, self.task.metrics)
 
 
 @dataclass(frozen=True, eq=False)
 class Run:
     """A run that is ready to start: its task, network (trained in place) and schedule."""
 
-    task: Classification
+    task: Task[Any]
     network: nn.Module
     schedule: Schedule
     config: TrainingConfig
@@ -126,26 +123,26 @@ class Run:
         except ValueError as err:
             raise InputError(f"regime {regime.name or regime}: {err}") from None
         with group.local_main_first():
-            task = Classification(config.task, judge, config.device, config.evaluate.recalibrate, group)
+            task = make_task(config.task, judge, config.device, config.evaluate.recalibrate, group)
         wanted = {f"regime {regime.name or regime}": regime.sizes, "evaluate.sizes": config.evaluate.sizes}
-        check_prepared_size(task.prepared_for, wanted)
+        task.check_sizes(wanted)
         try:
-            check_shapes(regime.shapes, config.task.network, task.n_train)
+            check_shapes(regime.shapes, config.task, task.n_train)
             schedule = config.schedule(regime, task.n_train)
         except ValueError as err:
             raise InputError(f"regime {regime.name or regime}: {err}") from None
         recipe = config.recipe.scaled(regime.base.B)
         try:
+            task.check_recipe(config.task, recipe)
             network = task.network(config.seed, recipe.dropout, recipe.drop_path)
             if recipe.zero_gamma is not None:
                 registry.set_zero_gamma(network, recipe.zero_gamma)
             registry.layer_groups(network, recipe.groups)
             for S in (min(*regime.sizes, *config.evaluate.sizes), max(*regime.sizes, *config.evaluate.sizes)):
-                registry.check_size(config.task.network, task.classes, S)
+                task.check_size(S)
         except ValueError as err:
             raise InputError(f"{config.task.network}: {err}") from None
-        teacher = recipe.distill.teacher(task.classes, task.device, task.names) if recipe.distill else None
-        return cls(task, network, schedule, config, recipe, teacher, judge)
+        return cls(task, network, schedule, config, recipe, task.teacher(recipe), judge)
 
     def reports(
         self,
@@ -200,5 +197,4 @@ class Run:
         from safetensors.torch import save
 
         state = {k: v.contiguous() for k, v in self.network.state_dict().items()}
-        named = {"network": self.config.task.network, "classes": str(self.task.classes)}
-        atomic_write(path, save(state, metadata=named | weights.naming(self.task.names)))
+        atomic_write(path, save(state, metadata=self.task.weights_header()))

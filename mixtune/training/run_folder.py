@@ -17,8 +17,9 @@ from mixtune.evaluation.curve import Curve, write_csv
 from mixtune.regime import Regime
 from mixtune.regime.files import load_regime, save_regime
 from mixtune.runtime.environment import describe_environment
+from mixtune.tasks.base import Judge
 from mixtune.training.loop import Report
-from mixtune.training.run import Judge, Run, TrainingConfig
+from mixtune.training.run import Run, TrainingConfig
 
 WEIGHTS, RESULT = "weights.safetensors", "result.yaml"
 
@@ -44,12 +45,12 @@ class FinishedRun:
         regime, training = load_regime(folder / "regime.yaml")
         if not (folder / "curve.csv").exists():
             raise InputError(f"{folder}: holds no curve.csv; was it written by mixtune.train --out?")
+        config = parse(training, TrainingConfig, f"{folder / 'regime.yaml'}: training")
         try:
             with (folder / "curve.csv").open(newline="", encoding="utf-8") as file:
-                curve = Curve.from_rows(csv.DictReader(file))
+                curve = Curve.from_rows(csv.DictReader(file), config.task.metrics)
         except (OSError, KeyError, ValueError) as err:
             raise InputError(f"{folder / 'curve.csv'}: is not a curve that mixtune wrote ({err})") from None
-        config = parse(training, TrainingConfig, f"{folder / 'regime.yaml'}: training")
         return cls(folder, regime, config, curve, judged_on(folder))
 
 
@@ -91,10 +92,10 @@ def save_result(folder: Path, job: Run, report: Report) -> None:
     result = {
         "judge": job.judge,
         "images": {"trained": job.task.n_train, "judged": job.task.n_judged, **report.findings},
-        **({"classes": list(job.task.names)} if job.config.task.classes else {}),
+        **job.task.result(),
         "seed": job.config.seed,
         "score": job.config.score.of(report.curve),
-        "measure": str(job.config.score),
+        "measure": job.config.score.describe(job.task.metrics),
         "steps": report.step,
         "epochs": round(job.schedule.samples / job.task.n_train, 3),
         "loss": report.loss,
@@ -102,5 +103,5 @@ def save_result(folder: Path, job: Run, report: Report) -> None:
         "device": str(job.task.device),
         "environment": describe_environment(),
     }
-    job.task.notes.save(folder)
+    job.task.file_issues.save(folder)
     (folder / RESULT).write_text(to_yaml(result), encoding="utf-8")

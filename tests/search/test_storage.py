@@ -16,6 +16,7 @@ from optuna.storages.journal import JournalFileBackend
 
 from mixtune.config import parse
 from mixtune.errors import DiskFullError, InputError, StorageAwayError
+from mixtune.evaluation.predictions import METRICS
 from mixtune.search import storage
 from mixtune.search.optuna_study import OptunaStudy
 from mixtune.search.paths import StudyPaths
@@ -120,7 +121,7 @@ def test_a_journal_that_an_earlier_version_wrote_opens(tmp_path):
     recorded = Path(__file__).parent / "recorded" / "study.journal"
     (tmp_path / "study.journal").write_bytes(recorded.read_bytes())
     study = optuna.load_study(study_name="tiny", storage=open_storage(url(tmp_path)))
-    ended = [TrialResult.of(t, 0) for t in study.get_trials() if t.state.is_finished()]
+    ended = [TrialResult.of(t, 0, METRICS) for t in study.get_trials() if t.state.is_finished()]
     assert [(t.number, t.state, t.score, t.published) for t in ended][:2] == [
         (0, "COMPLETE", 0.5, "fixed"),
         (1, "FAIL", 0.5, "multiscale"),
