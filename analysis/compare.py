@@ -1,7 +1,7 @@
-"""Two runs or two studies, and whether they differ: python -m analysis.compare --study NAME A B
+"""Compare two runs or two studies and test the difference: python -m analysis.compare --study NAME A B
 
 A and B are published names, trial numbers or "searched" (the best searched one). Runs that were repeated with several
-seeds (analysis.record) are compared over the seeds, paired where the seeds are the same, else by Welch's test. With
+seeds (analysis.add_runs) are compared over the seeds, paired where the seeds are the same, else by Welch's test. With
 --other NAME instead of A B, two studies are compared over the regimes that both hold.
 """
 
@@ -12,141 +12,156 @@ from pathlib import Path
 from typing import Any
 
 from analysis import style
-from analysis.command import parser, perform
-from analysis.finished import FinishedTrial
-from analysis.runs import StudyRuns, names, read_study, store
-from mixtune.cli import run
+from analysis.command_line import run_on_study, study_parser
+from analysis.finished_trial import FinishedTrial
+from analysis.study_runs import StudyRuns, read_study, tracking_uri, trial_names
+from mixtune.cli import run_command
 from mixtune.errors import InputError
 from mixtune.evaluation.curve import Curve
 from mixtune.study.statistics import Difference, difference, holm, mean_sd, over_pairs
+from mixtune.tasks.registry import DEFAULT
 
 
-def by_seed(study: StudyRuns, trial: FinishedTrial, judge: str | None = None) -> dict[int, Curve]:
-    """The curves of a regime by seed: of its repeated runs, or of the one trial where there are none."""
+def curves_by_seed(study: StudyRuns, trial: FinishedTrial, judge: str | None = None) -> dict[int, Curve]:
+    """Return the curves of a regime by seed: of its repeated runs, or of its one trial where it has none."""
     repeats = [r for r in study.repeats_of(trial) if judge in (None, r.judge)]
     return {r.seed: r.curve for r in repeats} if len(repeats) > 1 else {trial.seed: trial.curve}
 
 
 def compare_runs(study: StudyRuns, a: FinishedTrial, b: FinishedTrial) -> list[dict[str, Any]]:
-    """B minus A in the score and in top-1 at every size, with p values adjusted over the sizes by Holm's method.
+    """Return a row for the score and one for each test size: B minus A, its interval, and the test used.
 
-    The score's own test is not adjusted: it is the one question that was asked beforehand.
+    The p values of the sizes are adjusted by Holm's method. That of the score is not: it is the one question that was
+    asked beforehand.
     """
-    curves = by_seed(study, a), by_seed(study, b)
-    if min(map(len, curves)) < 2:  # only one was repeated: its trial of the search is what compares
+    curves = curves_by_seed(study, a), curves_by_seed(study, b)
+    if min(map(len, curves)) < 2:  # only one was repeated: the trials of the search compare like with like
         curves = {a.seed: a.curve}, {b.seed: b.curve}
     judge = (study.repeats_of(a) or [a])[0].judge if len(curves[0]) > 1 else a.judge
-    images = study.images(judge)
+    images = study.image_count(judge)
     sizes = [S for S in a.curve.sizes if S in b.curve.sizes]
 
     def of(value: Callable[[Curve], float], count: int | None) -> Difference:
-        first, second = ({seed: value(c) for seed, c in each.items()} for each in curves)
+        first, second = ({seed: value(curve) for seed, curve in by_seed.items()} for by_seed in curves)
         return difference(first, second, count)
 
-    found: list[tuple[str, int | None, Difference]] = [("score", None, of(study.score.of, None))]
-    found += [("top1", S, of(lambda c, S=S: c.at(S).top1, images)) for S in sizes]  # type: ignore[misc]
-    adjusted = iter(holm([d.p for _, S, d in found if S is not None and d.p is not None]))
+    differences: list[tuple[str, int | None, Difference]] = [("score", None, of(study.score.of, None))]
+    primary = study.metrics.primary
+    images = images if primary.proportion else None  # whose choice is the noise of proportions only
+    differences += [(primary.name, S, of(lambda c, S=S: c.by_size()[S], images)) for S in sizes]  # type: ignore[misc]
+    adjusted = iter(holm([d.p for _, S, d in differences if S is not None and d.p is not None]))
     rows = []
-    for metric, S, d in found:
+    for metric, S, d in differences:
         p = next(adjusted) if S is not None and d.p is not None else d.p
         deviations = [
-            mean_sd([study.score.of(c) if S is None else c.at(S).top1 for c in each.values()])[1] for each in curves
+            mean_sd([study.score.of(c) if S is None else c.by_size()[S] for c in each.values()])[1] for each in curves
         ]
         row: dict[str, Any] = {"metric": metric, "S": S, "a": d.a, "b": d.b, "a_deviation": deviations[0]}
         row |= {"b_deviation": deviations[1], "difference": d.value, "low": d.low, "high": d.high, "p": d.p}
-        rows.append(row | {"p_adjusted": p, "test": d.test, "judge": judge, "said": d})
+        rows.append(row | {"p_adjusted": p, "test": d.test, "judge": judge, "tested": d})
     return rows
 
 
 def draw_runs(study: StudyRuns, a: FinishedTrial, b: FinishedTrial, folder: Path) -> tuple[list[Path], list[str]]:
-    """Figure, table and sentences for two runs of a study. Raises InputError when they are one and the same."""
+    """Write figure and table of two runs of a study; return the files and the sentences to print.
+
+    Raises InputError when both are the same run.
+    """
     if a.number == b.number:
-        raise InputError(f"{names([a])[0]} is compared with itself; name two different runs")
+        raise InputError(f"{trial_names([a])[0]} is compared with itself; name two different runs")
     rows = compare_runs(study, a, b)
-    said = [rows[0]["said"].sentence(*names([a, b])) + f" [score: {study.score}]"]
-    clear = [r for r in rows[1:] if r["p_adjusted"] is not None and r["p_adjusted"] < 0.05]
+    sentences = [rows[0]["tested"].sentence(*trial_names([a, b])) + f" [score: {study.score_text}]"]
+    primary = study.metrics.primary
+    digits = 2 if primary.unit else 4
+    significant = [r for r in rows[1:] if r["p_adjusted"] is not None and r["p_adjusted"] < 0.05]
     if rows[1]["p"] is not None:
-        where = ", ".join(f"{r['S']} px ({100 * r['difference']:+.2f})" for r in clear) or "at no size"
-        said.append(f"top-1 differs, Holm-adjusted over {len(rows) - 1} sizes: {where} [{rows[1]['test']}]")
+        each = (f"{r['S']} px ({primary.scale * r['difference']:+.{digits}f})" for r in significant)
+        where = ", ".join(each) or "at no size"
+        sentences.append(
+            f"{primary.label} differs, Holm-adjusted over {len(rows) - 1} sizes: {where} [{rows[1]['test']}]"
+        )
     with style.figure(2.5) as figure:
         axes = figure.subplots()
         x = [r["S"] for r in rows[1:]]
-        y = [100 * r["difference"] for r in rows[1:]]
+        scale = primary.scale
+        y = [scale * r["difference"] for r in rows[1:]]
         if rows[1]["p"] is not None:
             errors = [
-                [100 * (r["difference"] - r["low"]) for r in rows[1:]],
-                [100 * (r["high"] - r["difference"]) for r in rows[1:]],
+                [scale * (r["difference"] - r["low"]) for r in rows[1:]],
+                [scale * (r["high"] - r["difference"]) for r in rows[1:]],
             ]
-            style.whiskers(axes, x, y, errors, "0.3")
+            style.error_bars(axes, x, y, errors, "0.3")
         axes.axhline(0, color="0.4", lw=0.7, ls="--")
         axes.plot(x, y, "-", color="#0072B2", lw=1.0)
         for r in rows[1:]:  # filled where the difference is shown, open where it may be noise
-            face = "#0072B2" if r in clear else "white"
-            axes.plot(r["S"], 100 * r["difference"], "o", color="#0072B2", mfc=face, ms=5, zorder=3)
-        style.at_sizes(axes, x)
-        axes.set_ylabel("difference in top-1, points")
+            face = "#0072B2" if r in significant else "white"
+            axes.plot(r["S"], scale * r["difference"], "o", color="#0072B2", mfc=face, ms=5, zorder=3)
+        style.size_axis(axes, x)
+        axes.set_ylabel(f"difference in {primary.label}" + (", points" if primary.unit else ""))
         first, second = (style.label(t.family) + (f" #{t.number}" if t.searched else "") for t in (a, b))
-        style.title(figure, f"{study.name}: {second} minus {first}")
+        style.figure_title(figure, f"{study.name}: {second} minus {first}")
         bars = (
             "bars: 95 % intervals; filled: shown (Holm, 5 %)" if rows[1]["p"] is not None else "one run each: no test"
         )
         axes.set_xlabel(f"test image size, px\n{bars}")
         style.grid(axes)
-        table = [{k: v for k, v in r.items() if k != "said"} for r in rows]
-        return style.write(figure, folder, "compare", table), said
+        table = [{k: v for k, v in r.items() if k != "tested"} for r in rows]
+        return style.save_figure(figure, folder, "compare", table), sentences
 
 
 def draw_studies(one: StudyRuns, two: StudyRuns, folder: Path) -> tuple[list[Path], list[str]]:
-    """Figure, table and sentence for two studies: the scores of the regimes that both hold.
+    """Write figure and table of the scores of the regimes that two studies share; return files and sentences.
 
-    Raises InputError when they were scored differently, so that the numbers do not compare.
+    Raises InputError when the studies score differently, so that the numbers do not compare.
     """
-    for key in ("score.measure", "score.S", "score.gmacs", "task.dataset", "evaluate.sizes"):
-        if one.settings.get(key) != two.settings.get(key):
+    for key in ("score.measure", "score.S", "score.gmacs", "task.kind", "task.dataset", "evaluate.sizes"):
+        usual = DEFAULT if key == "task.kind" else None  # which studies of earlier versions do not name
+        its, of_first = (study.settings.get(key, usual) for study in (two, one))
+        if its != of_first:
             raise InputError(
-                f"--other {two.name}: its {key} is {two.settings.get(key)} and that of {one.name} "
-                f"{one.settings.get(key)}, so their scores do not compare"
+                f"--other {two.name}: its {key} is {its} and that of {one.name} {of_first}, so their scores do not "
+                "compare"
             )
-    first, second = _families(one), _families(two)
+    first, second = _by_family(one), _by_family(two)
     shared = [family for family in first if family in second]
     scores = [(one.score.of(first[f].curve), two.score.of(second[f].curve)) for f in shared]
-    found = over_pairs([a for a, _ in scores], [b for _, b in scores], "shared regimes")
+    mean_difference = over_pairs([a for a, _ in scores], [b for _, b in scores], "shared regimes")
     a, b = (one.name, two.name) if one.name != two.name else (f"{one.name} (first)", f"{two.name} (second)")
-    said = [found.sentence(a, b) + f" [score: {one.score}]", *_otherwise(one, two)]
+    sentences = [mean_difference.sentence(a, b) + f" [score: {one.score_text}]", *_other_settings(one, two)]
     with style.figure(1.0 + 0.24 * len(shared)) as figure:
         axes = figure.subplots()
         for i, (x, y) in enumerate(scores):
-            look = style.look(shared[i], i)
-            axes.plot([100 * x, 100 * y], [i, i], color=look.colour, lw=1.2)
-            axes.plot(100 * x, i, "o", color=look.colour, mfc="white", ms=5)
-            axes.plot(100 * y, i, "o", color=look.colour, ms=5)
+            line_style = style.line_style(shared[i], i)
+            axes.plot([100 * x, 100 * y], [i, i], color=line_style.colour, lw=1.2)
+            axes.plot(100 * x, i, "o", color=line_style.colour, mfc="white", ms=5)
+            axes.plot(100 * y, i, "o", color=line_style.colour, ms=5)
         axes.set_yticks(range(len(shared)), [style.label(f) for f in shared])
         axes.set_ylim(len(shared) - 0.5, -0.5)
         axes.tick_params(axis="y", length=0)
         axes.set_xlabel("score, %")
-        style.title(figure, f"open: {a}, filled: {b}")
+        style.figure_title(figure, f"open: {a}, filled: {b}")
         style.grid(axes, "both")
         rows = [{"family": f, "a": x, "b": y, "difference": y - x} for f, (x, y) in zip(shared, scores, strict=True)]
-        mean = {"family": "mean", "a": found.a, "b": found.b, "difference": found.value}
-        mean |= {"low": found.low, "high": found.high, "p": found.p, "test": found.test}
-        return style.write(figure, folder, "compare", [*rows, mean]), said
+        d = mean_difference
+        mean = {"family": "mean", "a": d.a, "b": d.b, "difference": d.value, "low": d.low, "high": d.high}
+        return style.save_figure(figure, folder, "compare", [*rows, mean | {"p": d.p, "test": d.test}]), sentences
 
 
-def _otherwise(one: StudyRuns, two: StudyRuns) -> list[str]:
-    """What the two were given otherwise, beside what they searched: the difference may be due to it."""
+def _other_settings(one: StudyRuns, two: StudyRuns) -> list[str]:
+    """Return a sentence on the settings that differ although neither study searched them, or none."""
     parts = ("task.", "base.", "budget.", "recipe.", "evaluate.", "folds", "seed", "data.digest")
     keys = sorted(k for k in one.settings.keys() & two.settings.keys() if k.startswith(parts) and k != "task.data")
-    found = [f"{k} {one.settings[k]} and {two.settings[k]}" for k in keys if one.settings[k] != two.settings[k]]
-    return [f"they differ in more than what was searched: {'; '.join(found)}"] if found else []
+    differing = [f"{k} {one.settings[k]} and {two.settings[k]}" for k in keys if one.settings[k] != two.settings[k]]
+    return [f"they differ in more than what was searched: {'; '.join(differing)}"] if differing else []
 
 
-def _families(study: StudyRuns) -> Mapping[str, FinishedTrial]:
+def _by_family(study: StudyRuns) -> Mapping[str, FinishedTrial]:
     return {t.family: t for t in study.shown}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, call, print."""
-    p = parser("analysis.compare", __doc__)
+    p = study_parser("analysis.compare", __doc__)
     p.add_argument("runs", nargs="*", metavar="RUN", help="two runs of the study: names, trial numbers or 'searched'")
     p.add_argument("--other", metavar="NAME", help="compare with this study instead")
     p.add_argument("--other-uri", metavar="URI", help="where the other study lies (default: as the first, or its own)")
@@ -155,13 +170,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if bool(args.runs) == bool(args.other or args.other_uri) or len(args.runs) not in (0, 2):
             raise InputError("name either two runs, for example: fixed searched, or another study with --other")
         if args.runs:
-            return draw_runs(study, study.named(args.runs[0]), study.named(args.runs[1]), folder)
+            return draw_runs(study, study.find_trial(args.runs[0]), study.find_trial(args.runs[1]), folder)
         other = args.other or args.study
-        uri = args.other_uri or args.tracking_uri or store(None, other)
+        uri = args.other_uri or args.tracking_uri or tracking_uri(None, other)
         return draw_studies(study, read_study(uri, other), folder)
 
-    return perform(p, argv, draw)
+    return run_on_study(p, argv, draw)
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

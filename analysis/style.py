@@ -1,6 +1,6 @@
-"""The figures' common style: colours, markers, names and column width; and how figures and tables are written.
+"""The common style of the figures: colours, markers, names, axes; and saving a figure with its table.
 
-Okabe and Ito's colours are told apart by colour-blind readers, and every regime has a marker of its own beside them.
+The colours are Okabe and Ito's, which colour-blind readers can distinguish. A regime has a marker of its own as well.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from typing import Any
 from mixtune.errors import InputError
 
 WIDTH = 3.5  # inches: one column of a paper
-FADED = "0.78"
+FADED = "0.78"  # grey of what is in the background
 
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C6D31", "#5E4FA2")
 _MARKERS = ("o", "s", "^", "v", "P", "X", "d", "<")
-# A published regime looks the same in every figure of every study; more than these share looks in turn.
-_LOOKS = ("fixed", "mixsize_b", "mixsize_d", "multiscale", "gradual", "stepwise", "mixsize_bd")
+# A published regime has the same colour and marker in every figure; regimes beyond these reuse them in turn.
+_KNOWN = ("fixed", "mixsize_b", "mixsize_d", "multiscale", "gradual", "stepwise", "mixsize_bd")
 _NAMES = {
     "fixed": "fixed size",
     "mixsize_b": "MixSize B+",
@@ -36,8 +36,8 @@ _NAMES = {
 
 
 @dataclass(frozen=True)
-class Look:
-    """How a regime is drawn."""
+class LineStyle:
+    """Colour, marker and legend entry of a regime."""
 
     colour: str
     marker: str
@@ -45,23 +45,23 @@ class Look:
 
 
 def label(family: str) -> str:
-    """What a regime family is called in figures and reports."""
+    """Return the name of a regime family in figures and reports."""
     return _NAMES.get(family, family.replace("_", " "))
 
 
-def look(family: str, place: int = 0) -> Look:
-    """The look of a family; ``place`` tells unknown ones apart. Black is kept for what was searched."""
+def line_style(family: str, index: int = 0) -> LineStyle:
+    """Return the line style of a family; unknown ones are given theirs by ``index``. Searched regimes are black."""
     if family == "searched":
-        return Look("black", "D", label(family))
-    i = _LOOKS.index(family) if family in _LOOKS else len(_LOOKS) + place
-    return Look(_COLOURS[i % len(_COLOURS)], _MARKERS[i % len(_MARKERS)], label(family))
+        return LineStyle("black", "D", label(family))
+    i = _KNOWN.index(family) if family in _KNOWN else len(_KNOWN) + index
+    return LineStyle(_COLOURS[i % len(_COLOURS)], _MARKERS[i % len(_MARKERS)], label(family))
 
 
 @contextlib.contextmanager
 def figure(height: float, width: float = WIDTH, **options: Any) -> Iterator[Any]:
-    """A figure in the common style, ``height`` by ``width`` inches; closed by leaving it to the garbage collector.
+    """Yield a matplotlib figure in the common style, ``height`` by ``width`` inches.
 
-    Raises InputError without matplotlib.
+    It is not pyplot's, so nothing needs to be closed. Raises InputError without matplotlib.
     """
     try:
         import matplotlib as mpl
@@ -90,51 +90,51 @@ def figure(height: float, width: float = WIDTH, **options: Any) -> Iterator[Any]
         yield Figure(figsize=(width, height), layout="constrained", **options)
 
 
-def title(figure: Any, text: str) -> None:
-    """What a figure shows, above it and from its left edge; a long line is broken at the figure's width."""
-    room = int(17 * figure.get_figwidth())  # characters of this size
-    lines = [line for part in text.split("\n") for line in textwrap.wrap(part, room)]
+def figure_title(figure: Any, text: str) -> None:
+    """Write a title above the figure, from its left edge; long lines are wrapped at the figure's width."""
+    width = int(17 * figure.get_figwidth())  # in characters of this font size
+    lines = [line for part in text.split("\n") for line in textwrap.wrap(part, width)]
     figure.suptitle("\n".join(lines), fontsize=7.5, x=0.01, ha="left")
 
 
 def grid(axes: Any, axis: str = "y") -> None:
-    """Faint lines behind the data."""
+    """Draw light grid lines behind the data."""
     axes.grid(axis=axis, lw=0.4, color="0.9")
     axes.set_axisbelow(True)
 
 
-def whiskers(axes: Any, x: Any, y: Any, errors: Any, colour: str, horizontal: bool = False, **more: Any) -> None:
-    """Error bars alone, so that what they belong to is drawn by whoever calls. ``errors`` as for matplotlib."""
-    look = {"fmt": "none", "ecolor": colour, "elinewidth": 0.8, "capsize": 2} | more
-    axes.errorbar(x, y, **{"xerr" if horizontal else "yerr": errors}, **look)
+def error_bars(axes: Any, x: Any, y: Any, errors: Any, colour: str, horizontal: bool = False, **more: Any) -> None:
+    """Draw error bars without points; ``errors`` as in matplotlib's errorbar, ``more`` overrides its options."""
+    options = {"fmt": "none", "ecolor": colour, "elinewidth": 0.8, "capsize": 2} | more
+    axes.errorbar(x, y, **{"xerr" if horizontal else "yerr": errors}, **options)
 
 
-def apart(ticks: Sequence[tuple[int, float]], least: float = 0.075) -> list[tuple[int, float]]:
-    """The (size, place) whose labels do not touch at column width: at least this share of a log axis apart."""
+def spaced_ticks(ticks: Sequence[tuple[int, float]], least: float = 0.075) -> list[tuple[int, float]]:
+    """Return the (size, position) whose labels do not overlap: ``least`` is their distance as a share of a log axis."""
     span = math.log(ticks[-1][1] / ticks[0][1]) or 1.0
-    kept: list[tuple[int, float]] = []
-    for S, place in ticks:
-        if not kept or math.log(place / kept[-1][1]) / span >= least:
-            kept.append((S, place))
-    return kept
+    spaced: list[tuple[int, float]] = []
+    for S, position in ticks:
+        if not spaced or math.log(position / spaced[-1][1]) / span >= least:
+            spaced.append((S, position))
+    return spaced
 
 
-def at_sizes(axes: Any, sizes: Sequence[int], axis_label: bool = True) -> None:
-    """A logarithmic axis of image sizes, with a tick at every size (labels that would touch are left out)."""
+def size_axis(axes: Any, sizes: Sequence[int], axis_label: bool = True) -> None:
+    """Make the x axis logarithmic, with a tick at every size; labels that would overlap are left out."""
     from matplotlib.ticker import NullLocator
 
     axes.set_xscale("log")
-    shown = [S for S, _ in apart([(S, float(S)) for S in sizes])]
+    shown = [S for S, _ in spaced_ticks([(S, float(S)) for S in sizes])]
     axes.set_xticks(list(sizes), [str(S) if S in shown else "" for S in sizes])
     axes.xaxis.set_minor_locator(NullLocator())
     if axis_label:
         axes.set_xlabel("test image size, px")
 
 
-def write(figure: Any, folder: Path, name: str, rows: Sequence[Mapping[str, Any]]) -> list[Path]:
-    """Write NAME.png, NAME.svg and NAME.csv into ``folder``; returns their paths.
+def save_figure(figure: Any, folder: Path, name: str, rows: Sequence[Mapping[str, Any]]) -> list[Path]:
+    """Write NAME.png, NAME.svg and NAME.csv into ``folder`` and return their paths.
 
-    The same figure gives the same files, to the byte. Raises InputError when the folder cannot be written to.
+    The same figure gives the same bytes. Raises InputError when the folder cannot be written to.
     """
     paths = [folder / f"{name}.{kind}" for kind in ("png", "svg", "csv")]
     try:

@@ -1,6 +1,6 @@
-"""Timelines of size regimes side by side: image size over the budget, with batch and copies.
+"""Draw size regimes side by side: image size over the training budget, with batch size and copies.
 
-Of a study: python -m analysis.timeline --study NAME; of regime files: python -m mixtune.show FILE...
+For a study: python -m analysis.timeline --study NAME. For regime files: python -m mixtune.show FILE...
 
 S, B, D as in ``regime.shapes``.
 """
@@ -19,14 +19,16 @@ from mixtune.errors import InputError
 from mixtune.regime import Regime
 
 if TYPE_CHECKING:
-    from analysis.runs import StudyRuns
+    from analysis.study_runs import StudyRuns
 
 WIDTH, HEIGHT = 1.75, 1.65  # inches of a panel
-HAIRLINE = 0.05  # the least thickness of a bar, as a share of the gap between sizes, so that rare shapes are seen
+HAIRLINE = 0.05  # least thickness of a bar, as a share of the gap between sizes: rare shapes stay visible
 
 
-def draw(regimes: Sequence[Regime], stem: Path, captions: Sequence[str] | None = None, columns: int = 6) -> list[Path]:
-    """Draw one panel per regime and save STEM.png and STEM.svg; returns their paths.
+def draw_timelines(
+    regimes: Sequence[Regime], stem: Path, captions: Sequence[str] | None = None, columns: int = 6
+) -> list[Path]:
+    """Draw one panel per regime, save STEM.png and STEM.svg and return their paths.
 
     A bar is one batch shape in one phase. It spans the phase's share of the compute, lies at its image size, and is as
     thick as its share of the phase's compute, so its area is compute; its colour is D. B (and D) stand at the right.
@@ -39,7 +41,7 @@ def draw(regimes: Sequence[Regime], stem: Path, captions: Sequence[str] | None =
         raise InputError("figures need matplotlib, which is not installed here; use --no-figure") from None
     columns = min(columns, len(regimes))
     rows = math.ceil(len(regimes) / columns)
-    bases = [r.base.S for r in regimes]  # regimes of one base share their axis of sizes
+    bases = [r.base.S for r in regimes]  # regimes of one base share an axis of sizes
     sizes = {base: sorted({S for r in regimes if base == r.base.S for S in r.sizes}) for base in bases}
     colours = _colours(sorted({s.D for r in regimes for s in r.shapes}))
     style = {"font.size": 6.5, "font.family": "DejaVu Sans", "axes.linewidth": 0.5, "svg.hashsalt": "mixtune"}
@@ -85,15 +87,15 @@ def _panel(panel: Any, regime: Regime, sizes: Sequence[int], colours: dict[int, 
         panel.spines[side].set_visible(False)
     panel.annotate("B × D", (1, 1), (3, 0), "axes fraction", "offset points", color="0.35", va="center", fontsize=5.5)
     for S in regime.sizes:
-        said = ", ".join(f"{s.B} × {s.D}" if s.D > 1 else str(s.B) for s in regime.shapes if s.S == S)
-        panel.annotate(said, (1, S), (3, 0), textcoords="offset points", va="center", annotation_clip=False)
+        batches = ", ".join(f"{s.B} × {s.D}" if s.D > 1 else str(s.B) for s in regime.shapes if s.S == S)
+        panel.annotate(batches, (1, S), (3, 0), textcoords="offset points", va="center", annotation_clip=False)
 
 
 def _colours(copies: Sequence[int]) -> dict[int, Any]:
-    """A colour per number of copies: viridis, which stays ordered for colour-blind readers and in grey."""
+    """Return a colour per number of copies from viridis, whose order colour-blind readers see, also in grey."""
     from matplotlib import colormaps
 
-    # The lightest end is left out: it does not stand off from white.
+    # The lightest colours are left out: they are too close to white.
     return {D: colormaps["viridis"](0.22 + 0.68 * i / max(1, len(copies) - 1)) for i, D in enumerate(copies)}
 
 
@@ -115,15 +117,15 @@ def _saved(figure: Any, path: Path) -> Path:
 
 
 def draw_study(study: StudyRuns, folder: Path, columns: int = 2) -> tuple[list[Path], list[str]]:
-    """What every published regime of a study and its best searched one do over the budget: figure and table."""
+    """Write figure and table of a study's published regimes and its best searched one; return the files."""
     from analysis.style import label
 
     shown = study.shown
-    said = [label(t.family) + (f" #{t.number}" if t.searched else "") for t in shown]
-    regimes = [replace(study.regime(t), name=name) for t, name in zip(shown, said, strict=True)]
+    titles = [label(t.family) + (f" #{t.number}" if t.searched else "") for t in shown]
+    regimes = [replace(study.regime(t), name=title) for t, title in zip(shown, titles, strict=True)]
     captions = [f"{100 * study.score.of(t.curve):.2f} % in the search" for t in shown]
     stem = folder / "timeline"
-    paths = draw(regimes, stem, captions, columns)
+    paths = draw_timelines(regimes, stem, captions, columns)
     table = stem.with_suffix(".csv")
     with table.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -137,13 +139,15 @@ def draw_study(study: StudyRuns, folder: Path, columns: int = 2) -> tuple[list[P
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, call, print."""
-    from analysis.command import parser, perform
+    from analysis.command_line import run_on_study, study_parser
 
-    p = parser("analysis.timeline", "What each regime does over the budget: python -m analysis.timeline --study NAME")
-    return perform(p, argv, lambda study, folder, _: draw_study(study, folder))
+    p = study_parser(
+        "analysis.timeline", "What each regime does over the budget: python -m analysis.timeline --study NAME"
+    )
+    return run_on_study(p, argv, lambda study, folder, _: draw_study(study, folder))
 
 
 if __name__ == "__main__":
-    from mixtune.cli import run
+    from mixtune.cli import run_command
 
-    run(main)
+    run_command(main)

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from mixtune.data import crops
-from mixtune.data.decode import Needed, decode
+from mixtune.data.decode import DecodeRegion, decode
 
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # torchvision's
 
@@ -31,7 +31,7 @@ def row(n: int = 20000) -> dict[str, Any]:
     theirs = v2.RandomResizedCrop(16, SCALE, RATIO)
     torch.manual_seed(0)
     largest = 0.0
-    numbers, mirrored = crops.draw(0, 0, n)
+    numbers, mirrored = crops.draw_crops(0, 0, n)
     for H, W in ((375, 500), (224, 224), (90, 400)):
         drawn = [theirs.make_params([torch.empty(3, H, W)]) for _ in range(n)]
         sides = (
@@ -53,17 +53,17 @@ def reduced_row(paths: Sequence[str], S: int = 128) -> dict[str, Any]:
     the full size: above 1 it matters less than which of torchvision's two filters is taken.
     """
     found: list[tuple[float, float]] = []
-    numbers, _ = crops.draw(0, 0, len(paths))
+    numbers, _ = crops.draw_crops(0, 0, len(paths))
     for path, row in zip(paths, numbers.tolist(), strict=True):
         full = decode(path)
         drawn = crops.random_box(full.H, full.W, row, SCALE, RATIO)
-        need = crops.needed_for([drawn], S)
+        need = crops.region_for_boxes([drawn], S)
         if (k := need.factor) > 1:
             top, left, bottom, right = (round(x / k) * k for x in _corners(drawn))
             box = top, left, bottom - top, right - left
             ours, theirs = np.empty((2, S, S, 3), np.uint8)
-            crops.crop_into(ours, decode(path, partial(_same, need)).crop(*box))
-            crops.crop_into(theirs, full.crop(*box))
+            crops.resize_crop_into(ours, decode(path, partial(_same, need)).crop(*box))
+            crops.resize_crop_into(theirs, full.crop(*box))
             other = Image.fromarray(full.crop(*box)).resize((S, S), Image.Resampling.BICUBIC)
             found.append((decibels(ours, theirs), decibels(np.asarray(other), theirs)))
     ours, between = (statistics.median(x) for x in zip(*found, strict=True))
@@ -76,7 +76,7 @@ def decibels(a: np.ndarray, b: np.ndarray) -> float:
     return 10 * math.log10(255**2 / max(float(np.square(a.astype(float) - b).mean()), 1e-3))
 
 
-def _same(need: Needed, H: int, W: int) -> Needed:
+def _same(need: DecodeRegion, H: int, W: int) -> DecodeRegion:
     return need
 
 

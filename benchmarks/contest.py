@@ -25,9 +25,9 @@ from benchmarks.recorded import space_of
 from benchmarks.simulated import WHOLE, Fidelity, Floats, Simulated
 from mixtune.evaluation.curve import Curve
 from mixtune.execution.coordinator import Coordinator
-from mixtune.search import storage
+from mixtune.search import optuna_study
 from mixtune.search.callbacks import Callbacks, Candidate, State
-from mixtune.search.optuna_study import Trials
+from mixtune.search.optuna_study import OptunaStudy
 from mixtune.search.space import Space
 
 TOP = (0.05, 0.02, 0.01)  # parts of the space
@@ -111,7 +111,7 @@ def ray_asha(space: Space, answers: Answers, meter: Meter, seed: int) -> None:
 
 
 class _Params:
-    """The parameters of the candidate begun last (a ``Listener``)."""
+    """The parameters of the candidate begun last (a ``Callback``)."""
 
     def started(self, trial: Candidate) -> None:
         """Note them."""
@@ -127,7 +127,7 @@ class _Params:
 def mixtune_search(space: Space, answers: Answers, meter: Meter, seed: int, at_once: int = 1) -> None:
     """mixtune's driver, told by this loop what Ray would tell it of ``at_once`` workers in simulated time."""
     with tempfile.TemporaryDirectory(prefix="mixtune-efficiency-") as folder, _in_memory():
-        trials, told = Trials("", space, STRIDE), _Params()
+        trials, told = OptunaStudy("", space, STRIDE), _Params()
         driver = Coordinator(trials, space.training(1), Path(folder), Callbacks([told]))
         ends: list[tuple[float, str, list[Piece]]] = []
         now = 0.0
@@ -156,8 +156,8 @@ def _in_memory() -> Iterator[None]:
     from optuna.storages import InMemoryStorage
 
     with (
-        mock.patch.object(storage, "open_storage", return_value=InMemoryStorage()),
-        mock.patch("mixtune.execution.work.save_regime"),
+        mock.patch.object(optuna_study, "open_storage", return_value=InMemoryStorage()),
+        mock.patch("mixtune.execution.trial_config.save_regime"),
     ):
         yield
 

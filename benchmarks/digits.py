@@ -16,12 +16,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from analysis.runs import read_study
+from analysis.study_runs import read_study
 from benchmarks import readme
-from mixtune.cli import Parser, parse_args, run
+from mixtune.cli import Parser, parse_args, run_command
 from mixtune.config import load_config
 from mixtune.errors import InputError
-from mixtune.runtime.environment import environment
+from mixtune.runtime.environment import describe_environment
 from mixtune.search.paths import default_uri
 from mixtune.search.space import Space
 from mixtune.study.verdict import Verdict, verdict
@@ -37,7 +37,7 @@ def measure(folder: Path) -> dict[str, Any]:
     regimes: list[dict[str, Any]] = []
     for t in (t for t in study.shown if study.repeats_of(t)):
         runs = [
-            {"score": study.score.of(r.curve), "top1": {str(p.S): p.top1 for p in r.curve.points}}
+            {"score": study.score.of(r.curve), "top1": {str(p.S): p.metrics["top1"] for p in r.curve.points}}
             for r in study.repeats_of(t)
         ]
         regimes.append({"name": t.family, "regime": t.regime, "search_score": study.score.of(t.curve), "runs": runs})
@@ -45,7 +45,7 @@ def measure(folder: Path) -> dict[str, Any]:
     return {
         "command": "make search ARGS='--final 5', then python -m benchmarks.digits",
         "commit": readme.commit(),
-        "hardware": environment()["cpu"],
+        "hardware": describe_environment()["cpu"],
         "torch": torch.__version__,
         "python": platform.python_version(),
         "seeds": len(regimes[0]["runs"]),
@@ -114,4 +114,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

@@ -15,9 +15,9 @@ from benchmarks.common import RESULTS
 from benchmarks.readme import write
 from benchmarks.regimes import PLANS, Plan, jobs
 from benchmarks.verdict import verdict
-from mixtune.cli import Parser, parse_args, run
+from mixtune.cli import Parser, parse_args, run_command
 from mixtune.files import digest
-from mixtune.training.checkpoint import essence
+from mixtune.training.checkpoint import non_default_fields
 
 WHAT = {
     "cpu": "a small network on two CPU cores",
@@ -62,7 +62,7 @@ def section(name: str, path: Path) -> Iterator[str]:
     """One plan's part of the block: its table and what it was made with, or that it was not measured."""
     plan = PLANS[name]
     data = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"plan": None, "runs": []}
-    if data["plan"] != digest(essence(plan)) or not data["runs"]:
+    if data["plan"] != digest(non_default_fields(plan)) or not data["runs"]:
         runs = len(jobs(plan))
         yield f"Not measured yet: {WHAT[name]}, {runs} runs; `{COMMAND[name]}` does it, in pieces that resume."
         return
@@ -100,4 +100,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

@@ -28,8 +28,8 @@ from PIL import Image
 from benchmarks import loader
 from benchmarks.common import RESULTS, conclude, side_by_side, spread
 from benchmarks.readme import write
-from mixtune.cli import Parser, parse_args, run
-from mixtune.data import crops, datasets, reader_pool
+from mixtune.cli import Parser, parse_args, run_command
+from mixtune.data import crops, datasets
 from mixtune.data.datasets import IMAGENET_MEAN, IMAGENET_STD
 from mixtune.data.sources import Files
 from mixtune.regime import BatchShape
@@ -69,7 +69,7 @@ def resizers() -> dict[str, Callable[[np.ndarray], Any]]:
         "torch": partial(crops.resize_into, out),
     }
     if crops.opencv():
-        found["OpenCV where nothing shrinks, else torch"] = partial(crops.crop_into, out)
+        found["OpenCV where nothing shrinks, else torch"] = partial(crops.resize_crop_into, out)
     return found
 
 
@@ -144,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = random.Random(0).sample(source.paths, min(FILES, len(source)))  # noqa: S311
     jpegs = [Path(path).read_bytes() for path in chosen]
     made = rows("decoding a JPEG, one core", speeds(decoders(), jpegs, args.repeats))
-    cut, (numbers, _) = [], crops.draw(0, 0, len(jpegs))
+    cut, (numbers, _) = [], crops.draw_crops(0, 0, len(jpegs))
     for jpeg, x in zip(jpegs, numbers.tolist(), strict=True):
         pixels = np.array(Image.open(io.BytesIO(jpeg)).convert("RGB"))
         H, W, _ = pixels.shape
@@ -152,10 +152,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         cut.append(pixels[top : top + h, left : left + w])
     with torch.inference_mode():
         made += rows(f"a random crop to {S} px, one core", speeds(resizers(), cut, args.repeats))
-    readers, images = reader_pool.take(loader.CORES), 8 * len(jpegs)
+    images = 8 * len(jpegs)
     whole = {
         "torchvision": partial(loader.torchvisions, folder, S, images),
-        "mixtune": partial(loader.ours, source, loader.steps(BatchShape(S, loader.BATCH), images), readers),
+        "mixtune": partial(loader.ours, source, loader.steps(BatchShape(S, loader.BATCH), images), loader.CORES),
     }
     try:
         importlib.import_module("nvidia.dali")
@@ -163,7 +163,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ImportError:
         print("nvidia.dali is not installed")
     made += rows(f"batches at {S} px, {loader.CORES} cores", side_by_side(whole, args.repeats))
-    reader_pool.release(readers)
     about = f"{len(jpegs)} photographs of {' x '.join(map(str, loader.dimensions(source)))}"
     settings = {"S": S, "images": about, "repeats": args.repeats}
     conclude("libraries", "Which library reads photographs fastest?", settings, made)
@@ -172,4 +171,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

@@ -2,9 +2,10 @@
 
     python -m benchmarks.loader --data FOLDER     holds train/CLASS/* and val/CLASS/*, real photographs; about 5 minutes
 
-Both sides make the same augmentation (RandomResizedCrop, mirroring, normalising) with as many worker processes as there
-are cores, and hand over float batches in this process's memory; the time runs from the first batch to the last. From
-the originals, from mosaics of them as large as ImageNet's images and twice as large, and from all of them prepared.
+Both sides make the same augmentation (RandomResizedCrop, mirroring, normalising) with as many workers as there are
+cores (torchvision's are processes, ours threads), and hand over float batches in this process's memory. The time runs
+from the first batch to the last. From the originals, from mosaics of them as large as ImageNet's images and twice as
+large, and from all of them prepared.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ from PIL import Image
 
 from benchmarks import augmentation
 from benchmarks.common import conclude, side_by_side, spread
-from mixtune.cli import Parser, parse_args, run
-from mixtune.data import augment, convert, crops, datasets, reader_pool
+from mixtune.cli import Parser, parse_args, run_command
+from mixtune.data import augment, crops, datasets, prepare_images, prepared_folder
 from mixtune.data.datasets import IMAGENET_MEAN, IMAGENET_STD
-from mixtune.data.decode import decode, decoder
+from mixtune.data.decode import decode, describe_decoder
 from mixtune.data.file_issues import FileIssues
 from mixtune.data.normalise import Normalise
 from mixtune.data.sources import Files
@@ -75,10 +76,10 @@ def torchvisions(folder: Path, S: int, images: int) -> float:
     return rate(DataLoader(dataset, BATCH, sampler=sampler, num_workers=CORES))
 
 
-def ours(source: Files, schedule: Schedule, readers: reader_pool.Inline, notes: FileIssues | None = None) -> float:
+def ours(source: Files, schedule: Schedule, workers: int, issues: FileIssues | None = None) -> float:
     """This loader's images per second."""
     normalise = Normalise(IMAGENET_MEAN, IMAGENET_STD, augment.CPU)
-    made = augment.file_batches(source, schedule, augment.Augment(), True, 0, 0, readers, notes=notes)
+    made = augment.file_batches(source, schedule, augment.Augment(), True, 0, 0, workers, issues=issues)
     return rate((normalise(x), y) for x, y in made)
 
 
@@ -108,14 +109,27 @@ def mosaics(source: Files, out: Path, size: tuple[int, int], n: int) -> None:
     (out / "val").symlink_to(out / "train")
 
 
-def encoded(folder: Path, out: Path, target: convert.Target) -> tuple[Files, dict[str, float]]:
+def folders(photographs: Path, made: Path) -> list[tuple[str, Path, tuple[int, ...]]]:
+    """Return name, folder and sizes of what is measured: the photographs, and mosaics of them, which are made."""
+    original = datasets.load_dataset("folder", str(photographs)).train
+    assert isinstance(original, Files)
+    size = " x ".join(map(str, dimensions(original)))
+    found: list[tuple[str, Path, tuple[int, ...]]] = [(f"{size} photographs", photographs, SIZES)]
+    for (width, height), count in MOSAICS.items():
+        place = made / f"mosaics{width}"
+        mosaics(original, place, (width, height), count)
+        found.append((f"{width} x {height} mosaics", place, (128, 224)))
+    return found
+
+
+def encoded(folder: Path, out: Path, target: prepared_folder.PrepareTarget) -> tuple[Files, dict[str, float]]:
     """The training images of a folder, prepared, and how fast that was."""
-    names = [name for name in convert.sources(folder) if name.startswith("train")]
+    names = [name for name in prepare_images.find_loose_images(folder) if name.startswith("train")]
     for parent in {(out / name).parent for name in names}:
         parent.mkdir(parents=True)
     began = time.perf_counter()
     with ThreadPoolExecutor(CORES) as threads:
-        list(threads.map(lambda name: convert.prepare_one(str(folder), str(out), name, target), names))
+        list(threads.map(lambda name: prepare_images.prepare_file(str(folder), str(out), name, target), names))
     speed = len(names) / (time.perf_counter() - began)
     (out / "val").symlink_to(out / "train")
     found = datasets.load_dataset("folder", str(out)).train
@@ -131,7 +145,7 @@ def size(source: Files) -> float:
 def likeness(originals: Files, others: Files, S: int) -> float:
     """Decibels (PSNR) of what is evaluated at S against the same of the originals; the median over fifty."""
     pairs = list(zip(originals.paths, others.paths, strict=True))[:: max(1, len(others) // 50)]
-    found = [augmentation.decibels(*(crops.central(decode(path), S) for path in pair)) for pair in pairs]
+    found = [augmentation.decibels(*(crops.central_crop(decode(path), S) for path in pair)) for pair in pairs]
     return statistics.median(found)
 
 
@@ -142,9 +156,7 @@ def row(what: str, found: dict[str, list[float]], over: str, under: str, goal: t
     return {"what": what, "ratio": ratio, "at_least": goal[0], "aim": goal[1], "images_per_second": both}
 
 
-def measured(
-    name: str, folder: Path, S: int, readers: reader_pool.Inline, args: argparse.Namespace, made: Path
-) -> list[dict[str, Any]]:
+def measured(name: str, folder: Path, S: int, args: argparse.Namespace, made: Path) -> list[dict[str, Any]]:
     """The rows of one folder at one size."""
     source = datasets.load_dataset("folder", str(folder)).train
     assert isinstance(source, Files)
@@ -152,16 +164,16 @@ def measured(
     n = max(16 * BATCH, round(args.images * min(shares)))
     sides: dict[str, Callable[[], float]] = {
         "torchvision": partial(torchvisions, folder, S, n),
-        "original": partial(ours, source, steps(BatchShape(S, BATCH), n), readers),
+        "original": partial(ours, source, steps(BatchShape(S, BATCH), n), CORES),
     }
     stored: dict[str, dict[str, float]] = {"original": {"bytes_per_image": size(source)}}
     for kind in FORMS:
         if kind == "original":
             continue
-        target = convert.Target(S, kind)  # type: ignore[arg-type]
+        target = prepared_folder.PrepareTarget(S, kind)  # type: ignore[arg-type]
         files, stored[kind] = encoded(folder, made / f"{folder.name}{S}{kind}", target)
         stored[kind]["decibels"] = likeness(source, files, S)
-        sides[kind] = partial(ours, files, steps(BatchShape(S, BATCH), 3 * n), readers)
+        sides[kind] = partial(ours, files, steps(BatchShape(S, BATCH), 3 * n), CORES)
     print(f"{name} at {S} px", flush=True)
     found = side_by_side(sides, args.repeats if S == 128 else max(1, args.repeats // 2 + 1))
     about = {"images": name, "S": S}
@@ -188,42 +200,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse, measure, print."""
     args = parse_args(parser(), argv)
     torch.set_num_threads(1)
-    readers = reader_pool.take(CORES)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as made:
-        small = Path(args.data).absolute()
-        original = datasets.load_dataset("folder", str(small)).train
+        measured_folders = folders(Path(args.data).absolute(), Path(made))
+        original, large = (datasets.load_dataset("folder", str(measured_folders[i][1])).train for i in (0, -1))
         assert isinstance(original, Files)
-        size = " x ".join(map(str, dimensions(original)))
-        folders: list[tuple[str, Path, tuple[int, ...]]] = [(f"{size} photographs", small, SIZES)]
-        for (width, height), count in MOSAICS.items():
-            place = Path(made, f"mosaics{width}")
-            mosaics(original, place, (width, height), count)
-            folders.append((f"{width} x {height} mosaics", place, (128, 224)))
-        large = datasets.load_dataset("folder", str(place)).train
         assert isinstance(large, Files)
-        for name, folder, sizes in folders:
+        for name, folder, sizes in measured_folders:
             for S in (128, *(S for S in sizes if S != 128)):
-                rows += measured(name, folder, S, readers, args, Path(made))
+                rows += measured(name, folder, S, args, Path(made))
         index = np.repeat(np.arange(len(MIXTURE), dtype=np.int16), 12)
         mixed = Schedule(MIXTURE, np.random.default_rng(0).permutation(index), np.ones(len(MIXTURE)))
         ordered = Schedule(MIXTURE, index, np.ones(len(MIXTURE)))
         print("the mixture in random order, and sorted", flush=True)
-        sides = {"random": partial(ours, original, mixed, readers), "sorted": partial(ours, original, ordered, readers)}
+        sides = {"random": partial(ours, original, mixed, CORES), "sorted": partial(ours, original, ordered, CORES)}
         found = side_by_side(sides, 2 * args.repeats)
         rows.append(row("a mixture in random order against sorted", found, "random", "sorted", (0.97, 0.99)))
-        shape, notes = BatchShape(128, 32, 4), FileIssues()
+        shape, issues = BatchShape(128, 32, 4), FileIssues()
         schedule = steps(shape, 320)
-        ours(original, schedule, readers, notes)
-        ideal = notes.decodes / schedule.views * shape.D
+        ours(original, schedule, CORES, issues)
+        ideal = issues.decodes / schedule.views * shape.D
         what = f"decodes per view at D = {shape.D}, over 1/D"
         rows.append({"what": what, "ratio": ideal, "at_least": 1.01, "aim": 1.0})
         rows += [augmentation.row(), augmentation.reduced_row(large.paths)]
-    reader_pool.release(readers)
-    settings = {"batch": BATCH, "workers": CORES, "decoder": decoder(), "images": args.images}
+    settings = {"batch": BATCH, "workers": CORES, "decoder": describe_decoder(), "images": args.images}
     conclude("loader", "How fast do image files become batches?", settings, rows)
     return 0
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from benchmarks.common import RESULTS
 from benchmarks.readme import write
-from mixtune.cli import Parser, parse_args, run
+from mixtune.cli import Parser, parse_args, run_command
 
 FORMS = {"original": "as they are", "jpeg": "prepared, JPEG", "ppm": "prepared, PPM"}
 
@@ -53,7 +53,7 @@ def table(results: Path = RESULTS) -> str:
     lines += [
         "",
         f"How many times as fast as torchvision's ImageFolder, Pillow and DataLoader, each with "
-        f"{made['settings']['workers']} worker processes: medians of up to {repeats}, both in one run on "
+        f"{made['settings']['workers']} workers: medians of up to {repeats}, both in one run on "
         f"{on['cpu']}, torch {on['torch']}, at commit {on['commit'][:7]}. "
         + ". ".join(others)
         + ". Prepared for 128 px (bytes over the originals', PSNR of the evaluated images against theirs, speed of "
@@ -72,4 +72,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

@@ -23,7 +23,7 @@ from typing import Any
 
 from benchmarks.common import conclude, spread
 from benchmarks.readme import ROOT
-from mixtune.cli import Parser, parse_args, run
+from mixtune.cli import Parser, parse_args, run_command
 from mixtune.config import load_config
 from mixtune.evaluation.curve import Curve
 from mixtune.execution import ray_tune
@@ -76,7 +76,7 @@ def resident(pid: int | str) -> float:
 
 
 class Times:
-    """When trials ended, and the driver's memory then (a ``Listener``)."""
+    """When trials ended, and the driver's memory then (a ``Callback``)."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []
@@ -100,18 +100,20 @@ def study(trials: int, at_once: int, folder: Path) -> tuple[Times, float]:
         ROOT / "search_spaces" / "digits.yaml", Space, [f"trials={trials}", f"evaluate.reports={REPORTS}"]
     )
     times, places = Times(), StudyPaths(folder)
-    with locked(folder), opened(space, places, 4, False) as books:
-        bridge = Coordinator(books.ledger, space.training(1), folder, Callbacks([times, books.tracker]))
+    with locked(folder), opened(space, places, 4, False) as opened_study:
+        coordinator = Coordinator(
+            opened_study.trials, space.training(1), folder, Callbacks([times, opened_study.tracker])
+        )
         ray_tune.run_trial = quick_trial
         ray_tune.connect(None, at_once, 0)
         try:
-            ray_tune.run(bridge, Concurrency(1, 0, at_once), folder)
-            if not books.tracker.resync():
+            ray_tune.run(coordinator, Concurrency(1, 0, at_once), folder)
+            if not opened_study.tracker.resync():
                 raise RuntimeError("MLflow did not take everything")
             done = time.perf_counter()
         finally:
             ray_tune.disconnect()
-        states = [o.state for o in books.trials.outcomes()]
+        states = [o.state for o in opened_study.trials.outcomes()]
     if len(states) != trials or "FAIL" in states:
         raise RuntimeError(f"{len(states)} of {trials} trials ended, {states.count('FAIL')} of them failed")
     return times, (done - times.ends[0]) / (trials - 1)
@@ -182,4 +184,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

@@ -24,9 +24,9 @@ from typing import Any
 
 from benchmarks.common import conclude, side_by_side, spread
 from benchmarks.trial import description, images, network_of, steps, wait
-from mixtune.cli import Parser, parse_args, run
+from mixtune.cli import Parser, parse_args, run_command
 from mixtune.errors import TrainingError
-from mixtune.profiling.packing_plan import together
+from mixtune.profiling.packing import steps_per_second
 from mixtune.runtime.device import pick_device
 from mixtune.training.run import Run
 
@@ -116,9 +116,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows.append({"what": what, "ratio": ours / theirs} | goal)
         conclude("packing", __doc__.split("\n")[0], settings, rows, write=d == "cuda")
 
-    packed = {"packed": lambda: together(regime, config, n, args.steps)}
+    packed = {"packed": lambda: steps_per_second(regime, config, n, args.steps)}
     with images(d):
-        one = {"one": lambda: together(regime, config, 1, args.steps)}
+        one = {"one": lambda: steps_per_second(regime, config, 1, args.steps)}
         row(f"GPU: steps per second of {n} packed trials / of 1", packed | one, 2.7, 5)
         ray = importlib.util.find_spec("ray") is not None
         peer = "under Ray with fractional GPUs" if ray else "without Ray, which the GPU serves as Ray's fractions of it"
@@ -129,4 +129,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

@@ -23,15 +23,15 @@ from typing import Any
 
 from benchmarks.common import conclude, side_by_side, spread
 from benchmarks.readme import ROOT
-from mixtune.cli import Parser, parse_args, run
+from mixtune.cli import Parser, parse_args, run_command
 from mixtune.config import load_config
 from mixtune.execution import ray_tune
 from mixtune.execution.coordinator import Coordinator
 from mixtune.profiling.concurrency import Concurrency
 from mixtune.search.callbacks import Callbacks
-from mixtune.search.outcome import TrialResult
 from mixtune.search.paths import StudyPaths, locked
 from mixtune.search.space import Space
+from mixtune.search.trial_result import TrialResult
 from mixtune.study.stores import opened
 from mixtune.training.run import Run
 
@@ -50,15 +50,15 @@ def timed_trial(config: dict[str, Any]) -> None:
 def study(workers: int, changes: Sequence[str], folder: Path) -> tuple[list[tuple[float, float]], list[TrialResult]]:
     """Run a search; returns (began, ended) of every trial in seconds, and the outcomes, both by number."""
     space = load_config(ROOT / "search_spaces" / "digits.yaml", Space, changes)
-    with locked(folder), opened(space, StudyPaths(folder), 4, False) as books:
-        bridge = Coordinator(books.ledger, space.training(1), folder, Callbacks([books.tracker]))
+    with locked(folder), opened(space, StudyPaths(folder), 4, False) as opened_study:
+        coordinator = Coordinator(opened_study.trials, space.training(1), folder, Callbacks([opened_study.tracker]))
         ray_tune.run_trial = timed_trial
         ray_tune.connect(None, workers, 0)
         try:
-            ray_tune.run(bridge, Concurrency(1, 0, workers), folder)
+            ray_tune.run(coordinator, Concurrency(1, 0, workers), folder)
         finally:
             ray_tune.disconnect()
-        outcomes = books.trials.outcomes()
+        outcomes = opened_study.trials.outcomes()
     if len(outcomes) != space.trials or any(o.state == "FAIL" for o in outcomes):
         raise RuntimeError(f"{len(outcomes)} of {space.trials} trials ended: {[o.reason for o in outcomes]}")
     marks = [(folder / "trials" / f"{o.number:04d}" / "busy").read_text().split() for o in outcomes]
@@ -197,4 +197,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

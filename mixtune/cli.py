@@ -1,4 +1,4 @@
-"""What all commands share: InputError becomes a sentence and exit code 2, TrainingError 1, Ctrl-C 130."""
+"""What all commands share: exit codes (InputError 2, TrainingError 1, Ctrl-C 130), flags, progress bar, paths."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TextIO
 
-from mixtune.errors import NO_ROOM, InputError, TrainingError, no_room
+from mixtune.errors import DISK_FULL, InputError, TrainingError, disk_full_error
 from mixtune.secrets import masked
 
 
-def run(main: Callable[[], int | None]) -> None:
+def run_command(main: Callable[[], int | None]) -> None:
     """Call a command's main and exit with its code."""
     try:
         code = main() or 0
@@ -32,21 +32,21 @@ def run(main: Callable[[], int | None]) -> None:
         sys.stderr.close()
         code = 141
     except OSError as err:
-        if err.errno not in NO_ROOM:
+        if err.errno not in DISK_FULL:
             raise
-        print(f"error: {no_room(err.filename or 'a file')}", file=sys.stderr)
+        print(f"error: {disk_full_error(err.filename or 'a file')}", file=sys.stderr)
         code = 2
     sys.exit(code)
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, with the house's error form and --set."""
+    """An argument parser that raises InputError, and knows --set."""
 
     def __init__(self, module: str, description: str) -> None:
         super().__init__(prog=f"python -m {module}", description=description)
 
     def add_set(self) -> None:
-        """The --set option, which overrides one key of the YAML file."""
+        """Add the --set option, which overrides one key of the YAML file."""
         self.add_argument(
             "--set",
             dest="assignments",
@@ -57,12 +57,12 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> None:  # type: ignore[override]
-        """Bad flags are bad input like any other."""
+        """Raise InputError for bad flags."""
         raise InputError(f"{message}; see {self.prog} --help")
 
 
-class Bar:
-    """One line that says how far a run is, how fast and how long it will take; nothing where stderr is no terminal."""
+class ProgressBar:
+    """A line with a run's progress, speed and remaining time; nothing where the stream is no terminal."""
 
     WIDTH = 30
 
@@ -73,7 +73,7 @@ class Bar:
         self._views, self._drawn = 0, -1.0
 
     def step(self, step: int, views: int) -> None:
-        """``step`` of ``total`` is done, and took ``views`` images. Drawn at most five times a second."""
+        """Count ``step`` of ``total`` as done, with ``views`` images; draw at most five times a second."""
         if not self.shown:
             return
         now = self.clock()
@@ -87,34 +87,34 @@ class Bar:
             self.stream.flush()
 
     def line(self, step: int, now: float) -> str:
-        """The line after ``step``, at clock ``now``."""
+        """Return the line after ``step``, at clock ``now``."""
         assert self._first is not None
         began, first = self._first
         spent = max(now - began, 1e-9)
         full = self.WIDTH * step // self.total
-        left = duration(spent / (step - first) * (self.total - step)) if step > first else "?"
+        left = format_duration(spent / (step - first) * (self.total - step)) if step > first else "?"
         bar = "█" * full + "░" * (self.WIDTH - full)
         return f"  {bar} {100 * step // self.total:3d} %  {self._views / spent:,.0f} views/s  {left} left"
 
     def clear(self) -> None:
-        """Take the line away, so that a report can be printed."""
+        """Erase the line, so that a report can be printed."""
         if self.shown:
             self.stream.write("\r\033[K")
             self.stream.flush()
 
 
-def duration(seconds: float) -> str:
-    """Seconds as people say them: 45 s, 3 min 20 s, 2 h 05 min."""
+def format_duration(seconds: float) -> str:
+    """Return seconds for people: 45 s, 3 min 20 s, 2 h 05 min."""
     s = round(seconds)
     if s < 60:
         return f"{s} s"
     return f"{s // 60} min {s % 60:02d} s" if s < 3600 else f"{s // 3600} h {s % 3600 // 60:02d} min"
 
 
-def python() -> str:
-    """How this interpreter is called from here, as a person would type it."""
-    on_path = shutil.which("python")
-    if on_path and Path(on_path).resolve() == Path(sys.executable).resolve() and sys.prefix == _prefix_of(on_path):
+def python_command() -> str:
+    """Return how to call this interpreter from the working folder, quoted for a shell."""
+    first = shutil.which("python")
+    if first and Path(first).resolve() == Path(sys.executable).resolve() and sys.prefix == _prefix_of(first):
         return "python"
     executable = Path(sys.executable)
     if executable.is_relative_to(Path.cwd()):
@@ -122,30 +122,30 @@ def python() -> str:
     return shlex.quote(str(executable))
 
 
-def on_path() -> str:
-    """What a printed command begins with where it calls other programs of this environment; empty when it is active."""
-    if python() == "python":
+def path_assignment() -> str:
+    """Return the PATH assignment that puts this environment's programs first; empty when it is active."""
+    if python_command() == "python":
         return ""
     return f'PATH={shlex.quote(str(Path(sys.executable).absolute().parent))}:"$PATH" '
 
 
 def _prefix_of(executable: str) -> str:
-    """The environment an executable belongs to (a virtual one resolves to the same file as its parent)."""
+    """Return the environment of an executable (a virtual one resolves to the same file as its parent)."""
     folder = Path(executable).parent.parent
     return str(folder) if (folder / "pyvenv.cfg").exists() else sys.base_prefix
 
 
-def shell(*words: str | Path) -> str:
-    """A command line that can be pasted: words quoted where needed, paths below the working folder made relative."""
-    return " ".join(shlex.quote(str(short(w)) if isinstance(w, Path) else w) for w in words)
+def shell_line(*words: str | Path) -> str:
+    """Return a command line to paste: words quoted where needed, paths below the working folder made relative."""
+    return " ".join(shlex.quote(str(relative_to_cwd(w)) if isinstance(w, Path) else w) for w in words)
 
 
-def short(path: Path) -> Path:
-    """The path as seen from the working folder when it lies below it."""
+def relative_to_cwd(path: Path) -> Path:
+    """Return the path relative to the working folder when it lies below it, else the absolute path."""
     path = path.absolute()
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def parse_args(parser: Parser, argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The parsed flags (of the process when argv is None)."""
+    """Return the parsed flags (of the process when argv is None)."""
     return parser.parse_args(argv)

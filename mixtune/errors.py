@@ -1,4 +1,4 @@
-"""The exceptions that are said in one sentence, without a traceback."""
+"""The exceptions that a command prints as one sentence, without a traceback."""
 
 from __future__ import annotations
 
@@ -11,35 +11,39 @@ class InputError(Exception):
     """Bad input. The message is one sentence that names the file, the key and what would be right."""
 
 
-class NoRoomError(InputError):
+class DiskFullError(InputError):
     """A disk is full. What was written before is intact, and the same command goes on once there is room."""
 
 
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of the disk, of a quota, of a limit on file sizes
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of the disk, of a quota, of a limit on file sizes
 
 
-def no_room(path: object) -> NoRoomError:
-    """The error for a file or folder that could not be written."""
-    return NoRoomError(
+def disk_full_error(path: object) -> DiskFullError:
+    """Return the error for a file or folder that could not be written."""
+    return DiskFullError(
         f"{path}: the disk (or its quota) is full; what was written before is intact, and the same command goes on "
         "once there is room"
     )
 
 
+class StorageAwayError(InputError):
+    """The study's storage does not answer. What it has taken is safe, and the same command goes on when it answers."""
+
+
 class TrainingError(Exception):
-    """A run that could not go on, neither for bad input nor for a bug: said in one sentence, exit code 1."""
+    """A run that could not go on, neither for bad input nor for a bug. One sentence, exit code 1."""
 
 
-def raised_on(err: BaseException) -> Iterator[BaseException]:
-    """The error, and one after the other those that it was raised on."""
-    one: BaseException | None = err
-    while one is not None:
-        yield one
-        one = one.__cause__ or (None if one.__suppress_context__ else one.__context__)
+def error_chain(err: BaseException) -> Iterator[BaseException]:
+    """Yield the error, then its cause or context, then theirs."""
+    current: BaseException | None = err
+    while current is not None:
+        yield current
+        current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """A closing half-sentence: the nearest known word when one is near, else all of them."""
+    """Return the end of an error message: the nearest known word when one is near, else all of them."""
     known = sorted(known)
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     if near:

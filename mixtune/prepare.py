@@ -8,7 +8,9 @@ first.
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import os
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,20 +22,21 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TypeVar
 
-from mixtune.cli import Parser, parse_args, run, short
-from mixtune.data import convert, manifest, tar_writer
-from mixtune.data.convert import Source, Target
-from mixtune.data.manifest import Entry
-from mixtune.data.tar_writer import archived
+from mixtune.cli import Parser, parse_args, relative_to_cwd, run_command
+from mixtune.data import manifest, prepare_images, prepared_folder, tar_writer
+from mixtune.data.manifest import ManifestEntry
+from mixtune.data.prepare_images import SourceImage
+from mixtune.data.prepared_folder import PrepareTarget
+from mixtune.data.tar_writer import write_archives
 from mixtune.errors import InputError, TrainingError
 
-BATCH = 256  # files between two entries in the list
+FILES_PER_WRITE = 256  # files whose entries are appended to the manifest at once
 S = TypeVar("S")
 T = TypeVar("T")
 
 
 def parser() -> Parser:
-    """The command's flags."""
+    """Return the command's flags."""
     p = Parser("mixtune.prepare", __doc__.split("\n")[0])
     p.add_argument("--data", required=True, metavar="FOLDER", help="holds train/CLASS/* and val/CLASS/*, or archives")
     p.add_argument("--out", required=True, metavar="FOLDER", help="a new folder, or one that this command began")
@@ -43,20 +46,20 @@ def parser() -> Parser:
     p.add_argument("--quality", type=int, default=90, help="of JPEGs, 1 to 95 (default: 90)")
     p.add_argument("--workers", type=int, help="processes (default: the CPU cores)")
     p.add_argument(
-        "--archives", type=int, nargs="?", const=tar_writer.MIB, metavar="MIB",
-        help=f"write tar archives of about so many MiB (default: {tar_writer.MIB}); always where DATA holds archives",
+        "--archives", type=int, nargs="?", const=tar_writer.DEFAULT_MIB, metavar="MIB",
+        help=f"write tar archives of about MIB (default: {tar_writer.DEFAULT_MIB}); always where DATA holds archives",
     )  # fmt: skip
     p.add_argument("--verify", action="store_true", help="compare what is there with its checksums, and mend it")
     return p
 
 
 def largest_size(space: str) -> int:
-    """The largest size that a search space trains or evaluates."""
+    """Return the largest size that a search space trains or evaluates."""
     from mixtune.config import parse, read_yaml
     from mixtune.search.space import Space
 
-    read = parse(read_yaml(space), Space, space)
-    return max(read.base.S, *read.search.sizes, *read.evaluate.sizes)
+    parsed = parse(read_yaml(space), Space, space)
+    return max(parsed.base.S, *parsed.search.sizes, *parsed.evaluate.sizes)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -80,13 +83,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if out.resolve().is_relative_to(data.resolve()) or data.resolve().is_relative_to(out.resolve()):
         raise InputError(f"--out {out}: must lie outside {data}, and not hold it")
     try:
-        found = convert.found(data)
+        images = prepare_images.find_images(data)
     except (InputError, OSError) as err:
         raise InputError(f"--data: {err}") from None
-    packed = args.archives is not None or any(source.stamp for source in found)
-    target = Target(size, args.format, args.quality, packed)
+    archives = args.archives is not None or any(image.stamp for image in images)
+    target = PrepareTarget(size, args.format, args.quality, archives)
+    archive_size, workers = (args.archives or tar_writer.DEFAULT_MIB) << 20, args.workers or os.cpu_count() or 1
     try:
-        return _prepare(data, found, out, target, (args.archives or tar_writer.MIB) << 20, args.workers, args.verify)
+        return _prepare(data, images, out, target, archive_size, workers, args.verify)
     except OSError as err:
         raise InputError(
             f"--out {out}: cannot be written ({err.strerror or err}); the same command goes on when it can"
@@ -96,72 +100,98 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _prepare(
-    data: Path, found: list[Source], out: Path, target: Target, size: int, workers: int | None, verify: bool
+    data: Path,
+    images: list[SourceImage],
+    out: Path,
+    target: PrepareTarget,
+    archive_size: int,
+    workers: int,
+    verify: bool,
 ) -> int:
     form = f"{target.format}, in archives" if target.archives else target.format
     print(f"target   {form}, shorter side at most {target.side} px (for sizes up to {target.size})")
-    convert.check_names(found, target)
-    convert.begin(out, target)
-    known = manifest.listed(out)
-    done = manifest.intact(known, out, ((s.name, s.stamp or manifest.stamp(data / s.name)) for s in found), verify)
-    manifest.clear(out, known, done)
-    missing = [s for s in found if s.name not in done]
-    for folder in {s.part if target.archives else Path(s.name).parent for s in found}:
+    prepare_images.check_unique_names(images, target)
+    prepared_folder.open_prepared_folder(out, target)
+    known = manifest.read_manifest(out)
+    stamps = ((image.name, image.stamp or manifest.file_stamp(data / image.name)) for image in images)
+    done = manifest.intact_entries(known, out, stamps, verify)
+    manifest.remove_stale(out, known, done)
+    missing = [image for image in images if image.name not in done]
+    for folder in {image.part if target.archives else Path(image.name).parent for image in images}:
         (out / folder).mkdir(parents=True, exist_ok=True)
-    began = time.monotonic()
-    for batch in _written(data, out, missing, target, size, workers, known):
-        manifest.record(out, batch)
-        done |= {entry.source: entry for entry in batch if entry.source}
-    seconds = max(time.monotonic() - began, 1e-9)
-    bad = [done[s.name] for s in found if not done[s.name].written]
-    before, after = (sum(convert.sizes(done[s.name])[i] for s in found) for i in (0, 1))
-    print(f"images   {len(found):,}, of which {len(missing):,} encoded now ({len(missing) / seconds:,.0f} images/s)")
+    start = time.monotonic()
+    for entries in _write(data, out, missing, target, archive_size, workers, known):
+        manifest.append_entries(out, entries)
+        done |= {entry.source: entry for entry in entries if entry.source}
+    seconds = max(time.monotonic() - start, 1e-9)
+    unreadable = [done[image.name] for image in images if not done[image.name].written]
+    before, after = (sum(prepare_images.entry_sizes(done[image.name])[i] for image in images) for i in (0, 1))
+    print(f"images   {len(images):,}, of which {len(missing):,} encoded now ({len(missing) / seconds:,.0f} images/s)")
     print(f"bytes    {before:,} -> {after:,} ({after / max(1, before):.2f})")
-    if bad:
-        print(f"left out {len(bad)} that cannot be read, for example {bad[0].source} ({bad[0].why})")
-    empty = {(s.part, s.kind) for s in found} - {(s.part, s.kind) for s in found if done[s.name].written}
-    if empty or not found:
+    if unreadable:
+        example = f"{unreadable[0].source} ({unreadable[0].reason})"
+        print(f"left out {len(unreadable)} that cannot be read, for example {example}")
+    classes = {(image.part, image.class_name) for image in images}
+    empty = classes - {(image.part, image.class_name) for image in images if done[image.name].written}
+    if empty or not images:
         raise InputError(f"--data {'/'.join((str(data), *min(empty, default=())))}: holds no image that can be read")
-    if archive := convert.changed(data, found):
+    if archive := prepare_images.changed_archive(data, images):
         raise InputError(f"--data: {archive} changed while it was read; run the same command again")
-    convert.write_state(out, asdict(target) | {"complete": True, "images": len(found) - len(bad), "bytes": after})
-    print(f"written to {short(out)}; use it with --set task.data={short(out)}")
+    counts = {"images": len(images) - len(unreadable), "bytes": after}
+    prepared_folder.write_state(out, asdict(target) | {"complete": True} | counts)
+    print(f"written to {relative_to_cwd(out)}; use it with --set task.data={relative_to_cwd(out)}")
     return 0
 
 
-def _written(
+def _write(
     data: Path,
     out: Path,
-    missing: list[Source],
-    target: Target,
-    size: int,
-    workers: int | None,
-    known: Mapping[str, Entry],
-) -> Iterator[list[Entry]]:
-    """Entries of what is in its place, some at a time: those of an archive, or of as many files."""
+    missing: list[SourceImage],
+    target: PrepareTarget,
+    archive_size: int,
+    workers: int,
+    known: Mapping[str, ManifestEntry],
+) -> Iterator[list[ManifestEntry]]:
+    """Encode and write the missing images; yield the entries of an archive, or of some files, once they are written."""
     if target.archives:
-        ahead = 4 * (workers or os.cpu_count() or 1)  # few, as this process holds their content
-        made = _each(partial(convert.encoded, str(data), target=target), missing, workers, ahead)
-        yield from archived(out, zip(missing, made, strict=True), target, size, known)
+        ahead = 4 * workers  # few, as this process holds their content
+        encoded = _map(partial(prepare_images.encode_source, str(data), target=target), missing, workers, ahead)
+        yield from write_archives(out, zip(missing, encoded, strict=True), target, archive_size, known)
     else:
-        names = [source.name for source in missing]
-        files = _each(partial(convert.prepare_one, str(data), str(out), target=target), names, workers, 2 * BATCH)
-        while batch := list(itertools.islice(files, BATCH)):
+        names = [image.name for image in missing]
+        prepare_file = partial(prepare_images.prepare_file, str(data), str(out), target=target)
+        entries = _map(prepare_file, names, workers, 2 * FILES_PER_WRITE)
+        while batch := list(itertools.islice(entries, FILES_PER_WRITE)):
             yield batch
 
 
-def _each(act: Callable[[S], T], missing: list[S], workers: int | None, ahead: int) -> Iterator[T]:
-    """What comes of each in turn, made in processes, with so many under way."""
-    if not missing:
+def _map(function: Callable[[S], T], items: list[S], workers: int, ahead: int) -> Iterator[T]:
+    """Yield the function's results in order, computed in processes, at most ``ahead`` at once."""
+    if not items:
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        upcoming, under_way = iter(missing), deque[Future[T]]()
+    executor = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_end_with_parent)
+    try:
+        upcoming, pending = iter(items), deque[Future[T]]()
         while True:
-            under_way.extend(pool.submit(act, x) for x in itertools.islice(upcoming, ahead - len(under_way)))
-            if not under_way:
+            pending.extend(executor.submit(function, item) for item in itertools.islice(upcoming, ahead - len(pending)))
+            if not pending:
                 return
-            yield under_way.popleft().result()
+            yield pending.popleft().result()
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """End this process as soon as its parent has ended, however it ended: a killed one cannot stop its pool."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

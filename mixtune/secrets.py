@@ -1,4 +1,4 @@
-"""Secrets: passwords and tokens of addresses are shown to nobody: not printed, logged, or stored with a study."""
+"""Mask passwords and tokens in addresses, in what is printed, logged or stored with a study."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ _QUERY = re.compile(
 
 
 def masked(text: str) -> str:
-    """The text with the passwords and tokens of addresses in it hidden."""
+    """Return the text with the passwords and tokens of its addresses masked."""
     text = _USER.sub(lambda m: f"{m['before']}:{HIDDEN}@", text)
     return _QUERY.sub(lambda m: f"{m['before']}{HIDDEN}", text)
 
 
 class MaskSecrets(logging.Filter):
-    """Masks what is logged, with its arguments and its traceback."""
+    """A filter that masks what is logged, with its arguments and its traceback."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Rewrites the record; always True."""
+        """Rewrite the record; return True."""
         record.msg, record.args = masked(record.getMessage()), ()
         if record.exc_info:
             record.exc_text = masked(logging.Formatter().formatException(record.exc_info))

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from mixtune.cli import Parser, parse_args, run, short
+from mixtune.cli import Parser, parse_args, relative_to_cwd, run_command
 from mixtune.errors import InputError
 from mixtune.regime import Budget, CostTable, Regime
-from mixtune.regime.catalogue import published_run
+from mixtune.regime.catalogue import published_run_length
 from mixtune.regime.files import load_regime
-from mixtune.regime.table import RunTable, markdown, text
+from mixtune.regime.table import RunTable, to_markdown, to_text
 
 
 def parser() -> Parser:
@@ -37,9 +37,9 @@ def parser() -> Parser:
 def tabulate(
     path: str, epochs: float | None, samples: int | None, spend: str, cost: CostTable | None, total: float | None
 ) -> RunTable:
-    """The table of one regime file. Raises InputError naming the file."""
+    """Return the table of one regime file. Raise InputError naming the file."""
     regime, _ = load_regime(path)
-    n, usual = published_run(regime.base)
+    n, usual = published_run_length(regime.base)
     n = n if samples is None else samples
     try:
         return RunTable.of(regime, _budget(regime, usual if epochs is None else epochs, n, spend, cost, total), n, cost)
@@ -65,17 +65,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise InputError(f"--samples must be at least 1, not {args.samples}")
     tables = [tabulate(f, args.epochs, args.samples, args.spend, cost, args.total) for f in args.files]
     if args.markdown:
-        print(markdown(tables), end="")
+        print(to_markdown(tables), end="")
         return 0
-    print("\n\n".join(text(t) for t in tables))
+    print("\n\n".join(to_text(t) for t in tables))
     if not args.no_figure:
-        from analysis.timeline import draw  # needs matplotlib, which a machine that only trains may lack
+        from analysis.timeline import draw_timelines  # needs matplotlib, which a machine that only trains may lack
 
         captions = [f"{t.steps:,} steps · {t.epochs:.0f} epochs" for t in tables]
-        paths = draw([t.regime for t in tables], Path(args.figure), captions)
-        print("\nwrote " + " and ".join(str(short(path)) for path in paths))
+        paths = draw_timelines([t.regime for t in tables], Path(args.figure), captions)
+        print("\nwrote " + " and ".join(str(relative_to_cwd(path)) for path in paths))
     return 0
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

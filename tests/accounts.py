@@ -1,4 +1,4 @@
-"""Searches in processes of their own, and whether a study's books are right afterwards: each trial finished once, and
+"""Searches in processes of their own, and whether a study's records are right afterwards: each trial finished once, and
 MLflow holds what Optuna's storage holds."""
 
 import os

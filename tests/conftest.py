@@ -1,7 +1,11 @@
 import copy
+import os
 
 import pytest
 import yaml
+
+# Threads that wait for each other sleep instead of spinning: where cores are shared, that is a tenth of the time.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # A study of seconds: real images, a real network, a tiny budget.
 TINY = {
@@ -15,22 +19,6 @@ TINY = {
     "fidelity": {"kind": "truncate"},  # one short run: a ninth of an epoch would be less than a step
     "trials": 4,
 }
-
-
-@pytest.fixture(autouse=True, scope="session")
-def shared_cache(tmp_path_factory):
-    """A cache folder of these tests' own, not the user's; what one search measured spares the next one seconds."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
-@pytest.fixture
-def cache(tmp_path_factory, monkeypatch):
-    """An empty cache folder, for a test of what is measured."""
-    made = tmp_path_factory.mktemp("cache")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(made))
-    return made
 
 
 @pytest.fixture(scope="session")

@@ -3,8 +3,8 @@
 import multiprocessing
 import traceback
 
-from mixtune.regime import Shard
-from mixtune.runtime.rendezvous import listen, meet
+from mixtune.runtime.process_group import ProcessGroup
+from mixtune.runtime.rendezvous import join_group, open_store
 
 HOST = "127.0.0.1"
 CONTEXT = multiprocessing.get_context("forkserver")  # a fork of a process that has its imports and no threads
@@ -12,8 +12,8 @@ CONTEXT.set_forkserver_preload(["tests.training.warm"])
 
 
 def on_ranks(world, function, *arguments):
-    """What ``function(ranks, *arguments)`` gives on each rank; the function must be importable, its values plain."""
-    _store, port = listen(HOST)
+    """What ``function(group, *arguments)`` gives on each rank; the function must be importable, its values plain."""
+    _store, port = open_store(HOST)
     pipes, processes = [], []
     for rank in range(world):
         here, there = CONTEXT.Pipe(duplex=False)
@@ -43,7 +43,8 @@ def _run(pipe, port, rank, world, function, arguments):
 
     torch.set_num_threads(1)
     try:
-        result = function(meet(HOST, port, Shard(rank, world), HOST, world, rank == 0), *arguments)
+        group = ProcessGroup(rank, world, world, rank == 0)
+        result = function(join_group(HOST, port, group, HOST), *arguments)
     except BaseException:
         result = traceback.format_exc()
     pipe.send(result)

@@ -1,3 +1,4 @@
+import re
 from dataclasses import dataclass, field
 
 import pytest
@@ -26,19 +27,18 @@ class Outer:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"inner": {"rate": 1}, "nmae": "y"}, "f.yaml: unknown key nmae; did you mean 'name'?"),
-        ({"inner": {"rate": 1, "size": [1]}}, "f.yaml: unknown key inner.size; did you mean 'sizes'?"),
-        ({"inner": {"rate": "fast"}}, "f.yaml: inner.rate must be a valid number, not 'fast'"),
-        ({"inner": {"rate": True}}, "f.yaml: inner.rate must be a valid number, not True"),
-        ({"inner": {"rate": 1, "sizes": [1.5]}}, "f.yaml: inner.sizes.0 must be a valid integer"),
-        ({"name": "x"}, "f.yaml: inner is missing"),
-        ({"inner": {"rate": 1}, "many": [{"rate": 1}, {"rat": 1}]}, "unknown key many.1.rat; did you mean 'rate'?"),
+        ({"inner": {"rate": 1}, "nmae": "y"}, r"^f\.yaml: .*\bnmae\b.*'name'"),
+        ({"inner": {"rate": 1, "size": [1]}}, r"^f\.yaml: .*\binner\.size\b.*'sizes'"),
+        ({"inner": {"rate": "fast"}}, r"^f\.yaml: inner\.rate .*'fast'"),
+        ({"inner": {"rate": True}}, r"^f\.yaml: inner\.rate .*True"),
+        ({"inner": {"rate": 1, "sizes": [1.5]}}, r"^f\.yaml: inner\.sizes\.0 .*1\.5"),
+        ({"name": "x"}, r"^f\.yaml: inner\b"),
+        ({"inner": {"rate": 1}, "many": [{"rate": 1}, {"rat": 1}]}, r"^f\.yaml: .*\bmany\.1\.rat\b.*'rate'"),
     ],
 )
 def test_mistakes_are_named_with_file_and_key(data, message):
-    with pytest.raises(InputError) as error:
+    with pytest.raises(InputError, match=message):
         parse(data, Outer, "f.yaml")
-    assert message in str(error.value)
 
 
 def test_round_trip_through_yaml(tmp_path):
@@ -52,25 +52,24 @@ def test_round_trip_through_yaml(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: 1\na: 2\n", "line 1: not valid YAML: key 'a' is given twice"),
-        ("a: [1\n", "not valid YAML"),
-        ("- 1\n", "expected keys and values, found list"),
-        ("", "expected keys and values, found NoneType"),
-        ("a: !!python/object/apply:os.system [ls]\n", "not valid YAML: could not determine a constructor"),
+        ("a: 1\na: 2\n", "line 1.*'a'"),
+        ("a: [1\n", "line 2.*YAML"),
+        ("- 1\n", "list"),
+        ("", "NoneType"),
+        ("a: !!python/object/apply:os.system [ls]\n", "line 1.*YAML"),
     ],
 )
 def test_bad_yaml_is_one_sentence(tmp_path, text, message):
     path = tmp_path / "f.yaml"
     path.write_text(text)
-    with pytest.raises(InputError) as error:
+    with pytest.raises(InputError, match=f"^{re.escape(str(path))}.*{message}"):
         read_yaml(path)
-    assert message in str(error.value)
-    assert str(path) in str(error.value)
 
 
 def test_missing_file_names_its_neighbours(tmp_path):
-    (tmp_path / "digits.yaml").write_text("a: 1")
-    with pytest.raises(InputError, match=r"no such file; in .* there are: digits.yaml"):
+    for name in ("digits.yaml", ".pre-commit-config.yaml"):  # tools' own files are hidden
+        (tmp_path / name).write_text("a: 1")
+    with pytest.raises(InputError, match=r"digit\.yaml: .*: digits\.yaml$"):
         read_yaml(tmp_path / "digit.yaml")
 
 
@@ -87,5 +86,5 @@ def test_override_sets_nested_keys_and_leaves_the_original():
 
 @pytest.mark.parametrize("text", ["a", "=1", "a.b.c=1", "a=[1"])
 def test_bad_overrides_are_refused(text):
-    with pytest.raises(InputError, match="--set"):
+    with pytest.raises(InputError, match=f"--set {re.escape(text)}"):
         override({"a": {"b": 1}}, [text])

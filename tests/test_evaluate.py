@@ -8,6 +8,8 @@ from mixtune.errors import InputError
 from mixtune.regime.files import save_regime
 from tests.training.test_loop import config, regime
 
+pytestmark = pytest.mark.arithmetic
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
@@ -50,9 +52,7 @@ def test_a_run_is_judged_with_its_own_statistics_and_picked_by_a_measured_latenc
     flags = ["--set", "evaluate.recalibrate.images=200", "--test", "--out", str(out)]
     train.main(["--regime", str(trained / "regime.yaml"), *flags])
     before = rows(out / "curve.csv")
-    with pytest.raises(
-        InputError, match=r"was trained on the whole training set.* judge it on the test set with --test"
-    ):
+    with pytest.raises(InputError, match=f"--weights {out}.*--test"):
         evaluate.main(["--weights", str(out)])
     with pytest.raises(InputError, match=f"mixtune.evaluate --weights {out} --test --latency BATCH --out {out}"):
         export.main(["--run", str(out), "--at-most", "900 ms"])
@@ -77,13 +77,13 @@ def test_a_checkpoint_and_a_bare_file_work_with_a_space(trained, tmp_path, capsy
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--sizes", "8,x"], "--sizes must be positive whole numbers"),
-        (["--sizes", "9"], "--sizes 9: 9 px is not a multiple"),
-        (["--corruptions", "9"], "--corruptions 9: 9 px is not a multiple"),
-        (["--corruptions", "0"], "--corruptions 0: S must be a whole number"),
-        (["--mirror"], "mirrored image of digits is of another class"),
-        (["--latency", "0"], "--latency must be at least 1"),
-        (["--set", "task.network=cifar_resnet14"], "another network than cifar_resnet14"),
+        (["--sizes", "8,x"], "--sizes.*'8,x'"),
+        (["--sizes", "9"], "--sizes 9: 9 px"),
+        (["--corruptions", "9"], "--corruptions 9: 9 px"),
+        (["--corruptions", "0"], "--corruptions 0: S.*0"),
+        (["--mirror"], "--mirror.*digits"),
+        (["--latency", "0"], "--latency.*1.*0"),
+        (["--set", "task.network=cifar_resnet14"], "weights.*cifar_resnet14"),
     ],
 )
 def test_bad_input_is_one_sentence(trained, flags, message):
@@ -92,9 +92,9 @@ def test_bad_input_is_one_sentence(trained, flags, message):
 
 
 def test_missing_and_truncated_files_are_one_sentence(trained, tmp_path):
-    with pytest.raises(InputError, match="--space FILE"):
+    with pytest.raises(InputError, match=r"--weights.*weights\.safetensors.*--space"):
         evaluate.main(["--weights", str(trained / "weights.safetensors")])
     (tmp_path / "weights.safetensors").write_bytes((trained / "weights.safetensors").read_bytes()[:1000])
     (tmp_path / "regime.yaml").write_bytes((trained / "regime.yaml").read_bytes())
-    with pytest.raises(InputError, match="no whole weight file"):
+    with pytest.raises(InputError, match=rf"{tmp_path}/weights\.safetensors"):
         evaluate.main(["--weights", str(tmp_path)])

@@ -1,12 +1,10 @@
 """A disk that is full, at every kind of write: one sentence, what is there stays whole, and the study goes on later."""
 
-import json
 import os
 import re
 import resource
 import subprocess
 import sys
-import threading
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,12 +13,10 @@ import torch
 
 from mixtune import cli
 from mixtune.config import parse
-from mixtune.errors import NoRoomError
+from mixtune.errors import DiskFullError
 from mixtune.execution.coordinator import Coordinator
 from mixtune.search.callbacks import Callbacks
-from mixtune.search.ledger import Ledger
-from mixtune.search.optuna_study import Trials
-from mixtune.search.outbox import Outbox
+from mixtune.search.optuna_study import OptunaStudy
 from mixtune.search.paths import save
 from mixtune.search.space import Space
 from mixtune.training.checkpoint import Checkpoint
@@ -56,21 +52,15 @@ def url(tmp_path, request):
 
 
 @pytest.fixture
-def bridge(tmp_path, tiny, url):
+def coordinator(tmp_path, tiny, url):
     space = parse(tiny | {"pruner": {"name": "none"}}, Space, "f")
-    trials = Trials(url, space, 4)
-    ledger = Ledger(trials, tmp_path, pause=0.01, longest=0.02)
-    bridge = Coordinator(ledger, space.training(1), tmp_path, Callbacks([Recorder()]))
-    yield bridge
-    ledger.close()
+    trials = OptunaStudy(url, space, 4)
+    return Coordinator(trials, space.training(1), tmp_path, Callbacks([Recorder()]))
 
 
 def outcomes(tmp_path, tiny, url):
     """What another process finds in the study, after putting it right: [(number, state)], and how many remain."""
-    trials = Trials(url, parse(tiny | {"pruner": {"name": "none"}}, Space, "f"), 4)
-    ledger = Ledger(trials, tmp_path)
-    assert ledger.flush(30)
-    ledger.close()
+    trials = OptunaStudy(url, parse(tiny | {"pruner": {"name": "none"}}, Space, "f"), 4)
     trials.reconcile()
     return [(o.number, o.state) for o in trials.outcomes()], trials.remaining()
 
@@ -79,7 +69,7 @@ def test_a_checkpoint_stays_what_it_was(tmp_path):
     kept = Checkpoint(tmp_path / "c.pt", "net", "run")
     kept.save({"step": 1})
     before = (tmp_path / "c.pt").read_bytes()
-    with room_for(1000), pytest.raises(NoRoomError, match=r"c\.pt: the disk .* is full"):
+    with room_for(1000), pytest.raises(DiskFullError, match=r"c\.pt: the disk .* is full"):
         kept.save({"step": 2, "weights": torch.zeros(1000)})
     assert (tmp_path / "c.pt").read_bytes() == before
     assert names(tmp_path) == ["c.pt"]
@@ -88,111 +78,70 @@ def test_a_checkpoint_stays_what_it_was(tmp_path):
 
 def test_space_and_best_files_stay_what_they_were(tmp_path):
     save(tmp_path / "space.yaml", "a: 1\n")
-    with room_for(10), pytest.raises(NoRoomError):
+    with room_for(10), pytest.raises(DiskFullError):
         save(tmp_path / "space.yaml", "a: 2\n" * 10)
     assert (tmp_path / "space.yaml").read_text() == "a: 1\n"
     assert names(tmp_path) == ["space.yaml"]
 
 
-def test_a_regime_file_that_does_not_fit_begins_no_trial(bridge, tmp_path, tiny, url, monkeypatch):
+def test_a_regime_file_that_does_not_fit_begins_no_trial(coordinator, tmp_path, tiny, url, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("mixtune.execution.work.save_regime", lambda path, *_: Path("/dev/full").write_text("regime"))
-        assert bridge.suggest("a") is None
-    assert bridge.done
-    assert "the disk (or its quota) is full" in bridge.halted
+        patch.setattr(
+            "mixtune.execution.trial_config.save_regime", lambda path, *_: Path("/dev/full").write_text("regime")
+        )
+        assert coordinator.suggest("a") is None
+    assert coordinator.done
+    assert "the disk (or its quota) is full" in coordinator.halted
     assert outcomes(tmp_path, tiny, url) == ([], 4)
 
 
-def test_a_curve_that_does_not_fit_is_written_when_the_trial_is_repeated(bridge, tmp_path, tiny, url, monkeypatch):
-    checkpoint = Path(bridge.suggest("a")["checkpoint"])
+def test_a_curve_that_does_not_fit_is_written_when_the_trial_is_repeated(coordinator, tmp_path, tiny, url, monkeypatch):
+    checkpoint = Path(coordinator.suggest("a")["checkpoint"])
     checkpoint.parent.mkdir()
     checkpoint.write_bytes(b"state")
-    bridge.report("a", report(2, 0.5, last=True))
+    coordinator.report("a", report(2, 0.5, last=True))
     with monkeypatch.context() as patch:
         patch.setattr("mixtune.execution.coordinator.write_csv", lambda *_: Path("/dev/full").write_text("curve"))
-        bridge.end("a", error=False)
-    assert "is full" in bridge.halted
+        coordinator.end("a", error=False)
+    assert "is full" in coordinator.halted
     assert checkpoint.exists()
     assert outcomes(tmp_path, tiny, url) == ([], 4)
 
 
 @pytest.mark.parametrize("when", ["report", "end"])
-def test_a_study_database_that_cannot_grow_loses_no_trial(bridge, tmp_path, tiny, url, when):
+def test_a_study_database_that_cannot_grow_loses_no_trial(coordinator, tmp_path, tiny, url, when):
     for name in "ab":
-        Path(bridge.suggest(name)["checkpoint"]).parent.mkdir(exist_ok=True)
-    bridge.report("a", report(2, 0.5, last=True))
-    bridge.end("a", error=False)
+        Path(coordinator.suggest(name)["checkpoint"]).parent.mkdir(exist_ok=True)
+    coordinator.report("a", report(2, 0.5, last=True))
+    coordinator.end("a", error=False)
     last = report(2, 0.6, last=True)
     if when == "end":
-        bridge.report("b", last)
+        coordinator.report("b", last)
     with room_for(2000):
         if when == "report":
-            assert bridge.report("b", last)
-        bridge.end("b", error=False)
-    assert "is full" in bridge.halted
+            assert coordinator.report("b", last)
+        coordinator.end("b", error=False)
+    assert "is full" in coordinator.halted
     assert outcomes(tmp_path, tiny, url) == ([(0, "COMPLETE")], 3)
 
 
-def test_an_outbox_that_cannot_grow_says_so_and_delivers_what_it_can(tmp_path):
-    got, go = [], threading.Event()
-
-    def deliver(record):
-        go.wait(30)
-        got.append(record["i"])
-
-    box = Outbox(tmp_path / "kept.jsonl", deliver, "MLflow", pause=0.01)
-    box.put({"i": 0})
-    with room_for(20), pytest.raises(NoRoomError, match=r"kept\.jsonl"):
-        box.put({"i": 1, "long": 100 * "x"})
-    assert [json.loads(line)["i"] for line in (tmp_path / "kept.jsonl").read_text().splitlines()] == [0]
-    box.put({"i": 2})  # behind a whole line, not behind a part of one
-    assert [json.loads(line)["i"] for line in (tmp_path / "kept.jsonl").read_text().splitlines()] == [0, 2]
-    go.set()
-    assert box.flush(30)
-    box.close()
-    assert got == [0, 1, 2]
-    assert names(tmp_path) == []
-
-
-def test_an_outbox_whose_mark_cannot_be_written_goes_on(tmp_path, monkeypatch):
-    got, marks = [], []
-    monkeypatch.setattr("mixtune.search.spool.os.pwrite", lambda *_: (marks.append(1), fail()))
-    box = Outbox(tmp_path / "kept.jsonl", got.append, "MLflow", pause=0.01)
-    for i in range(20):
-        box.put({"i": i})
-    assert box.flush(30)
-    box.close()
-    assert len(got) == 20
-    assert marks
-
-
-def test_a_line_that_was_cut_in_the_middle_of_a_file_is_left_out(tmp_path):
-    (tmp_path / "kept.jsonl").write_bytes(b'{"i": 0}\n{"i": 1, "x{"i": 2}\n{"i": 3}\n')
-    got = []
-    box = Outbox(tmp_path / "kept.jsonl", got.append, "MLflow")
-    assert box.flush(30)
-    box.close()
-    assert got == [{"i": 0}, {"i": 3}]
-    assert names(tmp_path) == []
-
-
-def test_records_without_room_stop_the_search(bridge, tmp_path, tiny, url):
+def test_records_without_room_stop_the_search(coordinator, tmp_path, tiny, url):
     class Full(Recorder):
         def ended(self, *details):
-            raise NoRoomError("unsent.jsonl: the disk is full")
+            raise DiskFullError("unsent.jsonl: the disk is full")
 
-    bridge.listeners = Callbacks([Full(), recorder := Recorder()])
-    bridge.suggest("a")
-    bridge.report("a", report(2, 0.5, last=True))
-    bridge.end("a", error=False)
-    assert bridge.halted == "unsent.jsonl: the disk is full"
+    coordinator.callbacks = Callbacks([Full(), recorder := Recorder()])
+    coordinator.suggest("a")
+    coordinator.report("a", report(2, 0.5, last=True))
+    coordinator.end("a", error=False)
+    assert coordinator.halted == "unsent.jsonl: the disk is full"
     assert [e[0] for e in recorder.events] == ["started", "reported", "ended"]  # the others are told all the same
     assert outcomes(tmp_path, tiny, url) == ([(0, "COMPLETE")], 3)
 
 
 def test_any_other_write_is_one_sentence_and_exit_code_two(capsys):
     with pytest.raises(SystemExit) as stop:
-        cli.run(fail)
+        cli.run_command(fail)
     assert stop.value.code == 2
     said = capsys.readouterr().err
     assert re.fullmatch(r"error: .*the disk \(or its quota\) is full.*\n", said)
@@ -221,7 +170,7 @@ from mixtune import cli
 from mixtune.search import __main__ as search
 from mixtune.profiling import forecast
 forecast.check_disk = lambda *_: 2.0**40
-cli.run(search.main)
+cli.run_command(search.main)
 """
 
 

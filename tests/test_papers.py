@@ -3,6 +3,7 @@
 The numbers are those of the papers, of their authors' code, or arithmetic on them; none comes from mixtune.
 """
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -77,9 +78,9 @@ def test_mixsize_keeps_d_plus_down_to_half_a_copy():
 def test_mixsize_is_rounded_on_each_device():
     assert mixsize_shape(IMAGENET, 96, "B+", devices=4).B == 4 * 348
     assert mixsize_shape(IMAGENET, 96, "B+", devices=1).B == 1394
-    with pytest.raises(ValueError, match="256 images cannot be shared equally by 3 devices"):
+    with pytest.raises(ValueError, match=r"\b256\b.*\b3\b"):
         mixsize_shape(IMAGENET, 96, "B+", devices=3)
-    with pytest.raises(ValueError, match=r"leaves no image of 32x1 at S = 64"):
+    with pytest.raises(ValueError, match=r"\b32x1\b.*\b64\b"):
         mixsize_shape(BatchShape(32, 1), 64, "B+")
 
 
@@ -154,12 +155,12 @@ def test_budget_exact_b_plus_is_the_authors_where_their_rounding_is_harmless(S):
 
 
 def test_where_d_plus_silently_becomes_b_plus_the_regime_says_so():
-    said = cifar("mixsize_cifar_d_authors").source
-    assert "at S = 48, D+ asks for 0.44 copies, below a half: the authors' code uses B+ there, 48x28" in said
-    assert "at S = 320, D+ asks for 0.49 copies" in imagenet("mixsize224_d_authors").source
+    source = cifar("mixsize_cifar_d_authors").source
+    assert re.search(r"S = 48, D\+ .*\b0\.44 copies.*B\+ .*48x28", source)
+    assert re.search(r"S = 320, D\+ .*\b0\.49 copies", imagenet("mixsize224_d_authors").source)
     assert "S = 288" not in imagenet("mixsize224_d_authors").source
     assert "copies" not in imagenet("mixsize144_d_authors").source  # 256 keeps D = 1: 0.77 of a copy
-    assert "batches shrink: 48x28" in cifar("mixsize_cifar_d").source
+    assert cifar("mixsize_cifar_d").source.endswith("48x28")
 
 
 # Multi-scale samplers: CVNets' image_batch_pairs
@@ -230,7 +231,7 @@ def test_entr_sizes_at_the_papers_base(name, sizes, authors):
 
 
 def test_sizes_that_the_stride_moves_are_said():
-    assert imagenet("entr_gradual").source.endswith("at base 224 and stride 32: 89.6 → 96, 134.4 → 128, 179.2 → 192")
+    assert re.search(r"\b224\b.*\b32: 89\.6 → 96, 134\.4 → 128, 179\.2 → 192$", imagenet("entr_gradual").source)
     assert "→" not in from_literature("entr_gradual", BatchShape(250, 32), 50).source
     assert "→" not in imagenet("mixsize144_b").source
     assert "13.71 → 16, 18.29 → 16" in from_literature("mixsize144_b", CIFAR, 8).source
@@ -259,7 +260,7 @@ def test_a_longer_ramp_passes_through_every_stride():
 
 @pytest.mark.parametrize(("low", "high", "start", "end"), [(192, 160, 1, 2), (160, 192, 5, 4), (150, 192, 1, 2)])
 def test_ramps_that_do_not_grow_or_leave_the_stride_are_refused(low, high, start, end):
-    with pytest.raises(ValueError, match="the ramp"):
+    with pytest.raises(ValueError, match=rf"ramp.*\b{low}\b.*\b{high}\b"):
         ffcv_sizes(low, high, start, end, 10, 32)
 
 
@@ -360,7 +361,7 @@ def test_there_is_one_file_for_every_published_regime(tmp_path):
 @pytest.mark.parametrize("name", LITERATURE)
 def test_every_published_regime_can_be_made_at_the_other_base(name):
     if name.startswith("mixsize_cifar") and name.endswith("_authors"):
-        with pytest.raises(ValueError, match="CIFAR sizes are for base 32, not 224"):
+        with pytest.raises(ValueError, match=r"\b32\b.*\b224\b"):
             from_literature(name, IMAGENET, 32)
     else:
         regime = from_literature(name, CIFAR if "cifar" not in name else IMAGENET, 4 if "cifar" not in name else 32)
@@ -368,5 +369,5 @@ def test_every_published_regime_can_be_made_at_the_other_base(name):
 
 
 def test_an_unknown_name_is_refused_with_the_nearest():
-    with pytest.raises(ValueError, match=r"'mixsize144_db'; did you mean 'mixsize144_d'"):
+    with pytest.raises(ValueError, match=r"'mixsize144_db'.*'mixsize144_d'"):
         imagenet("mixsize144_db")

@@ -69,7 +69,7 @@ def test_the_search_prints_readable_lines_and_a_table(study):
     assert re.search(r"#0 +fixed +start +8x32 100%", text)
     assert re.search(r"#1 +multiscale +\d+ % +0\.\d{4} .*4x128 33% · 8x32 33% · 12x14 33%", text)
     assert re.search(r"#0 +fixed +done +0\.\d{4} +0\.\d{4} #0", text)
-    assert "top-1 in % on the held-out images" in text
+    assert re.search("top-1 in %.*held-out", text)
     assert "Traceback" not in text
 
 
@@ -103,7 +103,7 @@ def test_optuna_and_mlflow_hold_the_same_trials(study):
     assert figures == {"figures/pareto.png", "figures/pareto.svg", "figures/pareto.csv"}
 
 
-def test_the_printed_training_command_gives_the_trials_score_exactly(study):
+def test_the_printed_training_command_gives_the_trials_score_exactly(study, monkeypatch, run_here):
     import optuna
 
     from mixtune.search.paths import StudyPaths
@@ -111,19 +111,10 @@ def test_the_printed_training_command_gives_the_trials_score_exactly(study):
 
     folder, text = study
     best = optuna.load_study(study_name="tiny", storage=open_storage(StudyPaths(folder).storage_url)).best_value
-    block = "import sys\nfor name in ('ray', 'optuna', 'mlflow'):\n    sys.modules[name] = None\n"
-    words = printed_command(text, "train the best regime")
-    arguments = words[words.index("-m") + 2 :]
-    code = f"{block}from mixtune.train import main\nmain({arguments!r})"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=folder.parent,
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )
-    assert done.returncode == 0, done.stderr
-    assert f"score    {best!r} " in done.stdout
+    for name in ("ray", "optuna", "mlflow", *(f"mixtune.{p}" for p in ("search", "execution", "tracking", "study"))):
+        monkeypatch.setitem(sys.modules, name, None)  # importing it fails now: training needs none of them
+    printed = run_here(printed_command(text, "train the best regime"), folder.parent)
+    assert re.search(rf"^score +{re.escape(repr(best))}\b", printed, re.MULTILINE)
 
 
 def test_the_printed_figure_command_draws_the_same_table(study, run_here):
@@ -140,8 +131,8 @@ def test_the_printed_command_on_a_finished_study_says_so(study, run_here):
     words = printed_command(text, "add trials")
     words[words.index("--trials") + 1] = "4"
     again = run_here(words, folder.parent)
-    assert "has all its 4 trials already" in again
-    assert "start" not in again.replace("start the server", "")
+    assert re.search(r"\ball\b.*\b4 trials\b", again)
+    assert not re.search(r"^.*#\d.* start\b", again, re.MULTILINE)
 
 
 @pytest.mark.slow
@@ -151,41 +142,41 @@ def test_the_printed_command_adds_trials(study):
     words[words.index("--trials") + 1] = "5"
     more = run_printed([*words, "--resume"], folder.parent)
     assert more.returncode == 0, more.stderr
-    assert "study tiny goes on: 4 of 5 trials are done" in more.stdout
+    assert re.search(r"\btiny\b.*\b4 of 5 trials\b", more.stdout)
     assert re.search(r"#4 .* (done|pruned) ", more.stdout)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--space", "nothing.yaml"], "nothing.yaml: no such file"),
-        (["--space", "{space}", "--set", "task.netwrok=x"], "unknown key task.netwrok; did you mean 'network'?"),
-        (["--space", "{space}", "--set", "task.network=resnet1000"], "task.network: unknown network 'resnet1000'"),
-        (["--space", "{space}", "--set", "search.sizes=[4, 8, 10, 12]"], "search.sizes: 10 px is not a multiple of"),
-        (["--space", "{space}", "--set", "base.B=500"], "base: shape 8x500 needs 500 distinct images, and there are"),
-        (["--space", "{space}", "--set", "base.B=110"], "4 px with split 1 needs batches of 440 distinct images"),
+        (["--space", "nothing.yaml"], r"nothing\.yaml"),
+        (["--space", "{space}", "--set", "task.netwrok=x"], r"space\.yaml: .*\btask\.netwrok\b.*'network'"),
+        (["--space", "{space}", "--set", "task.network=resnet1000"], r"task\.network: .*'resnet1000'"),
+        (["--space", "{space}", "--set", "search.sizes=[4, 8, 10, 12]"], r"search\.sizes: 10 px\b"),
+        (["--space", "{space}", "--set", "base.B=500"], r"base: .*\b8x500\b.*\b500\b.*\b300\b"),
+        (["--space", "{space}", "--set", "base.B=110"], r"\b4 px\b.*\bsplit 1\b.*\b440\b"),
         (
             ["--space", "{space}", "--set", "task.dataset=folder", "--set", "task.data=/nowhere"],
-            "the folder train/ with",
+            r"task\.data: .*/nowhere\b.*\btrain/",
         ),
-        (["--space", "{space}", "--set", "task.dataset=imagenet"], "point to the folder that holds train/ and val/"),
-        (["--space", "{space}", "--set", "resources.gpus=8"], "resources.gpus: a trial asks for 8 GPUs and there are"),
-        (["--space", "{space}", "--set", "resources.cpus=999"], "resources.cpus: a trial asks for 999 CPU cores"),
-        (["--space", "{space}", "--set", "budget.epochs=0.01"], "less than one step"),
+        (["--space", "{space}", "--set", "task.dataset=imagenet"], r"task\.data: .*\btrain/"),
+        (["--space", "{space}", "--set", "resources.gpus=8"], r"resources\.gpus: .*\b8 GPUs\b"),
+        (["--space", "{space}", "--set", "resources.cpus=999"], r"resources\.cpus: .*\b999 CPU"),
+        (["--space", "{space}", "--set", "budget.epochs=0.01"], r"\b0\.01 epochs\b"),
         (
             ["--space", "{space}", "--set", "resources.folds_at_once=2"],
-            "resources.folds_at_once is 2, more than folds, 1",
+            r"resources\.folds_at_once\b.*\b2\b.*folds, 1\b",
         ),
-        (["--space", "{space}", "--set", "pruner.name=hlaving"], "unknown pruner 'hlaving'; did you mean 'halving'?"),
-        (["--space", "{space}", "--out", "{file}/x"], "cannot be written to"),
-        (["--space", "{space}", "--tracking-uri", "http://127.0.0.1:9"], "no MLflow tracking server answers there"),
-        (["--space", "{space}", "--storage", "sqlite:////nowhere/s.db"], "not a usable Optuna storage"),
-        (["--space", "{space}", "--resume"], "holds no study 'tiny'; without --resume it is begun"),
+        (["--space", "{space}", "--set", "pruner.name=hlaving"], "'hlaving'.*'halving'"),
+        (["--space", "{space}", "--out", "{file}/x"], r"--out .*space\.yaml/x"),
+        (["--space", "{space}", "--tracking-uri", "http://127.0.0.1:9"], r"http://127\.0\.0\.1:9\b.*MLflow"),
+        (["--space", "{space}", "--storage", "sqlite:////nowhere/s.db"], r"sqlite:////nowhere/s\.db\b"),
+        (["--space", "{space}", "--resume"], "'tiny'.*--resume"),
         (
             ["--space", "{space}", "--storage", "mysql://me:hunter2@127.0.0.1:9/x"],
-            "mysql://me:***@127.0.0.1:9/x: not a",
+            r"mysql://me:\*\*\*@127\.0\.0\.1:9/x\b",
         ),
-        (["--spaec", "x"], "see python -m mixtune.search --help"),
+        (["--spaec", "x"], r"mixtune\.search --help"),
     ],
 )
 def test_bad_input_is_one_sentence_exit_code_two_and_nothing_written(
@@ -199,21 +190,21 @@ def test_bad_input_is_one_sentence_exit_code_two_and_nothing_written(
     for key, value in known.items():
         arguments = [a.replace(key, value) for a in arguments]
     with pytest.raises(SystemExit) as stop:
-        cli.run(lambda: search_command.main([*arguments, *out]))
+        cli.run_command(lambda: search_command.main([*arguments, *out]))
     assert stop.value.code == 2
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert message in said.err
-    assert said.err.count("\n") == 1
-    assert "hunter2" not in said.err
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert re.search(message, printed.err)
+    assert printed.err.count("\n") == 1
+    assert "hunter2" not in printed.err
     assert not (tmp_path / "out" / "study.journal").exists()
 
 
 def test_a_dry_run_needs_no_data_and_writes_nothing(tmp_path, run_here):
     words = ["-m", "mixtune.search", "--space", str(ROOT / "search_spaces/imagenet.yaml"), "--dry-run"]
-    said = run_here(words, tmp_path)
-    assert re.search(r"mixsize_d +[\d,]+ +29\.9 +89\.8n +1\.000x +96x279x5 1\.00x", said)
-    assert re.search(r"sampled 4 ", said)
+    printed = run_here(words, tmp_path)
+    assert re.search(r"mixsize_d +[\d,]+ +29\.9 +89\.8n +1\.000x +96x279x5 1\.00x", printed)
+    assert re.search(r"sampled 4 ", printed)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -225,5 +216,5 @@ def test_two_searches_in_one_folder_are_refused(tmp_path, space_file, tiny):
 
     with (tmp_path / "lock").open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
-        with pytest.raises(InputError, match="another search is running there"):
+        with pytest.raises(InputError, match=f"--out {tmp_path}"):
             search_command.main(["--space", str(space_file(tiny)), "--out", str(tmp_path)])

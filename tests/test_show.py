@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -24,9 +25,8 @@ def test_every_published_regime_is_shown_with_its_source(capsys):
         regime, _ = load_regime(path)
         assert f"{regime.name}: " in out
         assert regime.source in out
-    assert "the authors' code uses B+ there, 48x28" in out
-    assert "200 epochs of 50,000 images at 32x64" in out
-    assert "90 epochs of 1,281,167 images at 224x256" in out
+    assert re.search(r"\b200 epochs.*50,000 .*32x64\b", out)
+    assert re.search(r"\b90 epochs.*1,281,167 .*224x256\b", out)
 
 
 def test_markdown_draws_nothing_and_prints_a_row_per_regime(capsys, tmp_path, monkeypatch):
@@ -40,7 +40,7 @@ def test_the_figure_is_written_twice_and_does_not_depend_on_the_day(capsys, tmp_
     files = [file("mixsize144_d"), file("window"), file("fixed")]
     for stem in ("a", "deeper/b"):
         show.main([*files, "--figure", str(tmp_path / stem)])
-    assert "wrote" in capsys.readouterr().out
+    assert {"a.svg", "a.png"} <= set(re.findall(r"\ba\.\w+", capsys.readouterr().out))
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "deeper" / "b.svg").read_bytes()
     assert (tmp_path / "a.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
@@ -50,7 +50,7 @@ def test_a_budget_in_seconds(capsys, tmp_path):
     CostTable("seconds", seconds, "a test").save(tmp_path / "seconds.yaml")
     show.main([file("entr_stepwise"), "--cost", str(tmp_path / "seconds.yaml"), "--total", "3600", "--no-figure"])
     lines = capsys.readouterr().out.splitlines()
-    assert "equal compute, in seconds" in lines[0]
+    assert "seconds" in lines[0]
     # Half an hour on each of the phases.
     assert [line.split()[5] for line in lines[4:6]] == ["4,500", "9,000"]
 
@@ -58,12 +58,12 @@ def test_a_budget_in_seconds(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["nowhere.yaml"], r"nowhere.yaml: no such file"),
-        ([file("fixed"), "--total", "3"], r"--total needs --cost"),
-        ([file("fixed"), "--epochs", "0"], r"fixed.yaml: epochs must be positive, not 0.0"),
-        ([file("fixed"), "--epochs", "0.001", "--samples", "1000"], r"fixed.yaml: phase 1 of 1 .* less than one step"),
-        ([file("fixed"), "--samples", "0"], r"--samples must be at least 1, not 0"),
-        ([], r"required: FILE"),
+        (["nowhere.yaml"], r"nowhere\.yaml"),
+        ([file("fixed"), "--total", "3"], r"--total.*--cost"),
+        ([file("fixed"), "--epochs", "0"], r"fixed\.yaml: epochs .*0\.0"),
+        ([file("fixed"), "--epochs", "0.001", "--samples", "1000"], r"fixed\.yaml: phase 1\b.*0\.001"),
+        ([file("fixed"), "--samples", "0"], r"--samples .*1.*0"),
+        ([], r"\bFILE\b"),
     ],
 )
 def test_bad_input_is_one_sentence(args, message):
@@ -75,7 +75,7 @@ def test_the_command_exits_with_code_two():
     command = [sys.executable, "-m", "mixtune.show", "nowhere.yaml"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr == "error: nowhere.yaml: no such file\n"
+    assert re.fullmatch(r"error: nowhere\.yaml: .*\n", done.stderr)
     assert done.stdout == ""
 
 
@@ -84,4 +84,4 @@ def test_tables_need_no_matplotlib():
     run = [sys.executable, "-c", script, file("fixed")]
     subprocess.run([*run, "--no-figure"], cwd=ROOT, check=True, capture_output=True)
     refused = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert "figures need matplotlib" in refused.stderr
+    assert re.search("InputError: .*matplotlib.*--no-figure", refused.stderr)

@@ -9,6 +9,8 @@ from mixtune.regime import BatchShape, published
 from mixtune.regime.files import load_regime, save_regime
 from mixtune.search.space import Space
 
+pytestmark = pytest.mark.arithmetic
+
 
 @pytest.fixture
 def regime_file(tmp_path, tiny):
@@ -54,25 +56,25 @@ def test_a_published_regime_trains_with_a_search_space(tmp_path, tiny, space_fil
     save_regime(path, published("fixed", BatchShape(8, 32), [8], 4))
     train.main(["--regime", str(path), "--space", str(space_file(tiny)), "--test"])
     text = capsys.readouterr().out
-    assert "on digits, 400 images, test set" in text
+    assert re.search(r"^task .*\bdigits\b.*\b400 images\b.*\btest set\b", text, re.MULTILINE)
     assert len(scores(text)) == 1
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--regime", "{missing}"], "no such file"),
-        (["--regime", "{bare}"], "has no training section"),
-        (["--regime", "{file}", "--seeds", "0"], "--seeds must be at least 1"),
-        (["--regime", "{file}", "--set", "recipe.lrr=1"], "unknown key recipe.lrr; did you mean 'lr'?"),
+        (["--regime", "{missing}"], r"no\.yaml"),
+        (["--regime", "{bare}"], r"bare\.yaml.*\btraining\b.*--space"),
+        (["--regime", "{file}", "--seeds", "0"], "--seeds .*1.*0"),
+        (["--regime", "{file}", "--set", "recipe.lrr=1"], r"regime\.yaml: training: .*\brecipe\.lrr\b.*'lr'"),
+        (["--regime", "{file}", "--set", "task.network=resnet18"], r"\b4 px\b.*\bresnet18\b.*\b32\b"),
+        (["--regime", "{file}", "--out", "{file}/x"], r"--out .*regime\.yaml/x"),
+        (["--regime", "{file}", "--set", "device=cuda"], "CUDA"),
+        (["--regime", "{file}", "--set", "task.samples=60"], r"\b128 distinct"),
         (
-            ["--regime", "{file}", "--set", "task.network=resnet18"],
-            "4 px is not a multiple of resnet18's total stride 32",
+            ["--regime", "{file}", "--set", "task.dataset=cifar10", "--set", "task.data={empty}"],
+            r"task\.data: .*\bCIFAR10\b.*/e\b",
         ),
-        (["--regime", "{file}", "--out", "{file}/x"], "cannot be written to"),
-        (["--regime", "{file}", "--set", "device=cuda"], "torch sees no CUDA device"),
-        (["--regime", "{file}", "--set", "task.samples=60"], "needs 128 distinct images"),
-        (["--regime", "{file}", "--set", "task.dataset=cifar10", "--set", "task.data={empty}"], "no intact CIFAR10 in"),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_two(tmp_path, regime_file, capsys, monkeypatch, arguments, message):
@@ -87,56 +89,53 @@ def test_bad_input_is_one_sentence_and_exit_code_two(tmp_path, regime_file, caps
     }
     filled = [a.format(**known) for a in arguments]
     with pytest.raises(SystemExit) as stop:
-        cli.run(lambda: train.main(filled))
+        cli.run_command(lambda: train.main(filled))
     assert stop.value.code == 2
     error = capsys.readouterr().err
-    assert message in error
+    assert re.search(message, error)
     assert error.count("\n") == 1
 
 
 def test_a_loss_that_is_no_number_ends_with_a_sentence(regime_file, capsys):
     with pytest.raises(SystemExit) as stop:
-        cli.run(lambda: train.main(["--regime", str(regime_file), "--set", "recipe.lr=1e30"]))
+        cli.run_command(lambda: train.main(["--regime", str(regime_file), "--set", "recipe.lr=1e30"]))
     assert stop.value.code == 1
-    assert "a lower recipe.lr" in capsys.readouterr().err
+    assert re.search(r"^failed: .*\brecipe\.lr\b", capsys.readouterr().err)
 
 
 def test_more_ranks_than_gpus_are_refused(regime_file, monkeypatch):
     from contextlib import nullcontext
 
     from mixtune.errors import InputError
-    from mixtune.regime import Shard
     from mixtune.runtime import rendezvous
-    from mixtune.runtime.process_group import Ranks
+    from mixtune.runtime.process_group import ProcessGroup
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(rendezvous, "from_environment", lambda: nullcontext(Ranks(Shard(0, 2), 2)))
-    with pytest.raises(
-        InputError, match="--nproc-per-node 2: each rank needs a GPU of its own, and there are 1; start"
-    ):
+    monkeypatch.setattr(rendezvous, "torchrun_group", lambda: nullcontext(ProcessGroup(0, 2, 2)))
+    with pytest.raises(InputError, match=r"--nproc-per-node 2\b.*\b1\b.*device=cpu"):
         train.main(["--regime", str(regime_file)])
 
 
 def test_another_number_of_ranks_than_the_trials_is_said(regime_file, capsys):
     arguments = ["--regime", str(regime_file), "--set", "evaluate.reports=1", "--set", "ranks=4"]
     train.main(arguments)
-    assert "note     trained on 4 ranks, whose batch norms saw their own part" in capsys.readouterr().out
+    assert re.search(r"^note .*\b4 ranks\b.*\brecipe\.sync_bn\b", capsys.readouterr().out, re.MULTILINE)
     train.main([*arguments, "--set", "recipe.sync_bn=true"])
     assert "note " not in capsys.readouterr().out
 
 
 def test_a_regime_of_a_study_with_folds_gives_the_studys_score_on_all_of_them(tmp_path, tiny, capsys):
-    from mixtune.execution.trial import trial_results
-    from mixtune.execution.work import candidate_of, handed_over
-    from mixtune.runtime.process_group import ALONE
+    from mixtune.execution.trial import TrialSpec, trial_reports
+    from mixtune.execution.trial_config import make_candidate, trial_config
+    from mixtune.runtime.process_group import SINGLE_PROCESS
     from mixtune.search.final import Repeat
     from mixtune.study.repeats import whole
 
     space = whole(parse(tiny | {"folds": 2, "score": {"measure": "mean"}}, Space, "f"), "leaders")
     noted = {"published": "multiscale", "repeat": vars(Repeat(1, 0, "leaders"))}
-    trial = candidate_of(space, 1, space.published_params("multiscale", 4), noted, tmp_path)
-    told = handed_over(space, trial, space.training(1), tmp_path / "0000.pt")
-    *_, last = trial_results(ALONE, told)
+    trial = make_candidate(space, 1, space.published_params("multiscale", 4), noted, tmp_path)
+    config = trial_config(space, trial, space.training(1), tmp_path / "0000.pt")
+    *_, last = trial_reports(SINGLE_PROCESS, TrialSpec.from_config(config))
     train.main(["--regime", str(trial.folder / "regime.yaml"), "--out", str(tmp_path / "out")])
     text = capsys.readouterr().out
     first, second, mean = scores(text)

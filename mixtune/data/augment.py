@@ -1,4 +1,4 @@
-"""Views: what the network sees of an image. Random crops and flips for training, whole images for evaluation.
+"""Augmentation: what the network sees of an image. Random crops and flips for training, whole images for evaluation.
 
 Randomness is keyed by (seed, step), so that a resumed run sees what an uninterrupted one would have seen.
 S, B, D as in ``regime.shapes``; a batch is float [B*D, 3, S, S], the D views of an image side by side.
@@ -15,12 +15,10 @@ from torch.nn import functional as F
 
 from mixtune.data import loader
 from mixtune.data.file_issues import LEFT_OUT, FileIssues
-from mixtune.data.loader import Views
-from mixtune.data.reader_pool import Inline
+from mixtune.data.loader import MemoryAhead
 from mixtune.data.sources import Files
 from mixtune.regime import WHOLE, Schedule, Shard
 
-Batch = tuple[Tensor, Tensor]  # uint8 or float [B*D, 3, S, S] with pixel values from 0 to 255; int64 [B*D]
 CPU = torch.device("cpu")
 
 
@@ -50,7 +48,7 @@ class Augment:
 
 
 def resize(images: Tensor, S: int) -> Tensor:
-    """Float [N, 3, H, W] to [N, 3, S, S], bilinear; antialiased when it shrinks."""
+    """Resize float [N, 3, H, W] to [N, 3, S, S], bilinear; antialiased when it shrinks."""
     if images.shape[-2:] == (S, S):
         return images
     return F.interpolate(images, size=(S, S), mode="bilinear", antialias=min(images.shape[-2:]) > S)
@@ -63,41 +61,42 @@ def file_batches(
     flip: bool,
     seed: int,
     start: int,
-    pool: Inline,
+    workers: int,
     device: torch.device = CPU,
     shard: Shard = WHOLE,
-    notes: FileIssues | None = None,
-) -> Iterator[Batch]:
-    """Training batches of image files, uint8 on ``device``, from step ``start`` on: the shard's images of each.
+    issues: FileIssues | None = None,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield training batches of image files from step ``start`` on: of each step the images of the shard.
 
-    A batch on the CPU is valid until the next one is asked for: its memory is used again.
+    A batch is uint8 [n*D, 3, S, S] on ``device``, and the labels, int64 [n*D]. On the CPU it is valid until the next
+    one is asked for: its memory is used again. workers: see ``load_views``, which names what is raised.
     """
-    notes = notes or FileIssues()
-    images, size = loader.memory_ahead(schedule, pool.processes, shard)
+    ahead = loader.memory_ahead(schedule, workers, shard)
     steps = loader.training_steps(schedule, len(source), seed, start, augment.scale, augment.ratio, flip, shard)
-    yield from _on_device(loader.load(pool, source.paths, steps, images, size, notes), source, device)
+    views = loader.load_views(source.paths, steps, workers, ahead, issues or FileIssues(), device)
+    for pixels, samples, _ in views:
+        yield _to_device(pixels, device), source.labels[torch.from_numpy(samples)]
 
 
 def file_eval_batches(
-    source: Files, S: int, batch: int, pool: Inline, device: torch.device = CPU, notes: FileIssues | None = None
-) -> Iterator[Batch]:
-    """Image files as they are evaluated at S: the shorter side at S / 0.875, the central S x S cut out; uint8.
+    source: Files, S: int, batch: int, workers: int, device: torch.device = CPU, issues: FileIssues | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield image files as they are evaluated at S: the shorter side at S / 0.875, the central S x S cut out.
 
-    The label of an image that cannot be read is LEFT_OUT: another one of its batch is shown in its place.
-    A batch on the CPU is valid until the next one is asked for: its memory is used again.
+    Batches are as those of ``file_batches``. The label of an image that cannot be read is LEFT_OUT: another one of its
+    batch is shown in its place.
     """
-    notes = notes or FileIssues()
+    at_once = 3 if workers else 1
+    ahead = MemoryAhead(at_once, at_once * min(batch, len(source)) * S**2 * 3)
     steps = loader.evaluation_steps(len(source), S, batch)
-    size = min(batch, len(source)) * S**2 * 3 * (3 if pool.processes else 1)
-    yield from _on_device(loader.load(pool, source.paths, steps, 2 * batch, size, notes), source, device, LEFT_OUT)
-
-
-def _on_device(
-    made: Iterator[Views], source: Files, device: torch.device, stands_in: int | None = None
-) -> Iterator[Batch]:
-    """stands_in: the label of a view that shows another image than was asked for; None for that image's own."""
-    for pixels, samples, own in made:
+    for pixels, samples, replaced in loader.load_views(
+        source.paths, steps, workers, ahead, issues or FileIssues(), device
+    ):
         labels = source.labels[torch.from_numpy(samples)]
-        if stands_in is not None:
-            labels[torch.from_numpy(~own)] = stands_in
-        yield pixels.to(device, non_blocking=True).permute(0, 3, 1, 2), labels
+        labels[torch.from_numpy(replaced)] = LEFT_OUT
+        yield _to_device(pixels, device), labels
+
+
+def _to_device(pixels: Tensor, device: torch.device) -> Tensor:
+    """Return uint8 [N, S, S, 3] as [N, 3, S, S] on the device."""
+    return pixels.to(device, non_blocking=True).permute(0, 3, 1, 2)

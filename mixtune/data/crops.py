@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mixtune.data.decode import FACTORS, Decoded, Needed
+from mixtune.data.decode import SCALE_FACTORS, Decoded, DecodeRegion
 
 CROP_RATIO = 0.875  # evaluation of image files: shorter side to S / 0.875, then the central S x S
 ATTEMPTS = 10  # torchvision's, at a box that fits into the image
@@ -24,24 +24,28 @@ Box = tuple[int, int, int, int]  # top, left, height, width
 
 @lru_cache
 def opencv() -> Any:
-    """OpenCV, an optional extra; None where it is not installed. It is loaded when it is first needed."""
+    """Return OpenCV, an optional extra, or None where it is not installed. It is loaded when it is first needed.
+
+    It works in the calling thread alone from then on: images are decoded by as many threads as a trial has.
+    """
     try:
         import cv2
     except ImportError:
         return None
+    cv2.setNumThreads(1)
     return cv2
 
 
-def draw(seed: int, step: int, views: int) -> tuple[np.ndarray, np.ndarray]:
-    """A step's random numbers: uniform [views, DRAWS] for the boxes, and which views are mirrored [views]."""
+def draw_crops(seed: int, step: int, views: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return a step's random numbers: uniform [views, DRAWS] for the boxes, and which views are mirrored [views]."""
     rng = np.random.default_rng((seed, step))
     return rng.random((views, DRAWS), np.float32), rng.random(views, np.float32) < 0.5
 
 
 def random_box(H: int, W: int, numbers: Sequence[float], scale: Sequence[float], ratio: Sequence[float]) -> Box:
-    """torchvision's RandomResizedCrop: a box of ``scale`` of the area and an aspect of ``ratio``, anywhere inside.
+    """Return a box as torchvision's RandomResizedCrop: ``scale`` of the area, an aspect of ``ratio``, anywhere inside.
 
-    ``numbers``: DRAWS uniform ones. An image too narrow for ten attempts gives its middle, as there.
+    numbers: DRAWS uniform ones. An image too narrow for ten attempts gives its middle, as there.
     """
     low, high = math.log(ratio[0]), math.log(ratio[1])
     for attempt in range(ATTEMPTS):
@@ -58,23 +62,23 @@ def random_box(H: int, W: int, numbers: Sequence[float], scale: Sequence[float],
     return (H - h) // 2, (W - w) // 2, h, w
 
 
-def needed_for(boxes: Sequence[Box], S: int) -> Needed:
-    """What to decode for these boxes: as small as leaves each of them S pixels in both directions, or more."""
+def region_for_boxes(boxes: Sequence[Box], S: int) -> DecodeRegion:
+    """Return what to decode for these boxes: as small as leaves each of them S pixels or more in both directions."""
     shortest = min(min(h, w) for _, _, h, w in boxes)
-    factor = next((k for k in FACTORS if shortest // k >= S), 1)
-    return Needed(factor, min(b[0] for b in boxes), max(b[0] + b[2] for b in boxes))
+    factor = next((k for k in SCALE_FACTORS if shortest // k >= S), 1)
+    return DecodeRegion(factor, min(b[0] for b in boxes), max(b[0] + b[2] for b in boxes))
 
 
-def needed_whole(H: int, W: int, S: int) -> Needed:
-    """What to decode for an evaluation at S: at least twice the pixels that are kept, so that what the resizing
+def region_for_evaluation(H: int, W: int, S: int) -> DecodeRegion:
+    """Return what to decode for an evaluation at S: at least twice the pixels that are kept, so that what the resizing
     averages is as good as the original.
     """
     side = math.floor(S / CROP_RATIO)
-    return Needed(next((k for k in FACTORS if min(H, W) // k >= 2 * side), 1), 0, H)
+    return DecodeRegion(next((k for k in SCALE_FACTORS if min(H, W) // k >= 2 * side), 1), 0, H)
 
 
 def resize_into(out: np.ndarray, pixels: np.ndarray) -> None:
-    """uint8 [h, w, 3] to ``out``, uint8 [H, W, 3], antialiased and bilinear: ``F.interpolate(..., antialias=True)``."""
+    """Resize uint8 [h, w, 3] into ``out``, uint8 [H, W, 3], as ``F.interpolate(mode="bilinear", antialias=True)``."""
     if pixels.shape == out.shape:
         out[...] = pixels
         return
@@ -83,9 +87,11 @@ def resize_into(out: np.ndarray, pixels: np.ndarray) -> None:
     torch.ops.aten._upsample_bilinear2d_aa.out(source, list(out.shape[:2]), False, None, None, out=target)
 
 
-def crop_into(out: np.ndarray, pixels: np.ndarray) -> None:
-    """``resize_into`` for training. Where nothing shrinks there is nothing to antialias, and OpenCV, if installed,
-    takes half the time; it rounds otherwise, to within one level of 255.
+def resize_crop_into(out: np.ndarray, pixels: np.ndarray) -> None:
+    """Resize as ``resize_into``, for training.
+
+    Where nothing shrinks there is nothing to antialias, and OpenCV, if installed, takes half the time; it rounds to
+    within one level of 255.
     """
     (h, w, _), (H, W, _) = pixels.shape, out.shape
     if h <= H and w <= W and (h, w) != (H, W) and (cv2 := opencv()):
@@ -94,8 +100,8 @@ def crop_into(out: np.ndarray, pixels: np.ndarray) -> None:
         resize_into(out, pixels)
 
 
-def mirror(view: np.ndarray) -> None:
-    """Left and right of a view [S, S, 3] change places."""
+def mirror_in_place(view: np.ndarray) -> None:
+    """Exchange left and right of a view [S, S, 3]."""
     if cv2 := opencv():
         cv2.flip(view, 1, dst=view)
     else:
@@ -103,8 +109,8 @@ def mirror(view: np.ndarray) -> None:
         x.copy_(x.flip(1))
 
 
-def central(image: Decoded, S: int) -> np.ndarray:
-    """A whole image with its shorter side at S / 0.875 and the central S x S cut out. uint8 [S, S, 3]"""
+def central_crop(image: Decoded, S: int) -> np.ndarray:
+    """Return the central S x S of an image whose shorter side is resized to S / 0.875. uint8 [S, S, 3]"""
     short, side = min(image.H, image.W), math.floor(S / CROP_RATIO)
     h, w = (side if x == short else int(side * x / short) for x in (image.H, image.W))
     resized = np.empty((h, w, 3), np.uint8)

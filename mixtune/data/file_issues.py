@@ -1,4 +1,4 @@
-"""Notes: what was found out about image files while they were read: which cannot be, and which had to be converted."""
+"""File issues: which image files of a run cannot be read, and which had to be converted."""
 
 from __future__ import annotations
 
@@ -9,87 +9,86 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mixtune.data.reader_tasks import Job
-from mixtune.files import replace_file
+from mixtune.data.image_views import DecodeResult
+from mixtune.files import atomic_write
 
 LEFT_OUT = -1  # the label of an image that could not be read
-NAMED = 10  # unreadable files that are named when they are met; all are counted
-LISTED = 10_000  # files that are named in a list; all are counted
-IMAGES = "images.tsv"  # the list, in the folder of a run
+MAX_LOGGED = 10  # unreadable files that are named when they are met; all are counted
+MAX_LISTED = 10_000  # files that are named in a list; all are counted
+ISSUES_FILE = "images.tsv"  # the list, in the folder of a run
 UNREADABLE = "unreadable"
+IssueRow = tuple[str, str, str]  # path, kind, reason
 log = logging.getLogger(__name__)
 
 
 @dataclass
 class FileIssues:
-    """What was found out about the files: unreadable {path: why}, decodes, and {kind: paths} of what was converted."""
+    """Unreadable files {path: reason}, converted ones {kind: paths}, and the number of images decoded."""
 
     unreadable: dict[str, str] = field(default_factory=dict)
     converted: dict[str, set[str]] = field(default_factory=dict)
     decodes: int = 0
-    _news: list[tuple[str, str, str]] = field(default_factory=list)  # what the other ranks were not told
+    _new: list[IssueRow] = field(default_factory=list)  # what the other ranks have not received
 
-    def add(self, job: Job) -> None:
-        """What a finished piece of work found."""
-        assert job.done is not None
-        self.decodes += job.done.decodes
-        for i, why in job.done.unreadable.items():
-            path = job.work.paths[i]
-            if path not in self.unreadable and len(self.unreadable) < NAMED:
-                log.warning("%s cannot be read (%s); it is left out", path, why)
-            self._note(path, UNREADABLE, why)
-        for i, kinds in job.done.notes.items():
+    def add(self, paths: Sequence[str], result: DecodeResult) -> None:
+        """Add what became of these files."""
+        self.decodes += result.decodes
+        for i, reason in result.unreadable.items():
+            if paths[i] not in self.unreadable and len(self.unreadable) < MAX_LOGGED:
+                log.warning("%s cannot be read (%s); it is left out", paths[i], reason)
+            self._add_row(paths[i], UNREADABLE, reason)
+        for i, kinds in result.conversions.items():
             for kind in kinds:
-                self._note(job.work.paths[i], kind)
+                self._add_row(paths[i], kind)
 
-    def _note(self, path: str, kind: str, why: str = "") -> None:
+    def _add_row(self, path: str, kind: str, reason: str = "") -> None:
         if path in (self.unreadable if kind == UNREADABLE else self.converted.setdefault(kind, set())):
             return
-        self._news.append((path, kind, why))
+        self._new.append((path, kind, reason))
         if kind == UNREADABLE:
-            self.unreadable[path] = why
+            self.unreadable[path] = reason
         else:
             self.converted[kind].add(path)
 
-    def news(self) -> list[tuple[str, str, str]]:
-        """(path, kind, why) of what was found since this was last asked."""
-        found, self._news = self._news, []
-        return found
+    def take_new(self) -> list[IssueRow]:
+        """Return the rows that were added since the last call."""
+        new, self._new = self._new, []
+        return new
 
-    def hear(self, found: Iterable[Sequence[str]]) -> None:
-        """(path, kind, why) of what another rank found, or this run before it was cut off."""
-        told, self._news = self._news, []
-        for path, kind, why in found:
-            self._note(path, kind, why)
-        self._news = told
+    def merge(self, rows: Iterable[Sequence[str]]) -> None:
+        """Add the rows of another rank, or of this run before it was cut off."""
+        new, self._new = self._new, []
+        for path, kind, reason in rows:
+            self._add_row(path, kind, reason)
+        self._new = new
 
-    def listed(self) -> list[tuple[str, str, str]]:
-        """(path, kind, why), the unreadable first; at most LISTED."""
-        found = [(path, UNREADABLE, why) for path, why in sorted(self.unreadable.items())]
+    def rows(self) -> list[IssueRow]:
+        """Return at most MAX_LISTED rows, the unreadable files first."""
+        rows = [(path, UNREADABLE, reason) for path, reason in sorted(self.unreadable.items())]
         for kind, paths in sorted(self.converted.items()):
-            found += [(path, kind, "") for path in sorted(paths)[: max(0, LISTED - len(found))]]
-        return found[:LISTED]
+            rows += [(path, kind, "") for path in sorted(paths)[: max(0, MAX_LISTED - len(rows))]]
+        return rows[:MAX_LISTED]
 
     def save(self, folder: Path) -> None:
-        """Write the list to ``images.tsv`` where there is anything to name. Raises InputError when the disk refuses."""
-        rows, text = self.listed(), io.StringIO()
+        """Write the rows to ``images.tsv`` where there are any. Raises InputError when the disk refuses."""
+        rows, text = self.rows(), io.StringIO()
         if rows:
             csv.writer(text, delimiter="\t", lineterminator="\n").writerows([("path", "kind", "why"), *rows])
-            replace_file(folder / IMAGES, text.getvalue().encode())
+            atomic_write(folder / ISSUES_FILE, text.getvalue().encode())
 
     def counts(self) -> dict[str, int]:
-        """How many files of each kind were met so far, for records."""
-        found = {UNREADABLE: len(self.unreadable)} | {k: len(paths) for k, paths in sorted(self.converted.items())}
-        return {kind: n for kind, n in found.items() if n}
+        """Return the number of files of each kind, for records."""
+        counts = {UNREADABLE: len(self.unreadable)} | {k: len(paths) for k, paths in sorted(self.converted.items())}
+        return {kind: n for kind, n in counts.items() if n}
 
     def lines(self) -> list[str]:
-        """For people: one line per kind, with a name."""
-        said = [
+        """Return one line per kind, with an example, for people."""
+        lines = [
             f"{len(paths)} image{'s are' if len(paths) > 1 else ' is'} {kind}, for example {min(paths)}"
             for kind, paths in sorted(self.converted.items())
         ]
         if self.unreadable:
-            (path, why), n = next(iter(sorted(self.unreadable.items()))), len(self.unreadable)
+            (path, reason), n = next(iter(sorted(self.unreadable.items()))), len(self.unreadable)
             what = f"{n} image{'s' if n > 1 else ''} cannot be read"
-            said.append(f"{what}: others stand in for training, accuracies are without; for example {path} ({why})")
-        return said
+            lines.append(f"{what}: others stand in for training, accuracies are without; for example {path} ({reason})")
+        return lines

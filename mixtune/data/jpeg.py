@@ -1,8 +1,8 @@
 """JPEG: plain upright JPEGs through simplejpeg (libjpeg-turbo), only as far down as rows are needed.
 
-Everything here may decline, by None: Pillow then decides, and gives the same pixels or says what is wrong. No library
-crops a JPEG before it is decoded, as its blocks have no index. But they lie in order, so that a file whose header names
-fewer rows is decoded as far as those and no further.
+Everything here may return None: Pillow then gives the same pixels or says what is wrong. No library crops a JPEG before
+it is decoded, as its blocks have no index. But they lie in order, so that a file whose header names fewer rows is
+decoded as far as those and no further.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _BASELINE = {"YCbCr": b"\xff\xc0\x00\x11\x08", "Gray": b"\xff\xc0\x00\x0b\x08"} 
 _MORE = re.compile(r"Corrupt JPEG data: \d+ extraneous bytes before marker 0xd[0-79]")
 
 
-class Header(NamedTuple):
+class JpegHeader(NamedTuple):
     """Height and width in pixels, and YCbCr or Gray."""
 
     H: int
@@ -34,38 +34,38 @@ class Header(NamedTuple):
     colours: str
 
 
-def library() -> str | None:
-    """What decodes here, by name and version; None where that is not installed."""
+def library_version() -> str | None:
+    """Return name and version of what decodes here; None where it is not installed."""
     return f"simplejpeg {simplejpeg.__version__}" if simplejpeg else None
 
 
-def header(data: bytes) -> Header | None:
-    """What a file is, if simplejpeg can take it: not rotated, and of colours that it converts as Pillow does."""
+def read_header(data: bytes) -> JpegHeader | None:
+    """Return the header if simplejpeg can decode the file: not rotated, and of colours that it converts as Pillow."""
     if simplejpeg is None or data[:2] != b"\xff\xd8":
         return None
     try:
         H, W, colours, _ = simplejpeg.decode_jpeg_header(data)
-        if colours not in _BASELINE or (data.find(b"Exif\0", 0, 4096) >= 0 and _turned(data)):
+        if colours not in _BASELINE or (data.find(b"Exif\0", 0, 4096) >= 0 and _is_rotated(data)):
             return None
     except Exception:  # damaged, or odd; Pillow's plugins raise nearly everything
         return None
-    return Header(H, W, colours)
+    return JpegHeader(H, W, colours)
 
 
-def pixels(data: bytes, about: Header, factor: int, bottom: int) -> np.ndarray | None:
-    """uint8 [rows, W / factor, 3], the sides divided by ``factor`` (1, 2, 4 or 8) and rounded up: all rows, or some
-    more than those above ``bottom`` of the whole image.
+def decode_rows(data: bytes, header: JpegHeader, factor: int, bottom: int) -> np.ndarray | None:
+    """Return uint8 [rows, W / factor, 3], the sides divided by ``factor`` (1, 2, 4 or 8) and rounded up: all rows, or
+    some more than those above ``bottom`` of the whole image.
     """
-    H, W, _ = about
+    H, W, _ = header
     # Colours are interpolated between rows: the last two before a cut would be other than in the whole image.
     rows = -(-(bottom + 2 * factor) // _BLOCKS) * _BLOCKS
-    if rows + _BLOCKS <= H and (cut := _cut(data, about, rows)):
-        made = np.empty((rows // factor, -(-W // factor), 3), np.uint8)
+    if rows + _BLOCKS <= H and (cut := _with_height(data, header, rows)):
+        top = np.empty((rows // factor, -(-W // factor), 3), np.uint8)
         try:
-            simplejpeg.decode_jpeg(cut, min_height=made.shape[0], min_width=made.shape[1], buffer=made)
+            simplejpeg.decode_jpeg(cut, min_height=top.shape[0], min_width=top.shape[1], buffer=top)
         except ValueError as err:
             if _MORE.fullmatch(str(err)):
-                return made
+                return top
     smaller = {"min_height": -(-H // factor), "min_width": -(-W // factor)} if factor > 1 else {}
     try:
         whole: np.ndarray = simplejpeg.decode_jpeg(data, **smaller)
@@ -74,19 +74,19 @@ def pixels(data: bytes, about: Header, factor: int, bottom: int) -> np.ndarray |
     return whole
 
 
-def _cut(data: bytes, about: Header, rows: int) -> bytes | None:
-    """The same file with a header of fewer rows, if its blocks lie from top to bottom: progressive ones do not."""
-    frame = _BASELINE[about.colours]
-    at = data.find(frame + about.H.to_bytes(2, "big") + about.W.to_bytes(2, "big")) + len(frame)
+def _with_height(data: bytes, header: JpegHeader, rows: int) -> bytes | None:
+    """Return the file with a header of fewer rows; None for a progressive one, whose blocks are not in order."""
+    frame = _BASELINE[header.colours]
+    at = data.find(frame + header.H.to_bytes(2, "big") + header.W.to_bytes(2, "big")) + len(frame)
     return data[:at] + rows.to_bytes(2, "big") + data[at + 2 :] if at >= len(frame) else None
 
 
-def turn(image: Image.Image) -> int:
-    """How an image is turned, as EXIF counts it: 1, upright, wherever it does not say one of 2 to 8."""
-    said = image.getexif().get(ORIENTATION, 1)
-    return said if said in range(2, 9) else 1
+def exif_orientation(image: Image.Image) -> int:
+    """Return the orientation that EXIF names, 2 to 8; else 1, upright."""
+    orientation = image.getexif().get(ORIENTATION, 1)
+    return orientation if orientation in range(2, 9) else 1
 
 
-def _turned(data: bytes) -> bool:
+def _is_rotated(data: bytes) -> bool:
     with Image.open(io.BytesIO(data)) as image:
-        return turn(image) != 1
+        return exif_orientation(image) != 1

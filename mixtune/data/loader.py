@@ -1,16 +1,16 @@
-"""Loader: the batches of a schedule from image files, made ahead of time by one pool of readers for all sizes.
+"""Loader: the views of a schedule's steps from image files, decoded ahead of time by threads of this process.
 
-Every step is known before the run, so what is prefetched is counted in images, a large batch is divided among all
-readers, and the memory it takes is known and stated. An image that cannot be read is replaced by the next one of its
-step that can, so that the batches are the same for every number of readers and in every resumed run; an evaluation is
-told which are, to leave them out.
-S, B, D as in ``regime.shapes``.
+Every step is known before the run. So a step is divided among all threads, and the memory of the steps made ahead is
+known and stated. An image that cannot be read is replaced by the next one of its step that can: batches are the same
+for every number of threads and in every resumed run. An evaluation leaves out the images that are replaced.
+S, B, D as in ``regime.shapes``; n is the number of a step's images that this rank makes.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,51 +19,55 @@ import torch
 from torch import Tensor
 
 from mixtune.data import crops
-from mixtune.data.decode import decoder
+from mixtune.data.decode import describe_decoder
 from mixtune.data.file_issues import FileIssues
-from mixtune.data.reader_pool import Inline
-from mixtune.data.reader_process import Work
-from mixtune.data.reader_tasks import Job, Region
-from mixtune.data.ring_buffer import Ring
+from mixtune.data.image_views import DecodeResult, RandomCrops, make_views
 from mixtune.errors import InputError
 from mixtune.regime import WHOLE, Schedule, Shard
 
-MEMORY = 2**30  # bytes that views made ahead of time may take (more where two steps need more)
-AHEAD = 512  # images made ahead of time, at least: small batches would have the readers wait for the trainer
-CHUNK = 32  # images a reader takes at a time, at most
+MAX_BYTES = 2**30  # of views made ahead of time (more where three steps need more)
+MIN_IMAGES = 512  # made ahead of time: with fewer, small batches would have the threads wait for the trainer
+MAX_CHUNK = 32  # images that a thread takes at a time
+THREAD_NAME = "mixtune-decode"
 
 
-class Views(NamedTuple):
-    """A step's views, before they are on the device.
+@dataclass(frozen=True, eq=False)
+class StepImages:
+    """The images of a step, and what is to be shown of them.
 
-    pixels: uint8 [n, S, S, 3], valid until the next ones are asked for; samples: [n], the images that they show; own:
-    bool [n], whether each is the image that was asked for and not one that stands in.
+    samples: the step's images [B]; positions: those of them that this rank makes [n]; random_crops: of these n images,
+    None for the central crops of an evaluation.
+    """
+
+    samples: np.ndarray
+    positions: np.ndarray
+    S: int
+    D: int = 1
+    random_crops: RandomCrops | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the views."""
+        return len(self.positions) * self.D * self.S**2 * 3
+
+
+class StepViews(NamedTuple):
+    """The views of a step, on the CPU.
+
+    pixels: uint8 [n*D, S, S, 3], valid until the next step is asked for; samples: the image that each view shows
+    [n*D]; replaced: bool [n*D], whether that is another image than was asked for.
     """
 
     pixels: Tensor
     samples: np.ndarray
-    own: np.ndarray
+    replaced: np.ndarray
 
 
-@dataclass(frozen=True, eq=False)
-class Step:
-    """What a step needs. samples: its images [B]; mine: the places of those that are made here; numbers: uniform
-    [len(mine), D, DRAWS] for random crops, None for an evaluation; mirrored: [len(mine), D], None for no mirroring.
-    """
+class MemoryAhead(NamedTuple):
+    """How many steps are held in memory at once, and the bytes of their views together."""
 
-    samples: np.ndarray
-    mine: np.ndarray
-    S: int
-    D: int = 1
-    numbers: np.ndarray | None = None
-    mirrored: np.ndarray | None = None
-    scale: tuple[float, float] = (1.0, 1.0)
-    ratio: tuple[float, float] = (1.0, 1.0)
-
-    @property
-    def size(self) -> int:
-        """Bytes of its views."""
-        return len(self.mine) * self.D * self.S**2 * 3
+    steps: int
+    nbytes: int
 
 
 def training_steps(
@@ -75,163 +79,188 @@ def training_steps(
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
     flip: bool = True,
     shard: Shard = WHOLE,
-) -> Iterator[Step]:
-    """Every step from ``start`` on; its random numbers are those of the whole step, whoever makes which images."""
+) -> Iterator[StepImages]:
+    """Yield every step from ``start`` on. Its random numbers are those of the whole step, whatever the shard."""
     batches = schedule.sample_batches(n_samples, seed, start)
     for step, samples in enumerate(batches, start=start):
         shape = schedule.shapes[schedule.index[step]]
-        numbers, mirrored = crops.draw(seed, step, shape.views)
-        mine = np.arange(shape.B)[shard.part(shape.B)]
-        numbers = numbers.reshape(shape.B, shape.D, -1)[mine]
-        flips = mirrored.reshape(shape.B, shape.D)[mine] if flip else None
-        yield Step(samples, mine, shape.S, shape.D, numbers, flips, scale, ratio)
+        uniform, mirrored = crops.draw_crops(seed, step, shape.views)
+        uniform, mirrored = uniform.reshape(shape.B, shape.D, -1), mirrored.reshape(shape.B, shape.D)
+        positions = np.arange(shape.B)[shard.part(shape.B)]
+        random_crops = RandomCrops(uniform, mirrored if flip else None, scale, ratio).subset(positions)
+        yield StepImages(samples, positions, shape.S, shape.D, random_crops)
 
 
-def evaluation_steps(n_samples: int, S: int, batch: int) -> Iterator[Step]:
-    """All images in order, in batches."""
+def evaluation_steps(n_samples: int, S: int, batch: int) -> Iterator[StepImages]:
+    """Yield all images in order, in batches."""
     for first in range(0, n_samples, batch):
         samples = np.arange(first, min(first + batch, n_samples))
-        yield Step(samples, np.arange(len(samples)), S)
+        yield StepImages(samples, np.arange(len(samples)), S)
 
 
-def memory_ahead(schedule: Schedule, readers: int, shard: Shard = WHOLE, limit: int = MEMORY) -> tuple[int, int]:
-    """How far to work ahead: (images, bytes of all views at once).
+def memory_ahead(schedule: Schedule, workers: int, shard: Shard = WHOLE, limit: int = MAX_BYTES) -> MemoryAhead:
+    """Return how far to work ahead: one step without workers, else enough steps that hold MIN_IMAGES images and twice
+    the largest batch, wherever in the schedule they lie.
 
-    As many images as two of the largest batches, so that a run of them finds its images ready, or AHEAD; but no more
-    than ``limit`` bytes, unless three steps (one in use, one on its way to the device, one in work) need more.
+    They take no more than ``limit`` bytes, unless three steps (one in use, one on its way to the device, one being
+    made) take more. Each step has the memory of the largest.
     """
     shapes = schedule.shapes
-    parts = [len(range(s.B)[shard.part(s.B)]) for s in shapes]
-    images = np.array(parts)[schedule.index]
-    sizes = np.array([n * s.D * s.S**2 * 3 for n, s in zip(parts, shapes, strict=True)])[schedule.index]
-    largest = int(sizes.max(initial=0))
-    if not readers:
-        return 0, largest
-    ahead = max(AHEAD, 2 * int(images.max(initial=0)))
-    before, spent = np.concatenate([[0], np.cumsum(images)]), np.concatenate([[0], np.cumsum(sizes)])
-    ends = np.searchsorted(before, before[:-1] + ahead, side="right") - 1
-    return ahead, max(3 * largest, min(limit, int((spent[ends] - spent[:-1]).max(initial=0)) + 2 * largest))
+    rows = [len(range(shape.B)[shard.part(shape.B)]) for shape in shapes]
+    step_bytes = [n * shape.D * shape.S**2 * 3 for n, shape in zip(rows, shapes, strict=True)]
+    largest = max((step_bytes[i] for i in np.unique(schedule.index)), default=0)
+    if not workers:
+        return MemoryAhead(1, largest)
+    images = np.array(rows)[schedule.index]
+    wanted = max(MIN_IMAGES, 2 * int(images.max(initial=0)))
+    before = np.concatenate([[0], np.cumsum(images)])
+    ends = np.searchsorted(before, before[:-1] + wanted, side="right") - 1
+    enough = int((ends - np.arange(len(ends))).max(initial=0)) + 2
+    steps = max(3, min(enough, limit // max(1, largest)))
+    return MemoryAhead(steps, steps * largest)
+
+
+def describe_loader(schedule: Schedule, workers: int, shard: Shard = WHOLE) -> str:
+    """Return one line for people: who decodes, with what, and how far ahead."""
+    ahead = memory_ahead(schedule, workers, shard)
+    threads = f"{max(1, workers)} decoding thread{'s' if workers > 1 else ''}"
+    size = f"{ahead.nbytes / 2**20:,.0f} MiB"
+    return f"{threads}, {describe_decoder()}; up to {ahead.steps:,} step{'s' * (ahead.steps > 1)} in memory, {size}"
+
+
+def load_views(
+    paths: Sequence[str],
+    steps: Iterator[StepImages],
+    workers: int,
+    ahead: MemoryAhead,
+    issues: FileIssues,
+    device: torch.device | str = "cpu",
+) -> Iterator[StepViews]:
+    """Yield the views of these steps, in order, made by ``workers`` threads (by one thread, one step at a time, for 0).
+
+    For a CUDA device they lie in page-locked memory where that can be had. The threads end with the generator, however
+    it ends. Raises InputError when no image of a training step can be read.
+    """
+    cuda = torch.device(device).type == "cuda"
+    memory = _allocate(ahead, cuda)
+    copied: list[torch.cuda.Event | None] = [None] * ahead.steps  # of each part of the memory: the device has read it
+    # torch's number of threads holds for the thread that sets it; the decoding threads are what runs in parallel.
+    executor = ThreadPoolExecutor(max(1, workers), THREAD_NAME, torch.set_num_threads, (1,))
+    maker = _StepMaker(executor, max(1, workers), paths, issues)
+    pending: deque[tuple[int, _PendingStep]] = deque()
+    started = 0
+    try:
+        step = next(steps, None)
+        while step is not None or pending:
+            while step is not None and len(pending) < ahead.steps:
+                slot = started % ahead.steps
+                if event := copied[slot]:
+                    if pending and not event.query():
+                        break
+                    event.synchronize()
+                pending.append((slot, maker.start(step, memory[slot])))
+                step, started = next(steps, None), started + 1
+            slot, oldest = pending.popleft()
+            yield maker.finish(oldest)
+            if cuda:
+                event = copied[slot] = torch.cuda.Event()
+                event.record()
+    finally:
+        executor.shutdown(cancel_futures=True)
+        for event in filter(None, copied):
+            event.synchronize()
+
+
+def _allocate(ahead: MemoryAhead, page_locked: bool) -> Tensor:
+    """Return uninitialised memory, uint8 [steps, bytes of a step]."""
+    shape = ahead.steps, ahead.nbytes // ahead.steps
+    if page_locked:
+        try:
+            return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+        except RuntimeError:  # the system locks no more pages; copies to the device then wait for each other
+            pass
+    return torch.empty(shape, dtype=torch.uint8)
 
 
 @dataclass(eq=False)
-class _Ahead:
-    """A step that is being made."""
+class _PendingStep:
+    """A step that is being made.
 
-    step: Step
-    offset: int
-    jobs: list[Job]
-    standing: np.ndarray  # [len(mine)], the position in the step of the sample that is shown
-
-
-def load(
-    pool: Inline, paths: Sequence[str], steps: Iterator[Step], images: int, size: int, notes: FileIssues
-) -> Iterator[Views]:
-    """The views of these steps, in order, made at most ``images`` images and ``size`` bytes ahead.
-
-    Raises InputError when no image of a training step can be read, and ReaderLostError when readers die again
-    and again.
+    views: uint8 [n, D, S, S, 3]; shown: the position in the step of the image that each row shows [n]; chunks: rows,
+    and what becomes of them.
     """
-    region, ring = pool.region(size), Ring(size)
-    ahead: deque[_Ahead] = deque()
-    reading: deque[torch.cuda.Event] = deque()  # until when the device copies from the blocks that were given out
-    step = next(steps, None)
-    try:
-        while step is not None or ahead:
-            while reading and reading[0].query():
-                reading.popleft()
-                ring.give_back()
-            while step is not None and (not ahead or sum(len(a.step.mine) for a in ahead) < images):
-                if (offset := ring.take(step.size)) is not None:
-                    ahead.append(_begin(pool, paths, step, region, offset, notes))
-                    step = next(steps, None)
-                elif ahead:
+
+    step: StepImages
+    views: Tensor
+    shown: np.ndarray
+    chunks: list[tuple[slice, Future[DecodeResult]]]
+
+
+class _StepMaker:
+    """Divides steps among threads, and replaces images that cannot be read."""
+
+    def __init__(self, executor: ThreadPoolExecutor, workers: int, paths: Sequence[str], issues: FileIssues) -> None:
+        self._executor, self._workers, self._paths, self._issues = executor, workers, paths, issues
+
+    def start(self, step: StepImages, memory: Tensor) -> _PendingStep:
+        """Begin a step; images that are known to be unreadable are replaced at once."""
+        n = len(step.positions)
+        views = memory[: step.nbytes].view(n, step.D, step.S, step.S, 3)
+        readable = self._readable(step)
+        shown = np.array([_next_readable(readable, position) for position in step.positions], np.int64)
+        pending = _PendingStep(step, views, shown, [])
+        size = max(1, min(MAX_CHUNK, -(-n // self._workers)))
+        for first in range(0, n, size):
+            self._submit(pending, slice(first, first + size))
+        return pending
+
+    def finish(self, pending: _PendingStep) -> StepViews:
+        """Wait for a step, and return it. Raises InputError when no image of a training step can be read."""
+        step, shown = pending.step, pending.shown
+        readable = self._collect(pending)
+        while len(unreadable := np.flatnonzero(~readable[shown])):
+            if not readable.any():
+                if step.random_crops is None:  # the last images of an evaluation, perhaps a single one
+                    pending.views.zero_()
                     break
-                else:  # everything is on its way to the device
-                    reading.popleft().synchronize()
-                    ring.give_back()
-            made = ahead.popleft()
-            _complete(pool, paths, made, region, notes)
-            yield _views(paths, made, region, notes)
-            if region.pinned:
-                event = torch.cuda.Event()
-                event.record()
-                reading.append(event)
-            else:
-                ring.give_back()
-    finally:
-        pool.drop([job for a in ahead for job in a.jobs])
-        for event in reading:
-            event.synchronize()
-        pool.give_back(region)
+                first = self._paths[step.samples[0]]
+                raise InputError(
+                    f"task.data: none of the {len(readable)} images of a step can be read, the first being {first} "
+                    f"({self._issues.unreadable[first]}); is the storage there?"
+                )
+            for row in unreadable.tolist():
+                shown[row] = _next_readable(readable, shown[row])
+                self._submit(pending, slice(row, row + 1))
+            readable = self._collect(pending)
+        replaced = (shown != step.positions) | ~readable[step.positions]
+        return StepViews(pending.views.flatten(0, 1), step.samples[shown].repeat(step.D), replaced.repeat(step.D))
+
+    def _submit(self, pending: _PendingStep, rows: slice) -> None:
+        """Have a thread make some rows."""
+        step = pending.step
+        random_crops = None if step.random_crops is None else step.random_crops.subset(rows)
+        paths = self._shown_paths(pending, rows)
+        future = self._executor.submit(make_views, paths, random_crops, pending.views[rows].numpy())
+        pending.chunks.append((rows, future))
+
+    def _collect(self, pending: _PendingStep) -> np.ndarray:
+        """Wait for what was submitted, and return which images of the step are readable, bool [B]."""
+        for rows, future in pending.chunks:
+            self._issues.add(self._shown_paths(pending, rows), future.result())
+        pending.chunks.clear()
+        return self._readable(pending.step)
+
+    def _shown_paths(self, pending: _PendingStep, rows: slice) -> list[str]:
+        return [self._paths[i] for i in pending.step.samples[pending.shown[rows]]]
+
+    def _readable(self, step: StepImages) -> np.ndarray:
+        """Return which images of the step are not known to be unreadable, bool [B]."""
+        if not self._issues.unreadable:
+            return np.ones(len(step.samples), bool)
+        return np.array([self._paths[i] not in self._issues.unreadable for i in step.samples])
 
 
-def describe(schedule: Schedule, readers: int, shard: Shard = WHOLE) -> str:
-    """Who reads, with what, and how far ahead, for people."""
-    images, size = memory_ahead(schedule, readers, shard)
-    who = f"{readers} reader{'s' if readers > 1 else ''}" if readers else "no readers: this process decodes"
-    return f"{who}, {decoder()}; up to {images:,} images ahead, in {size / 2**20:,.0f} MiB"
-
-
-def _begin(pool: Inline, paths: Sequence[str], step: Step, region: Region, offset: int, notes: FileIssues) -> _Ahead:
-    """Hand a step's images out in pieces, so that all readers work on it; known bad ones are replaced at once."""
-    good, standing = _good(paths, step, notes), step.mine.copy()
-    for k in np.flatnonzero(~good[standing]):
-        standing[k] = _next_good(good, standing[k])
-    piece = max(1, min(CHUNK, -(-len(standing) // max(1, pool.processes))))
-    jobs = [
-        _job(paths, step, standing, slice(first, first + piece), region, offset)
-        for first in range(0, len(standing), piece)
-    ]
-    pool.submit(jobs)
-    return _Ahead(step, offset, jobs, standing)
-
-
-def _job(paths: Sequence[str], step: Step, standing: np.ndarray, part: slice, region: Region, offset: int) -> Job:
-    chosen = tuple(paths[i] for i in step.samples[standing[part]])
-    numbers, mirrored = (None if x is None else x[part] for x in (step.numbers, step.mirrored))
-    begin = offset + part.start * step.D * step.S**2 * 3
-    return Job(Work(chosen, begin, step.S, step.D, numbers, step.scale, step.ratio, mirrored), region)
-
-
-def _complete(pool: Inline, paths: Sequence[str], made: _Ahead, region: Region, notes: FileIssues) -> None:
-    """Wait for a step; where an image could not be read, the next good one of the step is shown in its place."""
-    step, jobs = made.step, made.jobs
-    while jobs:
-        pool.finish(jobs)
-        for job in jobs:
-            notes.add(job)
-        good = _good(paths, step, notes)
-        again = np.flatnonzero(~good[made.standing]).tolist()
-        for k in again:
-            made.standing[k] = _next_good(good, made.standing[k])
-        jobs = [_job(paths, step, made.standing, slice(k, k + 1), region, made.offset) for k in again]
-        if again and not good.any():
-            if step.numbers is None:  # the last images of an evaluation, perhaps a single one
-                region.pixels[made.offset : made.offset + step.size] = 0
-                return
-            first = paths[step.samples[0]]
-            raise InputError(
-                f"task.data: none of the {len(good)} images of a step can be read, the first being {first} "
-                f"({notes.unreadable[first]}); is the storage there?"
-            )
-        pool.submit(jobs)
-
-
-def _good(paths: Sequence[str], step: Step, notes: FileIssues) -> np.ndarray:
-    """bool [B]: which images of the step are not known to be bad."""
-    if not notes.unreadable:
-        return np.ones(len(step.samples), bool)
-    return np.array([paths[i] not in notes.unreadable for i in step.samples])
-
-
-def _next_good(good: np.ndarray, place: int) -> int:
-    """The place itself, or the first one after it, round the step, whose image is not known to be bad."""
-    return next((k for k in ((place + i) % len(good) for i in range(len(good))) if good[k]), place)
-
-
-def _views(paths: Sequence[str], made: _Ahead, region: Region, notes: FileIssues) -> Views:
-    step = made.step
-    n, S = len(step.mine) * step.D, step.S
-    pixels = region.pixels[made.offset : made.offset + step.size].view(n, S, S, 3)
-    own = (made.standing == step.mine) & _good(paths, step, notes)[step.mine]
-    return Views(pixels, np.repeat(step.samples[made.standing], step.D), np.repeat(own, step.D))
+def _next_readable(readable: np.ndarray, position: int) -> int:
+    """Return the position itself or the first readable one after it, round the step; itself where there is none."""
+    following = ((position + i) % len(readable) for i in range(len(readable)))
+    return next((p for p in following if readable[p]), position)

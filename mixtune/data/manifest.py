@@ -1,4 +1,4 @@
-"""Entries: the list of what is done of a prepared data set, and how far files and sources still agree with it.
+"""Manifest: the list of what is done of a prepared data set, and how far files and sources still agree with it.
 
 A file of its own has one line; an archive has a line of its own (without a source) after those of its members.
 """
@@ -15,16 +15,16 @@ from pathlib import Path
 
 from mixtune.data import tar_index
 
-LIST = "prepared.tsv"
+MANIFEST_FILE = "prepared.tsv"
 
 
 @dataclass(frozen=True, slots=True)  # there are millions
-class Entry:
-    """A source that is done. written: a file, or an address inside an archive, relative to the prepared folder.
-    checksum: SHA-256 of what was written, empty with ``why`` for an unreadable source; stamp: of the source
-    (``stamp``), "" where it is gone.
+class ManifestEntry:
+    """A source that is done.
 
-    Of an archive as a whole: source is empty, and stamp says how many members it has.
+    written: a file, or an address inside an archive, relative to the prepared folder; checksum: SHA-256 of what was
+    written, empty where there is a ``reason`` why the source is unreadable; stamp: of the source (``file_stamp``), ""
+    where it is gone. Of an archive as a whole the source is empty, and the stamp is the number of its members.
     """
 
     source: str
@@ -32,83 +32,86 @@ class Entry:
     written: str
     bytes: int
     checksum: str
-    why: str = ""
+    reason: str = ""
 
     def line(self) -> str:
-        """As it stands in the list."""
+        """Return the line of the manifest."""
         source, written = (json.dumps(name, ensure_ascii=False)[1:-1] for name in (self.source, self.written))
-        why = " ".join(self.why.split())
-        return "\t".join((source, self.stamp, written, str(self.bytes), self.checksum, why)) + "\n"
+        reason = " ".join(self.reason.split())
+        return "\t".join((source, self.stamp, written, str(self.bytes), self.checksum, reason)) + "\n"
 
     @property
     def file(self) -> str:
         """The file that holds it."""
-        inside = tar_index.place(self.written)
-        return inside.archive if inside else self.written
+        member = tar_index.parse_address(self.written)
+        return member.archive if member else self.written
 
 
-def stamp(path: str | Path) -> str:
-    """Size and time of a file, or of the archive that an address lies in; "" where it is gone."""
-    inside = tar_index.place(str(path))
+def file_stamp(path: str | Path) -> str:
+    """Return size and time of a file, or of the archive that an address names; "" where it is gone."""
+    member = tar_index.parse_address(str(path))
     try:
-        stat = os.stat(inside.archive if inside else path)  # noqa: PTH116 (an address is no path)
+        stat = os.stat(member.archive if member else path)  # noqa: PTH116 (an address is no path)
     except OSError:
         return ""
     return f"{stat.st_size}-{stat.st_mtime_ns}"
 
 
-def listed(out: Path) -> dict[str, Entry]:
-    """What the list holds, the last line of each: by source, and archives by their names."""
-    found: dict[str, Entry] = {}
-    text = (out / LIST).read_bytes().decode(errors="surrogateescape") if (out / LIST).exists() else ""
+def read_manifest(out: Path) -> dict[str, ManifestEntry]:
+    """Return the last line of each source, by its name, and of each archive, by its own."""
+    entries: dict[str, ManifestEntry] = {}
+    text = (out / MANIFEST_FILE).read_bytes().decode(errors="surrogateescape") if (out / MANIFEST_FILE).exists() else ""
     for line in text.split("\n")[:-1]:  # the last one was being written when the run was killed
         with contextlib.suppress(ValueError):  # damaged since
-            source, when, written, size, checksum, why = line.split("\t")
+            source, stamp, written, size, checksum, reason = line.split("\t")
             source, written = (json.loads(f'"{name}"') for name in (source, written))
-            found[source or written] = Entry(source, when, written, int(size), checksum, why)
-    return found
+            entries[source or written] = ManifestEntry(source, stamp, written, int(size), checksum, reason)
+    return entries
 
 
-def intact(known: Mapping[str, Entry], out: Path, stamps: Iterable[tuple[str, str]], verify: bool) -> dict[str, Entry]:
-    """Those of the ``known`` that hold, by source: files and archives are there with the right size or, with
-    ``verify``, checksum; and the source, given with its stamp as it is now, "" if it is gone, has the one that it had.
-    With ``verify``, what could not be read is looked at again: storage may have failed, or refused.
+def intact_entries(
+    known: Mapping[str, ManifestEntry], out: Path, stamps: Iterable[tuple[str, str]], verify: bool
+) -> dict[str, ManifestEntry]:
+    """Return the entries of ``known`` that are still true, by source.
 
-    An archive of which a single member does not hold does not hold: nothing is ever changed inside one.
+    Their file or archive is there with the right size or, with ``verify``, checksum. Their source has the stamp that it
+    had: ``stamps`` gives it with its stamp as it is now, "" if it is gone. With ``verify``, what could not be read is
+    looked at again: storage may have failed, or refused. No member of an archive is true unless all are: nothing is
+    ever changed inside one.
     """
-    found: dict[str, Entry] = {}
-    members: dict[str, list[Entry]] = {}
+    intact: dict[str, ManifestEntry] = {}
+    members: dict[str, list[ManifestEntry]] = {}
     for source, now in stamps:
         entry = known.get(source)
         if entry is None or not now or entry.stamp != now:
             continue
         if entry.file != entry.written:
             members.setdefault(entry.file, []).append(entry)
-        elif _whole(entry, out, verify) if entry.written else not verify:
-            found[source] = entry
-    for name, inside in members.items():
+        elif _is_written(entry, out, verify) if entry.written else not verify:
+            intact[source] = entry
+    for name, entries in members.items():
         archive = known.get(name)
-        if archive and archive.stamp == str(len(inside)) and _whole(archive, out, verify):
-            found |= {entry.source: entry for entry in inside}
-    return found
+        if archive and archive.stamp == str(len(entries)) and _is_written(archive, out, verify):
+            intact |= {entry.source: entry for entry in entries}
+    return intact
 
 
-def _whole(entry: Entry, out: Path, verify: bool) -> bool:
-    place = out / entry.written
+def _is_written(entry: ManifestEntry, out: Path, verify: bool) -> bool:
+    path = out / entry.written
     try:
         if verify:
-            with place.open("rb") as file:
+            with path.open("rb") as file:
                 return hashlib.file_digest(file, "sha256").hexdigest() == entry.checksum
-        return place.stat().st_size == entry.bytes
+        return path.stat().st_size == entry.bytes
     except OSError:
         return False
 
 
-def clear(out: Path, known: Mapping[str, Entry], held: Mapping[str, Entry]) -> None:
-    """Remove what would be read although no entry holds it: files of sources that changed or are gone, archives of
-    which a part is to be made again, and what a run that was killed left.
+def remove_stale(out: Path, known: Mapping[str, ManifestEntry], intact: Mapping[str, ManifestEntry]) -> None:
+    """Remove what would be read although no intact entry names it: files of sources that changed or are gone, archives
+    of which a part is to be made again, and what a run that was killed left.
     """
-    needed = {entry.file for entry in held.values()}
+    needed = {entry.file for entry in intact.values()}
     archives = {str(p.relative_to(out)) for part in ("train", "val") for p in (out / part).glob("[0-9]*.tar")}
     for name in ({entry.file for entry in known.values()} | archives) - needed:
         if name.startswith(("train/", "val/")) and ".." not in name.split("/"):  # whatever a damaged list says
@@ -117,10 +120,10 @@ def clear(out: Path, known: Mapping[str, Entry], held: Mapping[str, Entry]) -> N
         stale.unlink()
 
 
-def record(out: Path, entries: Iterable[Entry]) -> None:
-    """Add to the list what is surely on disk: files first, then their entries."""
+def append_entries(out: Path, entries: Iterable[ManifestEntry]) -> None:
+    """Append entries to the manifest, once their files are surely on disk."""
     os.sync()
-    with (out / LIST).open("ab+") as file:
+    with (out / MANIFEST_FILE).open("ab+") as file:
         if file.tell() and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n":
             file.write(b"\n")  # after what a kill or a full disk left of a line
         file.write("".join(e.line() for e in entries).encode(errors="surrogateescape"))

@@ -1,4 +1,4 @@
-"""Normalise: pixel values become what a network is fed, in memory that is used again."""
+"""Normalise: turn pixel values into the inputs of a network, in memory that is used again."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-SPARE = 4  # pieces of memory that wait for the next batch, at most
+MAX_SPARE = 4  # buffers that wait for the next batch, at most
 
 
-class Recycled:
+class RecycledMemory:
     """Float tensors in memory that is used again once the tensor, and every view and graph that holds it, is gone.
 
     A batch is tens of megabytes; taken from the operating system anew, its pages would be zeroed one by one at their
@@ -22,10 +22,10 @@ class Recycled:
     """
 
     def __init__(self) -> None:
-        self._spare: deque[np.ndarray] = deque(maxlen=SPARE)
+        self._spare: deque[np.ndarray] = deque(maxlen=MAX_SPARE)
 
     def empty(self, shape: Sequence[int]) -> Tensor:
-        """Float32 on the CPU, filled with anything."""
+        """Return uninitialised float32 on the CPU."""
         size = math.prod(shape)
         memory = self._spare.pop() if self._spare else np.empty(0, np.float32)
         if len(memory) < size:
@@ -40,21 +40,21 @@ class Normalise:
 
     def __init__(self, mean: Sequence[float], std: Sequence[float], device: torch.device) -> None:
         self._mean, self._std = (torch.tensor(x, device=device).view(1, 3, 1, 1) * 255.0 for x in (mean, std))
-        self._memory = Recycled()
+        self._memory = RecycledMemory()
         self._rows: dict[int, list[Tensor]] = {}  # by pixels of a row: mean and std, over and over
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """uint8 or float [N, 3, S, S] to float, channels last, on the same device; the pixels stay as they are."""
+        """Return uint8 or float [N, 3, S, S] as float, channels last, on the same device; the pixels do not change."""
         if pixels.device.type != "cpu":
             x = pixels.float().contiguous(memory_format=torch.channels_last)
             x = x.clone(memory_format=torch.channels_last) if x is pixels else x
             return x.sub_(self._mean).div_(self._std)
         N, _, H, W = pixels.shape
-        made = self._memory.empty((N, H, W, 3))
+        normalised = self._memory.empty((N, H, W, 3))
         if W not in self._rows:
             # The same numbers as by broadcasting, eight times as fast: the innermost loop is not over three values.
             self._rows[W] = [x.view(1, 3).expand(W, 3).reshape(3 * W) for x in (self._mean, self._std)]
         mean, std = self._rows[W]
-        made.copy_(pixels.permute(0, 2, 3, 1))
-        made.view(N * H, 3 * W).sub_(mean).div_(std)
-        return made.permute(0, 3, 1, 2)
+        normalised.copy_(pixels.permute(0, 2, 3, 1))
+        normalised.view(N * H, 3 * W).sub_(mean).div_(std)
+        return normalised.permute(0, 3, 1, 2)

@@ -20,7 +20,7 @@ class Pixels:
         return len(self.labels)
 
     def subset(self, indices: np.ndarray) -> Pixels:
-        """The images at these indices."""
+        """Return the images at these indices."""
         chosen = torch.from_numpy(indices)
         return Pixels(self.images[chosen], self.labels[chosen])
 
@@ -36,7 +36,7 @@ class Files:
         return len(self.labels)
 
     def subset(self, indices: np.ndarray) -> Files:
-        """The images at these indices."""
+        """Return the images at these indices."""
         return Files(tuple(self.paths[i] for i in indices), self.labels[torch.from_numpy(indices)])
 
 

@@ -1,4 +1,4 @@
-"""Splits: which images are trained on, and which are held out to judge or to choose on."""
+"""Splits: divide a data set into images to train on, to evaluate on, and to choose batch-norm statistics on."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from mixtune.data.sources import DataSet, Source
 
 
-def stratified(labels: Tensor, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices split into (rest, share) with the same share of every class, at least one image of each on both sides.
+def stratified_split(labels: Tensor, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return indices split into (rest, share), with the same share of every class and one image or more on both sides.
 
     The split depends on the labels, the share and the seed alone. Raises ValueError when a class has a single image.
     """
@@ -28,8 +28,8 @@ def stratified(labels: Tensor, share: float, seed: int) -> tuple[np.ndarray, np.
     return np.setdiff1d(np.arange(len(y)), part), part
 
 
-def fold(labels: Tensor, folds: int, number: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices split into (rest, fold ``number`` of ``folds``), every class spread evenly over the folds.
+def fold_split(labels: Tensor, folds: int, number: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return indices split into (rest, fold ``number`` of ``folds``), every class spread evenly over the folds.
 
     The folds of one (labels, folds, seed) are disjoint and cover everything. Raises ValueError when a class has fewer
     images than there are folds.
@@ -46,26 +46,26 @@ def fold(labels: Tensor, folds: int, number: int, seed: int) -> tuple[np.ndarray
 
 
 @lru_cache(maxsize=2)
-def split(
+def split_dataset(
     dataset: DataSet, samples: int | None, validation: float | tuple[int, int], judge: str, choosing: bool
 ) -> tuple[Source, Source, Source | None]:
-    """(train, held out, images to choose on before the test set is judged). None of them depends on the seed, so that
-    all runs of a study are judged alike; the next trial gets the same ones, and what was made of them.
+    """Return (train, held out, images to choose on before the test set is evaluated).
 
-    validation: the share that is held out, or (fold, folds).
+    None of them depends on the seed, so that all runs of a study are evaluated alike. They are cached: the next trial
+    gets the same ones, and what was made of them. validation: the share that is held out, or (fold, folds).
     """
     train, held_out, choice = dataset.train, dataset.test, None
     if samples is not None and samples < len(train):
-        _, kept = stratified(train.labels, samples / len(train), seed=1)
-        train = train.subset(kept)
+        _, indices = stratified_split(train.labels, samples / len(train), seed=1)
+        train = train.subset(indices)
     if judge == "validation":
         if isinstance(validation, tuple):
-            rest, part = fold(train.labels, validation[1], validation[0], seed=0)
+            rest, part = fold_split(train.labels, validation[1], validation[0], seed=0)
         else:
-            rest, part = stratified(train.labels, validation, seed=0)
+            rest, part = stratified_split(train.labels, validation, seed=0)
         train, held_out = train.subset(rest), train.subset(part)
     elif choosing:
         share = 1 / validation[1] if isinstance(validation, tuple) else validation
-        rest, part = stratified(train.labels, min(share, 2048 / len(train)), seed=0)
+        rest, part = stratified_split(train.labels, min(share, 2048 / len(train)), seed=0)
         train, choice = train.subset(rest), train.subset(part)
     return train, held_out, choice

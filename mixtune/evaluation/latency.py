@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mixtune.evaluation.curve import Curve
-from mixtune.runtime.oom import name_oom
+from mixtune.runtime.oom import convert_out_of_memory
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # torch's profiler tells of its own stages otherwise
 
@@ -35,7 +35,7 @@ def measure_cost(network: nn.Module, S: int, batch: int, device: torch.device, r
     network.eval()
     too_large = f"the device's memory does not hold {batch} images at {S} px: take a smaller batch"
     try:
-        with name_oom(lambda: too_large):
+        with convert_out_of_memory(lambda: too_large):
             images = torch.randn(batch, 3, S, S, device=device).contiguous(memory_format=torch.channels_last)
             on_gpu = device.type == "cuda"
             seconds = []
@@ -78,9 +78,9 @@ def peak_memory(network: nn.Module, images: Tensor) -> int:
 
 
 def with_cost(curve: Curve, network: nn.Module, batch: int, device: torch.device) -> Curve:
-    """The curve with latency and memory measured at every size, in batches of ``batch``."""
+    """Return the curve with latency and memory measured at every size, in batches of ``batch``."""
     points = []
     for p in curve.points:
         cost = measure_cost(network, p.S, batch, device)
         points.append(replace(p, latency=cost.latency, memory=cost.memory))
-    return Curve(tuple(points))
+    return Curve(tuple(points), curve.metrics)

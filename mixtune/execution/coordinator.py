@@ -1,41 +1,43 @@
-"""Bridge: joins the trials that workers run to the trials of the study, whoever runs the workers.
+"""Join the trials that workers run to the trials of the study, whoever runs the workers.
 
-It makes candidates, takes reports, decides on pruning, records ends and tells the listeners. No Ray or Optuna here.
+The coordinator makes candidates, takes reports, decides on pruning, records ends and calls the callbacks. No Ray or
+Optuna here.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mixtune.errors import NO_ROOM, NoRoomError, no_room
+from mixtune.errors import DISK_FULL, DiskFullError, StorageAwayError, disk_full_error
 from mixtune.evaluation.curve import Curve, write_csv
+from mixtune.execution.position import TrialClock, describe_position, remove_positions
 from mixtune.execution.trial import Cause
-from mixtune.execution.work import candidate_of, handed_over, training_of
-from mixtune.profiling.feasibility import Refuse, nothing
+from mixtune.execution.trial_config import make_candidate, trial_config, trial_training
+from mixtune.profiling.feasibility import Refuse, refuse_nothing
+from mixtune.runtime.memory import count_oom_kills
 from mixtune.search.callbacks import Callbacks, Candidate, State
-from mixtune.search.ledger import Book, StorageAwayError
-from mixtune.search.timeouts import Clock, forget_position, memory_kills, position
 from mixtune.training.run import TrainingConfig
+
+if TYPE_CHECKING:
+    from mixtune.search.optuna_study import OptunaStudy
 
 log = logging.getLogger("mixtune")
 INFEASIBLE_IN_A_ROW = 200
-PATIENCE_SECONDS = 600.0  # with a storage that is away, while nothing runs
 
 
 @dataclass
-class _Live:
+class _RunningTrial:
     candidate: Candidate
     trial: Any  # optuna's live trial
     checkpoint: Path  # of this trial and of its earlier attempts, should the search have been cut off
-    clock: Clock
-    configuration: dict[str, Any]
+    clock: TrialClock
+    config: dict[str, Any]
     state: State | None = None  # None: not decided yet
     reason: str = ""
     cause: Cause = "unknown"  # of its failure
@@ -43,203 +45,205 @@ class _Live:
     curve: Curve | None = None
     reports: int = 0  # the number of the last one that was taken
     deaths: int = 0  # of its workers, or of what they need of the machine
-    memory_kills: int = field(default_factory=memory_kills)
+    oom_kills: int = field(default_factory=count_oom_kills)
 
 
 class Coordinator:
-    """One of the study's trials per candidate, and one of the runner's per attempt at it, found by the runner's id."""
+    """The trials that run: one of the study's per candidate, one of the runner's per attempt at it.
+
+    ``run_id`` is the runner's name of an attempt.
+    """
 
     def __init__(
-        self, trials: Book, training: TrainingConfig, folder: Path, listeners: Callbacks, refuse: Refuse = nothing
+        self,
+        trials: OptunaStudy,
+        training: TrainingConfig,
+        folder: Path,
+        callbacks: Callbacks,
+        refuse: Refuse = refuse_nothing,
     ) -> None:
         """``refuse``: why a candidate cannot be trained, and is recorded as infeasible; empty where it can be."""
-        self.trials, self.listeners, self._refuse = trials, listeners, refuse
-        self.halted = ""  # why no trial can go on (a full disk, no candidate)
+        self.trials, self.callbacks, self._refuse = trials, callbacks, refuse
+        self.halted = ""  # why no trial can go on (a full disk, a storage that is away, no candidate)
         self._training, self._folder = training, folder
         self._limits = trials.space.limits
         self._left = trials.remaining()
-        self._live: dict[str, _Live] = {}
-        self._again: deque[_Live] = deque()  # the machine ended them, and they go on
-        self._away: float | None = None  # since when nothing runs and the storage is away
+        self._running: dict[str, _RunningTrial] = {}
+        self._retries: deque[_RunningTrial] = deque()  # the machine ended them, and they go on
 
     @property
     def done(self) -> bool:
         """Whether nothing is left to be run, now or later."""
-        return bool(self.halted) or not (self._left > 0 or self._live or self._again)
+        return bool(self.halted) or not (self._left > 0 or self._running or self._retries)
 
     def suggest(self, run_id: str) -> dict[str, Any] | None:
-        """The configuration of the next of the runner's trials; None when there is none now (see ``done``)."""
-        if self.halted or not (self._again or self._left > 0):
+        """Return the configuration of the runner's next attempt; None when there is none now (see ``done``)."""
+        if self.halted or not (self._retries or self._left > 0):
             return None
-        if self._again:
-            live = self._live[run_id] = self._again.popleft()
-            forget_position(live.candidate.folder)
-            (live.candidate.folder / "error.txt").unlink(missing_ok=True)
-            live.clock = Clock(self._limits, live.candidate.folder)
-            return live.configuration
-        begun = None
+        if self._retries:
+            running = self._running[run_id] = self._retries.popleft()
+            remove_positions(running.candidate.folder)
+            (running.candidate.folder / "error.txt").unlink(missing_ok=True)
+            running.clock = TrialClock(self._limits, running.candidate.folder)
+            return running.config
+        started = None
         try:
-            begun = self._next()
-        except StorageAwayError as err:
-            self._wait(str(err))  # asked again later
-        except (OSError, NoRoomError) as err:
+            started = self._ask()
+        except (OSError, DiskFullError, StorageAwayError) as err:
             self._halt_on(err, self._folder)
-        if begun is None:
+        if started is None:
             return None
-        self._live[run_id] = begun
+        self._running[run_id] = started
         self._left -= 1
-        self._away = None
-        self._tell("started", begun.candidate)
-        return begun.configuration
+        self._call_back("started", started.candidate)
+        return started.config
 
-    def _next(self) -> _Live | None:
+    def _ask(self) -> _RunningTrial | None:
         for _ in range(INFEASIBLE_IN_A_ROW):
             trial, params = self.trials.ask()
             space = self.trials.space
-            candidate = candidate_of(space, trial.number, params, trial.user_attrs, self._folder)
-            training = training_of(space, self._training, candidate)
+            candidate = make_candidate(space, trial.number, params, trial.user_attrs, self._folder)
+            training = trial_training(space, self._training, candidate)
             if not (reason := self._refuse(candidate.regime, training)):
-                return self._begin(trial, candidate, training)
+                return self._start(trial, candidate, training)
             self.trials.finish(trial, "INFEASIBLE", None, reason, None)
-        said = f"{INFEASIBLE_IN_A_ROW} candidates in a row cannot be trained (the last: {reason})"
-        self._halt(f"{said}; raise budget.epochs, lower base.B, or leave out of search what cannot be met")
+        self._halt(
+            f"{INFEASIBLE_IN_A_ROW} candidates in a row cannot be trained (the last: {reason}); raise budget.epochs, "
+            "lower base.B, or leave out of search what cannot be met"
+        )
         return None
 
-    def _begin(self, trial: Any, candidate: Candidate, training: TrainingConfig) -> _Live:
+    def _start(self, trial: Any, candidate: Candidate, training: TrainingConfig) -> _RunningTrial:
         lineage = int(trial.user_attrs.get("lineage", trial.number))
         checkpoint = self._folder / "checkpoints" / f"{lineage:04d}.pt"
-        forget_position(candidate.folder)  # of an attempt that was cut off
-        configuration = handed_over(self.trials.space, candidate, training, checkpoint)
-        return _Live(candidate, trial, checkpoint, Clock(self._limits, candidate.folder), configuration)
+        remove_positions(candidate.folder)  # of an attempt that was cut off
+        config = trial_config(self.trials.space, candidate, training, checkpoint)
+        return _RunningTrial(candidate, trial, checkpoint, TrialClock(self._limits, candidate.folder), config)
 
-    def running(self, run_id: str, now: float) -> None:
-        """A worker has begun with the trial, at this time in seconds."""
-        if run_id in self._live:
-            self._live[run_id].clock.start(now)
+    def start_clock(self, run_id: str, now: float) -> None:
+        """Note that a worker has begun with the trial, at this time in seconds."""
+        if run_id in self._running:
+            self._running[run_id].clock.start(now)
 
     def overdue(self, now: float) -> list[str]:
-        """Trials that have just exceeded a limit: their workers are to be killed."""
-        found = []
-        for run_id, live in self._live.items():
-            if live.state is None and (why := live.clock.exceeded(now)):
-                live.state, live.reason = "FAIL", why
-                found.append(run_id)
-        return found
+        """Return the attempts that have just exceeded a limit: their workers are to be killed."""
+        run_ids = []
+        for run_id, running in self._running.items():
+            if running.state is None and (reason := running.clock.exceeded(now)):
+                running.state, running.reason = "FAIL", reason
+                run_ids.append(run_id)
+        return run_ids
 
     def report(self, run_id: str, result: Mapping[str, Any]) -> bool:
-        """Take a worker's report; True when the trial is to be stopped."""
-        live = self._live[run_id]
-        live.clock.reported()
+        """Take a worker's report (``trial.combined_reports``); return True when the trial is to be stopped."""
+        running = self._running[run_id]
+        running.clock.reported()
         if "no_room" in result:
             self._halt(str(result["no_room"]))
         if self.halted and not result.get("last"):
             return True
-        if live.state is not None:  # overdue: its worker is being killed
+        if running.state is not None:  # overdue: its worker is being killed
             return True
         if "failed" in result:
-            live.state, live.reason, live.cause = "FAIL", str(result["failed"]), result.get("cause", "unknown")
+            running.state, running.reason = "FAIL", str(result["failed"])
+            running.cause = result.get("cause", "unknown")
             return True
         if "score" not in result:
             return False
         if not math.isfinite(float(result["score"])):
-            live.state, live.reason = "FAIL", f"the score is not finite ({result['score']})"
-            live.cause = "regime"
+            running.state, running.reason = "FAIL", f"the score is not finite ({result['score']})"
+            running.cause = "regime"
             return True
-        live.score, live.curve = float(result["score"]), Curve.from_rows(result["curve"])
+        running.score, running.curve = (
+            float(result["score"]),
+            Curve.from_rows(result["curve"], self.trials.space.task.metrics),
+        )
         if result["last"]:
-            live.state = "COMPLETE"
-        if int(result["number"]) <= live.reports:
-            return False  # told again by a worker that went on from a checkpoint
-        live.reports = int(result["number"])
-        value = float(result["own"]) if self.trials.space.paired else live.score
+            running.state = "COMPLETE"
+        if int(result["number"]) <= running.reports:
+            return False  # reported again by a worker that went on from a checkpoint
+        running.reports = int(result["number"])
+        value = float(result["own"]) if self.trials.space.paired else running.score
         try:
-            pruned = self.trials.report(live.trial, live.reports, value, bool(result["last"]))
-        except NoRoomError as err:
-            live.state = None  # it is run again, and soon at its end: its checkpoint is there
+            pruned: bool = self.trials.report(running.trial, running.reports, value, bool(result["last"]))
+        except (DiskFullError, StorageAwayError) as err:
+            running.state = None  # it is run again, and soon at its end: its checkpoint is there
             self._halt(str(err))
             return True
         if pruned:
-            live.state, live.reason = "PRUNED", f"pruned at {100 * result['progress']:.0f} % of the budget"
-        self._tell("reported", live.candidate, result, live.score)
+            running.state = "PRUNED"
+            running.reason = f"pruned at {100 * result['progress']:.0f} % of the budget"
+        self._call_back("reported", running.candidate, result, running.score)
         return pruned
 
     def end(self, run_id: str, error: bool) -> None:
-        """The trial's worker is done, stopped or dead."""
-        live = self._live.pop(run_id, None)
-        if live is None:
+        """Take note that the attempt's worker is done, stopped or, with ``error``, dead."""
+        running = self._running.pop(run_id, None)
+        if running is None:
             return
         # A repeat's regime was trained before, so that a lack of memory is no property of the regime either.
-        passing = ("machine",) if live.candidate.repeat is None else ("machine", "memory")
-        lost = live.state == "FAIL" and live.cause in passing
-        if (lost or (live.state is None and error)) and not self.halted:
-            live.deaths += 1
-            why = live.reason if lost else self._death(live)
-            if live.deaths <= self._limits.retries:
-                live.state, live.cause = None, "unknown"
-                log.warning("#%d: %s; it goes on from its checkpoint", live.candidate.number, why)
-                self._again.append(live)
+        transient = ("machine",) if running.candidate.repeat is None else ("machine", "memory")
+        lost = running.state == "FAIL" and running.cause in transient
+        if (lost or (running.state is None and error)) and not self.halted:
+            running.deaths += 1
+            reason = running.reason if lost else self._death(running)
+            if running.deaths <= self._limits.retries:
+                running.state, running.cause = None, "unknown"
+                log.warning("#%d: %s; it goes on from its checkpoint", running.candidate.number, reason)
+                self._retries.append(running)
                 return
-            live.state, live.reason = "FAIL", why + (f" ({live.deaths} times)" if live.deaths > 1 else "")
-        if live.state is None:
-            live.state, live.reason = (
+            deaths = f" ({running.deaths} times)" if running.deaths > 1 else ""
+            running.state, running.reason = "FAIL", reason + deaths
+        if running.state is None:
+            running.state, running.reason = (
                 ("INTERRUPTED", self.halted) if self.halted else ("FAIL", "ended without a result")
             )
         try:
-            if live.state != "INTERRUPTED":
-                self._close(live)
-        except (OSError, NoRoomError) as err:
-            self._halt_on(err, live.candidate.folder)
-            live.state, live.reason = "INTERRUPTED", self.halted
-        self._tell("ended", live.candidate, live.state, live.score, live.reason, live.curve)
+            if running.state != "INTERRUPTED":
+                self._record_end(running)
+        except (OSError, DiskFullError, StorageAwayError) as err:
+            self._halt_on(err, running.candidate.folder)
+            running.state, running.reason = "INTERRUPTED", self.halted
+        self._call_back("ended", running.candidate, running.state, running.score, running.reason, running.curve)
 
-    def _close(self, live: _Live) -> None:
-        forget_position(live.candidate.folder)
-        if live.curve is not None:
-            write_csv(live.candidate.folder / "curve.csv", live.curve.rows())
-        assert live.state is not None
-        # The study is the record, so it is written before the listeners are told and the checkpoint is given up.
-        state = "DIVERGED" if live.cause == "regime" else live.state
-        self.trials.finish(live.trial, state, live.score, live.reason, live.curve)
-        for stage in live.checkpoint.parent.glob(f"{live.checkpoint.stem}-*"):
+    def _record_end(self, running: _RunningTrial) -> None:
+        remove_positions(running.candidate.folder)
+        if running.curve is not None:
+            write_csv(running.candidate.folder / "curve.csv", running.curve.rows())
+        assert running.state is not None
+        # The study is the record, so it is written before the callbacks are called and the checkpoint is given up.
+        state = "DIVERGED" if running.cause == "regime" else running.state
+        self.trials.finish(running.trial, state, running.score, running.reason, running.curve)
+        for stage in running.checkpoint.parent.glob(f"{running.checkpoint.stem}-*"):
             stage.unlink()
 
-    def _death(self, live: _Live) -> str:
-        """What is known of a worker's death."""
-        where = position(live.candidate.folder)
-        kills, live.memory_kills = memory_kills() - live.memory_kills, memory_kills()
-        cause = "out of host memory" if kills > 0 else "out of memory, or killed"
-        return f"its worker died ({cause})" + (f", at {where}" if where else "")
+    def _death(self, running: _RunningTrial) -> str:
+        """Return what is known of a worker's death."""
+        position = describe_position(running.candidate.folder)
+        kills, running.oom_kills = count_oom_kills() - running.oom_kills, count_oom_kills()
+        what = "out of host memory" if kills > 0 else "out of memory, or killed"
+        return f"its worker died ({what})" + (f", at {position}" if position else "")
 
     def interrupt(self) -> None:
-        """The search ends early: tell the listeners. The study's own record is put right by ``Trials.reconcile``."""
-        for live in [*self._live.values(), *self._again]:
-            self._tell("ended", live.candidate, "INTERRUPTED", live.score, "interrupted", live.curve)
-        self._live.clear()
-        self._again.clear()
+        """End the search early: tell the callbacks. The study's own record is put right by ``reconcile``."""
+        for running in [*self._running.values(), *self._retries]:
+            self._call_back("ended", running.candidate, "INTERRUPTED", running.score, "interrupted", running.curve)
+        self._running.clear()
+        self._retries.clear()
 
-    def _tell(self, *event: Any) -> None:
+    def _call_back(self, *event: Any) -> None:
         try:
-            self.listeners.tell(*event)
-        except NoRoomError as err:
+            self.callbacks.call(*event)
+        except DiskFullError as err:
             self._halt(str(err))
 
-    def _halt_on(self, err: OSError | NoRoomError, path: Path) -> None:
-        """Nothing can be written. Raises the error when it is not for want of room."""
-        if isinstance(err, NoRoomError):
+    def _halt_on(self, err: OSError | DiskFullError | StorageAwayError, path: Path) -> None:
+        """Halt on what other trials would meet, too: a full disk, a storage that is away. Raise any other error."""
+        if not isinstance(err, OSError):
             return self._halt(str(err))
-        if err.errno not in NO_ROOM:
+        if err.errno not in DISK_FULL:
             raise err
-        return self._halt(str(no_room(err.filename or path)))
-
-    def _wait(self, said: str) -> None:
-        """The storage is away. Trials that run outlast it; a study that only waits ends after a while."""
-        if self._live:
-            self._away = None
-            return
-        self._away = time.monotonic() if self._away is None else self._away
-        if time.monotonic() - self._away > PATIENCE_SECONDS:
-            said = f"the study's storage has not answered for {PATIENCE_SECONDS:g} s ({said})"
-            self._halt(f"{said}; nothing that was finished is lost, and the same command goes on when it does")
+        return self._halt(str(disk_full_error(err.filename or path)))
 
     def _halt(self, reason: str) -> None:
         self.halted = self.halted or reason

@@ -1,4 +1,4 @@
-"""Folds: which processes train a trial: its worker, or ranks, or those of several folds that train at the same time."""
+"""Executor: choose the processes that train a trial: its worker, ranks, or those of several folds at the same time."""
 
 from __future__ import annotations
 
@@ -8,49 +8,49 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any
 
 from mixtune.execution import worker_group
-from mixtune.execution.trial import RunReport, path_of, results, told, trial_results
-from mixtune.runtime.process_group import ALONE
+from mixtune.execution.trial import RunReport, TrialSpec, combined_reports, run_reports, trial_reports
+from mixtune.runtime.process_group import SINGLE_PROCESS
 from mixtune.search.fidelity import Stage
 
 
-def trained(config: dict[str, Any], turn: Callable[[], None] = lambda: None) -> Generator[dict[str, Any], None, None]:
-    """What a trial reports, trained by the processes that it is to have. turn: see ``trial_results``.
+def train_trial(spec: TrialSpec, pause: Callable[[], None] = lambda: None) -> Generator[dict[str, Any], None, None]:
+    """Yield what a trial reports, trained by the processes that it is to have. pause: see ``trial_reports``.
 
-    Raises what ``ranks.together`` raises, and what a run raises.
+    Raises what ``worker_group.parallel_results`` raises, and what a run raises.
     """
-    workers, at_once = config["training"].get("ranks", 1), config.get("folds_at_once", 1)
-    if at_once > 1:
-        with contextlib.closing(_at_once(config, workers, at_once)) as found:
-            yield from results(config, found)
-    elif workers > 1:
-        yield from worker_group.results(trial_results, worker_group.own_group(), config)
+    if spec.folds_at_once > 1:
+        with contextlib.closing(_folds_at_once(spec)) as reports:
+            yield from combined_reports(spec, reports)
+    elif spec.training.ranks > 1:
+        yield from worker_group.group_results(trial_reports, worker_group.current_group(), spec)
     else:
-        yield from trial_results(ALONE, config, turn)
+        yield from trial_reports(SINGLE_PROCESS, spec, pause)
 
 
-def _at_once(config: dict[str, Any], workers: int, count: int) -> Generator[RunReport, None, None]:
-    """The rungs by one team of ranks, because they decide whether the folds are trained; these by ``count`` teams.
+def _folds_at_once(spec: TrialSpec) -> Generator[RunReport, None, None]:
+    """Train the rungs on one team of ranks, because they decide whether the folds are trained; these on several teams.
 
-    Each team trains every ``count``-th fold, and no fold waits for another's report.
+    Each team trains every ``folds_at_once``-th fold, and no fold waits for another's report.
     """
-    group, path = worker_group.own_group(), path_of(config)
-    rungs = [stage for stage in path if stage.share < 1]
-    folds = path[len(rungs) :]
+    group, count = worker_group.current_group(), spec.folds_at_once
+    rungs = [stage for stage in spec.stages if stage.share < 1]
+    folds = spec.stages[len(rungs) :]
     for part, teams in ((rungs, [rungs]), (folds, [folds[i::count] for i in range(count)])):
         if part:
-            arguments = [(config, stages) for stages in teams]
-            with contextlib.closing(worker_group.together(told, group, arguments, workers)) as found:
-                yield from in_order((one for _, one in found), part)
+            arguments = [(spec, stages) for stages in teams]
+            workers = worker_group.parallel_results(run_reports, group, arguments, spec.training.ranks)
+            with contextlib.closing(workers) as results:
+                yield from in_stage_order((report for _, report in results), part)
 
 
-def in_order(found: Iterable[RunReport], path: Sequence[Stage]) -> Iterator[RunReport]:
-    """What runs tell, as it comes, in the order in which they would tell it one after the other."""
-    waiting: dict[Stage, deque[RunReport]] = {stage: deque() for stage in path}
-    left = deque(path)
-    for one in found:
-        waiting[one.stage].append(one)
+def in_stage_order(reports: Iterable[RunReport], stages: Sequence[Stage]) -> Iterator[RunReport]:
+    """Yield reports of stages that train at the same time as if they trained one after the other."""
+    waiting: dict[Stage, deque[RunReport]] = {stage: deque() for stage in stages}
+    left = deque(stages)
+    for report in reports:
+        waiting[report.stage].append(report)
         while left and waiting[left[0]]:
-            now = waiting[left[0]].popleft()
-            if now.last:
+            first = waiting[left[0]].popleft()
+            if first.last:
                 left.popleft()
-            yield now
+            yield first

@@ -1,7 +1,7 @@
-"""Ray Tune runs the trials; Optuna, through ``sampling.Trials``, decides what to try and when to stop.
+"""Run trials with Ray Tune; Optuna, through the coordinator, decides what to try and when to stop.
 
-Ray's own OptunaSearch never prunes and records stopped trials as complete, so the bridge is ours. Any exception in a
-searcher or scheduler ends a Ray experiment, so none leaves them.
+Ray's own OptunaSearch never prunes and records stopped trials as complete, so searcher and scheduler are ours. Any
+exception in one of them ends a Ray experiment, so none leaves them.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from ray._private import ray_constants
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from mixtune.errors import NO_ROOM, InputError, NoRoomError, TrainingError, no_room
+from mixtune.errors import DISK_FULL, DiskFullError, InputError, TrainingError, disk_full_error
 from mixtune.execution import executor, worker_group
 from mixtune.execution.coordinator import Coordinator
 from mixtune.execution.janitor import Janitor
-from mixtune.execution.trial import cause_of, failure
-from mixtune.execution.watchdog import Watch, memory_kills_are_deaths
+from mixtune.execution.trial import TrialSpec, failure_cause, failure_message
+from mixtune.execution.watchdog import Watchdog, treat_memory_kills_as_deaths
 from mixtune.profiling.concurrency import Concurrency
-from mixtune.runtime.process_group import Ranks
+from mixtune.runtime.process_group import ProcessGroup
 from mixtune.secrets import masked
 
 T = TypeVar("T")
@@ -87,162 +87,169 @@ def disconnect() -> None:
 
 
 def cluster() -> tuple[float, float]:
-    """CPUs and GPUs of the cluster in all."""
-    there = ray.cluster_resources()
-    return there.get("CPU", 0.0), there.get("GPU", 0.0)
+    """Return the CPUs and GPUs of the cluster in all."""
+    resources = ray.cluster_resources()
+    return resources.get("CPU", 0.0), resources.get("GPU", 0.0)
 
 
 def nodes() -> list[tuple[float, float]]:
-    """CPUs and GPUs of every node of the cluster."""
+    """Return the CPUs and GPUs of every node of the cluster."""
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return [(there.get("CPU", 0.0), there.get("GPU", 0.0)) for there in alive]
+    return [(resources.get("CPU", 0.0), resources.get("GPU", 0.0)) for resources in alive]
 
 
-def call(function: Callable[..., T], slots: Concurrency, *arguments: Any) -> T:
-    """Run a function once where a trial would run, with a trial's share of the machine. Raises what it raises, and
-    TrainingError when its process dies.
+def call(function: Callable[..., T], concurrency: Concurrency, *arguments: Any) -> T:
+    """Call a function once where a trial would run, with a trial's share of the machine; return what it returns.
 
-    Where trials have several ranks, it is called on each of them, with its place among them as one more argument.
+    Where trials have several ranks, it is called on each of them, with their process group as one more argument. Raises
+    what the function raises, and TrainingError when its process dies.
     """
-    if slots.workers > 1:
-        shared: T = worker_group.call(_called, slots.workers, slots.cpus, slots.gpus, function, arguments)
-        return shared
+    if concurrency.workers > 1:
+        on_ranks: T = worker_group.call_on_group(
+            _on_rank, concurrency.workers, concurrency.cpus, concurrency.gpus, function, arguments
+        )
+        return on_ranks
     # Once, in a process that ends with it: what it had of a GPU is free then, and what killed it would kill it again.
-    remote = ray.remote(num_cpus=slots.cpus, num_gpus=slots.gpus, max_calls=1, max_retries=0)(function)
+    remote = ray.remote(num_cpus=concurrency.cpus, num_gpus=concurrency.gpus, max_calls=1, max_retries=0)(function)
     try:
         result: T = ray.get(remote.remote(*arguments))
     except ray.exceptions.RayTaskError as err:
-        if isinstance(err.cause, OSError) and err.cause.errno in NO_ROOM:
-            raise no_room(err.cause.filename or "a file") from None
+        if isinstance(err.cause, OSError) and err.cause.errno in DISK_FULL:
+            raise disk_full_error(err.cause.filename or "a file") from None
         raise (err.cause if isinstance(err.cause, InputError) else err) from None
     except ray.exceptions.RayError:
         raise TrainingError("the process that was to measure steps died (out of memory, or killed)") from None
     return result
 
 
-def _called(here: Ranks, function: Callable[..., T], arguments: tuple[Any, ...]) -> Iterator[T]:
-    yield function(*arguments, here)
+def _on_rank(group: ProcessGroup, function: Callable[..., T], arguments: tuple[Any, ...]) -> Iterator[T]:
+    yield function(*arguments, group)
 
 
 def run_trial(config: dict[str, Any]) -> None:
-    """What a Ray worker runs: train one regime and report."""
-    carry_out(config, tune.report)
+    """Train one regime and report to Ray: what a worker runs."""
+    train_and_report(config, tune.report)
 
 
-def carry_out(
-    config: dict[str, Any], report: Callable[[dict[str, Any]], None], turn: Callable[[], None] = lambda: None
+def train_and_report(
+    config: dict[str, Any], report: Callable[[dict[str, Any]], None], pause: Callable[[], None] = lambda: None
 ) -> None:
-    """Train one regime and ``report``; bad luck is reported as ``failed``, not raised. turn: see ``trial_results``."""
+    """Train one regime and ``report``; failures are reported, not raised. pause: see ``trial.trial_reports``."""
     folder = Path(config["folder"])
     try:
-        with contextlib.closing(executor.trained(config, turn)) as results:
-            for result in results:
-                report(result)
-    except NoRoomError as err:
+        with contextlib.closing(executor.train_trial(TrialSpec.from_config(config), pause)) as reports:
+            for each in reports:
+                report(each)
+    except DiskFullError as err:
         report({"no_room": str(err)})
     except (InputError, TrainingError) as err:
-        report({"failed": str(err), "cause": cause_of(err)})
+        report({"failed": str(err), "cause": failure_cause(err)})
     except Exception as err:
-        if isinstance(err, OSError) and err.errno in NO_ROOM:
-            report({"no_room": str(no_room(err.filename or folder))})
+        if isinstance(err, OSError) and err.errno in DISK_FULL:
+            report({"no_room": str(disk_full_error(err.filename or folder))})
             return
         with contextlib.suppress(OSError):
             (folder / "error.txt").write_text(masked(traceback.format_exc()), encoding="utf-8")
-        report({"failed": failure(err, folder), "cause": cause_of(err)})
+        report({"failed": failure_message(err, folder), "cause": failure_cause(err)})
 
 
 class _Searcher(Searcher):  # type: ignore[misc]
-    """Asks the bridge for candidates and tells it of ends."""
+    """Asks the coordinator for candidates and tells it of ends."""
 
-    def __init__(self, bridge: Coordinator) -> None:
+    def __init__(self, coordinator: Coordinator) -> None:
         super().__init__()
-        self.bridge: Coordinator | None = bridge
+        self.coordinator: Coordinator | None = coordinator
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """A configuration; None for "not now"; or FINISHED."""
-        assert self.bridge is not None
+        """Return a configuration; None for "not now"; or FINISHED."""
+        assert self.coordinator is not None
         try:
-            configuration = self.bridge.suggest(trial_id)
-            return str(Searcher.FINISHED) if configuration is None and self.bridge.done else configuration
+            configuration = self.coordinator.suggest(trial_id)
+            return str(Searcher.FINISHED) if configuration is None and self.coordinator.done else configuration
         except Exception:
             log.exception("no candidate could be made; no further trials are started")
             return str(Searcher.FINISHED)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Ray's word that a trial ended, for whatever reason."""
-        assert self.bridge is not None
+        """Tell the coordinator that a trial ended, for whatever reason."""
+        assert self.coordinator is not None
         try:
-            self.bridge.end(trial_id, error)
+            self.coordinator.end(trial_id, error)
         except Exception:
             log.exception("the end of a trial could not be recorded; resuming the study repeats it")
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing to save: the study is in Optuna's storage."""
+        """Save nothing: the study is in Optuna's storage."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing to restore."""
+        """Restore nothing."""
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "bridge": None}  # holds open databases
+        return {**self.__dict__, "coordinator": None}  # holds open databases
 
 
 class _Scheduler(FIFOScheduler):  # type: ignore[misc]
     """Stops what Optuna prunes."""
 
-    def __init__(self, bridge: Coordinator) -> None:
+    def __init__(self, coordinator: Coordinator) -> None:
         super().__init__()
-        self.bridge: Coordinator | None = bridge
+        self.coordinator: Coordinator | None = coordinator
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """CONTINUE or STOP."""
-        assert self.bridge is not None
+        """Take a report; return CONTINUE or STOP."""
+        assert self.coordinator is not None
         try:
-            stop = self.bridge.report(trial.trial_id, result)
+            stop = self.coordinator.report(trial.trial_id, result)
         except Exception:
             log.exception("a report could not be recorded; the trial goes on")
             stop = False
         return str(TrialScheduler.STOP if stop else TrialScheduler.CONTINUE)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "bridge": None}
+        return {**self.__dict__, "coordinator": None}
 
 
-def _resources(slots: Concurrency) -> dict[str, float] | tune.PlacementGroupFactory:
-    """What Ray reserves for a trial; one in several processes is a worker without resources, and a bundle for each of
-    them, and one that is computed by a host next to nothing.
+def _resources(concurrency: Concurrency) -> dict[str, float] | tune.PlacementGroupFactory:
+    """Return what Ray reserves for a trial: next to nothing for one that shares a process with others, a bundle per
+    process for one that has several.
     """
-    if slots.pack > 1:
+    if concurrency.pack > 1:
         return {"cpu": 0.01}
-    if slots.processes == 1:
-        return {"cpu": slots.cpus, "gpu": slots.gpus}
-    return tune.PlacementGroupFactory([{}, *[worker_group.bundle(slots.cpus, slots.gpus)] * slots.processes])
+    if concurrency.processes == 1:
+        return {"cpu": concurrency.cpus, "gpu": concurrency.gpus}
+    return tune.PlacementGroupFactory(
+        [{}, *[worker_group.resource_bundle(concurrency.cpus, concurrency.gpus)] * concurrency.processes]
+    )
 
 
 def run(
-    bridge: Coordinator, slots: Concurrency, folder: Path, trial: Callable[[dict[str, Any]], None] | None = None
+    coordinator: Coordinator,
+    concurrency: Concurrency,
+    folder: Path,
+    trial: Callable[[dict[str, Any]], None] | None = None,
 ) -> None:
     """Run trials until the study has as many as it asks for. Raises ClusterLostError when Ray itself dies.
 
-    ``trial``: what a worker runs instead of ``run_trial``, where the trial itself is computed by a host.
+    ``trial``: what a worker runs instead of ``run_trial``, where several trials share another process.
     """
-    memory_kills_are_deaths()
+    treat_memory_kills_as_deaths()
     for name in ("ray", "ray.tune"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # failed trials are told of by the listeners
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # the callbacks tell of failed trials
     # One experiment folder per start: Ray merges two of the same name.
     name = f"start-{len(list((folder / 'ray').glob('start-*'))) + 1:03d}"
     tuner = tune.Tuner(
-        tune.with_resources(trial or run_trial, _resources(slots)),
+        tune.with_resources(trial or run_trial, _resources(concurrency)),
         tune_config=tune.TuneConfig(
-            search_alg=_Searcher(bridge),
-            scheduler=_Scheduler(bridge),
+            search_alg=_Searcher(coordinator),
+            scheduler=_Scheduler(coordinator),
             num_samples=-1,
-            max_concurrent_trials=slots.at_once,
+            max_concurrent_trials=concurrency.at_once,
             # A worker's imports cost seconds; on a GPU a fresh process frees its memory.
-            reuse_actors=trial is not None or slots.gpus == 0,
+            reuse_actors=trial is not None or concurrency.gpus == 0,
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),
         run_config=tune.RunConfig(
-            name=name, storage_path=str((folder / "ray").absolute()), verbose=0, callbacks=[Watch(bridge)]
+            name=name, storage_path=str((folder / "ray").absolute()), verbose=0, callbacks=[Watchdog(coordinator)]
         ),
     )
     tuner.fit()

@@ -1,157 +1,174 @@
-"""A trial as the processes that train it run it: train one regime and say how it goes. No Ray here."""
+"""Train one trial in the processes of a worker and report its progress. No Ray here."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from mixtune.config import parse
-from mixtune.data.reader_pool import ReaderLostError
-from mixtune.errors import NO_ROOM
+from mixtune.errors import DISK_FULL
 from mixtune.evaluation.curve import Curve, mean_curve
+from mixtune.execution.position import Position, describe_position
 from mixtune.regime import Regime
 from mixtune.regime.files import regime_from_dict
 from mixtune.runtime import device
 from mixtune.runtime.oom import is_out_of_memory
-from mixtune.runtime.process_group import PeerLostError, Ranks
+from mixtune.runtime.process_group import PeerLostError, ProcessGroup
 from mixtune.search.fidelity import Stage
-from mixtune.search.timeouts import Position, position
 from mixtune.secrets import masked
+from mixtune.tasks.base import Judge
 from mixtune.training.loop import Report, TrainingDivergedError
 from mixtune.training.run import Run, TrainingConfig
 from mixtune.training.run_folder import save_result
 
-# The machine's: a device, a file, a reader or a rank was lost, and another attempt may well succeed. Memory that was
-# lacking: it would be again, unless the regime was trained before. The regime's: it diverges with this seed.
+# machine: a device, a file, a reader or a rank was lost, and another attempt may well succeed. memory: it was lacking,
+# and would be again, unless the regime was trained before. regime: it diverges with this seed.
 Cause = Literal["machine", "memory", "regime", "unknown"]
 
 
-def cause_of(err: Exception) -> Cause:
-    """Whose fault an error is that ended a run."""
+def failure_cause(err: Exception) -> Cause:
+    """Return what an error that ended a run is due to."""
     if isinstance(err, TrainingDivergedError):
         return "regime"
     if isinstance(err, MemoryError) or is_out_of_memory(err):
         return "memory"
-    if isinstance(err, OSError) and err.errno in NO_ROOM:
+    if isinstance(err, OSError) and err.errno in DISK_FULL:
         return "unknown"
-    return "machine" if isinstance(err, OSError | PeerLostError | ReaderLostError) or device.lost(err) else "unknown"
+    return "machine" if isinstance(err, OSError | PeerLostError) or device.is_device_lost(err) else "unknown"
 
 
-def failure(err: Exception, folder: Path) -> str:
-    """What went wrong in a trial and where, in one line."""
-    where = position(folder)
-    return masked(f"{type(err).__name__}: {err}")[:1000] + (f", at {where}" if where else "")
+def failure_message(err: Exception, folder: Path) -> str:
+    """Return what went wrong in the trial in ``folder`` and at which step, in one line."""
+    position = describe_position(folder)
+    return masked(f"{type(err).__name__}: {err}")[:1000] + (f", at {position}" if position else "")
 
 
-def metrics_of(report: Report, score: float, last: bool) -> dict[str, Any]:
-    """A report as the plain values that Ray carries to the driver: none is a dictionary, which Ray would flatten."""
-    return {
-        "number": report.number,
-        "last": last,
-        "score": score,
-        "progress": report.progress,
-        "loss": report.loss,
-        "lr": report.lr,
-        "views_per_second": report.views_per_second,
-        "seconds": report.seconds,
-        "curve": report.curve.rows(),
-        "findings": list(report.findings.items()),
-    }
+@dataclass(frozen=True)
+class TrialSpec:
+    """What a worker is to train: the configuration that ``trial_config`` makes, read once.
+
+    stages: the trial's runs, in the order in which the pruner sees them; reports_within: whether the first of them is
+    judged on the way.
+    """
+
+    regime: Regime
+    training: TrainingConfig
+    folder: Path
+    checkpoint: Path
+    judge: Judge
+    stages: tuple[Stage, ...]
+    reports_within: bool
+    folds_at_once: int
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> TrialSpec:
+        """Read a worker's configuration. Raises InputError when it is not one."""
+        regime, _ = regime_from_dict(config["regime"], "regime")
+        return cls(
+            regime,
+            parse(config["training"], TrainingConfig, "training"),
+            Path(config["folder"]),
+            Path(config["checkpoint"]),
+            config["judge"],
+            tuple(Stage(**stage) for stage in config["stages"]),
+            config["reports"],
+            config["folds_at_once"],
+        )
+
+    def is_judged_within(self, stage: Stage) -> bool:
+        """Return whether this run is judged on the way: a truncated trial's first; all others once, at their end."""
+        return self.reports_within and stage == self.stages[0]
+
+    def stage_checkpoint(self, stage: Stage) -> Path:
+        """Return the checkpoint of one of the runs."""
+        return self.checkpoint.with_name(f"{self.checkpoint.stem}-{stage.step}{self.checkpoint.suffix}")
 
 
 @dataclass(frozen=True)
 class RunReport:
-    """A report of one of a trial's runs; last: of this run; said: what the run has said since the one before."""
+    """A report of one of a trial's runs; last: of this run; messages: what the run has said since the one before."""
 
     stage: Stage
     report: Report
     last: bool
-    said: tuple[str, ...]
+    messages: tuple[str, ...]
 
 
-def path_of(config: dict[str, Any]) -> list[Stage]:
-    """The runs that a trial goes through, in the order in which the pruner sees them."""
-    return [Stage(**s) for s in config["stages"]]
-
-
-def trial_results(
-    here: Ranks, config: dict[str, Any], turn: Callable[[], None] = lambda: None
+def trial_reports(
+    group: ProcessGroup, spec: TrialSpec, pause: Callable[[], None] = lambda: None
 ) -> Iterator[dict[str, Any]]:
-    """Train one regime, alone or as one of several ranks, through all its stages; what is reported, on the way.
+    """Train one regime through all its stages, alone or as one of several ranks; yield the trial's reports.
 
-    turn: called after every step and between batches of an evaluation, where trials share a process.
+    pause: called after every step and between batches of an evaluation, where trials share a process.
     """
-    return results(config, told(here, config, path_of(config), turn))
+    return combined_reports(spec, run_reports(group, spec, spec.stages, pause))
 
 
-def results(config: dict[str, Any], found: Iterable[RunReport]) -> Iterator[dict[str, Any]]:
-    """What is reported of a trial, from what its runs tell in the order of its path, wherever they train."""
-    training, path = parse(config["training"], TrainingConfig, "training"), path_of(config)
-    folds: list[Curve] = []  # of the whole budget
-    for one in found:
+def combined_reports(spec: TrialSpec, reports: Iterable[RunReport]) -> Iterator[dict[str, Any]]:
+    """Yield the trial's reports, from those of its runs in the order of its stages, wherever they train.
+
+    A report holds plain values, which Ray carries to the driver; none is a dictionary, which Ray would flatten.
+    """
+    whole: list[Curve] = []  # of the folds that were trained on the whole budget
+    for one in reports:
         report, stage = one.report, one.stage
-        folds += [report.curve] * (one.last and stage.share == 1)
-        curve = mean_curve(folds) if folds else report.curve
-        score = training.score.of(curve)
-        result = metrics_of(report, score, one.last and stage == path[-1]) | {"curve": curve.rows()}
-        # Pruners that compare folds want this fold's own score, all others the best estimate there is.
-        own = training.score.of(report.curve)
-        step = report.number if _on_the_way(config, stage) else stage.step
-        result |= {"number": step, "own": own, "progress": stage.share * report.progress, "fold": stage.fold}
-        yield result | {"said": list(one.said)}
+        if one.last and stage.share == 1:
+            whole.append(report.curve)
+        curve = mean_curve(whole) if whole else report.curve
+        yield {
+            "number": report.number if spec.is_judged_within(stage) else stage.step,
+            "last": one.last and stage == spec.stages[-1],
+            "score": spec.training.score.of(curve),
+            # Pruners that compare folds want this fold's own score, all others the best estimate there is.
+            "own": spec.training.score.of(report.curve),
+            "fold": stage.fold,
+            "progress": stage.share * report.progress,
+            "loss": report.loss,
+            "lr": report.lr,
+            "views_per_second": report.views_per_second,
+            "seconds": report.seconds,
+            "curve": curve.rows(),
+            "findings": list(report.findings.items()),
+            "said": list(one.messages),
+        }
 
 
-def told(
-    here: Ranks, config: dict[str, Any], path: Sequence[Stage], turn: Callable[[], None] = lambda: None
+def run_reports(
+    group: ProcessGroup, spec: TrialSpec, stages: Sequence[Stage], pause: Callable[[], None] = lambda: None
 ) -> Iterator[RunReport]:
-    """Train these of a trial's runs, one after the other."""
-    regime, _ = regime_from_dict(config["regime"], "regime")
-    training = parse(config["training"], TrainingConfig, "training")
-    for stage in path:
-        said: list[str] = []
-        for report, last in _stage(here, regime, training, config, stage, turn, said.append):
-            yield RunReport(stage, report, last, tuple(said))
-            said.clear()
+    """Train these of a trial's runs, one after the other; yield their reports."""
+    for stage in stages:
+        messages: list[str] = []
+        for report, last in _train_stage(group, spec, stage, pause, messages.append):
+            yield RunReport(stage, report, last, tuple(messages))
+            messages.clear()
 
 
-def _on_the_way(config: dict[str, Any], stage: Stage) -> bool:
-    """A truncated trial reports on the way, on its first fold; all other runs once, at their end."""
-    return bool(config["reports"]) and stage == path_of(config)[0]
-
-
-def _stage(
-    here: Ranks,
-    regime: Regime,
-    training: TrainingConfig,
-    config: dict[str, Any],
-    stage: Stage,
-    turn: Callable[[], None],
-    say: Callable[[str], None],
+def _train_stage(
+    group: ProcessGroup, spec: TrialSpec, stage: Stage, pause: Callable[[], None], say: Callable[[str], None]
 ) -> Iterator[tuple[Report, bool]]:
-    """One training run of a trial: (report, whether it is the run's last)."""
-    task = replace(training.task, fold=stage.fold)
-    job = Run.prepare(regime, replace(training, task=task, share=stage.share), config["judge"], here)
-    folder, checkpoint = Path(config["folder"]), Path(config["checkpoint"])
-    folder.mkdir(parents=True, exist_ok=True)  # it is not there yet on another machine of a cluster
-    fold = stage.fold if config.get("folds_at_once", 1) > 1 else None
-    judged = None if _on_the_way(config, stage) else (training.evaluate.reports,)
-    with Position(folder, job.schedule, fold) if here.first else contextlib.nullcontext() as at:
+    """Train one run of a trial; yield (report, whether it is the run's last)."""
+    task = replace(spec.training.task, fold=stage.fold)
+    run = Run.prepare(spec.regime, replace(spec.training, task=task, share=stage.share), spec.judge, group)
+    spec.folder.mkdir(parents=True, exist_ok=True)  # it is not there yet on another machine of a cluster
+    fold = stage.fold if spec.folds_at_once > 1 else None
+    judged = None if spec.is_judged_within(stage) else (spec.training.evaluate.reports,)
+    with Position(spec.folder, run.schedule, fold) if group.is_main else contextlib.nullcontext() as position:
 
         def on_step(step: int, views: int) -> None:
-            if at is not None:
-                at(step, views)
-            turn()
+            if position is not None:
+                position(step, views)
+            pause()
 
-        job.task.pause = turn
-        kept = checkpoint.with_name(f"{checkpoint.stem}-{stage.step}{checkpoint.suffix}")
-        for report in job.reports(kept, on_step=on_step, say=say, judged=judged):
-            last = report.step == len(job.schedule)
-            if last and job.task.notes.unreadable:
-                say(job.task.notes.lines()[-1])
+        run.task.pause = pause
+        for report in run.reports(spec.stage_checkpoint(stage), on_step=on_step, say=say, judged=judged):
+            last = report.step == len(run.schedule)
+            if last and run.task.file_issues.unreadable:
+                say(run.task.file_issues.lines()[-1])
             # Of the fold that regime.yaml names: judged on another's images, weights would be judged on what they saw.
-            if here.first and stage.fold == training.task.fold:
-                save_result(folder, job, report) if last else job.task.notes.save(folder)
+            if group.is_main and stage.fold == spec.training.task.fold:
+                save_result(spec.folder, run, report) if last else run.task.file_issues.save(spec.folder)
             yield report, last

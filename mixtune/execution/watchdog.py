@@ -1,7 +1,4 @@
-"""Watch: what the driver does between Ray's events: kills workers that exceed a limit, notices that Ray itself died.
-
-With ``tuning``, the only module that knows Ray.
-"""
+"""Watch running trials between Ray's events: kill workers that exceed a time limit, notice that Ray itself died."""
 
 from __future__ import annotations
 
@@ -21,72 +18,82 @@ from mixtune.execution.coordinator import Coordinator
 
 log = logging.getLogger("mixtune")
 EVERY = 0.5  # seconds between looks
+STALL = 10.0  # seconds: when the driver was held up for longer, by the study's storage, trials waited for it
 
 
 class ClusterLostError(TrainingError):
     """A process of the local Ray cluster died: nothing runs any more, and Ray would only say so after a minute."""
 
 
-def lost() -> str:
-    """Which processes of the local cluster are dead; "" when all is well, or the cluster is another's."""
+def dead_ray_processes() -> str:
+    """Return which processes of the local cluster are dead; "" for none, or where the cluster is another's."""
     node = worker._global_node
     return ", ".join(sorted({str(kind) for kind, _ in node.dead_processes()})) if node else ""
 
 
-class Watch(Callback):  # type: ignore[misc]
-    """Looks at running trials; called by Ray between events, at least every 0.1 s."""
+class Watchdog(Callback):  # type: ignore[misc]
+    """Looks at running trials; Ray calls it between events, at least every 0.1 s."""
 
-    def __init__(self, bridge: Coordinator, clock: Callable[[], float] = time.monotonic) -> None:
-        self.bridge: Coordinator | None = bridge
+    def __init__(self, coordinator: Coordinator, clock: Callable[[], float] = time.monotonic) -> None:
+        self.coordinator: Coordinator | None = coordinator
         self._clock: Callable[[], float] | None = clock
-        self._looked = 0.0
+        self._read = self._time = clock()
+        self._looked = -EVERY
         self._over: list[Trial] = []
 
     def on_trial_start(self, iteration: int, trials: Sequence[Trial], trial: Trial, **info: Any) -> None:
-        """A worker begins with a trial."""
-        assert self.bridge is not None and self._clock is not None  # noqa: PT018
-        self.bridge.running(trial.trial_id, self._clock())
+        """Start the clock of a trial that a worker begins."""
+        assert self.coordinator is not None
+        self.coordinator.start_clock(trial.trial_id, self._now())
 
     def on_trial_complete(self, iteration: int, trials: Sequence[Trial], trial: Trial, **info: Any) -> None:
-        """A trial is over."""
+        """Note a trial that is over."""
         self._over.append(trial)
 
     def on_trial_error(self, iteration: int, trials: Sequence[Trial], trial: Trial, **info: Any) -> None:
-        """A trial's worker died."""
+        """Note a trial whose worker died."""
         self._over.append(trial)
 
     def on_step_end(self, iteration: int, trials: Sequence[Trial], **info: Any) -> None:
-        """Forget what is over, and look, when it is time.
+        """Release the trials that are over; every ``EVERY`` seconds, look at those that run.
 
         Raises ClusterLostError, which ends the experiment, when Ray has died.
         """
-        assert self.bridge is not None and self._clock is not None  # noqa: PT018
+        assert self.coordinator is not None
         while self._over:  # only now, when every other callback has seen them
-            forget(self._over.pop())
-        now = self._clock()
+            release_trial(self._over.pop())
+        now = self._now()
         if now - self._looked < EVERY:
             return
         self._looked = now
-        if dead := lost():
+        if dead := dead_ray_processes():
             raise ClusterLostError(f"{dead} of the local Ray cluster died")
-        for run_id in self.bridge.overdue(now):
+        for run_id in self.coordinator.overdue(now):
             (trial,) = (t for t in trials if t.trial_id == run_id)
             if (actor := trial.temporary_state.ray_actor) is not None:
                 ray.kill(actor)  # from outside, so that a worker that is stuck in C code ends too
 
+    def _now(self) -> float:
+        """Return the time in seconds, without what the driver was held up for beyond ``STALL``: no trial's fault."""
+        assert self._clock is not None
+        read = self._clock()
+        self._time += min(read - self._read, STALL)
+        self._read = read
+        return self._time
+
     def __getstate__(self) -> dict[str, Any]:
-        return {"bridge": None, "_clock": None, "_looked": 0.0, "_over": []}
+        return {"coordinator": None, "_clock": None, "_read": 0.0, "_time": 0.0, "_looked": 0.0, "_over": []}
 
 
-def forget(trial: Trial) -> None:
-    """Let go of a finished trial's configuration, last report and statistics, which Ray would keep (60 KiB a trial)."""
+def release_trial(trial: Trial) -> None:
+    """Drop a finished trial's configuration, last report and statistics, which Ray would keep (60 KiB a trial)."""
     trial.config, trial.evaluated_params = {}, {}
-    kept = trial.run_metadata
-    kept.last_result, kept.metric_analysis, kept.metric_n_steps = {}, {}, {}
+    metadata = trial.run_metadata
+    metadata.last_result, metadata.metric_analysis, metadata.metric_n_steps = {}, {}, {}
 
 
-def memory_kills_are_deaths() -> None:
-    """Make a worker that Ray's memory monitor killed one trial's end, as any other worker's death is.
+def treat_memory_kills_as_deaths() -> None:
+    """Make Tune take a worker that Ray's memory monitor killed as any other dead worker: one trial's end.
 
     Tune takes the monitor's error for a fault of its own and ends the experiment (Ray 2.60).
     """

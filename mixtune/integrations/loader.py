@@ -1,4 +1,4 @@
-"""A regime in anybody's own training loop: a batch sampler, the views it asks for, and the loader made of both.
+"""A regime in a user's own training loop: a batch sampler, the views it asks for, and the loader made of both.
 
     regime, _ = load_regime("best.yaml")
     schedule = Schedule.build(regime, Budget(epochs=90), len(dataset), seed=0)
@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from mixtune.data import augment as views
-from mixtune.data import reader_pool
+from mixtune.data import augment
 from mixtune.data.file_issues import FileIssues
 from mixtune.data.normalise import Normalise
 from mixtune.data.sources import Files
@@ -34,7 +33,7 @@ class Samples(Sized, Protocol):
     """A map-style data set: items are (image, label)."""
 
     def __getitem__(self, i: int) -> tuple[Any, Any]:
-        """The image and label of sample i."""
+        """Return the image and label of sample i."""
 
 
 class MixedSizes(Sampler[list[Key]]):
@@ -61,73 +60,69 @@ class MixedSizes(Sampler[list[Key]]):
             yield [(int(i), shape.S, shape.D, self.seed, step) for i in mine]
 
 
-class Views(Dataset[tuple[Tensor, Tensor]]):
-    """What the sampler's keys ask for: D views [D, 3, S, S] of a sample, each transformed on its own, and D labels.
+class SampleViews(Dataset[tuple[Tensor, Tensor]]):
+    """A data set of views: D of a sample, [D, 3, S, S], each transformed on its own, and D labels.
 
     ``transform_at(S)`` gives the transform to a tensor [3, S, S]; the sample is read once for all its views.
     """
 
     def __init__(self, dataset: Samples, transform_at: Callable[[int], Transform]) -> None:
         self.dataset, self.transform_at = dataset, transform_at
-        self._made: dict[int, Transform] = {}
+        self._transforms: dict[int, Transform] = {}
 
     def __getitem__(self, key: Key) -> tuple[Tensor, Tensor]:
         sample, S, D, seed, step = key
         image, label = self.dataset[sample]
-        if S not in self._made:
-            self._made[S] = self.transform_at(S)
+        if S not in self._transforms:
+            self._transforms[S] = self.transform_at(S)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(np.random.SeedSequence((seed, step, sample)).generate_state(1)[0]))
-            views = torch.stack([self._made[S](image) for _ in range(D)])
+            views = torch.stack([self._transforms[S](image) for _ in range(D)])
         if views.shape[-2:] != (S, S):
             raise ValueError(f"transform_at({S}) gave an image of {tuple(views.shape[1:])}, not [3, {S}, {S}]")
         return views, torch.as_tensor(label).repeat(D)
 
 
 def random_crops(S: int) -> Transform:
-    """The usual augmentation for photographs: a random crop resized to S, mirrored half the time, pixels 0 to 1."""
+    """Return the usual augmentation of photographs: a random crop resized to S, mirrored or not, pixels 0 to 1."""
     from torchvision.transforms import v2
 
     steps = [v2.ToImage(), v2.RandomResizedCrop((S, S), antialias=True), v2.RandomHorizontalFlip()]
-    made: Transform = v2.Compose([*steps, v2.ToDtype(torch.float32, scale=True)])
-    return made
+    transform: Transform = v2.Compose([*steps, v2.ToDtype(torch.float32, scale=True)])
+    return transform
 
 
-def join(items: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """A step's views and labels: [B*D, 3, S, S] and [B*D]; the copies of a sample are neighbours."""
+def collate_views(items: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Return a step's views and labels, [B*D, 3, S, S] and [B*D]; the copies of a sample are neighbours."""
     return torch.cat([x for x, _ in items]), torch.cat([y for _, y in items])
 
 
-class FolderBatches(Sized):
-    """The batches of a schedule from image files, by the trainer's own loader; its length is the number of steps."""
+class FolderLoader(Sized):
+    """Batches of a schedule from image files, by the trainer's own loader; its length is the number of steps."""
 
     def __init__(self, files: Files, schedule: Schedule, seed: int, start: int, shard: Shard, workers: int) -> None:
         shard.check(schedule.shapes)
         self.files, self.schedule, self.seed, self.start = files, schedule, seed, start
         self.shard, self.workers = shard, workers
-        self.notes = FileIssues()  # on the files read so far: which cannot be, which were converted
+        self.issues = FileIssues()  # of the files read so far
 
     def __len__(self) -> int:
         return len(self.schedule) - self.start
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        readers = reader_pool.take(self.workers)
-        between_0_and_1, augment = Normalise((0, 0, 0), (1, 1, 1), views.CPU), views.Augment()
-        try:
-            for pixels, labels in views.file_batches(
-                self.files,
-                self.schedule,
-                augment,
-                True,
-                self.seed,
-                self.start,
-                readers,
-                shard=self.shard,
-                notes=self.notes,
-            ):
-                yield between_0_and_1(pixels), labels
-        finally:
-            reader_pool.release(readers)
+        to_unit_range, random_crops = Normalise((0, 0, 0), (1, 1, 1), augment.CPU), augment.Augment()
+        for pixels, labels in augment.file_batches(
+            self.files,
+            self.schedule,
+            random_crops,
+            True,
+            self.seed,
+            self.start,
+            self.workers,
+            shard=self.shard,
+            issues=self.issues,
+        ):
+            yield to_unit_range(pixels), labels
 
 
 def mixed_loader(
@@ -139,19 +134,19 @@ def mixed_loader(
     shard: Shard = WHOLE,
     num_workers: int = 0,
     **options: Any,
-) -> FolderBatches | DataLoader[tuple[Tensor, Tensor]]:
-    """One loader for all sizes of a schedule; its length is the number of steps.
+) -> FolderLoader | DataLoader[tuple[Tensor, Tensor]]:
+    """Return one loader for all sizes of a schedule; its length is the number of steps.
 
     A torchvision ``ImageFolder`` without transforms is read as the trainer reads it: same views, same speed. Any other
     data set, or one with ``transform_at`` (default: ``random_crops``), goes through torch's DataLoader, which gets the
     ``options`` (pin_memory, ...). With Lightning, give it as the training loader for one epoch, and
     ``Trainer(max_epochs=1, use_distributed_sampler=False)``.
     """
-    found = getattr(dataset, "samples", None)
+    samples = getattr(dataset, "samples", None)
     plain = not any(getattr(dataset, name, None) for name in ("transform", "target_transform", "transforms"))
-    if transform_at is None and not options and plain and isinstance(found, list) and hasattr(dataset, "loader"):
-        files = Files(tuple(str(p) for p, _ in found), torch.tensor([label for _, label in found]))
-        return FolderBatches(files, schedule, seed, start, shard, num_workers)
+    if transform_at is None and not options and plain and isinstance(samples, list) and hasattr(dataset, "loader"):
+        files = Files(tuple(str(p) for p, _ in samples), torch.tensor([label for _, label in samples]))
+        return FolderLoader(files, schedule, seed, start, shard, num_workers)
     sampler = MixedSizes(schedule, len(dataset), seed, start, shard)
-    items = Views(dataset, transform_at or random_crops)
-    return DataLoader(items, batch_sampler=sampler, collate_fn=join, num_workers=num_workers, **options)  # type: ignore[arg-type]
+    items = SampleViews(dataset, transform_at or random_crops)
+    return DataLoader(items, batch_sampler=sampler, collate_fn=collate_views, num_workers=num_workers, **options)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Distillation: a trained teacher that sees the same views as the network."""
+"""Distillation: train the network on the outputs of a trained teacher that sees the same views."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class Distillation:
             raise ValueError(f"weight must be positive, not {self.weight!r}")
 
     def teacher(self, classes: int, device: torch.device, names: Sequence[str] = ()) -> nn.Module:
-        """The teacher, in evaluation mode for good. names: of the classes.
+        """Return the teacher, in evaluation mode. names: of the classes.
 
-        Raises InputError for an unknown network, and a file of another or of other classes.
+        Raise InputError for an unknown network, and for a file of another network or of other classes.
         """
         try:
             net = registry.create_network(self.network, classes)
@@ -46,10 +46,10 @@ class Distillation:
         return net.requires_grad_(False).eval()
 
     def loss(self, logits: Tensor, teacher: Tensor) -> Tensor:
-        """T^2 times the divergence of the softened outputs [N, classes], mean over the views.
+        """Return T^2 times the divergence of the softened outputs [N, classes], mean over the views.
 
-        Bag of Tricks has the cross-entropy here, which differs by the teacher's entropy, a constant: the gradient is
-        the same, and this one is 0 where the network has learnt all there is.
+        Bag of Tricks has the cross-entropy, which differs by the teacher's entropy, a constant: the gradient is the
+        same, and this loss is 0 for outputs that equal the teacher's.
         """
         T = self.temperature
         student, target = (logits.float() / T).log_softmax(1), (teacher.float() / T).log_softmax(1)

@@ -1,4 +1,4 @@
-"""EMA: an exponential moving average of a network's weights and statistics, which is what is evaluated and kept."""
+"""EMA: an exponential moving average of a network's weights and statistics, evaluated and saved in its place."""
 
 from __future__ import annotations
 
@@ -10,44 +10,40 @@ from torch import Tensor, nn
 
 
 class ModelEma:
-    """The average network: after step t it is ``d * average + (1-d) * weights`` with d = min(decay, (1+t) / (10+t)).
+    """The average network: after step t, ``d * average + (1-d) * weights`` with d = min(decay, (1+t) / (10+t)).
 
-    The smaller decay at the start forgets the random initialisation. Floating-point buffers are averaged as well:
-    batch-norm statistics of single steps are of single sizes. Counters are copied.
+    The smaller decay of early steps forgets the random initialisation. Floating-point buffers are averaged as well,
+    because the batch-norm statistics of one step are those of one size. Counters are copied.
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
         self.network = copy.deepcopy(network).requires_grad_(False)
         self.decay = decay
-        mine, theirs = _tensors(self.network), _tensors(network)
-        self._averaged = [[t for t in side if t.is_floating_point()] for side in (mine, theirs)]
-        self._counters = [[t for t in side if not t.is_floating_point()] for side in (mine, theirs)]
+        both = _tensors(self.network), _tensors(network)
+        self._averaged = [[t for t in tensors if t.is_floating_point()] for tensors in both]
+        self._counters = [[t for t in tensors if not t.is_floating_point()] for tensors in both]
 
-    def share(self, steps: int) -> float:
-        """The share of the network's weights in the average after ``steps`` steps: 1 - d."""
+    def weight(self, steps: int) -> float:
+        """Return 1 - d, the weight of the network in the average after ``steps`` steps."""
         return 1 - min(self.decay, (1 + steps) / (10 + steps))
 
-    def update(self, steps: int) -> None:
-        """Take in the network's weights after ``steps`` steps."""
-        self.take_in(self.share(steps))
-
     @torch.no_grad()
-    def take_in(self, share: float | Tensor) -> None:
-        """Take in the network's weights with this share, a number or a scalar tensor on the device."""
-        own, others = self._averaged
-        difference = torch._foreach_sub(others, own)
-        torch._foreach_mul_(difference, share)
-        torch._foreach_add_(own, difference)  # a few kernels, where a lerp with a tensor is one for each of ours
-        own, others = self._counters
-        if own:
-            torch._foreach_copy_(own, others)
+    def update(self, weight: float | Tensor) -> None:
+        """Add the network with this weight, a number or a scalar tensor on the device."""
+        averages, values = self._averaged
+        difference = torch._foreach_sub(values, averages)
+        torch._foreach_mul_(difference, weight)
+        torch._foreach_add_(averages, difference)  # a few kernels, where a lerp with a tensor is one for each parameter
+        counters, values = self._counters
+        if counters:
+            torch._foreach_copy_(counters, values)
 
     def state_dict(self) -> dict[str, Any]:
-        """The average's weights and buffers."""
+        """Return the average's weights and buffers."""
         return self.network.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over a saved average."""
+        """Load a saved average."""
         self.network.load_state_dict(state)
 
 

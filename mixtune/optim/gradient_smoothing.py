@@ -1,4 +1,4 @@
-"""Gradient smoothing: every step, whatever its size, moves by the running mean of the gradients' norms."""
+"""Gradient smoothing: scale the gradient of every step, whatever its size, to the running mean of gradient norms."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ class GradientSmoothing:
         self.norm = torch.full((), -1.0, device=self._parameters[0].device)  # below 0 before the first step
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The running norm; empty before the first step. Without it a resumed run would start the average anew."""
+        """Return the running norm, which a resumed run needs; empty before the first step."""
         return {} if self.norm.item() < 0 else {"norm": self.norm}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take over a running norm that was saved."""
+        """Load a saved running norm."""
         self.norm.copy_(state["norm"]) if state else self.norm.fill_(-1.0)
 
     @torch.no_grad()
     def __call__(self) -> None:
         """Rescale the gradients in place."""
-        grads = [p.grad for p in self._parameters if p.grad is not None]
-        g = torch.stack(torch._foreach_norm(grads)).norm()
-        first = self.norm < 0  # decided on the device, so that the step can be captured
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        g = torch.stack(torch._foreach_norm(gradients)).norm()
+        first = self.norm < 0  # evaluated on the device, so that the step can be captured
         self.norm.copy_(torch.where(first, g, (self.norm * self._momentum).add(g, alpha=1 - self._momentum)))
-        # A plain 1.0 would be copied to the device, which cannot be captured.
-        torch._foreach_mul_(grads, torch.where(first, torch.ones_like(g), self.norm / (g + self._eps)))
+        # ones_like, because a plain 1.0 would be copied to the device, which cannot be captured.
+        torch._foreach_mul_(gradients, torch.where(first, torch.ones_like(g), self.norm / (g + self._eps)))

@@ -1,4 +1,4 @@
-"""Mixup and cutmix: training on blends of two images, with blended labels, wherever the batch lies."""
+"""Mixup and cutmix: blend each image of a batch with another one, and their labels alike, on the batch's device."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from mixtune.regime import BatchShape
-from mixtune.runtime.process_group import ALONE, Ranks
+from mixtune.runtime.process_group import SINGLE_PROCESS, ProcessGroup
 
 
 @dataclass(frozen=True, eq=False)
 class Blend:
     """How a batch of N images is blended with a permutation of itself.
 
-    partner: int64 [N], the other image of each; box: int64 [4], the top, left, bottom and right of what cutmix pastes,
-    empty for mixup; weight: of an image's own pixels outside the box, 1 for cutmix; share: of its own label.
+    partner: int64 [N], the other image of each; box: int64 [4], top, left, bottom and right of what cutmix pastes, all
+    0 for mixup; weight: of an image's own pixels outside the box, 1 for cutmix; share: of its own label.
     """
 
     partner: Tensor
@@ -27,10 +27,12 @@ class Blend:
     share: float | Tensor
 
 
-def draw(N: int, S: int, mixup: float, cutmix: float, rng: np.random.Generator) -> Blend:
-    """``mixup`` and ``cutmix`` are the alphas of Beta(alpha, alpha) for the share of the first image, 0 for off; where
-    both are on each takes half of the batches. One share serves the batch. mixup: a weighted sum (Zhang et al. 2018);
-    cutmix: a box of the second image, the share being that of the area left (Yun et al. 2019).
+def draw_blend(N: int, S: int, mixup: float, cutmix: float, rng: np.random.Generator) -> Blend:
+    """Draw how a batch of N images at S x S is blended; one share serves the batch.
+
+    ``mixup`` and ``cutmix`` are the alphas of Beta(alpha, alpha) for the share of the first image, 0 for off; with both
+    on, each gets half of the batches. mixup: a weighted sum (Zhang et al. 2018); cutmix: a box of the second image, and
+    the share is that of the area left (Yun et al. 2019).
     """
     with_cutmix = cutmix > 0 and (mixup == 0 or rng.random() < 0.5)
     alpha = cutmix if with_cutmix else mixup
@@ -42,35 +44,36 @@ def draw(N: int, S: int, mixup: float, cutmix: float, rng: np.random.Generator) 
     return Blend(partner, torch.tensor(box), 1.0, 1 - (bottom - top) * (right - left) / S**2)
 
 
-def apply(
+def apply_blend(
     blend: Blend,
     inputs: Tensor,
     targets: Tensor,
     classes: int,
-    ranks: Ranks = ALONE,
+    group: ProcessGroup = SINGLE_PROCESS,
     shape: BatchShape | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """A batch [N, 3, S, S] and labels [N] blended; soft labels [N, classes]. Reads nothing back from the device.
+    """Return a batch [N, 3, S, S] with labels [N] blended, and soft labels [N, classes]. Read nothing from the device.
 
-    Where the batch is one of several ``ranks``' part of a step of ``shape``, the blend is of the whole step, on the
-    host, and partners come from any rank.
+    In a ``group`` of several processes the batch is this one's part of a step of ``shape``, ``blend`` lies on the host
+    and is of the whole step, and partners come from any process.
     """
-    if ranks.alone:
+    if not group.is_distributed:
         partner = blend.partner.to(inputs.device, non_blocking=True)
-        other, their = inputs[partner], targets[partner]
+        other_inputs, other_targets = inputs[partner], targets[partner]
     else:
         order = blend.partner.numpy()
-        other, their = ranks.rows(inputs, order, shape), ranks.rows(targets, order, shape)
-    at, known = (torch.arange(n, device=inputs.device) for n in (inputs.shape[-1], classes))
+        other_inputs = group.permute_views(inputs, order, shape)
+        other_targets = group.permute_views(targets, order, shape)
+    position, label = (torch.arange(n, device=inputs.device) for n in (inputs.shape[-1], classes))
     top, left, bottom, right = blend.box.to(inputs.device, non_blocking=True)
-    inside = ((at >= top) & (at < bottom))[:, None] & ((at >= left) & (at < right))
-    mixed = torch.where(inside, other, torch.lerp(other, inputs, blend.weight))
-    labels, others = ((t[:, None] == known).float() for t in (targets, their))
-    return mixed, torch.lerp(others, labels, blend.share)
+    inside = ((position >= top) & (position < bottom))[:, None] & ((position >= left) & (position < right))
+    mixed = torch.where(inside, other_inputs, torch.lerp(other_inputs, inputs, blend.weight))
+    one_hot, other_one_hot = ((t[:, None] == label).float() for t in (targets, other_targets))
+    return mixed, torch.lerp(other_one_hot, one_hot, blend.share)
 
 
 def _box(S: int, share: float, rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """Top, left, bottom, right of a square of (1 - share) of the area about a uniform centre, cut at the border."""
+    """Return top, left, bottom, right of a square of (1 - share) of the area, its centre uniform, cut at the border."""
     half = math.sqrt(1 - share) * S / 2
     y, x = rng.uniform(0, S, size=2)
     edges = (y - half, x - half, y + half, x + half)

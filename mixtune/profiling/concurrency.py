@@ -1,21 +1,28 @@
-"""Slots: what a trial takes of the machine, and how many trials run at once."""
+"""Decide what a trial takes of the machines, and how many trials run at once."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
 from mixtune.errors import InputError
+from mixtune.profiling.packing import best_pack
+from mixtune.runtime.device import available_cpus
 from mixtune.search.space import Space
+
+MOST_PACKED = 16  # trials on a GPU, where the space does not say how many
+
+Node = tuple[float, float]  # CPU cores and GPUs of a machine
 
 
 @dataclass(frozen=True)
 class Concurrency:
-    """What one trial takes of the machine, each of its ``workers`` by itself, and how many trials run at once, ``pack``
-    of them in one process of a GPU, together ``gain`` times as fast as one. folds: that a trial trains at once, each
-    on as many workers.
+    """What each process of a trial takes of the machines, and how many trials run at once.
+
+    A trial trains ``folds`` folds at once, each on ``workers`` processes. pack: trials that share one process of a GPU;
+    together they are ``gain`` times as fast as one.
     """
 
     cpus: int
@@ -28,94 +35,109 @@ class Concurrency:
 
     @property
     def processes(self) -> int:
-        """How many a trial has."""
+        """Return how many processes a trial has."""
         return self.workers * self.folds
 
     def with_folds(self, folds: int) -> Concurrency:
-        """The same processes for trials that train this many folds at once."""
+        """Return the same processes for trials that train this many folds at once."""
         return replace(self, folds=folds, at_once=max(1, self.at_once * self.folds // folds))
 
     def __str__(self) -> str:
-        each = f"{self.cpus} CPU core{'s' * (self.cpus > 1)}" + (f" and {self.gpus:g} GPU" if self.gpus else "")
+        each = describe_share(self.cpus, self.gpus)
         each = f"{self.workers} workers of {each}" if self.workers > 1 else each
-        return f"{self.at_once} at once, each on " + (
-            f"{self.folds} folds at once of {each}" * (self.folds > 1) or each
-        )
+        each = f"{self.folds} folds at once of {each}" if self.folds > 1 else each
+        return f"{self.at_once} at once, each on {each}"
 
 
-def concurrency_for(
-    space: Space, cpus: float, gpus: float, nodes: Sequence[tuple[float, float]] | None = None
-) -> Concurrency:
-    """What one trial takes and how many run at once on this many CPUs and GPUs. Raises InputError when none fits.
-
-    nodes: CPUs and GPUs of each machine, where there are several: a worker needs its share on one of them.
-    """
-    want = space.resources
-    if space.device == "cuda" and want.gpus == 0:
+def concurrency_for(space: Space, nodes: Sequence[Node]) -> Concurrency:
+    """Return what a trial takes of these machines. Raises InputError when none has room for it."""
+    wanted = space.resources
+    all_gpus = sum(gpus for _, gpus in nodes)
+    if space.device == "cuda" and wanted.gpus == 0:
         raise InputError("resources.gpus is 0 but device is cuda; give a trial a share of a GPU, or set device to cpu")
-    gpu = want.gpus if want.gpus is not None else float(gpus >= 1 and space.device != "cpu")
-    if gpu > gpus:
+    gpu = wanted.gpus if wanted.gpus is not None else float(all_gpus >= 1 and space.device != "cpu")
+    if gpu > all_gpus:
         raise InputError(
-            f"resources.gpus: a trial asks for {gpu:g} GPUs and there are {gpus:g}; set resources.gpus=0 for CPUs"
+            f"resources.gpus: a trial asks for {gpu:g} GPUs and there are {all_gpus:g}; set resources.gpus=0 for CPUs"
         )
-    machines = nodes or [(cpus, gpus)]
-    most = max(g for _, g in machines)
-    if gpu > most:
+    if gpu > (most := max(gpus for _, gpus in nodes)):
         raise InputError(f"resources.gpus: a trial asks for {gpu:g} GPUs and no machine has more than {most:g} of them")
-    # With this many a machine's GPUs are all taken, and so are those of every machine that has more cores.
-    cpu = want.cpus or (min(int(c) // _shares(g, gpu) for c, g in machines if _shares(g, gpu)) if gpu else 1) or 1
-    if cpu > (there := max(c for c, _ in machines)):
-        no_more = f"no machine has more than {there:g}" if nodes else f"there are {there:g}"
-        raise InputError(f"resources.cpus: a trial asks for {cpu} CPU cores and {no_more}")
-    fit = sum(processes_per_machine(cpu, gpu, machines))
-    if fit < want.processes:
-        each = f"{cpu} CPU core{'s' * (cpu > 1)}" + (f" and {gpu:g} GPU" if gpu else "")
-        key, folds = "workers", ""
-        if fit >= want.workers:
-            key, folds = "folds_at_once", f"{want.folds_at_once} folds at once on "
+    cpu = wanted.cpus or 1
+    if gpu and wanted.cpus is None:
+        # With this many the GPUs of the machine with the fewest cores are all taken, and so are everyone's.
+        cpu = min(int(cpus) // shares for cpus, gpus in nodes if (shares := _gpu_shares(gpus, gpu))) or 1
+    if cpu > (most := max(cpus for cpus, _ in nodes)):
+        raise InputError(f"resources.cpus: a trial asks for {cpu} CPU cores and no machine has more than {most:g}")
+    room = sum(_processes(node, cpu, gpu) for node in nodes)
+    if room < wanted.processes:
+        key = "workers" if room < wanted.workers else "folds_at_once"
+        folds = f"{wanted.folds_at_once} folds at once on " * (key == "folds_at_once")
         raise InputError(
-            f"resources.{key}: a trial asks for {folds}{want.workers} worker{'s' * (want.workers > 1)} of {each} each, "
-            f"and there is room for {fit}"
+            f"resources.{key}: a trial asks for {folds}{wanted.workers} worker{'s' * (wanted.workers > 1)} of "
+            f"{describe_share(cpu, gpu)} each, and there is room for {room}"
         )
-    at_once = min(want.at_once or fit, fit // want.processes)
-    return Concurrency(cpu, gpu, at_once, want.workers, folds=want.folds_at_once)
+    at_once = min(wanted.at_once or room, room // wanted.processes)
+    return Concurrency(cpu, gpu, at_once, wanted.workers, folds=wanted.folds_at_once)
 
 
-def processes_per_machine(cpu: int, gpu: float, nodes: Sequence[tuple[float, float]]) -> list[int]:
-    """On each of these machines, how many processes that take so many CPUs and GPUs there is room for."""
-    return [min(int(c) // cpu, _shares(g, gpu)) if gpu else int(c) // cpu for c, g in nodes]
+def pack_limit(space: Space, concurrency: Concurrency, gpus: int) -> int:
+    """Return how many trials may share one of this many GPUs.
+
+    1 where the space gives a trial its share of one, and where images are read from files: their networks fill a GPU.
+    """
+    wanted = space.resources
+    if concurrency.processes > 1:
+        return 1
+    measured = wanted.gpus is None and gpus and space.task.in_memory
+    limit = wanted.pack or (MOST_PACKED if measured else 1)
+    return min(limit, -(-wanted.at_once // max(1, gpus))) if wanted.at_once else limit
 
 
-def unused_gpus(space: Space, slots: Concurrency, nodes: Sequence[tuple[float, float]]) -> str:
-    """How many GPUs of these machines no trial takes, and why; empty where every one is taken."""
-    if not slots.gpus:
+def packed(space: Space, concurrency: Concurrency, gpus: int, speeds: Mapping[int, float]) -> Concurrency:
+    """Return the concurrency with as many trials on each GPU as the space says, else as these speeds make useful.
+
+    speeds: steps per second of all trials that share a GPU, by how many they are; empty where none were measured.
+    """
+    pack, gain = pack_limit(space, concurrency, gpus), 1.0
+    if space.resources.pack is None:
+        speeds = speeds or {1: 1.0}
+        pack = best_pack(speeds, pack)
+        gain = speeds[pack] / speeds[1]
+    if pack == 1:
+        return concurrency
+    most = pack * max(1, gpus)
+    return replace(concurrency, at_once=min(space.resources.at_once or most, most), pack=pack, gain=gain)
+
+
+def unused_gpus(concurrency: Concurrency, nodes: Sequence[Node]) -> str:
+    """Return how many GPUs of these machines no trial takes, and what would use them; empty for none."""
+    gpu = concurrency.gpus
+    if not gpu:
         return ""
-    there, want = sum(g for _, g in nodes), space.resources
-    # Of a GPU that is shared, what is over belongs to nobody.
-    all_used = sum(_shares(g, slots.gpus) for _, g in nodes) * slots.gpus if slots.gpus < 1 else there
-    left = int(all_used - slots.at_once * slots.processes * slots.gpus / slots.pack + 1e-9)
-    if left < 1:
-        return ""
-    cores = min(int(c) // n for c, g in nodes if (n := _shares(g, slots.gpus)))
-    if want.at_once is not None and slots.at_once >= want.at_once:
-        why = f"resources.at_once is {want.at_once}"
-    elif cores >= slots.cpus:
-        each = " + ".join(f"{g:g}" for _, g in nodes if g)
-        why = f"a trial takes {slots.processes * slots.gpus:g}, and machines have {each}"
-    elif cores:
-        why = f"resources.cpus is {slots.cpus}, and with {cores} all would be used"
-    else:
-        why = "a machine has fewer CPU cores than trials its GPUs could hold"
-    return f"{left} of {there:g} GPUs stay{'s' * (left == 1)} unused: {why}"
+    # What is over of a GPU that is shared belongs to nobody.
+    total = sum(gpus for _, gpus in nodes)
+    usable = sum(_gpu_shares(gpus, gpu) for _, gpus in nodes) * gpu if gpu < 1 else total
+    unused = int(usable - concurrency.at_once * concurrency.processes * gpu / concurrency.pack + 1e-9)
+    cores = min(int(cpus) // shares for cpus, gpus in nodes if (shares := _gpu_shares(gpus, gpu)))
+    hint = f"; resources.cpus {cores} would use all" if 0 < cores < concurrency.cpus else ""
+    return f"{unused} of {total:g} GPUs stay unused{hint}" if unused >= 1 else ""
 
 
-def _shares(gpus: float, gpu: float) -> int:
-    """How often ``gpu`` of them can be had, where less than one is of a single one."""
+def describe_share(cpus: int, gpus: float) -> str:
+    """Return "2 CPU cores and 0.5 GPU"."""
+    return f"{cpus} CPU core{'s' * (cpus > 1)}" + (f" and {gpus:g} GPU" if gpus else "")
+
+
+def _processes(node: Node, cpu: int, gpu: float) -> int:
+    """Return for how many processes that take so much a machine has room."""
+    return min(int(node[0]) // cpu, _gpu_shares(node[1], gpu)) if gpu else int(node[0]) // cpu
+
+
+def _gpu_shares(gpus: float, gpu: float) -> int:
+    """Return how often ``gpu`` of these GPUs can be had; a share below 1 is of a single one."""
     return int(gpus) * int(1 / gpu + 1e-9) if gpu < 1 else int(gpus / gpu)
 
 
 def local_resources() -> tuple[int, int]:
-    """CPU cores and GPUs of this machine."""
-    from mixtune.tasks.classification import available_cpus
-
+    """Return the CPU cores and GPUs of this machine."""
     return available_cpus(), torch.cuda.device_count()

@@ -1,4 +1,4 @@
-"""Planning: what a study will take, from a few measured steps: memory, hours of GPU or CPU, disk.
+"""Forecast what a study takes, hours of GPU or CPU and disk, from the profile of a few steps.
 
 S, B, D as in ``regime.shapes``.
 """
@@ -6,162 +6,164 @@ S, B, D as in ``regime.shapes``.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mixtune.data.datasets import IN_MEMORY
-from mixtune.data.loader import memory_ahead
+import numpy as np
+
 from mixtune.errors import InputError
+from mixtune.profiling.checks import example_points
 from mixtune.profiling.concurrency import Concurrency
-from mixtune.profiling.feasibility import Room, gib
-from mixtune.profiling.preflight import examples
-from mixtune.profiling.resource_profile import Footprint
-from mixtune.profiling.trial_parts import beside, legs
-from mixtune.regime import BatchShape, Regime, Shard
+from mixtune.profiling.feasibility import infeasible
+from mixtune.profiling.resource_profile import ResourceProfile, gib
 from mixtune.search.optuna_factories import surviving
 from mixtune.search.space import Space
 from mixtune.training.run import TrainingConfig
 
-SAMPLED = 24  # candidates drawn evenly, whose mean stands for those of the search
-COPIES = 4  # of the weights in a checkpoint: themselves, momentum, their average, and the file that it replaces
-
-
-def probes(space: Space) -> list[BatchShape]:
-    """The shapes to measure: the dearest and the cheapest, the ends of sizes and of copies, and the base.
-
-    Half and a quarter of the base tell how memory grows before the larger ones are tried.
-    """
-    shapes = space.shapes()
-    parts = [replace(space.base, B=max(1, space.base.B // k)) for k in (1, 2, 4)]
-    ends = [s for S in (shapes[0].S, shapes[-1].S) for s in shapes if s.S == S]
-    least, most = (extreme(shapes, key=lambda s: s.pixels) for extreme in (min, max))
-    few, many = (extreme(ends, key=lambda s: (s.D, s.S)) for extreme in (min, max))
-    return sorted({*parts, least, most, few, many, ends[-1]})
-
-
-def placed(space: Space, slots: Concurrency, found: Footprint, machines: int) -> tuple[Concurrency, Room, str]:
-    """What each worker has of the memory, trials at once reduced to what it holds on CPUs, and a sentence about that.
-
-    Raises InputError when the base shape does not fit; candidates with shapes that do not are told from others later.
-    """
-    if found.device == "cuda":
-        room = Room(found, found.room * min(1.0, slots.gpus) / slots.pack)
-        said = ""
-    else:
-        memory = [m for m in map(found.memory, space.shapes()) if m <= found.room]  # others are not trained
-        dearest = max(memory, default=found.memory(space.base))
-        fit = max(1, machines * int(found.room / dearest) // slots.processes)
-        said = "" if fit >= slots.at_once else f"memory holds {fit} trials at once, of {gib(dearest)} each"
-        slots = replace(slots, at_once=min(fit, slots.at_once))
-        room = Room(found, found.room / -(-slots.at_once * slots.processes // machines))
-    if lacking := room.lacking(space.base, space.base):
-        raise InputError(f"base: {lacking}")
-    return slots, room, said
-
-
-def segments(
-    space: Space, training: TrainingConfig, found: Footprint, regime: Regime, n_train: int
-) -> list[tuple[int, float]]:
-    """The way of a trial by itself as (step of the pruner, seconds since the one before): none of a fold that trains
-    beside the one before.
-
-    Raises ValueError for an infeasible one.
-    """
-    once, ways = found.evaluation(space.evaluate.sizes), []
-    runs: dict[float, float] = {}  # seconds of all steps of a run, by its share of the budget
-    for step, share, parts, k in legs(space):
-        if step in beside(space):
-            ways.append((step, 0.0))
-            continue
-        if share not in runs:
-            schedule = replace(training, share=share).schedule(regime, n_train)
-            counted = zip(schedule.shapes, schedule.counts, strict=True)
-            runs[share] = sum(found.seconds(s) * int(n) for s, n in counted)
-        ways.append((step, runs[share] / parts + once + found.setup * (k == 0)))
-    return ways
+SAMPLED = 24  # candidates drawn at random, whose mean stands for those of the search
+CHECKPOINT_COPIES = 4  # of the weights: themselves, momentum, their average, and the file that is replaced
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a study takes.
+class TrialPart:
+    """What a trial trains between two decisions of the pruner.
 
-    hours: of trials, if none is pruned; expected: if the pruner keeps what it is set to keep (None where it is not set
-    to keep a share); longest: of a single trial; stepping: the share of hours that is spent in steps; disk: bytes of
-    weights and checkpoints; tried: how many candidates this was reckoned with; refused: why some cannot be trained.
-    readers: processes that read image files for each of a trial's own, and ahead: bytes of the images that they have
-    made ahead of time, at most; 0 where images are held in memory.
+    share: of the budget, of the training run that the part belongs to; parts: equal parts of that run. concurrent: a
+    fold that trains at the same time as the part before. reached: share of the searched trials that come to this part,
+    None where the pruner is not set to keep a share.
     """
 
+    share: float
+    parts: int
+    starts_run: bool
+    concurrent: bool
+    reached: float | None
+
+
+def trial_parts(space: Space) -> list[TrialPart]:
+    """Return the parts of a trial that is not pruned, in order."""
+    parts: list[TrialPart] = []
+    step = 0  # of the pruner, at the end of the part before
+    for i, stage in enumerate(space.stages):
+        count = space.evaluate.reports if i == 0 and space.reports_on_the_way else 1
+        concurrent = stage.fold % space.resources.folds_at_once > 0
+        for k in range(count):
+            reached = 1.0 if not parts else parts[-1].reached if concurrent else surviving(space, step)
+            parts.append(TrialPart(stage.share, count, k == 0, concurrent, reached))
+            step = stage.step - count + 1 + k
+    return parts
+
+
+def search_total(space: Space, costs: Sequence[float]) -> tuple[float, float | None]:
+    """Return what all trials cost, if each of their parts costs so much on average: if none is pruned, and if the
+    pruner keeps the share that it is set to keep (None where it is set to keep none).
+    """
+    unpruned = min(space.trials, len(space.to_the_end))
+    reached = [part.reached for part in trial_parts(space)]
+    shares = [share for share in reached if share is not None]
+    if len(shares) < len(reached):
+        return space.trials * sum(costs), None
+    pruned = sum(share * cost for share, cost in zip(shares, costs, strict=True))
+    return space.trials * sum(costs), unpruned * sum(costs) + (space.trials - unpruned) * pruned
+
+
+def search_runs(space: Space) -> tuple[float, float | None]:
+    """Return ``search_total`` counted in training runs of the whole budget."""
+    return search_total(space, [part.share / part.parts for part in trial_parts(space)])
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a study takes; it is kept in the study's folder, to be compared with what the study took.
+
+    hours: of all trials if none is pruned; expected_hours: if the pruner keeps its share, None where it is set to keep
+    none; longest_hours: of one trial; step_share: of the hours that is spent in steps; disk: bytes of weights and
+    checkpoints; candidates: how many were tried for this, and refused: why some of them cannot be trained.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
     trials: int
-    slots: Concurrency
+    concurrency: Concurrency
     hours: float
-    expected: float | None
-    longest: float
-    stepping: float
+    expected_hours: float | None
+    longest_hours: float
+    step_share: float
     disk: float
-    tried: int
+    candidates: int
     refused: tuple[str, ...] = ()
-    readers: int = 0
-    ahead: float = 0.0
 
 
-def plan(space: Space, training: TrainingConfig, room: Room, slots: Concurrency, n_train: int, copies: int = 2) -> Plan:
-    """Hours and disk of the whole study. copies: of each trial's weights, one of them MLflow's where it is local.
+def forecast_study(
+    space: Space,
+    training: TrainingConfig,
+    profile: ResourceProfile,
+    concurrency: Concurrency,
+    n_train: int,
+    copies: int = 2,
+) -> Forecast:
+    """Return the forecast of all trials. copies: of each trial's weights, one of them MLflow's where that is local.
 
     Raises InputError when no candidate can be trained.
     """
-    found, ways, refused, ahead = room.footprint, {}, [], 0
-    readers = training.task.readers(slots.cpus)
-    last = Shard(space.resources.workers - 1, space.resources.workers)  # what does not divide evenly, it has more of
-    for name, params in examples(space, SAMPLED).items():
+    parts, evaluation = trial_parts(space), profile.evaluation_seconds(space.evaluate.sizes)
+    other = np.array([0.0 if p.concurrent else evaluation + profile.setup * p.starts_run for p in parts])
+    rows, refused = [], []
+    for name, params in example_points(space, SAMPLED).items():
         regime = space.regime(params, name)
-        if said := next(filter(None, (room.lacking(s, space.base) for s in regime.shapes)), ""):
-            refused.append(said)
+        if reason := infeasible(space, regime, training, n_train, profile):
+            refused.append(reason)
             continue
-        try:
-            way = segments(space, training, found, regime, n_train)
-            ways[name] = [(step, seconds * slots.pack / slots.gain) for step, seconds in way]
-            if training.task.dataset not in IN_MEMORY:
-                ahead = max(ahead, memory_ahead(training.schedule(regime, n_train), readers, last)[1])
-        except ValueError as err:
-            refused.append(str(err))
-    if not ways:
+        runs = {}  # seconds of all steps of a run, by its share of the budget
+        for share in {part.share for part in parts}:
+            schedule = replace(training, share=share).schedule(regime, n_train)
+            steps = zip(schedule.shapes, schedule.counts, strict=True)
+            runs[share] = sum(profile.step_seconds(shape) * int(n) for shape, n in steps)
+        rows.append([0.0 if p.concurrent else runs[p.share] / p.parts for p in parts])
+    if not rows:
         raise InputError(f"search: none of {len(refused)} candidates can be trained (the last: {refused[-1]})")
-    first = [way for name, way in ways.items() if name in space.to_the_end][: space.trials]
-    drawn = [way for name, way in ways.items() if name not in space.to_the_end] or first
-    whole = [sum(seconds for _, seconds in way) for way in (*first, *drawn)]
-    searched = (space.trials - len(first)) / len(drawn)
-    certain = sum(whole[: len(first)])
-    most = certain + searched * sum(whole[len(first) :])
-    shares = [surviving(space, step) for step, _ in drawn[0][:-1]]
-    expected = None
-    if None not in shares:
-        goes_on = [1.0, *(s for s in shares if s is not None)]
-        parts = [s * seconds for way in drawn for s, (_, seconds) in zip(goes_on, way, strict=True)]
-        expected = (certain + searched * sum(parts)) / 3600
-    runs = len(space.stages) - len(beside(space))  # one after the other
-    other = found.evaluation(space.evaluate.sizes) * sum(s > 0 for _, s in drawn[0]) + found.setup * runs
-    other *= space.trials * slots.pack / slots.gain
-    disk = found.weights * (copies * space.trials + COPIES * len(space.stages) * slots.at_once)
-    tried, longest = len(ways) + len(refused), max(whole) / 3600
-    stepping, why = 1 - other / most, tuple(refused)
-    return Plan(space.trials, slots, most / 3600, expected, longest, stepping, disk, tried, why, readers, ahead)
+    hours = (np.array(rows) + other) * concurrency.pack / concurrency.gain / 3600  # [candidates, parts]
+    total, expected = search_total(space, hours.mean(0).tolist())
+    step_share = float(np.sum(rows) / np.sum(np.array(rows) + other))
+    disk = profile.weights * (copies * space.trials + CHECKPOINT_COPIES * len(space.stages) * concurrency.at_once)
+    tried, longest = len(rows) + len(refused), float(hours.sum(1).max())
+    return Forecast(space.trials, concurrency, total, expected, longest, step_share, disk, tried, tuple(refused))
 
 
-def check_disk(wanted: Plan, folder: Path, left: int) -> float:
-    """Bytes that are free where the study is written.
+def fit_memory(
+    space: Space, concurrency: Concurrency, profile: ResourceProfile, machines: int
+) -> tuple[Concurrency, ResourceProfile]:
+    """Return the profile with the memory that each process of a trial has; on CPUs no more trials than that holds.
 
-    left: trials that are still to be run. Raises InputError when their weights and checkpoints need more.
+    Raises InputError when the base shape does not fit; candidates with other shapes that do not are refused later.
     """
-    there = folder
-    while not there.exists():
-        there = there.parent
-    free = shutil.disk_usage(there).free
-    needs = wanted.disk * left / wanted.trials
-    if needs > free:
-        fits = wanted.trials - left + int(left * free / needs)
+    if profile.device == "cuda":
+        share = min(1.0, concurrency.gpus) / concurrency.pack
+    else:
+        sizes = [m for m in map(profile.memory, space.shapes()) if m <= profile.available_memory]
+        dearest = max(sizes, default=profile.memory(space.base))
+        fits = machines * int(profile.available_memory / dearest) // concurrency.processes
+        concurrency = replace(concurrency, at_once=max(1, min(fits, concurrency.at_once)))
+        share = 1 / -(-concurrency.at_once * concurrency.processes // machines)
+    profile = replace(profile, available_memory=profile.available_memory * share)
+    if reason := profile.memory_exceeded(space.base, space.base):
+        raise InputError(f"base: {reason}")
+    return concurrency, profile
+
+
+def check_disk(forecast: Forecast, folder: Path, trials_left: int) -> float:
+    """Return the bytes that are free where the study is written.
+
+    Raises InputError when the weights and checkpoints of the trials that are left need more.
+    """
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    needed = forecast.disk * trials_left / forecast.trials
+    if needed > free:
+        fits = forecast.trials - trials_left + int(trials_left * free / needed)
         raise InputError(
-            f"--out {folder}: the weights and checkpoints of {left} trials take about {gib(needs)} and {gib(free)} are "
-            f"free; trials={fits} would fit, or name another folder"
+            f"--out {folder}: the weights and checkpoints of {trials_left} trials take about {gib(needed)} and "
+            f"{gib(free)} are free; trials={fits} would fit, or name another folder"
         )
     return float(free)

@@ -1,122 +1,134 @@
-"""Telling: what was measured and what a study takes, in lines for people."""
+"""Say in lines for people what a study would try, what was measured, and what the study takes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
-from mixtune.cli import duration
-from mixtune.data.datasets import IN_MEMORY
-from mixtune.profiling.concurrency import Concurrency, processes_per_machine, unused_gpus
-from mixtune.profiling.feasibility import Room, gib, number
-from mixtune.profiling.forecast import Plan
-from mixtune.profiling.resource_profile import Footprint
+from mixtune.cli import format_duration
+from mixtune.config import parse, read_yaml
+from mixtune.errors import InputError
+from mixtune.profiling.checks import budget_in_pixels, example_points
+from mixtune.profiling.concurrency import Concurrency, Node, unused_gpus
+from mixtune.profiling.forecast import Forecast, search_runs
+from mixtune.profiling.resource_profile import ResourceProfile, gib, three_digits
+from mixtune.regime import Schedule
 from mixtune.search.space import Space
-from mixtune.training.run import TrainingConfig
-from mixtune.training.torch_compile import should_pay
-
-SPREAD = 0.1  # from which on different costs of equal steps are told
 
 
-def lines(
-    space: Space,
-    wanted: Plan,
-    room: Room,
-    free: float,
-    nodes: Sequence[tuple[float, float]],
-    training: TrainingConfig,
-) -> list[str]:
-    """What was measured and what the study takes of these machines (CPUs and GPUs of each), for people."""
-    found, slots = room.footprint, wanted.slots
-    dearest = max((s for s in space.shapes() if found.memory(s) <= room.bytes), key=found.memory)
-    told = [
-        f"measured  {found.place}" + (f", on {found.day}" if found.day else ""),
-        f"memory    {gib(found.memory(dearest))} at the dearest step, {dearest}; a trial has {gib(room.bytes)}",
-        f"step      {_steps_said(space, found)}",
-        f"plan      {wanted.trials} trials, {slots}",
+def dry_run_table(space: Space, n_train: int, sampled: int = 4, remark: str = "") -> str:
+    """Return the published regimes and a few sampled ones: steps, epochs, cost against the base, dearest step.
+
+    remark: on the number of images (``expected_images``).
+    """
+    budget = budget_in_pixels(space)
+    lines = [
+        f"{n_train:,} training images{remark}; base {space.base}, {space.budget}; equal {space.budget.spend}",
+        "",
+        f"{'regime':<11} {'steps':>9} {'epochs':>7} {'views':>8} {'compute':>8} {'peak':>14}  shapes SxBxD, % of steps",
     ]
-    if idle := unused_gpus(space, slots, nodes):
-        told.append(f"          {idle}")
-    if wanted.refused:
-        told.append(
-            f"          {len(wanted.refused)} of {wanted.tried} candidates cannot be trained ({wanted.refused[0]})"
+    total = budget.epochs * n_train * space.base.pixels / space.base.B
+    for name, params in example_points(space, sampled).items():
+        regime = space.regime(params, name)
+        try:
+            schedule = Schedule.build(regime, budget, n_train, space.seed)
+        except ValueError as err:
+            lines.append(f"{name:<11} would be refused: {err}")
+            continue
+        dearest = max(schedule.shapes, key=lambda shape: shape.pixels)
+        peak = f"{dearest} {dearest.pixels / space.base.pixels:.2f}x"
+        lines.append(
+            f"{name:<11} {len(schedule):>9,} {schedule.samples / n_train:>7.1f} {schedule.views / n_train:>7.1f}n "
+            f"{schedule.pixels / total:>7.3f}x {peak:>14}  {regime}"
         )
-    if wanted.ahead:
-        told.append(f"loader    {_loader_said(wanted, nodes)}")
-    hours = [f"{occupied(slots, wanted.hours, wanted.longest)} if nothing is pruned"]
-    if wanted.expected is not None and wanted.expected < wanted.hours:
-        usual = occupied(slots, wanted.expected, wanted.longest)
-        hours.insert(0, f"{usual} if {space.pruning.name} keeps its share")
-    told.append(f"hours     {'; '.join(hours)}")
-    told[-1] += f" ({100 * wanted.stepping:.0f} % of it steps, the rest evaluation and starting)"
-    if said := uncompiled(training, found.device, wanted):
-        told.append(f"          {said}")
+    lines += ["", "epochs: passes over the training images; views: images through the network, n per training image;"]
+    lines += ["compute: pixels of the whole run against the base; peak: the dearest step against a base step"]
+    unpruned, expected = search_runs(space)
+    runs = f"{unpruned:.3g} runs of the whole budget" + " if nothing is pruned" * (space.pruning.name != "none")
+    if expected is not None and expected < unpruned:
+        runs = f"{expected:.3g} runs of the whole budget if {space.pruning.name} keeps its share, {runs}"
+    lines.append(f"search: {space.trials} trials, in all the compute of {runs}")
+    if space.final is not None:
+        lines.append(space.final.cost(len(space.published), space.folds, space.trials))
+    if space.budget.amount is not None:
+        lines.append(f"shown for one epoch of the base; the search spends {space.budget}")
+    if space.budget.cost != "pixels":
+        lines.append(
+            f"counted in pixels here; the search first measures the {space.budget.cost} of a step of every shape"
+        )
+    return "\n".join(lines)
+
+
+def forecast_lines(
+    space: Space, forecast: Forecast, profile: ResourceProfile, free_disk: float, nodes: Sequence[Node]
+) -> list[str]:
+    """Return what was measured and what the study takes of these machines."""
+    concurrency = forecast.concurrency
+    shapes = [shape for shape in space.shapes() if profile.memory(shape) <= profile.available_memory]
+    largest, dearest = max(shapes, key=profile.memory), max(shapes, key=profile.step_seconds)
+    times = [f"{1000 * profile.step_seconds(shape):.3g} ms at {shape}" for shape in (space.base, dearest)]
+    lines = [
+        f"measured  {profile.measured_on}, on {profile.day}",
+        f"memory    {gib(profile.memory(largest))} at the largest step, {largest}; a trial has "
+        f"{gib(profile.available_memory)}",
+        f"step      {times[0]}" + f"; the dearest takes {times[1]}" * (dearest != space.base),
+        f"plan      {forecast.trials} trials, {concurrency}",
+    ]
+    if profile.packing:
+        speeds = ", ".join(f"{count}: {speed:,.0f}" for count, speed in profile.packing.items())
+        lines.append(f"          {concurrency.pack} trials share a GPU; steps per second by how many do: {speeds}")
+    if unused := unused_gpus(concurrency, nodes):
+        lines.append(f"          {unused}")
+    if refused := forecast.refused:
+        lines.append(f"          {len(refused)} of {forecast.candidates} candidates cannot be trained ({refused[0]})")
+    hours = f"{occupied(concurrency, forecast.hours, forecast.longest_hours)} if nothing is pruned"
+    if forecast.expected_hours is not None and forecast.expected_hours < forecast.hours:
+        expected = occupied(concurrency, forecast.expected_hours, forecast.longest_hours)
+        hours = f"{expected} if {space.pruning.name} keeps its share; {hours}"
+    share = f"{100 * forecast.step_share:.0f} % of it steps, the rest evaluation and starting"
+    lines.append(f"hours     {hours} ({share})")
     if space.final is not None:
         runs = sum(space.final.runs(len(space.published), space.folds))
-        each = wanted.hours / (wanted.trials * space.folds)
-        told.append(f"final     {runs} runs of the whole budget more, {occupied(slots, runs * each)}")
-    told.append(f"disk      {gib(wanted.disk)} of weights and checkpoints at most; {gib(free)} free")
-    return told
+        final_hours = runs * forecast.hours / (forecast.trials * space.folds)
+        lines.append(f"final     {runs} runs of the whole budget more, {occupied(concurrency, final_hours)}")
+    lines.append(f"disk      {gib(forecast.disk)} of weights and checkpoints at most; {gib(free_disk)} free")
+    return lines
 
 
-def uncompiled(training: TrainingConfig, device: str, plan: Plan) -> str:
-    """That the hours are those of steps which are not compiled, where trials are long enough to compile theirs.
+def occupied(concurrency: Concurrency, hours: float, longest: float = 0.0) -> str:
+    """Return hours of trials as hours of the devices that they occupy, and how long they take by the clock."""
+    return _sum_of_hours([(concurrency, hours, longest)])
 
-    What it would gain is not measured: that takes the better part of a minute per shape, as long as all else together.
-    """
-    workers = plan.slots.workers
-    captured = workers == 1 and training.task.dataset in IN_MEMORY
-    synced = workers > 1 and training.recipe.sync_bn
-    stepping = 3600 * plan.longest * plan.stepping * plan.slots.gain / plan.slots.pack
-    if device != "cuda" or captured or synced or not should_pay(stepping):
+
+def total_line(forecasts: Sequence[Forecast]) -> str:
+    """Return the hours of studies that follow one another."""
+    unpruned = _sum_of_hours([(f.concurrency, f.hours, f.longest_hours) for f in forecasts])
+    expected = _sum_of_hours([(f.concurrency, _expected(f), f.longest_hours) for f in forecasts])
+    text = unpruned if expected == unpruned else f"{expected} if the pruner keeps its share; {unpruned}"
+    return f"in all    {text} if nothing is pruned"
+
+
+def compare_with_forecast(path: Path, hours: float) -> str:
+    """Return what the trials of a finished study took against the forecast in a file; empty where there is none."""
+    try:
+        forecast = parse(read_yaml(path), Forecast, path)
+    except InputError:  # written by an earlier version
         return ""
-    return "of steps issued one by one; trials as long as these compile theirs where it pays, and take less"
+    took = occupied(forecast.concurrency, hours)
+    return f"the trials took {took}, {100 * (hours / _expected(forecast) - 1):+.0f} % against the plan"
 
 
-def _loader_said(wanted: Plan, nodes: Sequence[tuple[float, float]]) -> str:
-    """What images made ahead of time take of a process and, where one has several, of a machine."""
-    slots, n = wanted.slots, wanted.readers
-    each = "a trial" if slots.processes == 1 else "each of its processes"
-    who = f"{n} reader{'s' * (n > 1)} for {each}" if n else f"no readers, {each} decodes"
-    together = min(slots.at_once * slots.processes, max(processes_per_machine(slots.cpus, slots.gpus, nodes)))
-    said = f"{who}; at most {gib(wanted.ahead)} of images made ahead"
-    return said + (f", {gib(together * wanted.ahead)} of a machine that has {together} at once" * (together > 1))
+def _expected(forecast: Forecast) -> float:
+    return forecast.hours if forecast.expected_hours is None else forecast.expected_hours
 
 
-def _steps_said(space: Space, found: Footprint) -> str:
-    """The step of the base, and how far equal steps differ."""
-    base = found.seconds(space.base)
-    per_pixel = {s.shape: s.seconds / s.shape.pixels for s in found.steps if s.shape.pixels > 0.75 * space.base.pixels}
-    low, high = (extreme(per_pixel, key=lambda s: per_pixel[s]) for extreme in (min, max))
-    spread = per_pixel[high] / per_pixel[low] - 1
-    said = f"{1000 * base:.3g} ms at {space.base}"
-    if spread > SPREAD:
-        cheap, dear = (1000 * space.base.pixels * per_pixel[s] for s in (low, high))
-        more = f"{dear:.3g} ms at {high}, {100 * spread:.0f} % more"
-        return f"{said}; the same pixels take {cheap:.3g} ms at {low} and {more}"
-    return f"{said}; within {100 * spread:.0f} % for every shape that was tried"
-
-
-def occupied(slots: Concurrency, hours: float, longest: float = 0.0) -> str:
-    """Hours of trials as hours of what they occupy, and how long they take by the clock."""
-    return _said([_occupied(slots, hours, longest)])
-
-
-def in_all(plans: Sequence[Plan]) -> str:
-    """The hours of studies that follow one another."""
-    most = _said([_occupied(p.slots, p.hours, p.longest) for p in plans])
-    usual = _said([_occupied(p.slots, p.hours if p.expected is None else p.expected, p.longest) for p in plans])
-    return (
-        f"in all    {most if usual == most else f'{usual} if the pruner keeps its share; {most}'} if nothing is pruned"
-    )
-
-
-def _occupied(slots: Concurrency, hours: float, longest: float) -> tuple[float, str, float]:
-    """How many hours of what, and by the clock."""
-    taken, what = (slots.gpus / slots.pack, "GPU-hours") if slots.gpus else (slots.cpus, "core-hours")
-    return hours * slots.processes * taken, what, max(longest, hours / slots.at_once)
-
-
-def _said(parts: Sequence[tuple[float, str, float]]) -> str:
-    kinds = {what: sum(n for n, kind, _ in parts if kind == what) for _, what, _ in parts}
-    amounts = " and ".join(f"{number(n)} {what}" for what, n in kinds.items())
-    return f"{amounts} in {duration(3600 * sum(clock for *_, clock in parts))}"
+def _sum_of_hours(parts: Sequence[tuple[Concurrency, float, float]]) -> str:
+    """Return the sum over studies, each with its trials' hours and those of the longest trial."""
+    amounts: dict[str, float] = {}
+    clock = 0.0
+    for concurrency, hours, longest in parts:
+        unit, devices = ("GPU-hours", concurrency.gpus) if concurrency.gpus else ("core-hours", concurrency.cpus)
+        amounts[unit] = amounts.get(unit, 0.0) + hours * concurrency.processes * devices / concurrency.pack
+        clock += max(longest, hours / concurrency.at_once)
+    text = " and ".join(f"{three_digits(amount)} {unit}" for unit, amount in amounts.items())
+    return f"{text} in {format_duration(3600 * clock)}"

@@ -1,42 +1,30 @@
-"""Footprint: the memory and time of steps and evaluations, measured on a few batch shapes where trials run.
+"""Measure the memory and time of one network on one device, on a few batch shapes that tell of all others.
 
-Memory grows with the pixels of a step (S^2*B*D) and hardly with anything else, so a few shapes tell of the others.
+Memory grows with the pixels of a step (S^2*B*D) and hardly with anything else: one line, memory ~ a + b * pixels.
 S, B, D as in ``regime.shapes``.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
-import torch
 
-from mixtune.config import parse, read_yaml, to_yaml
 from mixtune.errors import InputError
-from mixtune.files import replace_file
-from mixtune.profiling import cache, step_benchmark
+from mixtune.profiling.step_benchmark import StepBenchmark, describe_device
 from mixtune.regime import BatchShape
-from mixtune.runtime.device import pick_device
-from mixtune.runtime.memory import Peak, room
+from mixtune.runtime.memory import PeakMemory, available_memory
 from mixtune.runtime.oom import is_out_of_memory
-from mixtune.runtime.process_group import ALONE, Ranks
+from mixtune.runtime.process_group import SINGLE_PROCESS, ProcessGroup
+from mixtune.search.space import Space
 from mixtune.training.run import TrainingConfig
 
 
-class TooLargeError(InputError):
-    """A step of ``shape`` did not fit into a device's memory, and every rank must begin anew to measure others."""
-
-    def __init__(self, said: str, shape: BatchShape | None = None) -> None:
-        super().__init__(said)
-        self.shape = shape
-
-
 @dataclass(frozen=True)
-class Step:
-    """A shape that was tried: seconds of a step, and bytes at its peak (``memory.Peak``)."""
+class MeasuredStep:
+    """The seconds of a step of this shape, and the bytes at its peak."""
 
     shape: BatchShape
     seconds: float
@@ -44,151 +32,137 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Footprint:
-    """What was measured, and what follows from it for other shapes and sizes.
+class ResourceProfile:
+    """What was measured, and what follows for other shapes and sizes. Times in seconds, memory in bytes.
 
-    place: on what; key: equal where it holds. device: "cpu" or "cuda". room: bytes that one process could have. setup:
-    seconds before the first step. weights: bytes of the network. judging: seconds of one evaluation by size;
-    judging_memory: bytes at its peak. too_large: the smallest shape that did not fit, where one did not. day: of the
-    measurement.
+    measured_on: network, data set and device; device: "cpu" or "cuda". available_memory: of one process; setup: before
+    the first step; weights: of the network; evaluation: seconds by image size. packing: steps per second of all trials
+    that share a GPU, by how many they are. key: equal where the profile holds.
     """
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
 
-    place: str
-    key: str
+    measured_on: str
+    day: str
     device: str
-    room: float
+    available_memory: float
     setup: float
     weights: float
-    judging: Mapping[int, float]
-    judging_memory: float
-    steps: tuple[Step, ...]
-    too_large: BatchShape | None = None
-    day: str = ""
+    evaluation: Mapping[int, float]
+    evaluation_memory: float
+    steps: tuple[MeasuredStep, ...]
+    packing: Mapping[int, float] = field(default_factory=dict)
+    key: str = ""
 
     def memory(self, shape: BatchShape) -> float:
-        """Bytes at the peak of a run with this shape: measured, else from the line through what was.
+        """Return the bytes at the peak of a run with this shape."""
+        fixed, per_pixel = self._memory_line()
+        return max(self.evaluation_memory, fixed + per_pixel * shape.pixels)
 
-        Infinite from the smallest shape on that did not fit, where the line says less than there is.
-        """
-        measured = {s.shape: s.memory for s in self.steps}
-        if shape in measured:
-            return max(self.judging_memory, measured[shape])
-        likely = self._likely(shape)
-        if self.too_large and shape.pixels >= self.too_large.pixels and likely <= self.room:
-            return float("inf")
-        return max(self.judging_memory, likely)
+    def memory_exceeded(self, shape: BatchShape, base: BatchShape) -> str:
+        """Return why a step of this shape does not fit, with the base.B that would fit; empty where it fits."""
+        needed, available = self.memory(shape), self.available_memory
+        if needed <= available:
+            return ""
+        fixed, per_pixel = self._memory_line()
+        # Batches are in proportion to the base's: the largest base.B whose step at this size has so few images.
+        pixels = (available - fixed) / per_pixel if per_pixel and available > self.evaluation_memory else 0.0
+        images = int(pixels / (shape.S**2 * shape.D))
+        fits = ((images + 1) * base.B - 1) // shape.B if images > 0 else 0
+        hint = f"base.B {fits} would fit" if fits else "no batch would fit: leave the size out or take another network"
+        return (
+            f"at {shape.S} px a batch of {shape.B * shape.D} needs about {gib(needed)} and a trial has "
+            f"{gib(available)} of {'the GPU' if self.device == 'cuda' else 'the machine'}: {hint}"
+        )
 
-    def _likely(self, shape: BatchShape) -> float:
-        return _line([(s.shape.pixels, s.memory) for s in self.steps], shape.pixels)
+    def step_seconds(self, shape: BatchShape) -> float:
+        """Return the seconds of a step: measured, or at a speed per pixel between those of the nearest sizes."""
+        for step in self.steps:
+            if step.shape == shape:
+                return step.seconds
+        # Of several shapes of one size the largest counts: small steps keep a device less busy.
+        speeds = {s.shape.S: s.seconds / s.shape.pixels for s in sorted(self.steps, key=lambda s: s.shape.pixels)}
+        sizes = sorted(speeds)
+        return float(np.interp(shape.S, sizes, [speeds[S] for S in sizes])) * shape.pixels
 
-    def holds(self, room: float) -> bool:
-        """Whether it is still known which shapes fit where there are ``room`` bytes now."""
-        return self.too_large is None or room <= self.room or self._likely(self.too_large) > room
+    def evaluation_seconds(self, sizes: Iterable[int]) -> float:
+        """Return the seconds of one evaluation at all these sizes: each takes a part per image and one per pixel."""
+        fixed, per_pixel = _line([(S**2, seconds) for S, seconds in self.evaluation.items()])
+        return sum(fixed + per_pixel * S**2 for S in sizes)
 
-    def seconds(self, shape: BatchShape) -> float:
-        """Seconds of a step: measured, else at the speed per pixel between those of the nearest sizes."""
-        measured = {s.shape: s.seconds for s in self.steps}
-        if shape in measured:
-            return measured[shape]
-        # Of several shapes of one size the largest: small steps keep a device less busy.
-        largest = {s.shape.S: s for s in sorted(self.steps, key=lambda s: s.shape.pixels)}
-        speeds = [largest[S].seconds / largest[S].shape.pixels for S in sorted(largest)]
-        return float(np.interp(shape.S, sorted(largest), speeds)) * shape.pixels
-
-    def evaluation(self, sizes: Iterable[int]) -> float:
-        """Seconds of one evaluation at these sizes: each takes a part per image and a part per pixel."""
-        points = [(S**2, seconds) for S, seconds in self.judging.items()]
-        return sum(_line(points, S**2) for S in sizes)
-
-
-def _line(points: Sequence[tuple[int, float]], x: float) -> float:
-    """The rising line of least squares, at x; through a single point, the steepest there is."""
-    xs, ys = np.array(points, float).T
-    slope = max(0.0, float(np.polyfit(xs, ys, 1)[0])) if len(set(xs)) > 1 else float(ys[0] / xs[0])
-    return float(ys.mean() + slope * (x - xs.mean()))
+    def _memory_line(self) -> tuple[float, float]:
+        return _line([(step.shape.pixels, step.memory) for step in self.steps])
 
 
-def measured(
-    config: TrainingConfig,
-    shapes: Iterable[BatchShape],
-    path: Path,
-    again: bool = False,
-    too_large: BatchShape | None = None,
-    ranks: Ranks = ALONE,
-) -> Footprint:
-    """The footprint with these shapes, which the file at ``path`` holds from then on.
+def _line(points: Iterable[tuple[float, float]]) -> tuple[float, float]:
+    """Return a, b of y = a + b*x with the slope of least squares, at least 0, above which no point lies.
 
-    What that file holds of the same kind already is not measured again, nor what another study measured on this machine
-    (``measurements``), unless ``again`` is asked for. Where a step is shared by several ranks, each calls this, and the
-    first one's counts; where one of them has too little memory the others wait for it, so TooLargeError names the shape
-    and fresh ranks, given it as ``too_large``, measure up to there. Raises InputError for missing data, and where not
-    even the smallest shape fits.
+    Through a single point: the line from the origin, the steepest there is.
     """
-    key = step_benchmark.identity(config)
-    wanted = sorted(set(shapes), key=lambda s: (s.pixels, s))
-    shared = cache.place("footprints", key, [str(shape) for shape in wanted])
-    own = None if again else _read(path, key, wanted)
-    known = own if own or again else _of_another(shared, key, wanted, config.device)
-    if not ranks.agree(known is not None):
-        known = _measure(config, wanted, key, too_large, ranks)
-        if ranks.first:
-            cache.keep(shared, to_yaml(known))
-    if ranks.first and known is not own:
-        replace_file(path, to_yaml(known).encode())
-    return known  # type: ignore[return-value]  # on other ranks it is not used
+    x, y = np.array(list(points), float).T
+    slope = max(0.0, float(np.polyfit(x, y, 1)[0])) if len(set(x)) > 1 else float(y[0] / x[0])
+    return float((y - slope * x).max()), slope
 
 
-def _read(path: Path, key: str, shapes: Iterable[BatchShape]) -> Footprint | None:
-    """What a file holds of the same kind; None for a file that is absent, damaged or of another version."""
-    try:
-        known = parse(read_yaml(path), Footprint, path)
-    except InputError:
-        return None
-    covers = known.too_large is not None or {s.shape for s in known.steps} >= set(shapes)
-    return known if known.key == key and covers else None
+def benchmark_shapes(space: Space) -> list[BatchShape]:
+    """Return the shapes to measure: the base, a half and a quarter of it for the memory line, and of the smallest and
+    the largest size the one with the most distinct images, which is dearest to load.
+    """
+    base, shapes = space.base, space.shapes()
+    ends = [max((s for s in shapes if s.S == S), key=lambda s: s.B) for S in (shapes[0].S, shapes[-1].S)]
+    return sorted({*ends, *(replace(base, B=max(1, base.B // k)) for k in (1, 2, 4))})
 
 
-def _of_another(path: Path | None, key: str, shapes: Iterable[BatchShape], device: str) -> Footprint | None:
-    """What another study measured, with the memory that there is now."""
-    known = _read(path, key, shapes) if path else None
-    if known is None:
-        return None
-    there = room(pick_device(device))
-    return replace(known, room=there) if known.holds(there) else None
+def measure_profile(
+    config: TrainingConfig, shapes: Iterable[BatchShape], group: ProcessGroup = SINGLE_PROCESS
+) -> ResourceProfile:
+    """Return the profile with these shapes, as far as they fit. Each process of a group calls this.
 
-
-def _measure(
-    config: TrainingConfig, shapes: Sequence[BatchShape], key: str, too_large: BatchShape | None, ranks: Ranks
-) -> Footprint:
+    Raises InputError for missing data and where not even the smallest shape fits.
+    """
     began = time.perf_counter()
-    stand = step_benchmark.StepBenchmark(config, ranks)
+    benchmark = StepBenchmark(config, group)
     setup = time.perf_counter() - began
-    network, device = stand.engine.network, stand.engine.device
-    weights = sum(t.nbytes for t in (*network.parameters(), *network.buffers()))
-    there, watch = room(device), Peak(device)
-    sizes = {min(config.evaluate.sizes), max(config.evaluate.sizes)}
-    judging = {S: stand.judging(S) for S in sorted(sizes)}
-    bits = "bf16" if config.recipe.bf16(device.type) else "float32"
-    place = f"{step_benchmark.place(config)}, {bits}, torch {torch.__version__}"
-    today = time.strftime("%Y-%m-%d")
-    found = Footprint(place, key, device.type, there, setup, weights, judging, watch.bytes(), (), day=today)
-    for shape in shapes:
-        # On a CPU, who takes all memory takes others with it: what cannot fit is not tried.
-        if ranks.agree(shape == too_large or (len(found.steps) > 1 and found.memory(shape) > there)):
-            return replace(found, too_large=shape)
-        watch = Peak(device)
+    network, device = benchmark.engine.network, benchmark.engine.device
+    available, peak = available_memory(device), PeakMemory(device)
+    profile = ResourceProfile(
+        measured_on=describe_device(config),
+        day=time.strftime("%Y-%m-%d"),
+        device=device.type,
+        available_memory=available,
+        setup=setup,
+        weights=sum(t.nbytes for t in (*network.parameters(), *network.buffers())),
+        evaluation={
+            S: benchmark.evaluation_seconds(S) for S in (min(config.evaluate.sizes), max(config.evaluate.sizes))
+        },
+        evaluation_memory=peak.bytes(),
+        steps=(),
+    )
+    for shape in sorted(set(shapes), key=lambda s: (s.pixels, s)):
+        # On a CPU, a step that takes all memory ends other processes: one that cannot fit is not tried.
+        if group.broadcast_flag(len(profile.steps) > 1 and profile.memory(shape) > available):
+            break
+        peak = PeakMemory(device)
         try:
-            seconds = stand.seconds(shape)
+            seconds = benchmark.step_seconds(shape)
         except Exception as err:
             if not is_out_of_memory(err):
                 raise
-            if found.steps and ranks.alone:
-                return replace(found, too_large=shape)
-            said = f"{place} does not hold a step of {shape} (S x B x D) in {there / 2**30:.3g} GiB"
-            if found.steps:
-                raise TooLargeError(said, shape) from None
-            raise InputError(f"base: {said}; lower base.B: a step must take fewer pixels than that one") from None
-        found = replace(found, steps=(*found.steps, Step(shape, seconds, watch.bytes())))
-    return found
+            if profile.steps and not group.is_distributed:  # there is less memory than the device says
+                return replace(profile, available_memory=0.99 * profile.memory(shape))
+            raise InputError(
+                f"base: {profile.measured_on} does not hold a step of {shape} (S x B x D) in {gib(available)}; lower "
+                "base.B: a step must take fewer pixels than that one"
+            ) from None
+        profile = replace(profile, steps=(*profile.steps, MeasuredStep(shape, seconds, peak.bytes())))
+    return profile
+
+
+def gib(size: float) -> str:
+    """Return bytes as GiB or MiB."""
+    return f"{three_digits(size / 2**30)} GiB" if size >= 2**27 else f"{three_digits(size / 2**20)} MiB"
+
+
+def three_digits(value: float) -> str:
+    """Return the number with three digits, or with all before the point."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -1,142 +1,80 @@
-"""Timing: what a training step costs by batch shape, measured, for budgets in seconds or GMACs instead of pixels."""
+"""Measure how long a training step of a batch shape and an evaluation at an image size take on this device."""
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Iterable
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from mixtune.errors import InputError
-from mixtune.files import digest, replace_file
-from mixtune.profiling import cache
 from mixtune.regime import BatchShape, CostTable, Schedule
-from mixtune.runtime.process_group import ALONE, Ranks
-from mixtune.tasks.classification import Classification, available_cpus
-from mixtune.training.checkpoint import essence
+from mixtune.runtime.device import available_cpus
+from mixtune.runtime.process_group import SINGLE_PROCESS, ProcessGroup
+from mixtune.tasks.base import Task, make_task
 from mixtune.training.run import TrainingConfig
 from mixtune.training.step import Engine
 
-WARM_UP, TIMED = 3, 7  # steps of each shape; the median of the timed ones counts
-PROGRESS = 1.0  # they are as late ones: no layers are frozen
+WARM_UP_STEPS, TIMED_STEPS = 3, 7  # of each shape; the median of the timed ones counts
+PROGRESS = 1.0  # the share of the budget spent: as late in training, where no layers are frozen
 
 
-def place(config: TrainingConfig) -> str:
-    """What the times hold for: the network, the data set, and the device with its threads."""
+def load_task(config: TrainingConfig, group: ProcessGroup = SINGLE_PROCESS) -> Task[Any]:
+    """Return the task of a trial, judged on held-out images. Raises InputError for missing data."""
+    return make_task(config.task, "validation", config.device, config.evaluate.recalibrate, group)
+
+
+def describe_device(config: TrainingConfig) -> str:
+    """Return the network, the data set and the device with its threads: what measured seconds hold for."""
     if config.device != "cpu" and torch.cuda.is_available():
-        where = torch.cuda.get_device_name()
+        device = torch.cuda.get_device_name()
     else:
-        where = f"cpu, {config.threads or available_cpus()} threads"
-    if config.ranks > 1:
-        where += f", {config.ranks} ranks"
-    return f"{config.task.network} on {config.task.dataset}, {where}"
-
-
-def identity(config: TrainingConfig) -> str:
-    """Equal where steps and evaluations take the same memory and time."""
-    sections = [essence(part) for part in (config.task, config.recipe, config.evaluate)]
-    return digest(place(config), torch.__version__, *sections)
+        device = f"cpu, {config.threads or available_cpus()} threads"
+    ranks = f", {config.ranks} ranks" if config.ranks > 1 else ""
+    return f"{config.task.network} on {config.task.dataset}, {device}{ranks}"
 
 
 class StepBenchmark:
-    """A network on its task, to try steps on; its weights stay as they are. Raises InputError for missing data.
+    """A network on its task, whose steps are timed; the weights stay as they are.
 
-    Where a step is shared by several ranks, each has one, and all are asked for the same.
+    Each process of a group has one, and all are called alike. Raises InputError for missing data.
     """
 
-    def __init__(self, config: TrainingConfig, ranks: Ranks = ALONE) -> None:
-        torch.set_num_threads(config.threads or ranks.cpus)
-        self.task = Classification(config.task, "validation", config.device, config.evaluate.recalibrate, ranks)
+    def __init__(self, config: TrainingConfig, group: ProcessGroup = SINGLE_PROCESS) -> None:
+        torch.set_num_threads(config.threads or group.cpus_per_process)
+        self.task = load_task(config, group)
         network = self.task.network(config.seed, config.recipe.dropout, config.recipe.drop_path)
-        distill = config.recipe.distill
-        teacher = distill.teacher(self.task.classes, self.task.device, self.task.names) if distill else None
-        self.engine = Engine(self.task, network, config.recipe, config.seed, teacher)
+        self.engine = Engine(self.task, network, config.recipe, config.seed, self.task.teacher(config.recipe))
         self.engine.network.train()
         self._seed = config.seed
 
-    def seconds(self, shape: BatchShape) -> float:
-        """The time of one whole step (views, forward, backward, optimiser), in real batches of the task.
+    def step_seconds(self, shape: BatchShape) -> float:
+        """Return the median seconds of a whole step (views, forward, backward, optimiser) on the task's images.
 
-        Raises what ``shortage.lacking`` knows where the device does not hold one.
+        Raises an error that ``is_out_of_memory`` knows where the device does not hold the step.
         """
         engine = self.engine
-        steps = Schedule((shape,), np.zeros(WARM_UP + TIMED, np.int16), np.ones(1))
-        engine.prepare(steps, np.full(len(steps), PROGRESS), 0, lambda _: None)
-        marks = [time.perf_counter()]
-        for number, batch in enumerate(engine.batches(steps, self._seed, 0)):
-            engine.train_on(batch, 0.0, number, PROGRESS, shape)  # a learning rate of 0: the weights stay as they are
+        schedule = Schedule((shape,), np.zeros(WARM_UP_STEPS + TIMED_STEPS, np.int16), np.ones(1))
+        engine.prepare(schedule, np.full(len(schedule), PROGRESS), 0, lambda _: None)
+        ends = [time.perf_counter()]
+        for number, batch in enumerate(engine.batches(schedule, self._seed, 0)):
+            engine.step(batch, 0.0, number, PROGRESS, shape)  # with a learning rate of 0
             if engine.device.type == "cuda":
                 torch.cuda.synchronize()
-            marks.append(time.perf_counter())
-        engine.graphs = None  # what was captured holds memory
-        return statistics.median(b - a for a, b in zip(marks[WARM_UP:], marks[WARM_UP + 1 :], strict=False))
+            ends.append(time.perf_counter())
+        engine.graphs = None  # captured steps hold memory
+        return float(np.median(np.diff(ends)[WARM_UP_STEPS:]))
 
-    def judging(self, S: int) -> float:
-        """The time of one evaluation at S, with the choice of batch-norm statistics where the task makes one."""
+    def evaluation_seconds(self, S: int) -> float:
+        """Return the seconds of one evaluation at S, choosing batch-norm statistics where the task does."""
         began = time.perf_counter()
         self.task.evaluate(self.engine.network, [S])
         return time.perf_counter() - began
 
 
-def step_seconds(
-    config: TrainingConfig, shapes: Iterable[BatchShape], known: CostTable | None = None, ranks: Ranks = ALONE
-) -> CostTable:
-    """Seconds of a step of each shape.
-
-    Shapes that ``known`` holds are not timed again. Where a step is shared by several ranks, each calls this, and the
-    first one's table counts. Raises InputError for missing data.
-    """
-    table = known or CostTable("seconds", {}, place(config))
-    return table.extended(shapes, StepBenchmark(config, ranks).seconds)
-
-
-def gmacs_table(config: TrainingConfig, shapes: Iterable[BatchShape]) -> CostTable:
-    """GMACs of one step's views, forward, of each shape (training takes three times as many, of every shape alike)."""
-    from mixtune.data import datasets
-    from mixtune.models import registry
-
-    classes = datasets.load_dataset(config.task.dataset, config.task.data, config.task.classes).classes
+def gmacs_table(task: Task[Any], shapes: Iterable[BatchShape]) -> CostTable:
+    """Return the GMACs of the forward pass of one step of each shape (training takes three times as many of each)."""
     shapes = list(shapes)
-    per_image = {S: registry.gmacs(config.task.network, classes, S) for S in {s.S for s in shapes}}
-    return CostTable.from_gmacs(per_image, shapes, config.task.network)
-
-
-def step_costs(
-    config: TrainingConfig, shapes: Iterable[BatchShape], path: Path, again: bool = False, ranks: Ranks = ALONE
-) -> dict[str, float]:
-    """The cost of a step of every shape in the unit of the budget, by the shape's name ("16x32").
-
-    Times already in the file at ``path`` are used again, whatever is asked for: the study's earlier trials were given
-    what they say. Where there is no such file, so are those of another study (``measurements``), unless ``again`` is
-    asked for: of equal budgets and regimes both then make equal schedules. The file is brought up to date. Raises
-    InputError when it was measured on another network, data set or device.
-    """
-    shapes = sorted(set(shapes))
-    shared, measured = None, False
-    if config.budget.cost == "gmacs":  # counted in milliseconds, the same on every machine
-        table = gmacs_table(config, shapes)
-    else:
-        shared = cache.place("costs", identity(config), [str(shape) for shape in shapes])
-        known = CostTable.load(path, place(config)) if path.exists() else None
-        if known is None and not again:
-            known = _of_another(shared, place(config))
-        table = known or CostTable("seconds", {}, place(config))
-        measured = not ranks.agree(table.costs.keys() >= set(shapes))
-        if measured:
-            table = step_seconds(config, shapes, table, ranks)
-    if ranks.first:
-        replace_file(path, table.text().encode())
-        if measured:
-            cache.keep(shared, table.text())
-    return {str(shape): cost for shape, cost in table.costs.items()}
-
-
-def _of_another(path: Path | None, measured_on: str) -> CostTable | None:
-    """The times that another study measured; None where there are none that can be read."""
-    try:
-        return CostTable.load(path, measured_on) if path else None
-    except InputError:
-        return None
+    per_image = {S: task.gmacs(S) for S in {shape.S for shape in shapes}}
+    return CostTable.from_gmacs(per_image, shapes, task.config.network)

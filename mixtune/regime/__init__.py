@@ -1,4 +1,4 @@
-"""What a size regime is. Needs numpy only; imports nothing from the floors above."""
+"""The size regime as plain values: shapes, mixtures, phases, schedules. Needs numpy only."""
 
 from mixtune.regime.catalogue import LITERATURE, from_literature
 from mixtune.regime.literature import PUBLISHED, published

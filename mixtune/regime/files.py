@@ -12,10 +12,10 @@ import yaml
 
 from mixtune.config import parse, read_yaml
 from mixtune.errors import InputError
-from mixtune.regime.regime import Clock, Mixture, Regime
+from mixtune.regime.regime import Mixture, PhaseClock, Regime
 from mixtune.regime.shapes import BatchShape
 
-VERSION = 1
+FORMAT_VERSION = 1
 _Dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # the same text, ten times as fast where libyaml is there
 _FORBID = {"extra": "forbid"}
 
@@ -55,24 +55,24 @@ class _RegimeFile:
     phases: tuple[_PhaseEntry, ...]
     name: str = ""
     source: str = ""
-    clock: Clock = "budget"
+    clock: PhaseClock = "budget"
     training: dict[str, Any] = field(default_factory=dict)
 
 
 def load_regime(path: str | Path) -> tuple[Regime, dict[str, Any]]:
-    """The regime in a file, and its ``training`` section (how it was trained; empty where there is none).
+    """Return the regime in a file, and its ``training`` section (how it was trained; empty where there is none).
 
     A phase with ``p_of: samples`` gives shares of the samples, as the MixSize authors' code counts; they are converted.
-    Raises InputError naming the file and the key.
+    Raise InputError naming the file and the key.
     """
     return regime_from_dict(read_yaml(path), path)
 
 
 def regime_from_dict(data: Mapping[str, Any], source: str | Path) -> tuple[Regime, dict[str, Any]]:
-    """The same for a mapping that has been read already; ``source`` is named in errors."""
-    if data.get("version") != VERSION:
+    """Return what ``load_regime`` does, from a mapping; errors name ``source``."""
+    if data.get("version") != FORMAT_VERSION:
         raise InputError(
-            f"{source}: version must be {VERSION}, not {data.get('version')!r}; "
+            f"{source}: version must be {FORMAT_VERSION}, not {data.get('version')!r}; "
             "a regime file opens with 'version: 1' and holds base and phases"
         )
     file = parse(data, _RegimeFile, source)
@@ -84,7 +84,7 @@ def regime_from_dict(data: Mapping[str, Any], source: str | Path) -> tuple[Regim
 
 
 def regime_to_dict(regime: Regime, training: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The mapping that ``regime_from_dict`` reads."""
+    """Return the mapping that ``regime_from_dict`` reads."""
     phases = [
         {
             "share": ph.share,
@@ -98,7 +98,7 @@ def regime_to_dict(regime: Regime, training: Mapping[str, Any] | None = None) ->
     base = {"S": regime.base.S, "B": regime.base.B, "D": regime.base.D}
     clock = {"clock": regime.clock} if regime.clock != "budget" else {}
     extra = {"training": dict(training)} if training else {}
-    return {"version": VERSION, **named, "base": base, **clock, "phases": phases, **extra}
+    return {"version": FORMAT_VERSION, **named, "base": base, **clock, "phases": phases, **extra}
 
 
 def save_regime(path: str | Path, regime: Regime, training: Mapping[str, Any] | None = None) -> None:

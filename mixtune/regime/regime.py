@@ -12,9 +12,9 @@ from typing import Literal, get_args
 
 from mixtune.regime.shapes import BatchShape
 
-Clock = Literal["budget", "epochs", "steps"]
+PhaseClock = Literal["budget", "epochs", "steps"]
 StepCost = Callable[[BatchShape], float]
-MANY = 6  # phases; more than these are summed up in a line for people
+MAX_PHASES_SHOWN = 6  # str() sums up a regime of more phases
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,10 @@ class Mixture:
 
     @classmethod
     def of(cls, shapes: Sequence[BatchShape], weights: Sequence[float] | None = None) -> Mixture:
-        """Normalise weights to probabilities and leave out shapes of weight 0 (no weights: uniform).
+        """Return the mixture of these weights, normalised, without shapes of weight 0 (no weights: uniform).
 
-        Probabilities that already sum to 1 are kept to the bit, so that a mixture read from a file is the one written.
+        Probabilities that already sum to 1 are unchanged to the bit, so that a mixture read from a file is the one
+        written. Raise ValueError for weights that are negative, not finite or all 0, and for a shape given twice.
         """
         w = [1.0] * len(shapes) if weights is None else [float(x) for x in weights]
         if any(not math.isfinite(x) or x < 0 for x in w):
@@ -49,12 +50,12 @@ class Mixture:
         if w and sum(w) <= 0:
             raise ValueError("probabilities are all zero; at least one must be positive")
         total = 1.0 if abs(sum(w) - 1) <= 1e-9 else sum(w)
-        kept = [(s, x / total) for s, x in zip(shapes, w, strict=True) if x > 0]
-        return cls(tuple(s for s, _ in kept), tuple(x for _, x in kept))
+        used = [(s, x / total) for s, x in zip(shapes, w, strict=True) if x > 0]
+        return cls(tuple(s for s, _ in used), tuple(x for _, x in used))
 
     @classmethod
     def of_samples(cls, shapes: Sequence[BatchShape], sample_shares: Sequence[float]) -> Mixture:
-        """The mixture whose shapes see these shares of *samples*: step share proportional to share / B.
+        """Return the mixture whose shapes see these shares of the *samples*: step share proportional to share / B.
 
         The MixSize authors' code divides each epoch's samples by p (data.py, SampledDataRegime); we count steps.
         """
@@ -77,7 +78,7 @@ class Mixture:
         return sum(p * s.B for s, p in zip(self.shapes, self.p, strict=True))
 
     def expected(self, cost: StepCost) -> float:
-        """Expected cost of a step."""
+        """Return the expected cost of a step."""
         return sum(p * cost(s) for s, p in zip(self.shapes, self.p, strict=True))
 
     def __str__(self) -> str:
@@ -98,10 +99,10 @@ class Phase:
 
 @dataclass(frozen=True)
 class Regime:
-    """A sequence of phases. Nothing else: every published size regime is one of these.
+    """A sequence of phases. Every published size regime is one.
 
-    ``base`` is the shape whose pixels are the compute budget of one step; ``name`` and ``source`` are for people and
-    do not take part in comparisons. ``clock`` says what the phases' shares are shares of: whatever the *budget* counts
+    ``base`` is the shape whose pixels are the compute budget of one step. ``name`` and ``source`` are for people and
+    do not take part in comparisons. ``clock`` is what the phases' shares are shares of: whatever the *budget* counts
     (the default), *epochs* (distinct images, as progressive resizing is published) or *steps* (timm's sliding window).
     ``shares_of`` converts exactly from any clock to any cost.
     """
@@ -110,11 +111,11 @@ class Regime:
     phases: tuple[Phase, ...]
     name: str = field(default="", compare=False)
     source: str = field(default="", compare=False)
-    clock: Clock = "budget"
+    clock: PhaseClock = "budget"
 
     def __post_init__(self) -> None:
-        if self.clock not in get_args(Clock):
-            raise ValueError(f"clock must be one of {', '.join(get_args(Clock))}, not {self.clock!r}")
+        if self.clock not in get_args(PhaseClock):
+            raise ValueError(f"clock must be one of {', '.join(get_args(PhaseClock))}, not {self.clock!r}")
         if not self.phases:
             raise ValueError("a regime needs at least one phase")
         total = sum(ph.share for ph in self.phases)
@@ -129,9 +130,9 @@ class Regime:
         shares: Sequence[float] | None = None,
         name: str = "",
         source: str = "",
-        clock: Clock = "budget",
+        clock: PhaseClock = "budget",
     ) -> Regime:
-        """A regime from mixtures in order; shares are normalised (none: equal)."""
+        """Return the regime of these mixtures in order, with shares normalised (none: equal)."""
         w = [1.0] * len(mixtures) if shares is None else [float(x) for x in shares]
         if any(not math.isfinite(x) or x <= 0 for x in w):
             raise ValueError(f"phase shares must be positive, not {w}")
@@ -140,25 +141,25 @@ class Regime:
         return cls(base, phases, name, source, clock)
 
     def shares_of(self, cost: StepCost, budget_cost: StepCost | None = None) -> tuple[float, ...]:
-        """Each phase's share of the run's total ``cost``; they sum to 1.
+        """Return each phase's share of the run's total ``cost``. [n_phases], sums to 1
 
-        ``cost``: what one step of a shape takes (``lambda s: 1`` for steps, ``lambda s: s.B`` for epochs, pixels,
+        ``cost`` is what one step of a shape takes (``lambda s: 1`` for steps, ``lambda s: s.B`` for epochs, pixels,
         seconds). ``budget_cost`` is what a step takes from the budget, pixels unless given; it matters only where the
         clock is the budget's. With n_i steps in phase i, share_i is proportional to n_i * (clock's cost of a step).
         """
-        clocks: dict[Clock, StepCost] = {"epochs": lambda s: s.B, "steps": lambda s: 1.0}
+        clocks: dict[PhaseClock, StepCost] = {"epochs": lambda s: s.B, "steps": lambda s: 1.0}
         clock = clocks.get(self.clock, budget_cost or (lambda s: s.pixels))
         spent = [ph.share * ph.mixture.expected(cost) / ph.mixture.expected(clock) for ph in self.phases]
         return tuple(x / sum(spent) for x in spent)
 
     @property
     def mixture(self) -> Mixture:
-        """Of the whole run: the share of all its steps that each shape has."""
-        found = dict.fromkeys(self.shapes, 0.0)
+        """The mixture of the whole run: each shape with its share of all steps."""
+        share_of_steps = dict.fromkeys(self.shapes, 0.0)
         for phase, share in zip(self.phases, self.shares_of(lambda s: 1.0), strict=True):
             for shape, p in zip(phase.mixture.shapes, phase.mixture.p, strict=True):
-                found[shape] += share * p
-        return Mixture.of(list(found), list(found.values()))
+                share_of_steps[shape] += share * p
+        return Mixture.of(list(share_of_steps), list(share_of_steps.values()))
 
     @property
     def shapes(self) -> tuple[BatchShape, ...]:
@@ -171,13 +172,14 @@ class Regime:
         return tuple(sorted({s.S for s in self.shapes}))
 
     def __str__(self) -> str:
-        """One line for people: ``16x256 40% · 32x64 60%``; phases are joined by arrows, with their budget shares.
+        """Return one line for people: ``16x256 40% · 32x64 60%``; arrows join phases, each with its share.
 
-        Many phases are told by their number, the mean size at both ends and the mixture of the whole run.
+        More than MAX_PHASES_SHOWN phases are summed up: their number, the mean size at both ends and the mixture of
+        the whole run.
         """
         if len(self.phases) == 1:
             return str(self.phases[0].mixture)
-        if len(self.phases) > MANY:
+        if len(self.phases) > MAX_PHASES_SHOWN:
             first, last = (self.phases[i].mixture.expected(lambda s: s.S) for i in (0, -1))
             return f"{len(self.phases)} phases, {first:.0f} to {last:.0f} px on average: {self.mixture}"
         return " → ".join(f"{100 * ph.share:.0f}%: {_phase(ph.mixture)}" for ph in self.phases)

@@ -1,6 +1,6 @@
-"""The batch shapes that published code makes, with its own rounding: exact, so that a paper can be repeated exactly.
+"""The batch shapes of published code, with its own rounding, so that a paper can be repeated exactly.
 
-``BatchShape.resized`` is our rule, within half an image of the budget. These are theirs, and leave it by up to 65 %.
+``BatchShape.resized`` stays within half an image of the budget. Published code misses it by up to 65 %.
 S, B, D as in ``shapes``. ``devices``: the code rounds the batch of one device, so B is a multiple of their number.
 """
 
@@ -18,42 +18,42 @@ Adapt = Literal["B+", "D+", "both"]
 
 
 def mixsize_shape(base: BatchShape, S: int, adapt: Adapt, devices: int = 1) -> BatchShape:
-    """The MixSize authors' shape at size S (Hoffer et al. 2019; ``mixsize_config`` in their models/resnet.py).
+    """Return the MixSize authors' shape at size S (Hoffer et al. 2019; ``mixsize_config`` in their models/resnet.py).
 
     B and D are rounded to the nearest whole number, independently: D+ costs from 0.73 to 1.65 of the base at the
-    published ImageNet sizes. Below half a copy their code drops D+ and shrinks the batch; ``switches_to_b`` says where.
-    Raises ValueError where no image is left.
+    published ImageNet sizes. Below half a copy their code drops D+ and shrinks the batch (``switches_to_b_plus``).
+    Raise ValueError where no image is left.
     """
     gain = base.S / S if adapt == "both" else (base.S / S) ** 2
-    more_images = adapt != "D+" or switches_to_b(base, S, adapt)
-    more_copies = adapt != "B+" and not switches_to_b(base, S, adapt)
+    more_images = adapt != "D+" or switches_to_b_plus(base, S, adapt)
+    more_copies = adapt != "B+" and not switches_to_b_plus(base, S, adapt)
     B = round(gain * _per_device(base, devices)) if more_images else _per_device(base, devices)
     if B < 1:
         raise ValueError(f"the MixSize authors' rounding leaves no image of {base} at S = {S}; use a larger batch")
     return BatchShape(S, B * devices, max(1, round(gain * base.D)) if more_copies else base.D)
 
 
-def switches_to_b(base: BatchShape, S: int, adapt: Adapt) -> bool:
-    """Whether the authors' code, asked for more copies, turns to B+ at this size without saying so."""
+def switches_to_b_plus(base: BatchShape, S: int, adapt: Adapt) -> bool:
+    """Return whether the authors' code, asked for more copies, silently uses B+ at this size."""
     return adapt != "B+" and copies_wanted(base, S, adapt) < 0.5
 
 
 def copies_wanted(base: BatchShape, S: int, adapt: Adapt) -> float:
-    """Copies of each image that keep the pixels at size S, before rounding."""
+    """Return the copies of each image that keep the pixels at size S, before rounding."""
     return float(base.D * (base.S / S) ** (1 if adapt == "both" else 2))
 
 
 def cvnets_shape(base: BatchShape, S: int, devices: int = 1) -> BatchShape:
-    """The shape of CVNets' variable-batch sampler (``image_batch_pairs``): B is cut off, not rounded."""
+    """Return the shape of CVNets' variable-batch sampler (``image_batch_pairs``): B is cut off, not rounded."""
     B = int(round(base.S**2 * _per_device(base, devices) / S**2, 2))
     return BatchShape(S, max(1, B) * devices, base.D)
 
 
 def cvnets_sizes(base: int, low: int, high: int, n_scales: int, stride: int) -> list[int]:
-    """The sizes of CVNets' multi-scale samplers: evenly spaced from low to high, the base added, rounded to the stride.
+    """Return the sizes of CVNets' multi-scale samplers: evenly spaced, the base added, rounded to the stride.
 
-    Halves round up, and a size that would lose more than a tenth goes up one stride. Sizes that fall together count
-    once: 128 to 320 at stride 32 has seven sizes however many are asked for.
+    Halves round up, and a size that would lose more than a tenth goes up one stride. Equal sizes count once: 128 to
+    320 at stride 32 has seven sizes whatever ``n_scales``. Raise ValueError for a range that does not grow.
     """
     if not 1 <= low <= high:
         raise ValueError(f"a range of sizes must grow from at least 1, not from {low} to {high}")
@@ -64,9 +64,9 @@ def cvnets_sizes(base: int, low: int, high: int, n_scales: int, stride: int) -> 
 
 
 def cvnets_ranges(low: int, high: int, low_factor: float, high_factor: float, stages: int) -> list[tuple[int, int]]:
-    """The (low, high) ranges of CVNets' growing sampler (``update_scales``): each stage adds a share of the last.
+    """Return the (low, high) ranges of CVNets' growing sampler (``update_scales``): each adds a share of the last.
 
-    A factor of 0.1 grows a range by a tenth. Beware of CVNets' default of 1.0, which doubles the sizes every time.
+    A factor of 0.1 grows a range by a tenth. CVNets' default of 1.0 doubles the sizes every time.
     """
     ranges = [(low, high)]
     for _ in range(stages - 1):
@@ -76,9 +76,9 @@ def cvnets_ranges(low: int, high: int, low_factor: float, high_factor: float, st
 
 
 def ffcv_sizes(low: int, high: int, start: int, end: int, epochs: int, stride: int) -> list[int]:
-    """The size of every epoch of FFCV's ramp (``get_resolution``): linear from epoch start to end, in whole strides.
+    """Return the size of every epoch of FFCV's ramp (``get_resolution``): linear from start to end, in whole strides.
 
-    Raises ValueError for a ramp that does not grow or does not lie on the stride.
+    Raise ValueError for a ramp that does not grow or does not lie on the stride.
     """
     if low > high or start > end or not 0 <= start <= epochs:
         raise ValueError(f"the ramp must grow: {low} to {high} from epoch {start} to {end} of {epochs}")
@@ -90,7 +90,7 @@ def ffcv_sizes(low: int, high: int, start: int, end: int, epochs: int, stride: i
 
 
 def timm_window(weights: Sequence[float], position: float, spread: float, random_mix: float) -> list[float]:
-    """Probabilities of timm's progressive sampler (``choice_weights_for_epoch``) with its window at ``position``.
+    """Return the probabilities of timm's progressive sampler (``choice_weights_for_epoch``) at a window ``position``.
 
     ``position`` runs from 0, the first choice, to 1, the last; ``spread`` is the window's standard deviation in
     choices (0: the nearest one), ``random_mix`` the share of steps drawn uniformly from the choices in use.

@@ -1,6 +1,6 @@
-"""Schedule: a regime made concrete. Every step of the run is decided before the run, from (regime, budget, seed).
+"""Schedule: every step of a run, decided before the run from (regime, budget, seed).
 
-Loader, learning rate, cost, plots and tests are folds over this array; resuming is one integer; a lower fidelity is
+Loader, learning rate, cost, plots and tests are folds over this array. Resuming is one integer. A lower fidelity is
 the same regime with a smaller budget.
 """
 
@@ -14,9 +14,9 @@ import numpy as np
 
 from mixtune.regime.regime import Mixture, Regime, StepCost
 from mixtune.regime.shapes import BatchShape
-from mixtune.regime.step_cost import Unit, samples, step_cost
+from mixtune.regime.step_cost import Unit, sample_cost, step_cost
 
-TOLERANCE = 0.05  # the largest share by which a run may miss its budget; whole steps leave far less in a real run
+BUDGET_TOLERANCE = 0.05  # the largest share by which a run may miss its budget; whole steps miss it by far less
 
 
 @dataclass(frozen=True)
@@ -48,18 +48,18 @@ class Budget:
 
     @classmethod
     def of_total(cls, total: float, cost: Unit, base: BatchShape, n_samples: int, table: StepCost) -> Budget:
-        """The budget of ``total`` GMACs or seconds: as many epochs of the base shape as they pay for.
+        """Return the budget of ``total`` GMACs or seconds: as many epochs of the base shape as they pay for.
 
-        For example an hour on this machine: ``Budget.of_total(3600, "seconds", base, n_samples, table)``.
+        An hour on this machine is ``Budget.of_total(3600, "seconds", base, n_samples, table)``.
         """
         return cls(total / (n_samples / base.B * step_cost(table, cost)(base)), "compute", cost)
 
     def total(self, base: BatchShape, n_samples: int, step: StepCost) -> float:
-        """The whole budget, in the units of ``step``."""
+        """Return the whole budget, in the units of ``step``."""
         return self.amount or self.epochs * n_samples / base.B * step(base)
 
     def scaled(self, share: float) -> Budget:
-        """The same budget at a lower fidelity."""
+        """Return this share of the budget (a lower fidelity)."""
         if self.amount is not None:
             return replace(self, amount=self.amount * share)
         return replace(self, epochs=self.epochs * share)
@@ -69,7 +69,7 @@ class Budget:
 
 
 def apportion(p: Sequence[float], n: int) -> np.ndarray:
-    """Share n steps out by largest remainder: every count is within one step of ``p*n`` and they sum to n. [len(p)]"""
+    """Return n steps apportioned by largest remainder: counts within one step of ``p*n`` that sum to n. [len(p)]"""
     quota = np.asarray(p, float) * n
     counts: np.ndarray = np.floor(quota).astype(np.int64)
     counts[np.argsort(counts - quota, kind="stable")[: n - counts.sum()]] += 1
@@ -97,19 +97,19 @@ class Schedule:
         n_samples: int,
         seed: int,
         cost: StepCost | Mapping[BatchShape, float] | None = None,
-        tolerance: float = TOLERANCE,
+        tolerance: float = BUDGET_TOLERANCE,
         share: float = 1.0,
     ) -> Schedule:
-        """Spend ``budget`` (counted in epochs of ``n_samples`` images at the regime's base shape) on ``regime``.
+        """Return the schedule that spends ``budget`` on ``regime``; an epoch of the budget is ``n_samples`` images.
 
-        Steps of a phase are shared out by largest remainder and put in random order, keyed by (seed, phase). ``cost``
+        Steps of a phase are apportioned by largest remainder and put in random order, keyed by (seed, phase). ``cost``
         is what one step of a shape takes, in the budget's unit: a ``CostTable``, a mapping or a function.
         ``share`` below 1 is a lower fidelity: the whole regime compressed into that share of the budget, without the
         phases that do not get a step there.
-        Raises ValueError when a phase's share of the budget does not pay for a single step, when the whole run misses
+        Raise ValueError when a phase's share of the budget does not pay for a single step, when the whole run misses
         the budget by more than ``tolerance`` (a share of it), and when a shape's cost is needed but not given.
         """
-        step = samples if budget.spend == "epochs" else step_cost(cost, budget.cost)
+        step = sample_cost if budget.spend == "epochs" else step_cost(cost, budget.cost)
         budget = budget.scaled(share)
         total = budget.total(regime.base, n_samples, step)
         shapes = regime.shapes
@@ -186,11 +186,11 @@ class Schedule:
         return int(self._total([s.views for s in self.shapes]))
 
     def sample_batches(self, n_samples: int, seed: int, start: int = 0) -> Iterator[np.ndarray]:
-        """The sample indices of each step from ``start`` on: arrays of B distinct numbers below ``n_samples``.
+        """Yield the sample indices of each step from ``start`` on: B distinct numbers below ``n_samples``. [B]
 
         Every epoch is a permutation, so each sample is drawn exactly once per epoch; a step that straddles two epochs
         takes what is left of the old one and starts the new one with samples it does not yet hold. All ranks and
-        every resumed run draw the same numbers. Raises ValueError when a batch is larger than the data set.
+        every resumed run draw the same numbers. Raise ValueError when a batch is larger than the data set.
         """
         B = np.array([s.B for s in self.shapes])
         largest = int(B.max())
@@ -217,7 +217,7 @@ class Schedule:
                 yield batch
 
     def _resume_point(self, B: np.ndarray, n_samples: int, start: int) -> tuple[int, int]:
-        """The step to begin at so that ``start`` is drawn as in an unbroken run, and the samples drawn before it.
+        """Return a step from which ``start`` is drawn as in an unbroken run, and the samples drawn before that step.
 
         An epoch's order depends on the epoch before it only through the step that straddles the two: samples in that
         step move within the head (the first B entries) of the new order. So it is enough to begin with the last step
@@ -232,9 +232,9 @@ class Schedule:
 
 
 def _steps(mixture: Mixture, costs: np.ndarray, due: float) -> np.ndarray:
-    """Steps of each shape in a phase, apportioned for the whole number of steps that comes nearest to ``due``.
+    """Return the steps of each shape in a phase whose total cost comes nearest to ``due``. [len(mixture.p)]
 
-    [len(mixture.p)]; where shapes cost differently that number may be one beside the expected one.
+    Where shapes cost differently, their number may be one beside the expected one.
     """
     n = int(due / float(np.dot(mixture.p, costs)))
     options = [apportion(mixture.p, max(0, k)) for k in (n, n + 1, n - 1, n + 2)]

@@ -1,4 +1,4 @@
-"""Shard: which of a step's images belong to which of several ranks; every rank agrees without talking."""
+"""Shard: which images of a step belong to which rank; all ranks agree without communication."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from mixtune.regime.shapes import BatchShape
 class Shard:
     """The part of ``rank`` among ``world`` ranks: of n images in order, those from n*rank/world to n*(rank+1)/world.
 
-    The parts are consecutive, cover everything once and differ by at most one image. What is split are the B distinct
-    images of a step, so that the D copies of an image stay on one rank and share its decode.
-    Raises ValueError for a rank outside [0, world).
+    The parts are consecutive, cover everything once and differ by at most one image. The B distinct images of a step
+    are split, so that the D copies of an image stay on one rank and share its decode.
+    Raise ValueError for a rank outside [0, world).
     """
 
     rank: int = 0
@@ -25,15 +25,15 @@ class Shard:
             raise ValueError(f"rank must lie in [0, {self.world}), not be {self.rank}")
 
     def part(self, n: int) -> slice:
-        """This rank's part of n images."""
+        """Return this rank's part of n images."""
         return slice(n * self.rank // self.world, n * (self.rank + 1) // self.world)
 
     def bounds(self, n: int) -> list[int]:
-        """Where the parts begin, and n: rank r has the images from bounds[r] to bounds[r + 1]. [world + 1]"""
+        """Return where the parts begin, and n: rank r has the images from bounds[r] to bounds[r + 1]. [world + 1]"""
         return [n * r // self.world for r in range(self.world + 1)]
 
     def of(self, shape: BatchShape) -> BatchShape:
-        """What this rank is fed of a step of ``shape``."""
+        """Return this rank's part of a step of ``shape``."""
         part = self.part(shape.B)
         return BatchShape(shape.S, part.stop - part.start, shape.D)
 

@@ -1,12 +1,12 @@
-"""What a training step costs: pixels by rule, or GMACs or seconds from a table measured once and kept beside the study.
+"""The cost of a training step: pixels by rule, or GMACs or seconds from a measured table.
 
-S, B, D as in ``shapes``. Measuring needs a network, so it happens on the floor above; this one reads the numbers.
+S, B, D as in ``shapes``. Measuring needs a network and happens in ``profiling``; this module reads the numbers.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -22,13 +22,13 @@ Unit = Literal["pixels", "gmacs", "seconds"]
 _FORBID = {"extra": "forbid"}
 
 
-def pixels(shape: BatchShape) -> float:
-    """S^2*B*D: the cost of a step when nothing was measured."""
+def pixel_cost(shape: BatchShape) -> float:
+    """Return S^2*B*D: the cost of a step when nothing was measured."""
     return float(shape.pixels)
 
 
-def samples(shape: BatchShape) -> float:
-    """B: what a step takes from a budget of epochs."""
+def sample_cost(shape: BatchShape) -> float:
+    """Return B: what a step takes from a budget of epochs."""
     return float(shape.B)
 
 
@@ -50,7 +50,7 @@ class CostTable:
                 raise ValueError(f"a step of {shape} must cost more than 0 {self.unit}, not {cost!r}")
 
     def __call__(self, shape: BatchShape) -> float:
-        """Raises ValueError for a shape that was not measured; there is no interpolation."""
+        """Return the cost of a step. Raise ValueError for a shape that was not measured; there is no interpolation."""
         if shape not in self.costs:
             known = ", ".join(map(str, sorted(self.costs))) or "none"
             raise ValueError(f"the cost of a step of {shape} was not measured in {self.unit}; measured: {known}")
@@ -58,19 +58,17 @@ class CostTable:
 
     @classmethod
     def from_gmacs(cls, gmacs: Mapping[int, float], shapes: Iterable[BatchShape], measured_on: str = "") -> CostTable:
-        """GMACs of a step from the network's GMACs for one image at each size S."""
+        """Return the GMACs of steps, from the network's GMACs for one image at each size S.
+
+        Raise ValueError for a size that was not measured.
+        """
         missing = sorted({s.S for s in shapes} - set(gmacs))
         if missing:
             raise ValueError(f"the network's GMACs were not measured at S = {', '.join(map(str, missing))}")
         return cls("gmacs", {s: gmacs[s.S] * s.views for s in shapes}, measured_on)
 
-    def extended(self, shapes: Iterable[BatchShape], measure: Callable[[BatchShape], float]) -> CostTable:
-        """This table with the shapes it lacks, each measured once; those it has are not measured again."""
-        new = {s: float(measure(s)) for s in sorted(set(shapes) - set(self.costs))}
-        return CostTable(self.unit, {**self.costs, **new}, self.measured_on)
-
     def text(self) -> str:
-        """The table as readable YAML; ``load`` makes an equal one of it, to the bit."""
+        """Return the table as readable YAML; ``load`` makes an equal one of it, to the bit."""
         rows = [{"S": s.S, "B": s.B, "D": s.D, "cost": float(self.costs[s])} for s in sorted(self.costs)]
         data = {"unit": self.unit, "measured_on": self.measured_on, "steps": rows}
         return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120, default_flow_style=None)
@@ -81,7 +79,7 @@ class CostTable:
 
     @classmethod
     def load(cls, path: str | Path, measured_on: str | None = None) -> CostTable:
-        """Read a table. Raises InputError when it is malformed, or was measured on something else than is asked for."""
+        """Read a table. Raise InputError when it is malformed, or measured on something else than ``measured_on``."""
         file = parse(read_yaml(path), _CostFile, path)
         if measured_on is not None and file.measured_on != measured_on:
             raise InputError(f"{path}: measured on {file.measured_on!r}, not on {measured_on!r}; measure again")
@@ -114,14 +112,14 @@ class _CostFile:
 
 
 def step_cost(cost: StepCost | Mapping[BatchShape, float] | None, unit: Unit) -> StepCost:
-    """The function that gives a step's cost in ``unit``: a table, a mapping or a function as given, else pixels.
+    """Return the function that gives a step's cost in ``unit``: the given table, mapping or function, else pixels.
 
-    Raises ValueError when the unit has to be measured and nothing was, or when a table is in another unit.
+    Raise ValueError when the unit has to be measured and nothing was, or when a table is in another unit.
     """
     if cost is None:
         if unit != "pixels":
             raise ValueError(f"a budget in {unit} needs the measured cost of every batch shape; none was given")
-        return pixels
+        return pixel_cost
     if isinstance(cost, CostTable):
         if cost.unit != unit:
             raise ValueError(f"the budget counts {unit}, the cost table {cost.unit}")

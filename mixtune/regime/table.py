@@ -1,4 +1,4 @@
-"""Tables of regimes for people: what each shape gets of a run, as text and as Markdown.
+"""Tables of regimes for people, as text and as Markdown: each shape's part of a run.
 
 S, B, D as in ``shapes``. Both shares are always shown: of the steps, which p counts, and of the samples.
 """
@@ -18,7 +18,7 @@ from mixtune.regime.step_cost import step_cost
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """One shape in one phase of a run. Shares are of the whole run; ``cost`` is a step's, relative to the base step."""
 
     phase: int  # from 1
@@ -34,12 +34,12 @@ class Row:
 
 @dataclass(frozen=True)
 class RunTable:
-    """A regime made concrete under a budget, counted out; ``compute`` is relative to the base shape for its epochs."""
+    """A regime's steps under a budget, counted; ``compute`` is relative to the base shape for its epochs."""
 
     regime: Regime
     budget: Budget
     n_samples: int
-    rows: tuple[Row, ...]
+    rows: tuple[TableRow, ...]
     compute: float
 
     @classmethod
@@ -50,7 +50,7 @@ class RunTable:
         n_samples: int,
         cost: StepCost | Mapping[BatchShape, float] | None = None,
     ) -> RunTable:
-        """Build the schedule and count the steps of every phase and shape. Raises what ``Schedule.build`` raises."""
+        """Build the schedule and count the steps of every phase and shape. Raise what ``Schedule.build`` raises."""
         schedule = Schedule.build(regime, budget, n_samples, 0, cost)
         step = step_cost(cost, budget.cost)
         rows = []
@@ -59,7 +59,7 @@ class RunTable:
             for shape in sorted(regime.phases[i].mixture.shapes):
                 steps = int(counts[schedule.shapes.index(shape)])
                 rows.append(
-                    Row(
+                    TableRow(
                         phase=i + 1,
                         shape=shape,
                         step_share=steps / len(schedule),
@@ -106,8 +106,8 @@ class RunTable:
         return f"{self.budget.epochs:g} epochs of {self.n_samples:,} images at {self.regime.base} ({kind})"
 
 
-def text(table: RunTable) -> str:
-    """The table of one regime, one line per shape and phase, and the whole run below."""
+def to_text(table: RunTable) -> str:
+    """Return the table of one regime: one line per shape and phase, and the whole run below."""
     head = f"{table.regime.name or 'regime'}: {table.budget_line}"
     lines = [head, *([table.regime.source] if table.regime.source else []), ""]
     columns = "{:>5}  {:<12} {:>7} {:>9} {:>6} {:>9} {:>8} {:>13} {:>13}"
@@ -132,8 +132,8 @@ def text(table: RunTable) -> str:
     return "\n".join(lines)
 
 
-def markdown(tables: Sequence[RunTable]) -> str:
-    """One row per regime, and one table per base and budget."""
+def to_markdown(tables: Sequence[RunTable]) -> str:
+    """Return one row per regime, and one table per base and budget."""
     out: list[str] = []
     for line in dict.fromkeys(t.budget_line for t in tables):
         out += [

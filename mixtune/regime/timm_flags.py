@@ -13,8 +13,8 @@ from mixtune.regime.rounding import timm_window
 from mixtune.regime.schedule import Budget, Schedule
 from mixtune.regime.shapes import BatchShape
 
-MOST_EPOCHS = 100  # more choices than this on a command line help nobody
-TOLERANCE = 0.01  # the largest share of the steps for which timm's size may differ from the regime's
+MAX_EPOCHS = 100  # more choices than this on a command line help nobody
+TIMM_TOLERANCE = 0.01  # the largest share of the steps for which timm's size may differ from the regime's
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,12 @@ def timm_flags(
     processes: int = 1,
     spread: float = 0.65,
     random_mix: float = 0.1,
-    tolerance: float = TOLERANCE,
+    tolerance: float = TIMM_TOLERANCE,
 ) -> TimmFlags:
-    """The regime, spending ``budget`` on ``n_samples`` images, as flags for ``processes`` processes (one per GPU).
+    """Return the flags that spend ``budget`` on ``n_samples`` images with ``processes`` processes (one per GPU).
 
     A timm epoch becomes a fixed number of steps: one part of the sequence of sizes, not one pass over the data.
-    ``spread`` and ``random_mix`` are the settings of timm's window to look for. Raises ValueError with the numbers
+    ``spread`` and ``random_mix`` are the settings of timm's window to fit. Raise ValueError with the numbers
     when the regime has copies (D > 1), when a batch cannot be shared by the processes, and when timm's schedule would
     give more than ``tolerance`` of the steps to other sizes.
     """
@@ -57,7 +57,7 @@ def timm_flags(
         weights = ("--train-size-probs", *(f"{p:.10g}" for p in mixture.p)) if len(mixture.p) > 1 else ()
         extra = (*weights, "--train-size-schedule", "constant")
         return _flags(regime, mixture.shapes, extra, max(1, round(budget.epochs)), schedule, processes, 0.0)
-    if all(len(ph.mixture.shapes) == 1 for ph in regime.phases) and len(regime.phases) <= MOST_EPOCHS:
+    if all(len(ph.mixture.shapes) == 1 for ph in regime.phases) and len(regime.phases) <= MAX_EPOCHS:
         choices, deviation = _sequence(regime, schedule)
         epochs, spread, random_mix = len(choices), 0.0, 0.0
     else:
@@ -96,19 +96,19 @@ def _flags(
 
 
 def _sequence(regime: Regime, schedule: Schedule) -> tuple[tuple[BatchShape, ...], float]:
-    """Phases of one shape as a list of choices, one per timm epoch, each repeated as often as its steps ask for.
+    """Return phases of one shape as choices, one per timm epoch, each repeated by its share; and the deviation.
 
-    The fewest epochs that come within a tenth of the tolerance, else the best there is; with the deviation.
+    They are the fewest epochs within a tenth of the tolerance, else the nearest there are.
     """
     shares = [n / len(schedule) for n in schedule.phase_steps]
     best: tuple[float, int, list[int]] | None = None
-    for epochs in range(len(shares), MOST_EPOCHS + 1):
+    for epochs in range(len(shares), MAX_EPOCHS + 1):
         ends = [round(sum(shares[: i + 1]) * epochs) for i in range(len(shares))]
         repeats = [end - start for start, end in zip([0, *ends], ends, strict=False)]
         off = sum(abs(k / epochs - x) for k, x in zip(repeats, shares, strict=True)) / 2
         if best is None or off < best[0] - 1e-12:
             best = (off, epochs, repeats)
-        if off <= TOLERANCE / 10:
+        if off <= TIMM_TOLERANCE / 10:
             break
     assert best is not None
     shapes = [ph.mixture.shapes[0] for ph in regime.phases]
@@ -118,7 +118,7 @@ def _sequence(regime: Regime, schedule: Schedule) -> tuple[tuple[BatchShape, ...
 def _window(
     regime: Regime, schedule: Schedule, spread: float, random_mix: float
 ) -> tuple[tuple[BatchShape, ...], float]:
-    """The choices in the window's order (growing or shrinking, whichever is nearer), with the deviation."""
+    """Return the choices in the window's order (growing or shrinking, whichever is nearer), and the deviation."""
     n = len(regime.phases)
     best: tuple[tuple[BatchShape, ...], float] | None = None
     for choices in (regime.shapes, regime.shapes[::-1]):

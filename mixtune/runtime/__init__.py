@@ -1,1 +1,1 @@
-"""Where a run computes: device, memory, process group, versions. No model, data or training here."""
+"""Where a run computes: device, memory, process group, versions. Nothing of models, data or training."""

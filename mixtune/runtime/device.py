@@ -1,4 +1,4 @@
-"""Device: where a run is computed, the CPU cores at hand, and how long the device takes."""
+"""Device: choose where a run is computed, count its CPU cores, and time its work."""
 
 from __future__ import annotations
 
@@ -7,69 +7,73 @@ from typing import Any, Protocol
 
 import torch
 
-from mixtune.errors import InputError, raised_on
+from mixtune.errors import InputError, error_chain
 
-# In plain RuntimeErrors of a device that does not work any more: CUDA's driver, cuDNN and cuBLAS.
-_LOST = (
+# What plain RuntimeErrors contain when a device no longer works: those of CUDA's driver, cuDNN and cuBLAS.
+_DEVICE_LOST_MESSAGES = (
     "CUDA error",
     "CUDA driver error",
     "No CUDA GPUs are available",
-    *(f"{library}_STATUS_{what}" for library in ("CUDNN", "CUBLAS") for what in ("EXECUTION_FAILED", "INTERNAL_ERROR")),
+    *(f"{library}_STATUS_{code}" for library in ("CUDNN", "CUBLAS") for code in ("EXECUTION_FAILED", "INTERNAL_ERROR")),
 )
 
 
 def pick_device(name: str) -> torch.device:
-    """ "auto" is the GPU where there is one. Raises InputError when "cuda" is asked for and absent."""
+    """Return the device called "cpu", "cuda" or "auto", which is the GPU where there is one.
+
+    Raise InputError when "cuda" is asked for and absent.
+    """
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("device: cuda was asked for, but torch sees no CUDA device here; use cpu or auto")
     return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
 
 
-def lost(err: BaseException) -> bool:
-    """Whether a device was lost (an ECC error, an illegal access, one that fell off the bus): of no use to the process
-    any more, while another process may well find it, or another one, in order. To be asked after ``shortage.lacking``.
+def is_device_lost(err: BaseException) -> bool:
+    """Return whether this process can no longer use its device (an ECC error, an illegal access, one off the bus).
+
+    Another process may well be able to. Ask ``oom.is_out_of_memory`` first, whose errors look alike.
     """
     return any(
-        isinstance(one, torch.AcceleratorError)
-        or (isinstance(one, RuntimeError) and any(words in str(one) for words in _LOST))
-        for one in raised_on(err)
+        isinstance(cause, torch.AcceleratorError)
+        or (isinstance(cause, RuntimeError) and any(message in str(cause) for message in _DEVICE_LOST_MESSAGES))
+        for cause in error_chain(err)
     )
 
 
 def default_generator(device: torch.device) -> torch.Generator:
-    """What dropout draws from. (torch.manual_seed takes 0.2 ms, for it seeds every kind of device.)"""
+    """Return what dropout draws from. (torch.manual_seed takes 0.2 ms, because it seeds every kind of device.)"""
     return torch.cuda.default_generators[device.index or 0] if device.type == "cuda" else torch.default_generator
 
 
 def available_cpus() -> int:
-    """CPU cores this process may use."""
+    """Return how many CPU cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-class Watch(Protocol):
-    """Tells how long the device takes."""
+class DeviceTimer(Protocol):
+    """Measures how long work takes on a device."""
 
     def mark(self) -> Any:
-        """The moment when the device has done what it was given so far; nobody waits for it."""
+        """Mark the moment when the device has done what was issued so far, without waiting for it."""
 
-    def seconds(self, began: Any, ended: Any) -> float:
-        """Between two marks. Waits for the second."""
+    def seconds(self, start: Any, end: Any) -> float:
+        """Return the seconds between two marks. Waits for the second."""
 
 
-class Events:
-    """Marks in the current stream of a GPU."""
+class CudaTimer:
+    """A timer of events in the current stream of a GPU."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
 
     def mark(self) -> torch.cuda.Event:
-        """An event after the work issued so far."""
+        """Record an event after the work that was issued so far."""
         event = torch.cuda.Event(enable_timing=True)
         event.record(torch.cuda.current_stream(self._device))
         return event
 
-    def seconds(self, began: torch.cuda.Event, ended: torch.cuda.Event) -> float:
-        """Between two events, also where the device had to wait for the host."""
-        ended.synchronize()
-        seconds: float = began.elapsed_time(ended) / 1000
+    def seconds(self, start: torch.cuda.Event, end: torch.cuda.Event) -> float:
+        """Return the seconds between two events; they include the time in which the device waited for the host."""
+        end.synchronize()
+        seconds: float = start.elapsed_time(end) / 1000
         return seconds

@@ -1,4 +1,4 @@
-"""Environment: the machine and the versions that a result was made with."""
+"""Environment: describe the machine and the versions that a result was made with."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import torch
 from mixtune import __version__
 from mixtune.runtime.device import available_cpus
 
-PACKAGES = ("torch", "torchvision", "timm", "numpy", "ray", "optuna", "mlflow")
+REPORTED_PACKAGES = ("torch", "torchvision", "timm", "numpy", "ray", "optuna", "mlflow")
 
 
-def environment(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
-    """Processor, GPU, system, Python and the versions of those ``packages`` that are installed."""
+def describe_environment(packages: Sequence[str] = REPORTED_PACKAGES) -> dict[str, str]:
+    """Return processor, GPU, system, Python and the versions of those ``packages`` that are installed."""
     gpus = (
         [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     )
-    found = {
+    description = {
         "cpu": f"{available_cpus()} of {os.cpu_count()} cores, {_processor()}",
         "gpu": ", ".join(gpus) or "none",
         "system": platform.platform(terse=True),
@@ -30,14 +30,14 @@ def environment(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
     }
     for name in packages:
         try:
-            found[name] = version(name)
+            description[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return description
 
 
 def _processor() -> str:
-    """The processor's name where the system tells it."""
+    """Return the processor's name where the system has it, else its architecture."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -1,4 +1,4 @@
-"""Shortage: where a device has too little memory, what did not fit is named, and what would."""
+"""Out of memory: name what did not fit into a device's memory, and what would."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from mixtune.errors import TrainingError, raised_on
+from mixtune.errors import TrainingError, error_chain
 from mixtune.regime import BatchShape
 
 
@@ -15,44 +15,52 @@ class OutOfMemoryError(TrainingError):
     """Something did not fit into the device's memory."""
 
 
-# In plain RuntimeErrors, where it was not torch's allocator on a GPU that failed: a CPU; CUDA as it instantiates a
-# captured step; cuBLAS and cuDNN.
-_SAID = ("DefaultCPUAllocator", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
+# What plain RuntimeErrors contain where it was not torch's GPU allocator that failed: on a CPU; in CUDA as it
+# instantiates a captured step; in cuBLAS and cuDNN.
+_OUT_OF_MEMORY_MESSAGES = ("DefaultCPUAllocator", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
 
 
 def is_out_of_memory(err: BaseException) -> bool:
-    """Whether memory was lacking, or whether that is what another error was raised on: a capture that runs out of
-    memory ends with an error of its own.
+    """Return whether an error, or one that it was raised from, is lack of memory.
+
+    (A capture that runs out of memory ends with another error, raised from that one.)
     """
     return any(
-        isinstance(one, torch.OutOfMemoryError | OutOfMemoryError)
-        or (isinstance(one, RuntimeError) and any(words in str(one) for words in _SAID))
-        for one in raised_on(err)
+        isinstance(cause, torch.OutOfMemoryError | OutOfMemoryError)
+        or (isinstance(cause, RuntimeError) and any(message in str(cause) for message in _OUT_OF_MEMORY_MESSAGES))
+        for cause in error_chain(err)
     )
 
 
 @contextmanager
-def name_oom(say: Callable[[], str]) -> Iterator[None]:
-    """Raise OutOfMemoryError with what ``say()`` says where memory is lacking in the block."""
+def convert_out_of_memory(message: Callable[[], str]) -> Iterator[None]:
+    """Raise OutOfMemoryError(message()) in place of whatever lack of memory raises in the block."""
     try:
         yield
     except Exception as err:
         if isinstance(err, OutOfMemoryError) or not is_out_of_memory(err):
             raise
-        raise OutOfMemoryError(say()) from None
+        raise OutOfMemoryError(message()) from None
 
 
-def too_large(shape: BatchShape, done: Sequence[BatchShape], place: str) -> str:
-    """That a step of ``shape`` did not fit, and which of the shapes that were ``done`` did or which batch would."""
-    said = f"the device's memory does not hold a step of shape {shape} (S x B x D, {place})"
-    if not done:
-        return f"{said}, the first shape tried; start with half the batch: base.B {max(1, shape.B // 2)}"
-    fits = max(done, key=lambda s: s.pixels)
-    B = max(1, min(shape.B - 1, fits.pixels // (shape.S**2 * shape.D)))
-    return f"{said}; {fits} did fit, and so should a batch of {B} at this size: lower base.B to match"
+def step_too_large(shape: BatchShape, fitting: Sequence[BatchShape], place: str) -> str:
+    """Return the sentence that a step of ``shape`` did not fit at ``place`` in the run, and which batch should.
+
+    fitting: shapes of which a step did fit.
+    """
+    sentence = f"the device's memory does not hold a step of shape {shape} (S x B x D, {place})"
+    if not fitting:
+        return f"{sentence}, the first shape tried; start with half the batch: base.B {max(1, shape.B // 2)}"
+    largest = max(fitting, key=lambda s: s.pixels)
+    B = max(1, min(shape.B - 1, largest.pixels // (shape.S**2 * shape.D)))
+    return f"{sentence}; {largest} did fit, and so should a batch of {B} at this size: lower base.B to match"
 
 
-def too_large_to_judge(S: int, done: Sequence[int]) -> str:
-    """That an evaluation at S did not fit, and which sizes did."""
-    said = f"the device's memory does not hold an evaluation at {S} px"
-    return f"{said}; {max(done)} px did fit: leave larger sizes out" if done else f"{said}, the smallest size"
+def evaluation_too_large(S: int, fitting: Sequence[int]) -> str:
+    """Return the sentence that an evaluation at S did not fit; ``fitting``: sizes that did."""
+    sentence = f"the device's memory does not hold an evaluation at {S} px"
+    return (
+        f"{sentence}; {max(fitting)} px did fit: leave larger sizes out"
+        if fitting
+        else f"{sentence}, the smallest size"
+    )

@@ -1,4 +1,4 @@
-"""What happens to a trial, told to everyone who wants to know (console, MLflow) without knowing them."""
+"""Call whoever follows the trials (console, MLflow) at what happens to them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from mixtune.errors import NoRoomError
+from mixtune.errors import DiskFullError
 from mixtune.evaluation.curve import Curve
 from mixtune.regime import Regime
 from mixtune.search.final import Repeat
@@ -33,42 +33,42 @@ class Candidate:
 
     @property
     def label(self) -> str:
-        """Its name for people: the published regime's, or "searched"."""
+        """The published regime's name, or "searched"."""
         return self.published or "searched"
 
 
 class Callback(Protocol):
-    """Told of everything that happens to trials, in order."""
+    """Follows what happens to trials, in order."""
 
     def started(self, trial: Candidate) -> None:
-        """The trial was handed to a worker."""
+        """Take note that the trial was handed to a worker."""
 
     def reported(self, trial: Candidate, report: Mapping[str, Any], score: float) -> None:
-        """The trial reached a report point; ``report`` is what ``trial.metrics_of`` makes of it."""
+        """Take note that the trial reached a report point; ``report``: see ``execution.trial.combined_reports``."""
 
     def ended(self, trial: Candidate, state: State, score: float | None, reason: str, curve: Curve | None) -> None:
-        """The trial ended; score and curve are its last ones, ``reason`` says why it is not COMPLETE."""
+        """Take note that the trial ended; score and curve are its last, ``reason`` is why it is not COMPLETE."""
 
 
 class Callbacks:
-    """Tells every listener; a listener's fault is its own and never a trial's or the study's end."""
+    """Several callbacks as one; an error in one of them never ends a trial or the study."""
 
-    def __init__(self, listeners: Sequence[Callback]) -> None:
-        self._listeners = listeners
-        self.faults: dict[str, int] = {}
+    def __init__(self, callbacks: Sequence[Callback]) -> None:
+        self._callbacks = callbacks
+        self.errors: dict[str, int] = {}  # by the name of the class
 
-    def tell(self, event: Literal["started", "reported", "ended"], *details: Any) -> None:
-        """Call ``event`` on every listener. Raises NoRoomError, after all were told, when one could not write."""
-        full: NoRoomError | None = None
-        for listener in self._listeners:
+    def call(self, event: Literal["started", "reported", "ended"], *details: Any) -> None:
+        """Call ``event`` of every callback. Raises DiskFullError, after all were called, when one could not write."""
+        full: DiskFullError | None = None
+        for callback in self._callbacks:
             try:
-                getattr(listener, event)(*details)
-            except NoRoomError as err:
+                getattr(callback, event)(*details)
+            except DiskFullError as err:
                 full = err
             except Exception as err:
-                name = type(listener).__name__
-                self.faults[name] = self.faults.get(name, 0) + 1
-                if self.faults[name] == 1:  # once, not at every report of every trial
+                name = type(callback).__name__
+                self.errors[name] = self.errors.get(name, 0) + 1
+                if self.errors[name] == 1:  # once, not at every report of every trial
                     log.warning("%s failed (%s: %s); the search goes on without it", name, type(err).__name__, err)
         if full:
             raise full

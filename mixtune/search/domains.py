@@ -1,4 +1,4 @@
-"""Knobs: what the search may turn. A single value is fixed, ``{low: 0, high: 1}`` is a range, a list is a choice."""
+"""Domains: what a parameter may be. A single value is fixed, ``{low: 0, high: 1}`` is a range, a list is a choice."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class Suggests(Protocol):
     """The part of an Optuna trial that a space uses."""
 
     def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
-        """A number in [low, high]."""
+        """Return a number in [low, high]."""
 
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
-        """One of the choices."""
+        """Return one of the choices."""
 
 
 @dataclass(frozen=True)
@@ -42,36 +42,34 @@ class Range:
 
 
 class Uniform:
-    """Draws evenly from every knob: what random search does (the part of an Optuna trial that a space uses)."""
+    """Draws evenly from every domain, as random search does (the part of an Optuna trial that a space uses)."""
 
     def __init__(self, seed: int | tuple[int, ...]) -> None:
         self._rng = np.random.default_rng(seed)
 
     def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
-        """A number in [low, high]."""
+        """Return a number in [low, high]."""
         if log:
             return float(np.exp(self._rng.uniform(np.log(low), np.log(high))))
         return float(self._rng.uniform(low, high))
 
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
-        """One of the choices."""
+        """Return one of the choices."""
         return choices[int(self._rng.integers(len(choices)))]
 
 
-def _choices(given: Any) -> Any:
-    """A value as a choice of one, so that a knob is a range or a tuple and nothing else."""
-    if isinstance(given, dict):
-        return given
+def _choices(given: Any) -> tuple[Value, ...]:
+    """Return the values of a list, or a single value as a choice of one. Raises ValueError."""
     values = given if isinstance(given, (list, tuple)) else [given]
     if not values or any(not isinstance(v, (bool, int, float, str)) for v in values):
-        raise ValueError(f"a knob is a value, a list of values or {{low: ..., high: ...}}, not {given!r}")
+        raise ValueError(f"give a value, a list of values or {{low: ..., high: ...}}, not {given!r}")
     if len({(type(v), v) for v in values}) < len(values):
         raise ValueError(f"the values of a list must differ, not {list(values)}")
     return tuple(values)
 
 
 def as_domain(given: Any) -> Any:
-    """Range for a mapping, tuple for everything else: one branch, so that a mistake is one sentence."""
+    """Return a Range for a mapping, a tuple for everything else. Raises ValueError in one sentence."""
     if isinstance(given, Range | tuple):
         return given
     if isinstance(given, dict):
@@ -89,27 +87,27 @@ Domains = Range | tuple[Value, ...]
 
 
 def draw(trial: Suggests, name: str, domain: Domains) -> Value:
-    """The knob's value in this trial. A fixed value is a choice of one: it stays visible among the parameters."""
+    """Return the parameter's value in this trial. A fixed value is a choice of one and listed among the parameters."""
     if isinstance(domain, Range):
         return trial.suggest_float(name, domain.low, domain.high, log=domain.log)
-    chosen: Value = trial.suggest_categorical(name, list(domain))
-    return chosen
+    value: Value = trial.suggest_categorical(name, list(domain))
+    return value
 
 
 def holds(domain: Domains, value: Value) -> bool:
-    """Whether the knob can take this value."""
+    """Return whether the parameter can take this value."""
     if isinstance(domain, Range):
         return isinstance(value, (int, float)) and domain.low <= value <= domain.high
     return value in domain
 
 
 def ends(domain: Domains) -> tuple[Value, ...]:
-    """The values to check a knob with: a range's ends, or every choice."""
+    """Return the values to check a domain with: a range's ends, or every choice."""
     return (domain.low, domain.high) if isinstance(domain, Range) else domain
 
 
 def said(domain: Domains) -> str:
-    """``0..1``, ``1`` or ``none | gradual``, for people."""
+    """Return ``0..1``, ``1`` or ``none | gradual``, for people."""
     if isinstance(domain, Range):
         return f"{domain.low:g}..{domain.high:g}"
     return " | ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in domain)

@@ -1,4 +1,4 @@
-"""Fidelity: what a trial goes through on its way to a score: shares of the budget first, then the other folds.
+"""The training runs of a trial: shares of the budget first, then the other folds.
 
 Regimes are compared at equal shares of the budget, so that step sizes do not matter.
 """
@@ -11,7 +11,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Fidelity:
-    """How a trial is judged before it has cost its whole budget.
+    """How a trial is judged before it has spent its whole budget.
 
     compress: a rung trains the whole schedule, growth and learning rate included, on a share of the budget; who
     survives trains the next rung from the start. Shares are 1/factor^(rungs-1), ..., 1/factor, 1; with one rung there
@@ -50,7 +50,7 @@ class Stage:
 
 
 def stages(fidelity: Fidelity, folds: int, reports: int, paired: bool) -> tuple[Stage, ...]:
-    """The runs of a trial in order: rungs on the first fold, then the whole budget on the others.
+    """Return the runs of a trial in order: rungs on the first fold, then the whole budget on the others.
 
     reports: how many steps a truncated run takes for the pruner. paired: the pruner compares folds (Wilcoxon), so there
     are no rungs and every fold is a step.

@@ -1,4 +1,4 @@
-"""Final: what follows a search, so that its winner is not merely the luckiest: who is trained again, and how often.
+"""The final evaluation after a search: which regimes are trained again, and how often, so that luck does not win.
 
 Two rounds. *Leaders*: the best searched regimes and the published ones, with fresh seeds on the held-out images; their
 means choose the winner. *Final*: the best searched regime by that evidence and the published ones, on the whole
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from mixtune.training.run import Judge
+from mixtune.tasks.base import Judge
 
 Round = Literal["leaders", "final"]
 ROUNDS: dict[Round, Judge] = {"leaders": "validation", "final": "test"}
@@ -39,14 +39,14 @@ class Final:
             raise ValueError(f"seeds must be at least 2 (one run has no deviation), not {self.seeds}")
 
     def runs(self, published: int, folds: int) -> tuple[int, int]:
-        """How many runs of the whole budget the two rounds are."""
+        """Return how many runs of the whole budget each of the two rounds is."""
         return (self.leaders + published) * self.replicates * folds, (1 + published) * self.seeds
 
     def cost(self, published: int, folds: int, trials: int) -> str:
-        """What it costs after a search of ``trials``, in runs of the whole budget."""
-        again, tested = self.runs(published, folds)
+        """Return in words what it costs after a search of ``trials``, in runs of the whole budget."""
+        repeats, tested = self.runs(published, folds)
         return (
-            f"final: {again} runs of the leaders with fresh seeds and {tested} for the test set, each of the whole "
+            f"final: {repeats} runs of the leaders with fresh seeds and {tested} for the test set, each of the whole "
             f"budget; the search takes {trials * folds} such runs at most"
         )
 
@@ -60,22 +60,22 @@ class Repeat:
     round: Round
 
     @classmethod
-    def noted(cls, attributes: Mapping[str, Any]) -> Repeat | None:
-        """What a trial's user attributes say; None where it is one of the search's own."""
+    def from_attributes(cls, attributes: Mapping[str, Any]) -> Repeat | None:
+        """Read a trial's user attributes; None where it is one of the search's own."""
         return cls(**attributes["repeat"]) if "repeat" in attributes else None
 
     @property
     def judge(self) -> Judge:
-        """Which images it is judged on."""
+        """The images it is judged on."""
         return ROUNDS[self.round]
 
-    def place(self, published: str) -> Path:
-        """Its folder within its round's, laid out as ``mixtune.train --seeds`` does."""
+    def folder(self, published: str) -> Path:
+        """Return its folder within its round's, laid out as ``mixtune.train --seeds`` does."""
         return Path(published or f"searched{self.of}") / f"seed{self.seed}"
 
 
 def seeds_of(final: Final, round_: Round, seed: int) -> range:
-    """The seeds of a round in a study with this seed.
+    """Return the seeds of a round in a study with this seed.
 
     Leaders get fresh ones: the run of the search that made a regime a leader was chosen for its luck. The test set's
     begin with the study's own, as those of ``mixtune.train --seeds`` do.

@@ -1,4 +1,4 @@
-"""Grid: every point of a search whose knobs are all values or lists, in an order that is shuffled once.
+"""Every point of a search whose domains are all values or lists, in an order that is shuffled once.
 
 Optuna's own grid sampler ends a study by stopping ``optimize``, which a study that is asked and told does not run; so
 the points are enqueued, and a study that has fewer trials than the grid has points sees an even part of it.
@@ -14,33 +14,37 @@ import numpy as np
 from mixtune.search.candidates import Search
 from mixtune.search.domains import Range
 
-MOST = 1_000_000  # points that are shuffled; nobody trains that many
+MAX_POINTS = 1_000_000  # that are shuffled; nobody trains that many
 
 
 def size(search: Search) -> int:
-    """How many points there are. Raises ValueError naming a knob that is a range, and for more than a million."""
-    for name, knob in search.knobs.items():
-        if isinstance(knob, Range):
+    """Return how many points there are. Raises ValueError naming a domain that is a range, and for over a million."""
+    for name, domain in search.knobs.items():
+        if isinstance(domain, Range):
             raise ValueError(
-                f"sampler grid: {name} is a range from {knob.low:g} to {knob.high:g}; give a list of values"
+                f"sampler grid: {name} is a range from {domain.low:g} to {domain.high:g}; give a list of values"
             )
-    found = math.prod(len(knob) for knob in _choices(search))
-    if found > MOST:
-        raise ValueError(f"sampler grid: the space has {found:,} points; list fewer values")
-    return found
+    count = math.prod(len(values) for values in _choices(search))
+    if count > MAX_POINTS:
+        raise ValueError(f"sampler grid: the space has {count:,} points; list fewer values")
+    return count
 
 
 def points(search: Search, seed: int, count: int) -> dict[str, dict[str, Any]]:
-    """The first ``count`` points in the order of this seed, by their place in the grid. Raises what ``size`` raises."""
+    """Return the first ``count`` points in the order of this seed, by their index in the grid.
+
+    Raises what ``size`` raises.
+    """
     order = np.random.default_rng(seed).permutation(size(search))[: max(0, count)]
-    lengths = [len(knob) for knob in _choices(search)]
-    found = {}
-    for at in order.tolist():
-        places = np.unravel_index(at, lengths)
-        chosen = [knob[int(i)] for knob, i in zip(_choices(search), places, strict=True)]
-        found[str(at)] = dict(zip(search.knobs, chosen, strict=True))
-    return found
+    choices = _choices(search)
+    lengths = [len(values) for values in choices]
+    by_index = {}
+    for index in order.tolist():
+        indices = np.unravel_index(index, lengths)
+        point = [values[int(i)] for values, i in zip(choices, indices, strict=True)]
+        by_index[str(index)] = dict(zip(search.knobs, point, strict=True))
+    return by_index
 
 
 def _choices(search: Search) -> list[tuple[Any, ...]]:
-    return [knob for knob in search.knobs.values() if not isinstance(knob, Range)]
+    return [domain for domain in search.knobs.values() if not isinstance(domain, Range)]

@@ -1,4 +1,4 @@
-"""Optuna's samplers and pruners by name, with their options checked."""
+"""Make Optuna's samplers and pruners by name, with their options checked."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ PRUNERS: dict[str, Callable[..., optuna.pruners.BasePruner]] = {
 
 
 def make_sampler(space: Space, seed: int) -> optuna.samplers.BaseSampler:
-    """The space's sampler. Raises InputError for an unknown name or option."""
+    """Return the space's sampler. Raises InputError for an unknown name or option."""
     # CMA-ES says at every trial that it leaves ``growth`` to chance.
     defaults = {"cmaes": {"warn_independent_sampling": False}}
     sampler: optuna.samplers.BaseSampler = _make(space.sampler, SAMPLERS, "sampler", defaults, seed=seed)
@@ -42,40 +42,37 @@ def make_sampler(space: Space, seed: int) -> optuna.samplers.BaseSampler:
 
 
 def make_pruner(space: Space) -> optuna.pruners.BasePruner:
-    """The space's pruner. ``patient`` takes ``pruner``, the name of the one it waits with.
+    """Return the space's pruner. ``patient`` takes ``pruner``, the name of the one that it wraps.
 
     Raises InputError for an unknown name or option.
     """
-    defaults = {"halving": _halving(space), "patient": {"patience": 1}}
-    wanted = space.pruning
-    if wanted.name == "patient":
-        inner = Named(str(wanted.options.get("pruner", "median")))
-        if inner.name == "patient":
-            raise InputError(
-                "pruner.options: patient cannot wait with itself; name another, for example pruner: median"
-            )
-        made = _make(inner, PRUNERS, "pruner", defaults)
-        wanted = Named("patient", {k: v for k, v in wanted.options.items() if k != "pruner"} | {"wrapped_pruner": made})
-    pruner: optuna.pruners.BasePruner = _make(wanted, PRUNERS, "pruner", defaults)
+    defaults = {"halving": _halving_defaults(space), "patient": {"patience": 1}}
+    named = space.pruning
+    if named.name == "patient":
+        wrapped = Named(str(named.options.get("pruner", "median")))
+        if wrapped.name == "patient":
+            raise InputError("pruner.options: patient cannot wrap itself; name another, for example pruner: median")
+        options = {k: v for k, v in named.options.items() if k != "pruner"}
+        options["wrapped_pruner"] = _make(wrapped, PRUNERS, "pruner", defaults)
+        named = Named("patient", options)
+    pruner: optuna.pruners.BasePruner = _make(named, PRUNERS, "pruner", defaults)
     return pruner
 
 
-def _halving(space: Space) -> dict[str, Any]:
+def _halving_defaults(space: Space) -> dict[str, Any]:
     return {"min_resource": 1, "reduction_factor": space.fidelity.factor if space.fidelity.kind == "compress" else 2}
 
 
 def surviving(space: Space, step: int) -> float | None:
-    """The share of the searched trials that go on after their report at this step; None where the pruner is not set to
-    keep a share.
-    """
+    """Return the share of the searched trials that go on after their report at this step; None where it is not set."""
     if space.pruning.name == "none":
         return 1.0
-    options = {"min_early_stopping_rate": 0} | _halving(space) | space.pruning.options
-    least, factor, late = (options[k] for k in ("min_resource", "reduction_factor", "min_early_stopping_rate"))
-    if space.pruning.name != "halving" or not isinstance(least, int):
+    options = {"min_early_stopping_rate": 0} | _halving_defaults(space) | space.pruning.options
+    first, factor, delay = (options[k] for k in ("min_resource", "reduction_factor", "min_early_stopping_rate"))
+    if space.pruning.name != "halving" or not isinstance(first, int):
         return None
     rungs = 0  # that were passed
-    while least * factor ** (late + rungs) <= step:
+    while first * factor ** (delay + rungs) <= step:
         rungs += 1
     return float(factor**-rungs)
 
@@ -87,23 +84,23 @@ def check_named(space: Space) -> None:
 
 
 def _make(
-    wanted: Named,
+    named: Named,
     known: Mapping[str, Callable[..., Any]],
     key: str,
     defaults: Mapping[str, Mapping[str, Any]],
     **extra: Any,
 ) -> Any:
-    if wanted.name not in known:
-        raise InputError(f"{key}.name: unknown {key} {wanted.name!r}; {did_you_mean(wanted.name, known)}")
-    make = known[wanted.name]
-    options = {**defaults.get(wanted.name, {}), **wanted.options}
+    if named.name not in known:
+        raise InputError(f"{key}.name: unknown {key} {named.name!r}; {did_you_mean(named.name, known)}")
+    make = known[named.name]
+    options = {**defaults.get(named.name, {}), **named.options}
     accepted: Sequence[str] = list(inspect.signature(make).parameters)
     for option in options:
         if option not in accepted:
-            raise InputError(f"{key}.options: {wanted.name} has no option {option!r}; {did_you_mean(option, accepted)}")
+            raise InputError(f"{key}.options: {named.name} has no option {option!r}; {did_you_mean(option, accepted)}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return make(**options, **extra)
     except (ValueError, TypeError, ImportError) as err:
-        raise InputError(f"{key}.options: {wanted.name}: {err}") from None
+        raise InputError(f"{key}.options: {named.name}: {err}") from None

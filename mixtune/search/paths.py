@@ -1,4 +1,4 @@
-"""Where a study lives: its folder, held by one search at a time, and the stores that stand in for files in it."""
+"""Where a study's files lie: its folder, which one search at a time locks, and its two stores."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mixtune.errors import InputError
-from mixtune.files import replace_file
-from mixtune.search import journal
+from mixtune.files import atomic_write
+
+JOURNAL = "journal:///"  # what the address of a journal begins with
 
 
 @dataclass(frozen=True)
 class StudyPaths:
-    """Where a study lives. ``storage`` and ``tracking`` default to files in ``folder``; ``address``: a Ray cluster."""
+    """Where a study's files lie. storage and tracking default to files in ``folder``; address: of a Ray cluster."""
 
     folder: Path
     storage: str | None = None
@@ -24,19 +25,19 @@ class StudyPaths:
 
     @property
     def storage_url(self) -> str:
-        """Optuna's storage: a journal, or the database of a study that was begun when that was the default."""
+        """The address of Optuna's storage: a journal, or the database of a study from when that was the default."""
         old = self.folder / "study.db"
-        return self.storage or (f"sqlite:///{old}" if old.exists() else f"{journal.PREFIX}{self.folder}/study.journal")
+        return self.storage or (f"sqlite:///{old}" if old.exists() else f"{JOURNAL}{self.folder}/study.journal")
 
     @property
     def tracking_uri(self) -> str:
-        """MLflow's store."""
+        """The address of MLflow's store."""
         return self.tracking or default_uri(self.folder)
 
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the study's folder. Raises InputError when it cannot be written or another search holds it."""
+    """Lock the study's folder. Raises InputError when it cannot be written or another search has locked it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         handle = (folder / "lock").open("a+")
@@ -56,9 +57,9 @@ def locked(folder: Path) -> Iterator[None]:
 
 def save(path: Path, text: str) -> None:
     """Write a text file whole or not at all. Raises InputError, and the earlier one is intact then."""
-    replace_file(path, text.encode())
+    atomic_write(path, text.encode())
 
 
 def default_uri(folder: Path) -> str:
-    """The tracking store inside a study's folder."""
+    """Return the address of the tracking store inside a study's folder."""
     return f"sqlite:///{folder.absolute()}/mlflow.db"

@@ -1,4 +1,4 @@
-"""Resources: what a trial takes of the machines, as a space file asks for it."""
+"""What a trial takes of the machines, as a space file asks for it."""
 
 from __future__ import annotations
 
@@ -49,5 +49,5 @@ class Resources:
 
     @property
     def processes(self) -> int:
-        """How many a trial has, each with these cpus and gpus."""
+        """How many processes a trial has, each with these cpus and gpus."""
         return self.workers * self.folds_at_once

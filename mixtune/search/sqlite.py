@@ -1,8 +1,8 @@
-"""SQLite files: with a write-ahead log while a search writes them, one plain file that can be copied when it is over.
+"""Give SQLite files a write-ahead log while a search writes them; afterwards each is one file that can be copied.
 
-A commit then waits for the disk once instead of three times (0.4 instead of 13 ms on a virtual disk), and whoever reads
-holds no writer up. Nothing is less durable: a commit is on the disk when it returns, unless it is ``hastened``. Where
-the file system cannot do it, SQLite stays as it is.
+A commit then waits for the disk once instead of three times (a trial in Optuna's database costs 92 instead of 335 ms),
+and whoever reads holds no writer up. Nothing is less durable: a commit is on the disk when it returns, unless commits
+are hastened. Where the file system cannot do it, SQLite stays as it is.
 """
 
 from __future__ import annotations
@@ -17,31 +17,31 @@ from sqlalchemy import Engine, event
 PREFIX = "sqlite:///"
 
 
-def path_of(url: str) -> Path | None:
-    """The file of an SQLite address; None for another database, or one in memory."""
+def sqlite_path(url: str) -> Path | None:
+    """Return the file of an SQLite address; None for another database, or one in memory."""
     path = url.removeprefix(PREFIX)
     return Path(path) if path not in (url, "", ":memory:") else None
 
 
-def with_log(url: str) -> None:
+def use_write_ahead_log(url: str) -> None:
     """Use a write-ahead log from now on, if this is an SQLite file that is not locked."""
     _mode(url, "WAL")
 
 
-def plain(url: str) -> None:
-    """Put the log into the file and do without it, if nobody else has the file open."""
+def leave_write_ahead_log(url: str) -> None:
+    """Merge the log into the file and do without it, if nobody else has the file open."""
     _mode(url, "DELETE")
 
 
 def _mode(url: str, mode: str) -> None:
-    path = path_of(url)
+    path = sqlite_path(url)
     if path is None or not path.exists():
         return
     with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(path, timeout=1.0)) as file:
         file.execute(f"PRAGMA journal_mode={mode}")
 
 
-def hastened(engine: Engine) -> None:
+def hasten_commits(engine: Engine) -> None:
     """Have commits to a file with a write-ahead log return before they are on the disk.
 
     The death of this process loses nothing, a power cut the last commits, all of them from one on: for what is written

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 from mixtune.search.callbacks import Callbacks
 from mixtune.search.final import Repeat, Round, seeds_of
-from mixtune.search.outcome import TrialResult
 from mixtune.search.paths import StudyPaths
 from mixtune.search.space import Space
+from mixtune.search.trial_result import TrialResult
 from mixtune.study.console import RoundConsole, spread
 from mixtune.study.leaders import finalists, leaders
 from mixtune.study.repeats import Repeats
 from mixtune.study.run_trials import TrialRunner
-from mixtune.study.stores import Books, opened_round
+from mixtune.study.stores import OpenStudy, opened_round
 from mixtune.study.verdict import Verdict, verdict
 
 Runs = Mapping[int, Mapping[int, TrialResult]]  # finished repeats by the number of their trial, then by seed
@@ -62,8 +62,8 @@ class FinalResult:
         return [f"{o.name}, seed {r.seed}, for {where[r.judge]}: {o.reason}" for o, r in runs]
 
     def table(self) -> str:
-        """Every finalist's mean and deviation of the score and of top-1 at every size on the test set, in per cent,
-        over the seeds that were completed; then the runs that were not.
+        """Return every finalist's mean and deviation of the score, in per cent, and of the primary metric at every
+        size on the test set, over the seeds that were completed; then the runs that were not.
         """
         failed = [f"failed: {one}" for one in self.missing]
         rows = [(o, list(self.final.get(o.number, {}).values())) for o in self.tested]
@@ -71,43 +71,45 @@ class FinalResult:
         if not rows:
             return "\n".join(["no run of the final was completed", *failed])
         curves = {o.number: [x.curve for x in runs if x.curve] for o, runs in rows}
-        sizes = curves[rows[0][0].number][0].sizes
+        first = curves[rows[0][0].number][0]
+        sizes, primary = first.sizes, first.primary
         columns = "".join(f"{f'{S} px':>15}" for S in sizes)
         head = f"{'trial':>5}  {'family':<11} {'seeds':>5}  {'score':>13}{columns}"
         lines = ["final: whole training set, test set, mean ± deviation over seeds in %", head]
         for o, runs in rows:
-            top1 = "".join(f"{spread([c.at(S).top1 for c in curves[o.number]]):>15}" for S in sizes)
+            by_size = [c.by_size() for c in curves[o.number]]
+            values = "".join(f"{spread([each[S] for each in by_size], primary.scale):>15}" for S in sizes)
             mark = "  <- winner" if o is self.winner else ""
             score = spread([x.score or 0.0 for x in runs])
             lines.append(
-                f"{f'#{o.number}':>5}  {o.published or 'searched':<11} {len(runs):>5}  {score:>13}{top1}{mark}"
+                f"{f'#{o.number}':>5}  {o.published or 'searched':<11} {len(runs):>5}  {score:>13}{values}{mark}"
             )
         said = f"{self.winner.name} wins by {self.chosen}.\nOn the test set, {self.verdict.sentence()}."
         return "\n".join([*lines, *failed, said])
 
 
 def run_final(
-    space: Space, places: StudyPaths, books: Books, machine: TrialRunner, write: Callable[[str], None]
+    space: Space, paths: StudyPaths, study: OpenStudy, runner: TrialRunner, write: Callable[[str], None]
 ) -> FinalResult | None:
     """Train leaders and finalists as often as ``space.final`` asks, going on with what is there.
 
     None when it asks for nothing, the search completed no trial, or runs are left that could not be made. Raises what
-    ``Machine.run`` raises.
+    ``TrialRunner.run`` raises.
     """
     if space.final is None:
         return None
-    front = books.trials.spread() if space.several else ()
-    led, how = leaders(books.trials.outcomes(), space.final.leaders, front)
+    front = study.trials.diverse_front() if space.several else ()
+    led, how = leaders(study.trials.outcomes(), space.final.leaders, front)
     if not led:
         return None
     if how:
         write(f"leaders: {how}; and the published regimes")
-    again = _round("leaders", led, space, places, books, machine, write)
+    again = _round("leaders", led, space, paths, study, runner, write)
     if again is None:
         return None
     replicated, lost = again
     tested = finalists(led, _scores(replicated))
-    last = _round("final", tested, space, places, books, machine, write)
+    last = _round("final", tested, space, paths, study, runner, write)
     return FinalResult(tuple(tested), replicated, last[0], (*lost, *last[1]), how) if last is not None else None
 
 
@@ -115,18 +117,18 @@ def _round(
     round_: Round,
     regimes: Sequence[TrialResult],
     space: Space,
-    places: StudyPaths,
-    books: Books,
-    machine: TrialRunner,
+    paths: StudyPaths,
+    study: OpenStudy,
+    runner: TrialRunner,
     write: Callable[[str], None],
 ) -> tuple[Runs, list[TrialResult]] | None:
     """The finished runs of a round, and those that failed; None where some are still to be made."""
     assert space.final is not None
-    folder, seeds = places.folder / round_, seeds_of(space.final, round_, space.seed)
+    folder, seeds = paths.folder / round_, seeds_of(space.final, round_, space.seed)
     wanted = [(o, Repeat(o.number, seed, round_)) for seed in seeds for o in regimes]
     if not wanted:
         return {}, []
-    with opened_round(books, folder, lambda: Repeats(places.storage_url, space, round_, wanted)) as mine:
+    with opened_round(study, Repeats(paths.storage_url, space, round_, wanted)) as mine:
         assert isinstance(mine.trials, Repeats)
         for repeat, reason in mine.trials.failed_before.items():
             write(f"{round_}: #{repeat.of} with seed {repeat.seed} failed ({reason}) and starts again")
@@ -136,9 +138,9 @@ def _round(
                 f"{round_}: {len(regimes)} regimes with {len(seeds)} seeds each; {done} of {len(wanted)} runs are done"
             )
             try:
-                machine.run(mine, folder, Callbacks([RoundConsole(done, len(wanted), write), books.tracker]))
+                runner.run(mine, folder, Callbacks([RoundConsole(done, len(wanted), write), study.tracker]))
             finally:
-                mine.settle()
+                mine.reconcile()
         if mine.trials.remaining():
             return None
         found: dict[int, dict[int, TrialResult]] = {}

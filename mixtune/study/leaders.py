@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 
-from mixtune.search.outcome import TrialResult
+from mixtune.search.trial_result import TrialResult
 
 Scores = Mapping[int, Mapping[int, float]]  # by number of the trial, then by seed
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mixtune.search.outcome import TrialResult
 from mixtune.search.space import Space
+from mixtune.search.trial_result import TrialResult
 from mixtune.study.statistics import rank_correlation
 
 ENOUGH = 8  # trials: even then chance alone gives 0.64 or more one time in twenty

@@ -12,10 +12,9 @@ from typing import Any
 
 from mixtune.search.fidelity import Fidelity
 from mixtune.search.final import Repeat, Round
-from mixtune.search.optuna_study import Trials, round_name
-from mixtune.search.outcome import TrialResult
+from mixtune.search.optuna_study import OptunaStudy, round_name
 from mixtune.search.space import Named, Space
-from mixtune.search.storage import reached
+from mixtune.search.trial_result import TrialResult
 
 
 def whole(space: Space, round_: Round) -> Space:
@@ -27,11 +26,11 @@ def whole(space: Space, round_: Round) -> Space:
     return replace(space, **changes, objectives=("score",))
 
 
-class Repeats(Trials):
+class Repeats(OptunaStudy):
     """A round: hands out the runs that are wanted and not finished, and records how they ended."""
 
     def __init__(self, url: str, space: Space, round_: Round, wanted: Sequence[tuple[TrialResult, Repeat]]) -> None:
-        """``wanted``: trials of the search, each with how it is to be repeated. Raises what ``Trials`` raises."""
+        """``wanted``: trials of the search, each with how it is to be repeated. Raises what ``OptunaStudy`` raises."""
         self._wanted = {repeat: outcome for outcome, repeat in wanted}
         self.failed_before: dict[Repeat, str] = {}  # what an earlier command left failed and is run again, with reasons
         self._open(url, whole(space, round_), round_name(space, round_))
@@ -42,13 +41,13 @@ class Repeats(Trials):
             t.number: repeat
             for t in trials
             if t.state.name == "FAIL" and t.number not in interrupted and "diverged" not in t.user_attrs
-            if (repeat := Repeat.noted(t.user_attrs)) in self._wanted
+            if (repeat := Repeat.from_attributes(t.user_attrs)) in self._wanted
         }
         if again:
-            self._note_interrupted(set(again))
+            self._add_interrupted(set(again))
             interrupted |= set(again)
             self.failed_before = {repeat: trials[n].user_attrs.get("reason", "") for n, repeat in again.items()}
-        there = {Repeat.noted(t.user_attrs) for t in trials if t.number not in interrupted}
+        there = {Repeat.from_attributes(t.user_attrs) for t in trials if t.number not in interrupted}
         for repeat, outcome in self._wanted.items():
             if repeat not in there:
                 known = {"published": outcome.published} if outcome.published else {}
@@ -58,12 +57,10 @@ class Repeats(Trials):
         """The next run and its parameters."""
         while True:
             trial, params = super().ask()
-            repeat = Repeat.noted(trial.user_attrs)
+            repeat = Repeat.from_attributes(trial.user_attrs)
             if repeat in self._wanted:
                 return trial, params
-            with reached():  # an earlier command wanted it
-                self._note_interrupted({trial.number})
-                self._tell(trial, "FAIL", None, None)
+            self.discard(trial)  # an earlier command wanted it
             if repeat is None:
                 raise RuntimeError("more runs were asked for than are wanted")
 

@@ -1,36 +1,38 @@
-"""What may be said of two regimes: mean, deviation over seeds, and whether a difference is one.
+"""Mean and deviation over seeds, and tests of the difference between two regimes.
 
-Seeds are the unit: a deviation over seeds holds initialisation, order and augmentation, not the choice of test images.
+A seed is the unit of observation: its deviation holds initialisation, order of images and augmentation, and not the
+choice of test images. scipy computes the tests; it is imported where it is used, because its import takes a second.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from mixtune.errors import InputError
 
-LEVEL = 0.05
+LEVEL = 0.05  # of significance
+ROUNDING = 1e-12  # relative: two differences nearer than that are equal
 
 
 def mean_sd(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean and sample standard deviation; None for a single value."""
+    """Return mean and sample standard deviation; None for the deviation of a single value."""
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
 def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float | None:
-    """Spearman's coefficient of matched values; None where either has no spread."""
-    from scipy import stats
-
+    """Return Spearman's coefficient of matched values; None where all values of either are equal."""
     if len(set(a)) < 2 or len(set(b)) < 2:
         return None
+    from scipy import stats
+
     return float(stats.spearmanr(a, b).statistic)
 
 
 def image_error(accuracy: float, images: int) -> float:
-    """Standard error of an accuracy (0 to 1) from the choice of ``images`` test images: binomial."""
+    """Return the binomial standard error of an accuracy (0 to 1) measured on ``images`` test images."""
     return math.sqrt(accuracy * (1 - accuracy) / images)
 
 
@@ -54,80 +56,94 @@ class Difference:
         return self.b - self.a
 
     @property
-    def proven(self) -> bool:
-        """Whether the test rejects equality at the 5 % level."""
+    def significant(self) -> bool:
+        """Return whether the test rejects equality at the 5 % level."""
         return self.p is not None and self.p < LEVEL
 
     def sentence(self, a: str, b: str, scale: float = 100.0, unit: str = "points") -> str:
-        """The difference in one sentence; an honest "no difference" where the test does not reject equality."""
+        """Return the difference in one sentence: "no difference is shown" where the test does not reject equality."""
         if self.p is None:
             return f"{b} minus {a}: {scale * self.value:+.2f} {unit}; {self.test}"
-        said = f"{scale * self.value:+.2f} {unit}, 95 % interval {scale * self.low:+.2f} to {scale * self.high:+.2f}"
-        how = f"({self.test}, p = {self.p:.2g})"
-        if not self.proven:
-            return f"no difference is shown between {b} and {a}: {said} {how}"
-        return f"{b} is {'better' if self.value > 0 else 'worse'} than {a}: {said} {how}"
+        interval = f"95 % interval {scale * self.low:+.2f} to {scale * self.high:+.2f}"
+        numbers = f"{scale * self.value:+.2f} {unit}, {interval} ({self.test}, p = {self.p:.2g})"
+        if not self.significant:
+            return f"no difference is shown between {b} and {a}: {numbers}"
+        return f"{b} is {'better' if self.value > 0 else 'worse'} than {a}: {numbers}"
 
 
 def difference(a: Mapping[int, float], b: Mapping[int, float], images: int | None = None) -> Difference:
-    """B minus A, each {seed: accuracy or score}.
+    """Return B minus A and the test of it; each is {seed: accuracy or score}.
 
-    Equal seeds, two or more: paired t-test. Else two or more each: Welch's t-test. Else, for accuracies on a known
-    number of ``images``: a two-proportion z-test, which knows the noise of the images and not that of the seeds.
+    Equal seeds, two or more: paired t-test. Else two or more seeds each: Welch's t-test. Else, for accuracies measured
+    on a known number of ``images``: two-proportion z-test, which knows the noise of the images and not of the seeds.
     """
+    mean_a, mean_b = statistics.fmean(a.values()), statistics.fmean(b.values())
+
+    def untested(reason: str) -> Difference:
+        return Difference(mean_a, mean_b, math.nan, math.nan, None, reason)
+
+    if min(len(a), len(b)) >= 2:
+        from scipy import stats
+
+        largest = max(map(abs, (*a.values(), *b.values())))
+        if set(a) == set(b):
+            test = f"paired t-test over {len(a)} seeds"
+            pairs = [(b[seed], a[seed]) for seed in sorted(a)]
+            varied = _vary([x - y for x, y in pairs], largest)
+            result = stats.ttest_rel(*zip(*pairs, strict=True)) if varied else None
+        else:
+            test = f"Welch's t-test, {len(a)} and {len(b)} seeds"
+            varied = _vary(a.values(), largest) or _vary(b.values(), largest)
+            result = stats.ttest_ind(list(b.values()), list(a.values()), equal_var=False) if varied else None
+        if result is None:
+            return untested("the seeds show no spread at all, so that no test applies")
+        interval = result.confidence_interval(1 - LEVEL)
+        return Difference(mean_a, mean_b, float(interval.low), float(interval.high), float(result.pvalue), test)
+    if images is not None:
+        return _of_proportions(mean_a, mean_b, images)
+    if max(len(a), len(b)) > 1:
+        return untested(f"{len(a)} and {len(b)} runs, where a test needs two of each")
+    return untested("one run each: seeds decide whether that is noise")
+
+
+def _vary(values: Collection[float], largest: float) -> bool:
+    """Return whether values differ by more than what rounding makes of equal ones, beside the ``largest`` score."""
+    return max(values) - min(values) > ROUNDING * largest
+
+
+def _of_proportions(a: float, b: float, images: int) -> Difference:
+    """Return the two-proportion z-test of two accuracies, each measured on ``images`` images; scipy has none."""
     from scipy import stats
 
-    mean_a, mean_b = statistics.fmean(a.values()), statistics.fmean(b.values())
-    if min(len(a), len(b)) >= 2:
-        if set(a) == set(b):
-            each = [b[seed] - a[seed] for seed in sorted(a)]
-            error, free = statistics.stdev(each) / math.sqrt(len(each)), float(len(each) - 1)
-            test = f"paired t-test over {len(each)} seeds"
-        else:
-            va, vb = (statistics.variance(x.values()) / len(x) for x in (a, b))
-            error = math.sqrt(va + vb)
-            free = (va + vb) ** 2 / (va**2 / (len(a) - 1) + vb**2 / (len(b) - 1)) if error else 1.0
-            test = f"Welch's t-test, {len(a)} and {len(b)} seeds"
-        if error == 0:
-            said = "the seeds show no spread at all, so that no test applies"
-            return Difference(mean_a, mean_b, math.nan, math.nan, None, said)
-        p = float(2 * stats.t.sf(abs(mean_b - mean_a) / error, free))
-        half = float(stats.t.ppf(1 - LEVEL / 2, free)) * error
-    elif images is not None:
-        pooled = (mean_a + mean_b) / 2
-        test = f"two-proportion z-test over {images} images, one run each: the noise of seeds is not in it"
-        half = float(stats.norm.ppf(1 - LEVEL / 2)) * math.hypot(
-            image_error(mean_a, images), image_error(mean_b, images)
-        )
-        error = math.sqrt(2) * image_error(pooled, images)
-        p = 1.0 if error == 0 else float(2 * stats.norm.sf(abs(mean_b - mean_a) / error))
-    else:
-        said = "one run each: seeds decide whether that is noise"
-        if max(len(a), len(b)) > 1:
-            said = f"{len(a)} and {len(b)} runs, where a test needs two of each"
-        return Difference(mean_a, mean_b, math.nan, math.nan, None, said)
-    return Difference(mean_a, mean_b, mean_b - mean_a - half, mean_b - mean_a + half, p, test)
+    half = float(stats.norm.ppf(1 - LEVEL / 2)) * math.hypot(image_error(a, images), image_error(b, images))
+    error = math.sqrt(2) * image_error((a + b) / 2, images)  # of the difference, if both accuracies were equal
+    p = 1.0 if error == 0 else float(2 * stats.norm.sf(abs(b - a) / error))
+    test = f"two-proportion z-test over {images} images, one run each: the noise of seeds is not in it"
+    return Difference(a, b, b - a - half, b - a + half, p, test)
 
 
 def over_pairs(a: Sequence[float], b: Sequence[float], what: str) -> Difference:
-    """Mean of B minus A over matched pairs (the same regimes in two studies): paired t-test.
+    """Return the mean of B minus A over matched pairs (the same regimes in two studies): paired t-test.
 
-    Raises InputError for no pairs.
+    ``what`` names the pairs. Raises InputError for no pairs.
     """
     if not a:
         raise InputError(f"the two have no {what} in common")
-    found = difference(dict(enumerate(a)), dict(enumerate(b)))
-    if found.p is None:
-        said = "no spread" if len(a) > 1 else "a single pair"
-        return Difference(found.a, found.b, math.nan, math.nan, None, f"{said}, so that no test applies")
-    return Difference(found.a, found.b, found.low, found.high, found.p, f"paired t-test over {len(a)} {what}")
+    paired = difference(dict(enumerate(a)), dict(enumerate(b)))
+    if paired.p is None:
+        reason = "no spread" if len(a) > 1 else "a single pair"
+        return replace(paired, test=f"{reason}, so that no test applies")
+    return replace(paired, test=f"paired t-test over {len(a)} {what}")
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """p values of several tests, adjusted by Holm's method so that the chance of any false "better" stays 5 %."""
+    """Return p values adjusted for several tests, in the given order (Holm 1979; scipy has no such function).
+
+    With them the chance of one or more false "better" or "worse" among all tests stays at the level of a single test.
+    """
     order = sorted(range(len(ps)), key=lambda i: ps[i])
-    adjusted, worst = [0.0] * len(ps), 0.0
+    adjusted, largest = [0.0] * len(ps), 0.0
     for rank, i in enumerate(order):
-        worst = max(worst, min(1.0, (len(ps) - rank) * ps[i]))
-        adjusted[i] = worst
+        largest = max(largest, min(1.0, (len(ps) - rank) * ps[i]))
+        adjusted[i] = largest
     return adjusted

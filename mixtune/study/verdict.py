@@ -20,7 +20,7 @@ class Against:
     p: float | None
 
     @property
-    def proven(self) -> bool:
+    def significant(self) -> bool:
         """Whether the adjusted test rejects equality at the 5 % level."""
         return self.p is not None and self.p < LEVEL
 
@@ -44,9 +44,9 @@ class Verdict:
             if self.winner in self.without:
                 why = "no run of it was completed"
             return f"whether {self.winner} is better than another regime was not tested: {why}"
-        better = [a.name for a in tested if a.proven and a.difference.value > 0]
-        worse = [a.name for a in tested if a.proven and a.difference.value < 0]
-        open_ = [a.name for a in tested if not a.proven]
+        better = [a.name for a in tested if a.significant and a.difference.value > 0]
+        worse = [a.name for a in tested if a.significant and a.difference.value < 0]
+        open_ = [a.name for a in tested if not a.significant]
         missing = [a.name for a in self.against if a.p is None]
         if len(open_) == len(tested):
             several = "no regime that was tested is" if missing or self.without else "no regime is"

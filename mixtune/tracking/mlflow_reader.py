@@ -50,7 +50,7 @@ def make(uri: str) -> None:
 
     A database whose making was cut off, by a kill or a full disk, can never be opened again.
     """
-    path = sqlite.path_of(uri)
+    path = sqlite.sqlite_path(uri)
     if path is None or path.exists():
         return
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -146,7 +146,7 @@ def fetched(uri: str, run_id: str, name: str, folder: Path) -> Path:
 def opened(uri: str) -> tuple[MlflowClient, str]:
     """Return a client of a store, and the id of the experiment there. Raises InputError when there is none."""
     _check_address(uri)
-    path = sqlite.path_of(uri)
+    path = sqlite.sqlite_path(uri)
     if path is not None:
         if not path.exists():
             raise InputError(

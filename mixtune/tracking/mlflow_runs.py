@@ -40,7 +40,7 @@ def make_client(uri: str) -> MlflowClient:
     """Return a client that writes fast to a file: what a power cut takes then, ``resync`` writes again."""
     client = MlflowClient(uri)
     with contextlib.suppress(AttributeError):  # a server
-        sqlite.hastened(client._tracking_client.store.engine)
+        sqlite.hasten_commits(client._tracking_client.store.engine)
     return client
 
 

@@ -19,10 +19,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mixtune.errors import InputError, NoRoomError
+from mixtune.errors import DiskFullError, InputError
 from mixtune.evaluation.curve import Curve
 from mixtune.search.callbacks import Candidate, State
-from mixtune.search.optuna_study import Trials
+from mixtune.search.optuna_study import OptunaStudy
 from mixtune.search.space import Space
 from mixtune.tracking.mlflow_reader import cause
 from mixtune.tracking.mlflow_runs import RunGoneError, is_permanent
@@ -61,7 +61,7 @@ _Job = tuple["Future[None]", Callable[[], None]]  # what the thread does after a
 class MlflowWriter:
     """Writes a study's trials to MLflow (a ``Callback``): one child run each, under the study's parent run."""
 
-    def __init__(self, uri: str, space: Space, folder: Path, trials: Trials) -> None:
+    def __init__(self, uri: str, space: Space, folder: Path, trials: OptunaStudy) -> None:
         """Open the store and the study's parent run; ``folder``: the study's. Raises InputError when it cannot."""
         self.uri, self._folder, self._trials = uri, folder, trials
         self._study = open_study(trials, space, folder, uri)
@@ -129,13 +129,13 @@ class MlflowWriter:
     def resync(self) -> bool:
         """Make MLflow equal to the study; False, after one sentence, when it is not so in time.
 
-        Waits until MLflow has done nothing for ``SILENT_SECONDS``, ``LONGEST_SECONDS`` at most. Raises NoRoomError when
-        its disk is full.
+        Waits until MLflow has done nothing for ``SILENT_SECONDS``, ``LONGEST_SECONDS`` at most. Raises DiskFullError
+        when its disk is full.
         """
         state = StudyState.read(self._trials)
         try:
             self._wait_for(self._resync_of(state))
-        except NoRoomError:
+        except DiskFullError:
             raise
         except Exception as err:
             lacks = f"{len(state.missing_in(self._runs))} of {len(state.ended)} runs"

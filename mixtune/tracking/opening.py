@@ -12,13 +12,14 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Param, Run
 from mlflow.exceptions import MlflowException
 
 from mixtune.config import to_yaml
-from mixtune.errors import NO_ROOM, InputError, no_room
-from mixtune.runtime.environment import environment
+from mixtune.errors import DISK_FULL, InputError, disk_full_error
+from mixtune.runtime.environment import describe_environment
 from mixtune.search import sqlite
 from mixtune.search.space import Space
 from mixtune.secrets import masked
+from mixtune.tasks.base import DataIdentity
+from mixtune.tasks.registry import task_class
 from mixtune.tracking import views
-from mixtune.tracking.identity import Identity, identity
 from mixtune.tracking.mlflow_reader import EXPERIMENT, cause, make
 from mixtune.tracking.mlflow_runs import ChildRuns, Refusals, is_permanent, make_client, release
 from mixtune.tracking.projection import Projection
@@ -32,7 +33,7 @@ class MlflowStudy:
     def __init__(self, uri: str, space: Space, folder: Path, study_id: str, earlier: str | None = None) -> None:
         """study_id: tells the study from others; earlier: its parent run's id, of a study without one."""
         self.uri, self.folder = uri, folder
-        self.projection = Projection(space, identity(space.training().task))
+        self.projection = Projection(space, task_class(space.task.kind).identity(space.training().task))
         self._id, self._earlier = study_id, earlier
         self.refusals = Refusals()
         try:
@@ -46,7 +47,7 @@ class MlflowStudy:
 
         Raises what MLflow raises when the store does not answer.
         """
-        path = sqlite.path_of(self.uri)
+        path = sqlite.sqlite_path(self.uri)
         if path is not None and not path.exists():
             release(self.client)  # the connections are to a file that was deleted
             make(self.uri)
@@ -100,7 +101,7 @@ class MlflowStudy:
         projection = self.projection
         self.client.log_inputs(parent, [data_input(projection.data)])
         self.client.log_text(parent, to_yaml(projection.space), "space.yaml")
-        self.client.log_text(parent, to_yaml(environment()), "environment.yaml")
+        self.client.log_text(parent, to_yaml(describe_environment()), "environment.yaml")
         # Last, so that a parent run with parameters has everything.
         self.client.log_batch(parent, params=[Param(k, v) for k, v in projection.study_params().items()])
 
@@ -110,12 +111,12 @@ def refused(uri: str, err: Exception) -> InputError:
     if isinstance(err, InputError):
         return err
     full = "disk is full" in str(err) or "disk I/O error" in str(err)  # of SQLite
-    if full or (isinstance(err, OSError) and err.errno in NO_ROOM):
-        return no_room(masked(uri))
+    if full or (isinstance(err, OSError) and err.errno in DISK_FULL):
+        return disk_full_error(masked(uri))
     return InputError(f"--tracking-uri {masked(uri)}: MLflow cannot write there ({cause(err)})")
 
 
-def data_input(data: Identity) -> DatasetInput:
+def data_input(data: DataIdentity) -> DatasetInput:
     """Return the data that a run sees, as MLflow has it."""
     counts = {"train": data.train, "validation": data.validation, "test": data.test, "classes": data.classes}
     source, profile = json.dumps({"uri": data.name}), json.dumps(counts)

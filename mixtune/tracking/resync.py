@@ -17,11 +17,11 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.entities import Metric, RunTag
 
-from mixtune.execution.work import candidate_of
+from mixtune.execution.trial_config import make_candidate
 from mixtune.search.callbacks import Candidate
-from mixtune.search.optuna_study import Trials
-from mixtune.search.outcome import TrialResult
+from mixtune.search.optuna_study import OptunaStudy
 from mixtune.search.space import Space
+from mixtune.search.trial_result import TrialResult
 from mixtune.secrets import masked
 from mixtune.tracking.mlflow_runs import ChildRuns
 from mixtune.tracking.opening import MlflowStudy, refused
@@ -32,17 +32,17 @@ GIVE_UP = 3  # runs in a row that a store does not take: it is away
 _ID, _SUMMARY = "mlflow_id", "mlflow_summary"  # what the study remembers
 
 
-def open_study(trials: Trials, space: Space, folder: Path, uri: str) -> MlflowStudy:
+def open_study(trials: OptunaStudy, space: Space, folder: Path, uri: str) -> MlflowStudy:
     """Return the study in a store, with an id that it keeps. Raises InputError when the store cannot be reached."""
-    study_id = trials.noted(_ID)
+    study_id = trials.attribute(_ID)
     if study_id is None:
         study_id = uuid.uuid4().hex
-        trials.note(_ID, study_id)
-    return MlflowStudy(uri, space, folder, study_id, trials.noted(f"mlflow_parent {masked(uri)}"))
+        trials.set_attribute(_ID, study_id)
+    return MlflowStudy(uri, space, folder, study_id, trials.attribute(f"mlflow_parent {masked(uri)}"))
 
 
 def note_summary(
-    trials: Trials,
+    trials: OptunaStudy,
     best: Mapping[str, Any],
     more: Mapping[str, str] | None = None,
     measured: Sequence[tuple[str, float, int]] = (),
@@ -54,7 +54,7 @@ def note_summary(
     metrics = [("score", round(float(best["score"]), 5), 100)] if best else []
     metrics += [(name, round(value, 5), step) for name, value, step in measured]
     tags = {f"mixtune.best.{k}": str(v)[:5000] for k, v in best.items() if k != "score"} | dict(more or {})
-    trials.note(_SUMMARY, json.dumps({"tags": tags, "metrics": metrics}))
+    trials.set_attribute(_SUMMARY, json.dumps({"tags": tags, "metrics": metrics}))
 
 
 @dataclass(frozen=True)
@@ -66,12 +66,12 @@ class StudyState:
     summary: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, trials: Trials) -> StudyState:
+    def read(cls, trials: OptunaStudy) -> StudyState:
         """Read a study. Raises StorageAwayError when its storage does not answer."""
         results = [*trials.outcomes(), *(r for r in trials.repeats() if r.curve is not None)]
         ended = {RunKey.of(result.number, result.repeat): result for result in results}
         running = frozenset(RunKey.of(number) for number in trials.running())
-        return cls(ended, running, json.loads(trials.noted(_SUMMARY) or "{}"))
+        return cls(ended, running, json.loads(trials.attribute(_SUMMARY) or "{}"))
 
     def missing_in(self, runs: ChildRuns) -> list[RunKey]:
         """Return which runs a store lacks, or holds in another state, as far as is known."""
@@ -95,7 +95,7 @@ def project(state: StudyState, runs: ChildRuns, study: MlflowStudy, cut_off: Cal
             return changes
         result = state.ended[key]
         try:
-            candidate = _candidate_of(study.projection.space, result, study.folder)
+            candidate = _make_candidate(study.projection.space, result, study.folder)
             with study.refusals.counted(f"trial {key.trial}"):
                 runs.write(study.projection.result(candidate, result), completed=True)
         except Exception as err:
@@ -125,10 +125,10 @@ def write_summary(state: StudyState, runs: ChildRuns, study: MlflowStudy) -> Non
         study.client.log_batch(runs.parent, metrics, tags=tags)
 
 
-def _candidate_of(space: Space, result: TrialResult, folder: Path) -> Candidate:
+def _make_candidate(space: Space, result: TrialResult, folder: Path) -> Candidate:
     known = {"published": result.published} | ({"repeat": vars(result.repeat)} if result.repeat else {})
     place = folder / result.repeat.round if result.repeat else folder
-    return candidate_of(space, result.number, result.params, known, place)
+    return make_candidate(space, result.number, result.params, known, place)
 
 
 def forget_unsent(folder: Path, uri: str) -> None:
@@ -153,7 +153,7 @@ def close_parent(client: MlflowClient, parent: str, status: str, files: Sequence
     client.set_terminated(parent, status)
 
 
-def resync(trials: Trials, space: Space, folder: Path, uri: str) -> int:
+def resync(trials: OptunaStudy, space: Space, folder: Path, uri: str) -> int:
     """Make MLflow at ``uri`` equal to a study; return how many child runs were changed.
 
     ``folder``: the study's. Raises InputError when the store cannot be reached or written.

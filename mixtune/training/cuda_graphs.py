@@ -1,8 +1,8 @@
-"""Graphs: whole training steps captured once per batch shape and replayed, for networks whose kernels are short.
+"""CUDA graphs: capture whole training steps once per batch shape and replay them, for networks with short kernels.
 
-On such a network Python and the launches take most of a step; a replayed CUDA graph issues all kernels at once. What
-differs from step to step (choices of the views, learning rate, blend) is written into tensors that the captured work
-reads. Capturing trains a few steps on the way; every tensor that these changed is put back.
+On such a network Python and kernel launches take most of a step; a replayed graph issues all kernels at once. What
+differs from step to step (choices of the views, learning rate, blend) is written into tensors that captured steps read.
+Capturing does a few steps; every tensor that they change is restored.
 """
 
 from __future__ import annotations
@@ -28,54 +28,54 @@ from mixtune.runtime.device import default_generator
 if TYPE_CHECKING:
     from mixtune.training.step import Engine
 
-WARM_UP = 3  # steps before a capture: libraries choose their kernels and allocate what they keep
+WARM_UP_STEPS = 3  # before a capture, in which libraries choose kernels and allocate their workspaces
 
 
 @dataclass(frozen=True)
-class Numbers:
-    """The numbers of one step: plain ones, or scalar tensors where the step is captured.
+class StepValues:
+    """What differs from step to step beside the batch: numbers, or scalar tensors where the step is captured.
 
-    lr: learning rate; share: of the weights in their average; progress: share of the budget spent, for drop path that
-    grows with it; blend: of mixup or cutmix.
+    lr: learning rate; ema_weight: of the new weights in their average; progress: share of the budget spent, for drop
+    path that grows with it; blend: of mixup or cutmix.
     """
 
     lr: float | Tensor
-    share: float | Tensor
+    ema_weight: float | Tensor
     progress: float | Tensor
     blend: Blend | None
 
 
-def put(to: Tensor, value: float | Tensor) -> None:
+def write_scalar(target: Tensor, value: float | Tensor) -> None:
     """Write a number into a tensor, without waiting for the device as a copy from the host would."""
-    to.copy_(value) if isinstance(value, Tensor) else to.fill_(value)
+    target.copy_(value) if isinstance(value, Tensor) else target.fill_(value)
 
 
-class WaitsError(TrainingError):
-    """The host waits for the device in the middle of a step, as where a network reads a value back."""
+class NotCapturableError(TrainingError):
+    """A step cannot be captured: the host waits for the device in it, as where a network reads a value back."""
 
 
-class Recorder(Protocol):
-    """Captures work on a device. Captured work draws its random numbers (dropout) from ``generator``."""
+class GraphRecorder(Protocol):
+    """Captures steps on a device. They draw their random numbers (dropout) from ``generator``."""
 
     generator: torch.Generator
 
     def begin(self) -> None:
-        """What is recorded from here on shares its memory."""
+        """Give a new pool of memory to all that is captured from here on."""
 
     def warm_up(self, work: Callable[[], None]) -> None:
-        """Do the work a few times, where it will be captured. Raises WaitsError for work that cannot be."""
+        """Do the work a few times, on the stream of captures. Raise NotCapturableError for work that cannot be."""
 
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
-        """Capture the work. What comes back does it again on the same memory, with the numbers of the capture."""
+        """Capture the work; return what does it again, on the same memory and with the same Python numbers."""
 
 
-class CudaRecorder:
-    """CUDA graphs that share one pool of memory: they never run at the same time, nor read each other's results.
+class CudaGraphRecorder:
+    """CUDA graphs that share one pool of memory, because they never run at the same time.
 
-    Trials that share a GPU have a recorder each, and with it a pool, a stream and a generator of their own: graphs that
-    run at the same time must not share the seed and offset that a generator keeps on the device, nor the workspace that
-    cuBLAS keeps per stream and that goes with the first graph of that stream to end. Other threads may use the device
-    meanwhile (the loader of another trial), so that an error of theirs is not one of the capture.
+    Each trial on a shared GPU has its own recorder, with its own pool, stream and generator: graphs that run at the
+    same time must not share the seed and offset that a generator keeps on the device, nor cuBLAS's workspace, which
+    exists per stream and is freed with the first graph of that stream. Other threads (another trial's loader) may use
+    the device during a capture; errors of theirs do not end it.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -85,7 +85,7 @@ class CudaRecorder:
         self.generator = torch.Generator(device)
 
     def begin(self) -> None:
-        """A new pool. The stream is the trial's; on the default one, which cannot be captured, it is one beside it."""
+        """Make a new pool. Capture on the trial's stream, or beside the default stream, which cannot be captured."""
         self._pool = torch.cuda.graph_pool_handle()
         current = torch.cuda.current_stream(self._device)
         if current != torch.cuda.default_stream(self._device):
@@ -94,27 +94,27 @@ class CudaRecorder:
             self._stream = torch.cuda.Stream(self._device)
 
     def warm_up(self, work: Callable[[], None]) -> None:
-        """Three times, on the stream of the captures. To wait in a capture would spoil it, and much else in the
-        process, for good: it is an error of the last warm-up already.
+        """Do the work ``WARM_UP_STEPS`` times. Waiting for the device raises in the last of them already: in a capture
+        it would leave CUDA unusable in this process.
         """
         assert self._stream is not None
-        here = torch.cuda.current_stream(self._device)
-        self._stream.wait_stream(here)
+        current = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(current)
         try:
-            with torch.cuda.stream(self._stream), self._drawing():
-                for _ in range(WARM_UP - 1):
+            with torch.cuda.stream(self._stream), self._own_generator():
+                for _ in range(WARM_UP_STEPS - 1):
                     work()
                 with _without_waiting():
                     work()
-        finally:  # what is put back is put back after this work, also where it failed
-            here.wait_stream(self._stream)
+        finally:  # also where the work failed: tensors are restored after it
+            current.wait_stream(self._stream)
 
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
-        """A CUDA graph."""
+        """Capture a CUDA graph; return its replay."""
         graph = torch.cuda.CUDAGraph()
         with (
             torch.cuda.stream(self._stream),  # torch does not go back to the stream before when a capture fails
-            self._drawing(),
+            self._own_generator(),
             _without_collection(),
             torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"),
         ):
@@ -122,8 +122,8 @@ class CudaRecorder:
         return graph.replay
 
     @contextlib.contextmanager
-    def _drawing(self) -> Iterator[None]:
-        """Dropout has no choice of its generator, so the device's default one stands for ours meanwhile."""
+    def _own_generator(self) -> Iterator[None]:
+        """Let the device's default generator, which dropout always draws from, have the state of ours in the block."""
         default = default_generator(self._device)
         before = default.graphsafe_get_state()
         default.graphsafe_set_state(self.generator)
@@ -135,57 +135,57 @@ class CudaRecorder:
 
 @contextlib.contextmanager
 def _without_waiting() -> Iterator[None]:
-    """Whatever makes the host wait for the device raises WaitsError in the block."""
+    """Raise NotCapturableError for whatever makes the host wait for the device in the block."""
     before = torch.cuda.get_sync_debug_mode()
-    with warnings.catch_warnings(action="ignore"):  # that it may not find all
+    with warnings.catch_warnings(action="ignore"):  # that this mode does not detect everything
         torch.cuda.set_sync_debug_mode("error")
     try:
         yield
     except RuntimeError as err:
         if "synchronizing" not in str(err):
             raise
-        raise WaitsError(f"a step waits for the device ({str(err).splitlines()[0]})") from err
+        raise NotCapturableError(f"a step waits for the device ({str(err).splitlines()[0]})") from err
     finally:
         torch.cuda.set_sync_debug_mode(before)
 
 
 @contextlib.contextmanager
 def _without_collection() -> Iterator[None]:
-    """No garbage is collected in the block: with it might go another trial's graphs, in the middle of a capture."""
-    was = gc.isenabled()
+    """Collect no garbage in the block: freeing another trial's graphs would spoil a capture."""
+    enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        if was:
+        if enabled:
             gc.enable()
 
 
 class StepGraphs:
-    """The captured steps of one engine, by batch shape and by whether all but the head is frozen."""
+    """The captured steps of one engine, by batch shape and by whether all layers but the head are frozen."""
 
-    def __init__(self, engine: Engine, recorder: Recorder) -> None:
-        # The engine holds these graphs: were they to hold it, all of its memory would wait for a garbage collection.
+    def __init__(self, engine: Engine, recorder: GraphRecorder) -> None:
+        # A weak reference, because the engine holds these graphs: a cycle would keep its memory until collected.
         self._engine: Engine = weakref.proxy(engine)
         self._recorder = recorder
         self._replays: dict[tuple[BatchShape, bool], Callable[[], None]] = {}
-        self._loss = torch.zeros((), device=engine.device)  # outside the pool: another graph would overwrite it
+        self._loss = torch.zeros((), device=engine.device)  # outside the pool, where another graph would overwrite it
         self._blends = bool(engine.recipe.mixup or engine.recipe.cutmix)
-        self._numbers = torch.zeros(5, device=engine.device)  # lr, share, progress, the blend's weight and share
+        self._values = torch.zeros(5, device=engine.device)  # lr, ema_weight, progress, the blend's weight and share
         self._choices = torch.zeros(0, dtype=torch.int64, device=engine.device)
 
     def capture(self, kinds: Sequence[tuple[BatchShape, bool]]) -> float:
-        """Capture these steps; returns the seconds it took. Weights, statistics, momentum and random state stay.
+        """Capture these steps; return the seconds it took. Weights, statistics, momentum and random state are restored.
 
-        Raises WaitsError for steps that cannot be captured.
+        Raise NotCapturableError for steps that cannot be captured.
         """
-        began = time.perf_counter()
+        start = time.perf_counter()
         engine = self._engine
         longest = max(self._length(shape) for shape, _ in kinds)
         self._choices = torch.zeros(longest, dtype=torch.int64, device=engine.device)
         tensors = engine.tensors()
-        before = [t.detach().clone() for t in tensors]
-        drawn = engine.generator.get_state()
+        saved = [t.detach().clone() for t in tensors]
+        random_state = engine.generator.get_state()
         self._recorder.begin()
         try:
             # The largest first: it sizes the pool.
@@ -199,43 +199,43 @@ class StepGraphs:
                 self._replays[shape, frozen] = self._recorder.record(work)
         finally:
             with torch.no_grad():
-                for tensor, was in zip(tensors, before, strict=True):
-                    tensor.copy_(was)
+                for tensor, value in zip(tensors, saved, strict=True):
+                    tensor.copy_(value)
             engine.optimizer.zero_grad(set_to_none=True)
-            engine.generator.set_state(drawn)
-        return time.perf_counter() - began
+            engine.generator.set_state(random_state)
+        return time.perf_counter() - start
 
-    def replay(self, shape: BatchShape, frozen: bool, choices: np.ndarray, numbers: Numbers) -> Tensor:
-        """Do a captured step. choices: int64 [4, V]. Returns the loss, which the next replay overwrites.
+    def replay(self, shape: BatchShape, frozen: bool, choices: np.ndarray, values: StepValues) -> Tensor:
+        """Do a captured step. choices: int64 [4, V]. Return the loss, which the next replay overwrites.
 
-        Raises KeyError for a step that was not captured.
+        Raise KeyError for a step that was not captured.
         """
-        again = self._replays[shape, frozen]
-        blend = numbers.blend
-        parts = [choices.ravel()]
-        values = [numbers.lr, numbers.share, numbers.progress, 0.0, 0.0]
+        replay = self._replays[shape, frozen]
+        blend = values.blend
+        integers = [choices.ravel()]
+        numbers = [values.lr, values.ema_weight, values.progress, 0.0, 0.0]
         if blend is not None:
-            parts += [blend.partner.numpy(), blend.box.numpy()]
-            values[3:] = [blend.weight, blend.share]
-        self._upload(self._choices, np.concatenate(parts))
-        self._upload(self._numbers, np.asarray(values, np.float32))
-        again()
+            integers += [blend.partner.numpy(), blend.box.numpy()]
+            numbers[3:] = [blend.weight, blend.share]
+        self._upload(self._choices, np.concatenate(integers))
+        self._upload(self._values, np.asarray(numbers, np.float32))
+        replay()
         return self._loss
 
-    def _upload(self, to: Tensor, values: np.ndarray) -> None:
-        """Without waiting: pinned memory is used again only when its copy is done."""
-        here = torch.empty(len(values), dtype=to.dtype, pin_memory=to.is_cuda)
-        here.numpy()[:] = values
-        to[: len(values)].copy_(here, non_blocking=True)
+    def _upload(self, target: Tensor, values: np.ndarray) -> None:
+        """Copy without waiting. (torch uses pinned memory again only when its copy is done.)"""
+        pinned = torch.empty(len(values), dtype=target.dtype, pin_memory=target.is_cuda)
+        pinned.numpy()[:] = values
+        target[: len(values)].copy_(pinned, non_blocking=True)
 
     def _length(self, shape: BatchShape) -> int:
         return 5 * shape.views + 4 if self._blends else 4 * shape.views
 
     def _work(self, shape: BatchShape) -> None:
         V = shape.views
-        lr, share, progress, weight, label = self._numbers.unbind()
+        lr, ema_weight, progress, blend_weight, blend_share = self._values.unbind()
         blend = None
         if self._blends:
-            blend = Blend(self._choices[4 * V : 5 * V], self._choices[5 * V : 5 * V + 4], weight, label)
-        inputs, targets = self._engine.task.made(shape.S, self._choices[: 4 * V].view(4, V))
-        self._loss.copy_(self._engine.work(inputs, targets, Numbers(lr, share, progress, blend)))
+            blend = Blend(self._choices[4 * V : 5 * V], self._choices[5 * V : 5 * V + 4], blend_weight, blend_share)
+        batch = self._engine.task.batch_from_choices(shape.S, self._choices[: 4 * V].view(4, V))
+        self._loss.copy_(self._engine.compute(batch, StepValues(lr, ema_weight, progress, blend)))

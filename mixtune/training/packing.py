@@ -1,7 +1,7 @@
-"""Packing: several trials in one process share a GPU that one of them cannot fill; their steps are issued in turn.
+"""Packing: train several trials in one process, so that together they fill a GPU; their steps are issued in turn.
 
-Every trial has a thread and, on a GPU, a stream of its own. One thread runs at a time, so that no trial issues work
-while another captures its steps, and random numbers are drawn as in a process of its own; the GPU works on all streams.
+Every trial has its own thread and, on a GPU, its own stream. One thread runs at a time, so that no trial issues work
+while another captures its steps, and random numbers are those of a process of its own; the GPU works on all streams.
 """
 
 from __future__ import annotations
@@ -16,94 +16,94 @@ from typing import Generic, TypeVar
 import torch
 
 T = TypeVar("T")
-Turn = Callable[[], None]
-Work = Callable[[Turn, Callable[[T], None]], None]
+YieldTurn = Callable[[], None]
+TrialFunction = Callable[[YieldTurn, Callable[[T], None]], None]
 
 
-class Baton:
-    """Whoever holds it runs. It goes to those who wait for it in the order in which they came."""
+class TurnLock:
+    """A lock whose waiting threads get it in the order in which they came."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._waiting: deque[threading.Semaphore] = deque()
         self._held = False
 
-    def take(self) -> None:
-        """Wait for it."""
+    def acquire(self) -> None:
+        """Wait for the lock."""
         with self._lock:
             if not self._held:
                 self._held = True
                 return
-            mine = threading.Semaphore(0)
-            self._waiting.append(mine)
-        mine.acquire()
+            ready = threading.Semaphore(0)
+            self._waiting.append(ready)
+        ready.acquire()
 
-    def give(self) -> None:
-        """Hand it to the next."""
+    def release(self) -> None:
+        """Pass the lock to the next thread."""
         with self._lock:
             if self._waiting:
-                self._waiting.popleft().release()  # it stays held
+                self._waiting.popleft().release()  # the lock stays held
             else:
                 self._held = False
 
-    def turn(self) -> None:
-        """Let the others have theirs."""
+    def yield_turn(self) -> None:
+        """Let every waiting thread have its turn first."""
         if self._waiting:
-            self.give()
-            self.take()
+            self.release()
+            self.acquire()
 
 
-class DroppedError(BaseException):
-    """Ends a trial whose reports nobody wants any more; not an error of the trial."""
+class TrialDroppedError(BaseException):
+    """Ends the thread of a trial that was dropped; not an error of the trial."""
 
 
 class _Trial(Generic[T]):
-    """One trial's thread and what passes between it and the one who asks for its reports."""
+    """What a trial's thread and the thread that asks for its reports share."""
 
     def __init__(self) -> None:
-        self.go_on, self.there = threading.Semaphore(0), threading.Semaphore(0)
+        self.resume, self.report_ready = threading.Semaphore(0), threading.Semaphore(0)
         self.reports: deque[T] = deque()
         self.error: BaseException | None = None
         self.dropped = False
-        self.asked = time.monotonic()
+        self.idle_since = time.monotonic()  # infinite while a report is awaited
 
 
-class Pack(Generic[T]):
-    """Trials by name. A trial works from the moment its next report is asked for until that report is there.
+class TrialPack(Generic[T]):
+    """Trials by name. A trial works from the moment its next report is asked for until that report is ready.
 
-    ``device``: where they work; each gets a stream of its own if it is a GPU. A trial whose next report has not been
-    asked for in ``patience`` seconds is dropped, since whoever asked may have died.
+    device: if it is a GPU, each trial gets its own stream of it. idle_timeout: a trial whose next report is not asked
+    for in so many seconds is dropped when another one starts, since the process that asked may have died.
     """
 
-    def __init__(self, device: torch.device, patience: float = 600.0) -> None:
-        self._device, self._patience = device, patience
-        self._baton = Baton()
+    def __init__(self, device: torch.device, idle_timeout: float = 600.0) -> None:
+        self._device, self._idle_timeout = device, idle_timeout
+        self._turn = TurnLock()
         self._trials: dict[str, _Trial[T]] = {}
-        self._streams: list[torch.cuda.Stream] = []  # those that no trial has
+        self._free_streams: list[torch.cuda.Stream] = []
 
     def __len__(self) -> int:
         return len(self._trials)
 
-    def start(self, name: str, work: Work[T]) -> None:
-        """Begin a trial, in place of an earlier one of this name. ``work(turn, report)`` calls ``turn()`` after every
-        step, which is where the others get theirs, and ``report(value)``, which returns when the next one is wanted.
+    def start(self, name: str, function: TrialFunction[T]) -> None:
+        """Start a trial, in place of an earlier one of this name.
+
+        ``function(yield_turn, report)`` calls ``yield_turn()`` after every step, for the others to do theirs, and
+        ``report(value)``, which returns when the next report is asked for.
         """
         self.drop(name)
         for other, trial in list(self._trials.items()):
-            if time.monotonic() - trial.asked > self._patience and not trial.reports:
+            if time.monotonic() - trial.idle_since > self._idle_timeout and not trial.reports:
                 self.drop(other)
         trial = self._trials[name] = _Trial()
-        threading.Thread(target=self._run, args=(trial, work), daemon=True, name=name).start()
+        threading.Thread(target=self._run, args=(trial, function), daemon=True, name=name).start()
 
     def next(self, name: str) -> T | None:
-        """The trial's next report; None when there are no more. Raises what the trial raised, and KeyError for a
-        trial that is not here.
-        """
+        """Return the trial's next report, None after the last. Raise what it raised, and KeyError without a trial."""
         trial = self._trials[name]
-        trial.asked = float("inf")
-        trial.go_on.release()
-        trial.there.acquire()
-        trial.asked = time.monotonic()
+        trial.idle_since = float("inf")
+        trial.resume.release()
+        trial.report_ready.acquire()
+        trial.idle_since = time.monotonic()
         if trial.reports:
             return trial.reports.popleft()
         self._trials.pop(name, None)
@@ -112,71 +112,69 @@ class Pack(Generic[T]):
         return None
 
     def drop(self, name: str) -> None:
-        """End a trial at its next step; nothing happens when it is not here."""
+        """End a trial at its next step, if it is here."""
         trial = self._trials.pop(name, None)
         if trial is not None:
             trial.dropped = True
-            trial.go_on.release()
-            trial.there.release()
+            trial.resume.release()
+            trial.report_ready.release()
 
     @contextlib.contextmanager
-    def still(self) -> Iterator[None]:
-        """No trial works in the block. To wait for the whole device while one captures its steps would be an error of
-        both.
-        """
-        self._baton.take()
+    def paused(self) -> Iterator[None]:
+        """Let no trial work in the block. (Waiting for the whole device spoils a capture that another thread makes.)"""
+        self._turn.acquire()
         try:
             yield
         finally:
-            self._baton.give()
+            self._turn.release()
 
-    def _run(self, trial: _Trial[T], work: Work[T]) -> None:
-        def turn() -> None:
-            self._baton.turn()
+    def _run(self, trial: _Trial[T], function: TrialFunction[T]) -> None:
+        def yield_turn() -> None:
+            self._turn.yield_turn()
             if trial.dropped:
-                raise DroppedError
+                raise TrialDroppedError
 
         def report(value: T) -> None:
             trial.reports.append(value)
-            self._baton.give()
-            trial.there.release()
-            trial.go_on.acquire()
-            self._baton.take()
+            self._turn.release()
+            trial.report_ready.release()
+            trial.resume.acquire()
+            self._turn.acquire()
             if trial.dropped:
-                raise DroppedError
+                raise TrialDroppedError
 
-        trial.go_on.acquire()
-        self._baton.take()
+        trial.resume.acquire()
+        self._turn.acquire()
         try:
             if not trial.dropped:
                 with self._own_stream():
-                    work(turn, report)
-        except DroppedError:
+                    function(yield_turn, report)
+        except TrialDroppedError:
             pass
         except BaseException as err:
-            trial.error = without_frames(err)
+            trial.error = strip_tracebacks(err)
         finally:
-            self._baton.give()
-            trial.there.release()
+            self._turn.release()
+            trial.report_ready.release()
 
     @contextlib.contextmanager
     def _own_stream(self) -> Iterator[None]:
-        """A stream that no other trial has. CUDA hands out 32 by turns: new ones would soon be those of others."""
+        """Use a stream that no other trial has. (CUDA hands out 32 in rotation: a 33rd new one is another trial's.)"""
         if self._device.type != "cuda":
             yield
             return
-        stream = self._streams.pop() if self._streams else torch.cuda.Stream(self._device)
+        stream = self._free_streams.pop() if self._free_streams else torch.cuda.Stream(self._device)
         try:
             with torch.cuda.stream(stream):
                 yield
         finally:
-            self._streams.append(stream)
+            self._free_streams.append(stream)
 
 
-def without_frames(err: BaseException) -> BaseException:
-    """The error, and those that it came from, without their frames, which would keep all of a trial's memory."""
-    one: BaseException | None = err
-    while one is not None:
-        one.__traceback__ = None
-        one = one.__cause__ or one.__context__
+def strip_tracebacks(err: BaseException) -> BaseException:
+    """Return the error without its frames and those of its causes: they would keep all memory of a trial."""
+    cause: BaseException | None = err
+    while cause is not None:
+        cause.__traceback__ = None
+        cause = cause.__cause__ or cause.__context__
     return err

@@ -1,16 +1,16 @@
-"""Compiling: whether ``torch.compile`` earns its time back in a run, decided from the run's own step times and said.
+"""torch.compile: compile a run's steps where that saves more time than it takes, decided from the run's own step times.
 
-Compiling takes the better part of a minute per batch shape (measured: 45 s for ResNet-50 on an H200, where steps are
-then 1.46 times as fast), so it is for long runs of large networks. Each shape is decided once it is met, from its own
-steps and how many of it are left; what compiling cost and gained so far stands for what it will. Nothing falls back in
-silence: whole graphs, one per shape, no dynamic sizes, and a network that cannot be compiled is said to be one.
+Compiling takes up to a minute per batch shape (measured: 45 s for ResNet-50 on an H200, where steps are then 1.46 times
+as fast), so it pays in long runs of large networks. Each kind of step is decided when it first comes, from its measured
+time and the number of steps left; earlier kinds tell what compiling costs and gains. Compiled are whole graphs, one per
+shape, without dynamic sizes. Every decision is announced, also that a network cannot be compiled.
 """
 
 from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import IntEnum
 from typing import Any
 
@@ -20,178 +20,191 @@ from torch import Tensor, nn
 
 from mixtune.errors import TrainingError
 from mixtune.regime import BatchShape, Schedule
-from mixtune.runtime.device import Watch
+from mixtune.runtime.device import DeviceTimer
 from mixtune.runtime.oom import is_out_of_memory
 
 Forward = Callable[[Tensor], Any]
-Kind = tuple[BatchShape, bool]  # of a step: its shape (of all ranks), and whether all but the head is frozen
-EXPECTED_GAIN, EXPECTED_SECONDS = 1.3, 60.0  # before anything is measured: modest, and per kind
-TIMED = 5  # steps of a kind whose median counts; one before them warms up, and one more where they are compiled
+StepKind = tuple[BatchShape, bool]  # the whole step's shape, and whether all layers but the head are frozen
+EXPECTED_SPEEDUP, EXPECTED_COMPILE_SECONDS = 1.3, 60.0  # assumed until a kind of step was compiled
+MEASURED_STEPS = (
+    5  # of a kind, whose median counts; one step before them warms up, and one more where they are compiled
+)
 
 
-def compiled(network: nn.Module) -> Forward:
-    """The network compiled for every input shape that it meets, each as one whole graph. The weights are shared."""
+def compile_network(network: nn.Module) -> Forward:
+    """Return the network compiled anew for every input shape, each as one whole graph. It shares the weights."""
     torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
     forward: Forward = torch.compile(network, dynamic=False, fullgraph=True)
     return forward
 
 
-def should_pay(seconds: float) -> bool:
-    """Whether compiling should, where nothing was measured, for steps that take these seconds issued one by one."""
-    return seconds * (1 - 1 / EXPECTED_GAIN) > EXPECTED_SECONDS
+def count_step_kinds(schedule: Schedule, progress: np.ndarray, start: int, frozen: float) -> Counter[StepKind]:
+    """Return the number of steps of each kind from step ``start`` on.
+
+    progress: share of the budget spent before each step, [n_steps]; below ``frozen`` only the head is trained.
+    """
+    shapes = [schedule.shapes[i] for i in schedule.index[start:].tolist()]
+    return Counter(zip(shapes, (progress[start:] < frozen).tolist(), strict=True))
 
 
-def by_kind(schedule: Schedule, progress: np.ndarray, start: int, frozen: float) -> Counter[Kind]:
-    """The steps from ``start`` on, by kind. progress: share of the budget spent before each step. [n_steps]"""
-    still = (progress < frozen).tolist()
-    return Counter((schedule.shapes[i], f) for i, f in zip(schedule.index[start:].tolist(), still[start:], strict=True))
+class CompileState(IntEnum):
+    """How a kind of step is computed, and whether that is decided."""
 
-
-class State(IntEnum):
-    """How far a kind of step is decided."""
-
-    TIMED = 0  # issued one by one, the first of them timed
-    WAITING = 1  # timed, until it is known what compiling gives
-    TRIED = 2  # compiled, the first of them timed
+    TIMING_EAGER = 0  # uncompiled; its first steps are timed
+    WAITING = 1  # uncompiled, until another kind shows what compiling gains
+    TIMING_COMPILED = 2  # compiled; its first steps are timed
     COMPILED = 3
-    EAGER = 4  # not worth it, as far as is known
-    UNFIT = 5  # no faster, or it cannot be compiled
+    EAGER = 4  # uncompiled: compiling would not pay, as far as is known
+    REJECTED = 5  # uncompiled: compiled steps are no faster, or they cannot be compiled
 
 
-OPEN = (State.TIMED, State.WAITING, State.TRIED)
+UNDECIDED = (CompileState.TIMING_EAGER, CompileState.WAITING, CompileState.TIMING_COMPILED)
 
 
 class Compiler:
-    """Watches the first steps of each kind and chooses what computes the others.
+    """Times the first steps of each kind and decides whether the others are compiled.
 
-    left: steps to come, by kind. share: gives every rank what the first one has (``Ranks.share_state``): all begin to
-    compile at the same step, as each waits for the slowest, and the first one's watch decides.
+    remaining: number of steps to come, by kind. broadcast: returns in every process what the first one has
+    (``ProcessGroup.broadcast_state``), so that the first one's timer decides and all compile at the same step.
     """
 
     def __init__(
         self,
         network: nn.Module,
-        left: Mapping[Kind, int],
+        remaining: Mapping[StepKind, int],
         say: Callable[[str], None],
-        watch: Watch,
-        share: Callable[[Callable[[], dict[str, Any] | None]], dict[str, Any] | None] = lambda load: load(),
-        make: Callable[[nn.Module], Forward] = compiled,
+        timer: DeviceTimer,
+        broadcast: Callable[[Callable[[], dict[str, Any] | None]], dict[str, Any] | None] = lambda load: load(),
+        compile_fn: Callable[[nn.Module], Forward] = compile_network,
     ) -> None:
-        self._network, self._say, self._watch, self._share, self._make = network, say, watch, share, make
-        self._left = dict(left)
-        self._state = dict.fromkeys(sorted(left), State.TIMED)
-        self._marks: dict[Kind, list[tuple[Any, Any]]] = {kind: [] for kind in left}
-        self._eager: dict[Kind, float] = {}  # seconds of a step issued one by one
-        self._cost: dict[Kind, float] = {}  # seconds to compile it
-        self._gain: dict[Kind, float] = {}  # how many times as fast it then is
-        self._failed: dict[Kind, str] = {}
-        self._news: set[Kind] = set()  # decided, and not said yet
+        self._network, self._say, self._timer, self._broadcast, self._compile = (
+            network,
+            say,
+            timer,
+            broadcast,
+            compile_fn,
+        )
+        self._remaining = dict(remaining)
+        self._states = dict.fromkeys(sorted(remaining), CompileState.TIMING_EAGER)
+        self._marks: dict[StepKind, list[tuple[Any, Any]]] = {kind: [] for kind in remaining}
+        self._eager_seconds: dict[StepKind, float] = {}  # of one uncompiled step
+        self._compile_seconds: dict[StepKind, float] = {}
+        self._speedups: dict[StepKind, float] = {}  # seconds of an uncompiled step over those of a compiled one
+        self._failures: dict[StepKind, str] = {}
+        self._unannounced: set[StepKind] = set()
         self._compiled: Forward | None = None
 
-    def forward(self, kind: Kind) -> Forward:
-        """What computes a batch of this kind."""
-        if self._state[kind] not in (State.TRIED, State.COMPILED) or kind in self._failed:
+    def forward(self, kind: StepKind) -> Forward:
+        """Return what computes the network in a step of this kind."""
+        if self._states[kind] not in (CompileState.TIMING_COMPILED, CompileState.COMPILED) or kind in self._failures:
             return self._network
         if self._compiled is None:
-            self._compiled = self._make(self._network)
+            self._compiled = self._compile(self._network)
         return self._compiled
 
-    def step(self, kind: Kind, work: Callable[[], Tensor]) -> Tensor:
-        """Do a step of this kind, timed until it is decided."""
-        self._left[kind] -= 1
-        state = self._state[kind]
-        if state not in (State.TIMED, State.TRIED):
+    def step(self, kind: StepKind, work: Callable[[], Tensor]) -> Tensor:
+        """Return the loss of a step of this kind, which ``work`` does; time it while the kind is undecided."""
+        self._remaining[kind] -= 1
+        state = self._states[kind]
+        if state not in (CompileState.TIMING_EAGER, CompileState.TIMING_COMPILED):
             return work()
-        began = self._watch.mark()
+        start = self._timer.mark()
         try:
             loss = work()
         except Exception as err:
-            if state == State.TIMED or kind in self._failed or is_out_of_memory(err) or isinstance(err, TrainingError):
+            if (
+                state == CompileState.TIMING_EAGER
+                or kind in self._failures
+                or is_out_of_memory(err)
+                or isinstance(err, TrainingError)
+            ):
                 raise
             first_line = str(err).partition("\n")[0]
-            self._failed[kind] = f"{type(err).__name__}: {first_line[:200]}"
+            self._failures[kind] = f"{type(err).__name__}: {first_line[:200]}"
             loss = work()
         marks = self._marks[kind]
-        marks.append((began, self._watch.mark()))
-        if len(marks) > TIMED + (state == State.TRIED) or not self._left[kind]:
-            # By counts alone, which every rank has: all come here at the same step.
-            decided = self._share(lambda: {"states": [int(s) for s in self._decide(kind).values()]})
-            assert decided is not None
-            self._state = dict(zip(self._state, map(State, decided["states"]), strict=True))
+        marks.append((start, self._timer.mark()))
+        if len(marks) > MEASURED_STEPS + (state == CompileState.TIMING_COMPILED) or not self._remaining[kind]:
+            # The condition is of counts alone, which are equal in all processes: they come here at the same step.
+            decision = self._broadcast(lambda: {"states": [int(s) for s in self._decide(kind).values()]})
+            assert decision is not None
+            self._states = dict(zip(self._states, map(CompileState, decision["states"]), strict=True))
             marks.clear()
-            self._tell()
+            self._announce()
         return loss
 
-    def _decide(self, kind: Kind) -> dict[Kind, State]:
-        """How far each kind is decided, now that this one was timed."""
-        state = dict(self._state)
-        times = [self._watch.seconds(*marks) for marks in self._marks[kind]]
-        if state[kind] == State.TRIED:
-            state[kind] = self._verdict(kind, times)
+    def _decide(self, kind: StepKind) -> dict[StepKind, CompileState]:
+        """Return the new state of every kind, now that this one was timed."""
+        states = dict(self._states)
+        times = [self._timer.seconds(*marks) for marks in self._marks[kind]]
+        if states[kind] == CompileState.TIMING_COMPILED:
+            states[kind] = self._judge(kind, times)
         else:
-            self._eager[kind] = statistics.median(times[1:] or times)
-            state[kind] = State.WAITING
-        for other in sorted(state, key=self._saved, reverse=True):
-            if state[other] not in (State.WAITING, State.EAGER):
+            self._eager_seconds[kind] = statistics.median(times[1:] or times)
+            states[kind] = CompileState.WAITING
+        for other in sorted(states, key=self._expected_saving, reverse=True):
+            if states[other] not in (CompileState.WAITING, CompileState.EAGER):
                 continue
-            if self._saved(other) <= self._expected_cost():
-                state[other] = State.EAGER
-            elif self._gain or State.TRIED not in state.values():  # before anything is known, one at a time
-                state[other] = State.TRIED
-        self._news |= {k for k, s in state.items() if s not in OPEN and s != self._state[k]}
-        return state
+            if self._expected_saving(other) <= self._expected_compile_seconds():
+                states[other] = CompileState.EAGER
+            elif self._speedups or CompileState.TIMING_COMPILED not in states.values():  # the first one alone
+                states[other] = CompileState.TIMING_COMPILED
+        self._unannounced |= {k for k, s in states.items() if s not in UNDECIDED and s != self._states[k]}
+        return states
 
-    def _verdict(self, kind: Kind, times: list[float]) -> State:
-        if kind in self._failed:
-            return State.UNFIT
+    def _judge(self, kind: StepKind, times: list[float]) -> CompileState:
+        if kind in self._failures:
+            return CompileState.REJECTED
         fast = statistics.median(times[2:] or times[-1:])
-        self._cost[kind], self._gain[kind] = max(0.0, times[0] - fast), self._eager[kind] / fast
-        return State.COMPILED if self._gain[kind] > 1 else State.UNFIT
+        self._compile_seconds[kind], self._speedups[kind] = max(0.0, times[0] - fast), self._eager_seconds[kind] / fast
+        return CompileState.COMPILED if self._speedups[kind] > 1 else CompileState.REJECTED
 
-    def _expected_cost(self) -> float:
-        """What compiling one more kind should cost."""
-        return statistics.median(self._cost.values()) if self._cost else EXPECTED_SECONDS
+    def _expected_compile_seconds(self) -> float:
+        """Return the seconds that compiling one more kind should take."""
+        return statistics.median(self._compile_seconds.values()) if self._compile_seconds else EXPECTED_COMPILE_SECONDS
 
-    def _saved(self, kind: Kind) -> float:
-        """The seconds that it should save; 0 where that kind was not timed."""
-        if self._failed and not self._gain:
+    def _expected_saving(self, kind: StepKind) -> float:
+        """Return the seconds that compiling this kind should save; 0 where it was not timed."""
+        if self._failures and not self._speedups:
             return 0.0
-        gain = statistics.median(self._gain.values()) if self._gain else EXPECTED_GAIN
-        return self._left[kind] * self._eager.get(kind, 0.0) * (1 - 1 / gain)
+        speedup = statistics.median(self._speedups.values()) if self._speedups else EXPECTED_SPEEDUP
+        return self._remaining[kind] * self._eager_seconds.get(kind, 0.0) * (1 - 1 / speedup)
 
-    def _tell(self) -> None:
-        """Say what was decided, as soon as that is so of all that was met: kinds that come together make one line."""
-        if any(s in OPEN and (s != State.TIMED or self._marks[k]) for k, s in self._state.items()):
+    def _announce(self) -> None:
+        """Say what was decided, in one line, once no kind that came so far is undecided."""
+        if any(s in UNDECIDED and (s != CompileState.TIMING_EAGER or self._marks[k]) for k, s in self._states.items()):
             return
-        news, self._news = sorted(self._news), set()
-        won = [k for k in news if self._state[k] == State.COMPILED]
-        lost = [k for k in news if self._state[k] == State.UNFIT and k not in self._failed]
-        failed = [k for k in news if k in self._failed]
-        rest = [k for k in news if self._state[k] == State.EAGER and self._left[k]]
-        said = []
-        if won:
-            said.append(f"steps are compiled: {_names(won)} ({self._found(won)})")
-        if lost:
-            said.append(f"steps are not compiled: {_names(lost)} ({self._found(lost)})")
+        decided, self._unannounced = sorted(self._unannounced), set()
+        compiled = [k for k in decided if self._states[k] == CompileState.COMPILED]
+        slower = [k for k in decided if self._states[k] == CompileState.REJECTED and k not in self._failures]
+        failed = [k for k in decided if k in self._failures]
+        eager = [k for k in decided if self._states[k] == CompileState.EAGER and self._remaining[k]]
+        parts = []
+        if compiled:
+            parts.append(f"steps are compiled: {_names(compiled)} ({self._measured(compiled)})")
+        if slower:
+            parts.append(f"steps are not compiled: {_names(slower)} ({self._measured(slower)})")
         if failed:
-            said.append(f"steps are not compiled: {_names(failed)} could not be ({self._failed[failed[0]]})")
-        if rest and said:
-            said.append(f"not worth it: {_names(rest)}")
-        elif rest:
-            cost, saved = self._expected_cost() * len(rest), max(0.0, sum(map(self._saved, rest)))
-            said.append(
-                f"steps are not compiled: compiling {_names(rest)} would cost about {cost:.0f} s "
-                f"to save about {saved:.0f} s"
+            parts.append(f"steps are not compiled: {_names(failed)} could not be ({self._failures[failed[0]]})")
+        if eager and parts:
+            parts.append(f"not worth it: {_names(eager)}")
+        elif eager:
+            cost = self._expected_compile_seconds() * len(eager)
+            saving = max(0.0, sum(map(self._expected_saving, eager)))
+            parts.append(
+                f"steps are not compiled: compiling {_names(eager)} would cost about {cost:.0f} s "
+                f"to save about {saving:.0f} s"
             )
-        if said:
-            self._say("; ".join(said))
+        if parts:
+            self._say("; ".join(parts))
 
-    def _found(self, kinds: Iterable[Kind]) -> str:
-        costs, gains = ([f"{of[k]:{form}}" for k in kinds] for of, form in ((self._cost, ".0f"), (self._gain, ".2f")))
-        return f"{_range(costs)} s to compile, {_range(gains)} times as fast"
+    def _measured(self, kinds: Sequence[StepKind]) -> str:
+        seconds = [f"{self._compile_seconds[k]:.0f}" for k in kinds]
+        speedups = [f"{self._speedups[k]:.2f}" for k in kinds]
+        return f"{_range(seconds)} s to compile, {_range(speedups)} times as fast"
 
 
-def _names(kinds: Iterable[Kind]) -> str:
+def _names(kinds: Iterable[StepKind]) -> str:
     return ", ".join(f"{shape}{' with frozen layers' * frozen}" for shape, frozen in kinds)
 
 

@@ -8,8 +8,8 @@ import pytest
 from mlflow import MlflowClient
 
 from analysis.compare import draw_studies
-from analysis.importance import importances, tendency
-from analysis.runs import read_study
+from analysis.importance import importances, trend
+from analysis.study_runs import read_study
 from mixtune import cli
 from mixtune.errors import InputError
 from mixtune.optim.recipe import Recipe
@@ -59,7 +59,7 @@ def test_bad_input_is_one_sentence_and_exit_code_two(study, tmp_path, name, caps
         (["--tracking-uri", study.uri], "--study"),
     ):
         with pytest.raises(SystemExit) as stop:
-            cli.run(lambda arguments=arguments: module.main([*arguments, *COMMANDS[name]]))
+            cli.run_command(lambda arguments=arguments: module.main([*arguments, *COMMANDS[name]]))
         assert stop.value.code == 2
         said = capsys.readouterr().err
         assert message in said
@@ -162,7 +162,7 @@ def test_importance_finds_what_was_built_in(study):
     found = importances(read, searched)
     assert max(found, key=found.get) == "w_12"
     assert found["split"] == 0
-    assert tendency(read, "growth") == "best: none"
+    assert trend(read, "growth") == "best: none"
 
 
 def test_too_few_trials_for_importances_are_one_sentence(made, tmp_path):
@@ -219,7 +219,7 @@ def repeated(made, number, curves, out):
 
 
 def test_repeated_runs_give_deviations_and_a_paired_test(made, tmp_path, capsys):
-    from analysis.record import main
+    from analysis.add_runs import main
 
     made.trial(0, "fixed", curve(0.5, 0.6))
     made.trial(1, "searched", curve(0.6, 0.7))
@@ -233,7 +233,7 @@ def test_repeated_runs_give_deviations_and_a_paired_test(made, tmp_path, capsys)
     for _ in range(2):  # the second time changes nothing
         assert main(["--study", "tiny", "--tracking-uri", made.uri, *folders]) == 0
     read = read_study(made.uri, "tiny")
-    assert [r.seed for r in read.repeats_of(read.named("fixed"))] == [0, 1, 2]
+    assert [r.seed for r in read.repeats_of(read.find_trial("fixed"))] == [0, 1, 2]
     client = MlflowClient(made.uri)
     runs = client.search_runs([made.tracker.experiment], "tags.`mixtune.kind` != 'study'")
     columns = {frozenset(r.data.params) & frozenset(("w_04", "w_08", "w_12")) for r in runs}
@@ -259,7 +259,7 @@ def test_repeated_runs_give_deviations_and_a_paired_test(made, tmp_path, capsys)
 
 
 def test_runs_of_other_regimes_or_nothing_are_refused(study, made, tmp_path):
-    from analysis.record import main
+    from analysis.add_runs import main
 
     arguments = ["--study", "tiny", "--tracking-uri", study.uri]
     with pytest.raises(InputError, match="holds no finished run"):
@@ -277,7 +277,7 @@ def test_runs_of_other_regimes_or_nothing_are_refused(study, made, tmp_path):
 
 
 def test_runs_belong_to_the_trial_with_their_regime_and_recipe(made, tmp_path):
-    from analysis.record import trial_of
+    from analysis.add_runs import matching_trial
 
     made.trial(0, "searched", curve(0.5, 0.5), growth="window", **{"recipe.lr": 0.05})
     made.trial(1, "searched", curve(0.5, 0.5), growth="window", **{"recipe.lr": 0.1})
@@ -285,10 +285,10 @@ def test_runs_belong_to_the_trial_with_their_regime_and_recipe(made, tmp_path):
     study = read_study(made.uri, "tiny")
     study = replace(study, settings={**study.settings, "search.recipe": "{'lr': {'low': 0.01, 'high': 1}}"})
     regimes = [load_regime(made.folder / "trials" / f"{i:04d}" / "regime.yaml")[0] for i in range(3)]
-    assert [trial_of(study, regimes[0], Recipe(lr=lr)).number for lr in (0.05, 0.1)] == [0, 1]
-    assert trial_of(study, regimes[2], Recipe(lr=0.1)).number == 2
+    assert [matching_trial(study, regimes[0], Recipe(lr=lr)).number for lr in (0.05, 0.1)] == [0, 1]
+    assert matching_trial(study, regimes[2], Recipe(lr=0.1)).number == 2
     with pytest.raises(InputError, match="no complete trial of study tiny trained this regime with this recipe"):
-        trial_of(study, regimes[0], Recipe(lr=0.2))
+        matching_trial(study, regimes[0], Recipe(lr=0.2))
 
 
 def test_the_training_support_of_a_sliding_window_is_what_it_spends(made):
@@ -297,7 +297,7 @@ def test_the_training_support_of_a_sliding_window_is_what_it_spends(made):
     regime, _ = load_regime(made.folder / "trials" / "0000" / "regime.yaml")
     schedule = Schedule.build(regime, Budget(100), 3200, seed=0)
     spent = {S: sum(s.pixels for s in schedule if s.S == S) for S in regime.sizes}
-    assert study.shares(study.trials[0]) == pytest.approx(
+    assert study.compute_shares(study.trials[0]) == pytest.approx(
         {S: x / sum(spent.values()) for S, x in spent.items()}, abs=2e-3
     )
 

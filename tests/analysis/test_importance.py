@@ -6,7 +6,7 @@ import math
 import pytest
 
 from analysis import importance
-from analysis.runs import read_study
+from analysis.study_runs import read_study
 from mixtune.config import parse
 from mixtune.errors import InputError
 from mixtune.search.domains import Uniform
@@ -35,15 +35,22 @@ def test_a_searched_setting_of_the_recipe_is_found(tmp_path, tiny, empty_store, 
         return 0.5 - 0.1 * math.log10(point["recipe.lr"]) + (0.15 if point["growth"] == "window" else 0)
 
     made, study = made_of(tmp_path, tiny, empty_store, SEARCH, score_of)
-    assert set(importance.turned(study)) == {"w_8", "w_12", "split", "growth", "recipe.lr", "recipe.smoothing"}
+    assert set(importance.varied_parameters(study)) == {
+        "w_8",
+        "w_12",
+        "split",
+        "growth",
+        "recipe.lr",
+        "recipe.smoothing",
+    }
     found = importance.importances(study, study.trials)
     assert sum(found.values()) == pytest.approx(1)
     assert list(found)[:2] == ["recipe.lr", "growth"]
     assert found["recipe.lr"] > 0.5
-    assert importance.tendency(study, "recipe.lr").startswith("less is better (ρ −")
-    assert importance.tendency(study, "growth") == "best: window"
-    assert importance.tendency(study, "w_4") == "did not vary"
-    said = [importance.said_of(name) for name in ("w_8", "split", "recipe.weight_decay")]
+    assert importance.trend(study, "recipe.lr").startswith("less is better (ρ −")
+    assert importance.trend(study, "growth") == "best: window"
+    assert importance.trend(study, "w_4") == "did not vary"
+    said = [importance.parameter_label(name) for name in ("w_8", "split", "recipe.weight_decay")]
     assert said == ["weight of 8 px", "split (B+ or D+)", "weight decay"]
     monkeypatch.setattr(importance, "REFITS", 2)
     importance.main(["--study", "tiny", "--tracking-uri", made.uri, "--out", str(tmp_path / "out")])

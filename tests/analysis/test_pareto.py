@@ -3,15 +3,15 @@ import csv
 import pytest
 
 from analysis import pareto
-from analysis.finished import FinishedTrial
-from analysis.runs import StudyRuns
+from analysis.finished_trial import FinishedTrial
+from analysis.study_runs import StudyRuns
 from mixtune.errors import InputError
-from mixtune.evaluation.curve import Curve, Point
+from tests.curves import curve_of, point
 
 
 def trial(number, family, top1):
-    points = tuple(Point(S, S**2 / 1e3, a, 1.0, 0.5, 0.1) for S, a in zip((8, 16, 24), top1, strict=True))
-    return FinishedTrial(number, family, "8x4 100%", Curve(points))
+    points = (point(S, S**2 / 1e3, a) for S, a in zip((8, 16, 24), top1, strict=True))
+    return FinishedTrial(number, family, "8x4 100%", curve_of(*points))
 
 
 TRIALS = [
@@ -30,7 +30,7 @@ def test_the_front_is_of_the_searched_trials_only():
 
 def test_figure_and_table_are_written(tmp_path, monkeypatch):
     monkeypatch.setattr(pareto, "read_study", lambda uri, study: STUDY)
-    paths = pareto.draw("sqlite:///x", "study", tmp_path / "figures")
+    paths = pareto.draw_from_store("sqlite:///x", "study", tmp_path / "figures")
     assert [p.name for p in paths] == ["pareto.png", "pareto.svg", "pareto.csv"]
     svg = paths[1].read_text()
     for word in ("inference cost", "GMACs", "top-1 accuracy", "fixed size", "hypervolume", "front of the searched"):
@@ -44,4 +44,4 @@ def test_an_unwritable_folder_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(pareto, "read_study", lambda uri, study: STUDY)
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written to"):
-        pareto.draw("sqlite:///x", "study", tmp_path / "file" / "figures")
+        pareto.draw_from_store("sqlite:///x", "study", tmp_path / "file" / "figures")

@@ -4,15 +4,16 @@ import re
 import shlex
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
 
-from analysis import efficiency, findings, report
-from analysis.record import main as record
-from analysis.runs import read_study
+from analysis import efficiency, report, report_text
+from analysis.add_runs import main as record
+from analysis.study_runs import read_study
 from mixtune.errors import InputError
-from mixtune.execution.work import candidate_of
+from mixtune.execution.trial_config import make_candidate
 from tests.analysis.conftest import POINT, curve
 from tests.analysis.test_commands import repeated
 from tests.commands import module_of
@@ -45,6 +46,11 @@ def written(uri, out):
     return (out / "report.html").read_text()
 
 
+def texts(table):
+    """The text of every cell of a table."""
+    return [cell.text for row in table.rows for cell in row]
+
+
 @pytest.fixture(scope="module")
 def whole(study, tmp_path_factory):
     """The folder with the page of a study."""
@@ -67,8 +73,16 @@ def test_the_page_is_whole_and_needs_nothing_from_elsewhere(whole):
     assert [p.name for p in whole.iterdir()] == ["report.html"]
 
 
+def test_names_with_markup_show_as_text(study):
+    name = '<script>alert("a & b")</script>'
+    text = report.render(replace(read_study(study.uri, "tiny"), name=name))
+    assert "<script" not in text
+    assert "<p class=" in text  # the page's own markup is not escaped
+    assert name in " ".join(Page(text).words)
+
+
 def test_one_run_each_claims_nothing(study):
-    said = findings.answer(read_study(study.uri, "tiny"))
+    said = report_text.answer(read_study(study.uri, "tiny"))
     assert said.startswith("searched #6 is best: it scores 8")
     assert "points against the best published regime, multi-scale VBS" in said
     assert "the noise between seeds may well be as large" in said
@@ -87,12 +101,12 @@ def test_seeds_decide_what_is_claimed(made, tmp_path, fixed, verdict):
     ]
     record(["--study", "tiny", "--tracking-uri", made.uri, *runs])
     study = read_study(made.uri, "tiny")
-    said = findings.answer(study)
+    said = report_text.answer(study)
     assert said.startswith("searched #1 is best: it scores 63.00 ± 1.00 %")
     assert f": {verdict} (paired t-test over 3 seeds" in said
     # What was run once and judged on other images is said not to compare, however well it looks.
-    assert "not comparable" in findings.results(study)
-    assert any("multi-scale VBS; these do not compare" in line for line in findings.noise(study))
+    assert "not comparable" in texts(report_text.comparison_table(study))
+    assert any("multi-scale VBS; these do not compare" in line for line in report_text.uncertainty(study))
 
 
 def proven(made, scores, winner, fixed="COMPLETE"):
@@ -110,7 +124,7 @@ def proven(made, scores, winner, fixed="COMPLETE"):
             point = point | {"split": 0.1}
         noted = {"repeat": {"of": n, "seed": seed, "round": round_}}
         noted |= {"published": published[n]} if n in published else {}
-        repeat = candidate_of(made.space, n, point, noted, made.folder)
+        repeat = make_candidate(made.space, n, point, noted, made.folder)
         made.tracker.ended(repeat, "COMPLETE", top1, "", curve(top1, top1))
     summary = {"score": 0.7, "trial": winner, "chosen": "the best mean over 2 fresh seeds", "verdict": "said"}
     made.summarise(summary)
@@ -119,21 +133,22 @@ def proven(made, scores, winner, fixed="COMPLETE"):
 
 
 def test_a_final_names_the_winner_that_was_chosen_before_it_and_what_the_test_set_says(made, tmp_path):
-    study = proven(made, {0: (0.50, 0.52, 0.51), 2: (0.72, 0.74, 0.73), 3: (0.73, 0.72, 0.745)}, winner=2)
-    assert findings.ranked(study)[0].number == 2
-    said = findings.answer(study)
+    study = proven(made, {0: (0.50, 0.53, 0.50), 2: (0.72, 0.74, 0.73), 3: (0.73, 0.72, 0.745)}, winner=2)
+    assert report_text.best_first(study)[0].number == 2
+    said = report_text.answer(study)
     assert said.startswith("searched #2 wins: on the test set it scores 73.00 ± 1.00 % by training on")
     assert said.endswith(
         "; searched #2 is better than fixed size, and not distinguishable from multi-scale VBS at this noise (paired "
         "t-test over 3 seeds, 5 % level, p adjusted by Holm's method for 2 comparisons)."
     )
     assert any(
-        "chosen before the test set was read: the best mean over 2 fresh" in line for line in findings.noise(study)
+        "chosen before the test set was read: the best mean over 2 fresh" in line
+        for line in report_text.uncertainty(study)
     )
-    assert "searched #1" not in findings.results(study)  # a leader that fresh seeds did not choose
-    shown = {t.number: t.curve.at(8).top1 for t in study.tested().trials}
+    assert "searched #1" not in texts(report_text.comparison_table(study))  # a leader that fresh seeds did not choose
+    shown = {t.number: t.curve.at(8).metrics["top1"] for t in study.tested().trials}
     assert shown == pytest.approx({0: 0.51, 2: 0.73, 3: (0.73 + 0.72 + 0.745) / 3})
-    _, use = report.again(study)
+    _, use = report.commands(study)
     assert len(use) == 1
     assert "searched2" in use[0]
     assert "searched #2 wins" in written(made.uri, tmp_path)
@@ -144,11 +159,11 @@ def test_a_published_regime_that_the_search_pruned_stands_with_its_runs_of_the_f
     assert study.states == {"COMPLETE": 3, "PRUNED": 1}
     assert [(t.family, t.pruned) for t in study.shown] == [("fixed", True), ("multiscale", False), ("searched", False)]
     assert study.winner.family == "fixed"
-    assert study.winner.curve.at(8).top1 == pytest.approx(0.55)  # of fresh seeds, and not of half the budget
+    assert study.winner.curve.at(8).metrics["top1"] == pytest.approx(0.55)  # of fresh seeds, and not of half the budget
     assert study.winner.judge == "validation"
-    tested = {t.number: t.curve.at(8).top1 for t in study.tested().trials}
+    tested = {t.number: t.curve.at(8).metrics["top1"] for t in study.tested().trials}
     assert tested == pytest.approx({0: 0.82, 2: 0.73, 3: 0.705})
-    assert findings.answer(study).startswith("fixed size wins: on the test set it scores 82.00")
+    assert report_text.answer(study).startswith("fixed size wins: on the test set it scores 82.00")
     assert "fixed" in written(made.uri, tmp_path)
     _, lines = efficiency.draw_study(study, tmp_path)
     assert "left out: fixed, which the search pruned: a final keeps no times" in lines
@@ -168,7 +183,7 @@ def test_the_page_tells_what_is_missing_of_a_final_and_how_early_scores_ranked(m
 
 def test_a_final_that_shows_nothing_says_that(made):
     study = proven(made, {0: (0.72, 0.74, 0.73), 2: (0.73, 0.72, 0.74), 3: (0.74, 0.73, 0.72)}, winner=2)
-    assert "; no regime is distinguishable from searched #2 at this noise (paired" in findings.answer(study)
+    assert "; no regime is distinguishable from searched #2 at this noise (paired" in report_text.answer(study)
 
 
 def test_a_final_that_a_later_search_left_behind_is_not_the_answer(made):
@@ -182,7 +197,7 @@ def test_its_commands_name_files_that_are_there_and_flags_that_parse(study, monk
 
     from mixtune.cli import Parser
 
-    rerun, use = report.again(read_study(study.uri, "tiny"))
+    rerun, use = report.commands(read_study(study.uri, "tiny"))
     for line in (*rerun, *use):
         words = shlex.split(line)
         module = module_of(words[2])

@@ -11,8 +11,8 @@ def drawn(sizes, title):
     with style.figure(2.0) as figure:
         axes = figure.subplots()
         axes.plot(sizes, sizes)
-        style.at_sizes(axes, sizes)
-        style.title(figure, title)
+        style.size_axis(axes, sizes)
+        style.figure_title(figure, title)
         figure.canvas.draw()
         labels = [t.get_window_extent() for t in axes.get_xticklabels() if t.get_text()]
         return labels, figure.get_suptitle(), figure._suptitle.get_window_extent(), figure.bbox

@@ -1,7 +1,7 @@
 import pytest
 from matplotlib.figure import Figure
 
-from analysis.timeline import _colours, _panel, draw
+from analysis.timeline import _colours, _panel, draw_timelines
 from mixtune.errors import InputError
 from mixtune.regime import BatchShape, Mixture, Regime
 from mixtune.regime.catalogue import CIFAR, IMAGENET, from_literature
@@ -38,11 +38,11 @@ def test_copies_have_a_colour_and_stand_beside_the_batch():
 
 def test_regimes_of_two_bases_make_one_figure_with_two_scales(tmp_path):
     regimes = [from_literature("fixed", IMAGENET, 32), from_literature("mixsize_cifar_b", CIFAR, 8)]
-    assert [p.name for p in draw(regimes, tmp_path / "both")] == ["both.png", "both.svg"]
+    assert [p.name for p in draw_timelines(regimes, tmp_path / "both")] == ["both.png", "both.svg"]
     assert all(p.stat().st_size > 5000 for p in tmp_path.iterdir())
 
 
 def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"file/figure.png: cannot be written"):
-        draw([from_literature("fixed", CIFAR, 8)], tmp_path / "file" / "figure")
+        draw_timelines([from_literature("fixed", CIFAR, 8)], tmp_path / "file" / "figure")

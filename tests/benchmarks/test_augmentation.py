@@ -7,6 +7,8 @@ from scipy.stats import ks_2samp
 
 from benchmarks import augmentation
 
+pytestmark = pytest.mark.arithmetic
+
 
 def test_the_distance_is_scipys_and_notices_other_crops(monkeypatch):
     rng = np.random.default_rng(0)

@@ -1,5 +1,7 @@
 """The comparison of libraries from start to end, in small, and its table."""
 
+import re
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -25,4 +27,4 @@ def test_what_the_benchmark_writes_becomes_the_table(tmp_path, monkeypatch):
     assert lines[2].startswith("| decoding a JPEG, one core | Pillow | ")
     assert any(line.startswith("| | torchvision | ") for line in lines)
     assert any(line.startswith("| batches at 128 px, ") for line in lines)
-    assert "8 photographs of 80 x 90" in lines[-1]
+    assert re.search(r"\b8\b.*\b80 x 90\b", lines[-1])

@@ -1,6 +1,7 @@
 """The GPU benchmarks' commands run from start to end where there is no GPU, in small; nothing is written."""
 
 import json
+import re
 import sys
 
 import pytest
@@ -35,7 +36,7 @@ def test_the_last_line_ends_with_the_headline_ratio(tmp_path, monkeypatch, capsy
     conclude("x", "?", {}, rows)
     lines = capsys.readouterr().out.splitlines()
     assert float(lines[-1].split()[-1]) == 2.5
-    assert "reached): 2.500" in lines[-1].replace("aim 3: ", "")
+    assert "2.500" in lines[-1]
     assert "NOT reached" in lines[0]  # smaller is better there
     assert (tmp_path / "x.json").exists()
 
@@ -63,7 +64,7 @@ def test_the_timed_steps_are_those_that_are_asked_for_and_train():
     [(gpu, []), (gpu_step, []), (packing, []), (warm_start, ["--device", "cuda"]), (regimes, ["gpu", "--data", "-"])],
 )
 def test_where_there_is_no_gpu_its_benchmarks_say_so_at_once(command, flags):
-    with pytest.raises(InputError, match="torch sees no CUDA device here"):
+    with pytest.raises(InputError, match="CUDA"):
         command.main(flags)
 
 
@@ -80,14 +81,13 @@ def test_one_command_does_every_part_though_some_fail(tmp_path, monkeypatch, cap
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "gpu_step.json").write_text("{}")
     assert gpu.main(["--out", str(tmp_path / "out")]) == 1
-    assert capfd.readouterr().out.splitlines()[-3:] == [
-        "breaks: FAILED with exit code 1",
-        "hangs: given up after 0.01 minutes",
-        "tests: done",
-    ]
+    for line, fact in zip(
+        capfd.readouterr().out.splitlines()[-3:], ("^breaks: .* 1$", r"^hangs: .*\b0\.01 min", "^tests: "), strict=True
+    ):
+        assert re.search(fact, line)
     assert (tmp_path / "out" / "gpu_step.json").exists()
     assert gpu.main(["--parts", "tests"]) == 0
-    with pytest.raises(InputError, match="--data FOLDER"):
+    with pytest.raises(InputError, match="--data"):
         gpu.main(["--parts", "regimes"])
 
 
@@ -127,7 +127,7 @@ def test_a_machine_without_git_has_no_commit(monkeypatch):
 
 def test_a_trial_that_never_comes_is_waited_for_in_vain_for_a_while_only(tmp_path, monkeypatch):
     monkeypatch.setattr(packing, "PATIENCE", 0.1)
-    with pytest.raises(TrainingError, match="not all of 2 trials were ready"):
+    with pytest.raises(TrainingError, match=r"\b2 trials"):
         packing.alone("cpu", 1, 0, str(tmp_path), 2)
 
 
@@ -151,13 +151,13 @@ def test_the_gpu_step_benchmark_rehearses_on_a_cpu(tmp_path, monkeypatch, capsys
 
 
 def test_the_row_of_the_large_network_is_of_the_engines_own_steps(monkeypatch):
-    seen, train_on = [], Engine.train_on
+    seen, step = [], Engine.step
 
     def watched(engine, batch, lr, number, progress, shape):
-        seen.append((number, shape, engine.smooth is not None, type(engine.network).__name__))
-        return train_on(engine, batch, lr, number, progress, shape)
+        seen.append((number, shape, engine.smoothing is not None, type(engine.network).__name__))
+        return step(engine, batch, lr, number, progress, shape)
 
-    monkeypatch.setattr(Engine, "train_on", watched)
+    monkeypatch.setattr(Engine, "step", watched)
     (row,) = gpu_step.large_network("cpu", 1)
     assert seen == [(0, BatchShape(32, 2), True, "ResNet")]  # one is under way: it gives each number before its step
     assert row["ratio"] == row["per_second"]["engine"]["median"] / row["per_second"]["roofline"]["median"]

@@ -6,12 +6,14 @@ import torch
 from PIL import Image
 
 from mixtune.data import augment as views
-from mixtune.data import crops, reader_pool
+from mixtune.data import crops
 from mixtune.data.augment import Augment
 from mixtune.data.file_issues import FileIssues
 from mixtune.data.in_memory import PixelViews, pixel_eval_batches
 from mixtune.data.sources import Files, Pixels
 from mixtune.regime import WHOLE, BatchShape, Budget, Mixture, Regime, Schedule, Shard
+
+pytestmark = pytest.mark.arithmetic
 
 SHAPES = [BatchShape(8, 8, 2), BatchShape(16, 4, 1), BatchShape(12, 4, 3)]
 
@@ -38,17 +40,13 @@ def files(tmp_path_factory):
     return Files(tuple(paths), torch.arange(12))
 
 
-def batches(source, steps, start=0, seed=3, workers=0, flip=True, augment=None, shard=WHOLE, notes=None):
+def batches(source, steps, start=0, seed=3, workers=0, flip=True, augment=None, shard=WHOLE, issues=None):
     augment = augment or Augment()
     if isinstance(source, Pixels):
         made = PixelViews(source, augment, flip, torch.device("cpu"))
         return [made.make(drawn) for drawn in made.draw(steps, seed, start, shard)]
-    readers = reader_pool.take(workers)
-    try:
-        made = views.file_batches(source, steps, augment, flip, seed, start, readers, shard=shard, notes=notes)
-        return [(x.clone(), y) for x, y in made]
-    finally:
-        reader_pool.release(readers)
+    made = views.file_batches(source, steps, augment, flip, seed, start, workers, shard=shard, issues=issues)
+    return [(x.clone(), y) for x, y in made]
 
 
 def equal(a, b):
@@ -91,7 +89,7 @@ def test_resuming_at_a_step_gives_the_same_batches(kind, files):
 def test_the_number_of_workers_does_not_matter(files):
     steps = schedule(len(files), epochs=4)
     assert equal(batches(files, steps, workers=0), batches(files, steps, workers=2))
-    a, b = ([(x.clone(), y) for x, y in views.file_eval_batches(files, 16, 5, reader_pool.take(n))] for n in (0, 2))
+    a, b = ([(x.clone(), y) for x, y in views.file_eval_batches(files, 16, 5, n)] for n in (0, 2))
     assert equal(a, b)
     assert [len(y) for _, y in a] == [5, 5, 2]
 
@@ -169,7 +167,7 @@ def test_file_views_are_those_of_a_plain_loop(files, workers):
     made = batches(files, steps, augment=augment, workers=workers)
     for t, ((x, _), samples) in enumerate(zip(made, steps.sample_batches(12, 3), strict=True)):
         shape = steps.shapes[steps.index[t]]
-        numbers, mirrored = crops.draw(3, t, shape.views)
+        numbers, mirrored = crops.draw_crops(3, t, shape.views)
         mirrors += int(mirrored.sum())
         for k in range(shape.views):
             with Image.open(files.paths[samples[k // shape.D]]) as image:
@@ -210,7 +208,7 @@ def test_image_files_are_evaluated_at_the_published_ratio(S, side, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (40, 61, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "x.png")
     source = Files((str(tmp_path / "x.png"),), torch.zeros(1, dtype=torch.long))
-    ((x, _),) = views.file_eval_batches(source, S, 1, reader_pool.take(0))
+    ((x, _),) = views.file_eval_batches(source, S, 1, 0)
     theirs = v2.Compose([v2.Resize(side, antialias=True), v2.CenterCrop(S)])
     assert torch.equal(x[0], theirs(torch.from_numpy(pixels).permute(2, 0, 1)))
 
@@ -234,11 +232,11 @@ def test_ranks_make_the_views_of_one_device_and_decode_each_image_once(kind, fil
     source = pixels() if kind == "pixels" else files
     steps = schedule(len(source))
     whole = batches(source, steps)
-    notes = FileIssues()
-    parts = [batches(source, steps, shard=Shard(r, 3), notes=notes) for r in range(3)]
+    issues = FileIssues()
+    parts = [batches(source, steps, shard=Shard(r, 3), issues=issues) for r in range(3)]
     joined = [tuple(torch.cat(tensors) for tensors in zip(*part, strict=True)) for part in zip(*parts, strict=True)]
     assert equal(joined, whole)
     if kind == "files":
-        assert notes.decodes == steps.samples  # not once per view, and not once per rank
+        assert issues.decodes == steps.samples  # not once per view, and not once per rank
     for part, shape in zip(parts[1], steps, strict=True):
         assert len(part[1]) == Shard(1, 3).of(shape).views

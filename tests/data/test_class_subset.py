@@ -14,13 +14,13 @@ from safetensors import safe_open
 from mixtune import evaluate, export, prepare, train
 from mixtune.config import parse, to_plain
 from mixtune.data import datasets
-from mixtune.data.class_subset import chosen
+from mixtune.data.class_subset import select_classes
 from mixtune.errors import InputError
 from mixtune.models.registry import create_network
 from mixtune.optim.distillation import Distillation
 from mixtune.regime.files import save_regime
 from mixtune.tasks.classification import Classification
-from mixtune.tasks.config import TaskConfig
+from mixtune.tasks.classification_config import ClassificationConfig
 from tests.data.test_datasets import write
 from tests.training.test_loop import config, regime
 
@@ -30,10 +30,10 @@ NAMES = ["tench", "goldfish", "shark", "ray", "cock", "hen", "ostrich", "finch"]
 def test_the_choice_follows_from_the_names_alone():
     by_digest = sorted(NAMES, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
     for n in range(2, len(NAMES) + 1):
-        assert {NAMES[i] for i in chosen(NAMES, n)} == set(by_digest[:n])
-        assert chosen(NAMES, n) == sorted(chosen(NAMES, n))
+        assert {NAMES[i] for i in select_classes(NAMES, n)} == set(by_digest[:n])
+        assert select_classes(NAMES, n) == sorted(select_classes(NAMES, n))
         fewer = [name for name in NAMES if name in by_digest[: max(n, 5)]]  # a folder that holds only these
-        assert [fewer[i] for i in chosen(fewer, n)] == [NAMES[i] for i in chosen(NAMES, n)]
+        assert [fewer[i] for i in select_classes(fewer, n)] == [NAMES[i] for i in select_classes(NAMES, n)]
 
 
 def test_images_keep_their_class_under_its_new_number():
@@ -44,7 +44,7 @@ def test_images_keep_their_class_under_its_new_number():
         there = np.flatnonzero(np.isin(before.labels.numpy(), kept))
         assert torch.equal(after.images, before.images[there])
         assert [kept[label] for label in after.labels] == before.labels[there].tolist()
-    task = Classification(TaskConfig("digits", "cifar_resnet8", classes=4, samples=200), device="cpu")
+    task = Classification(ClassificationConfig("digits", "cifar_resnet8", classes=4, samples=200), device="cpu")
     assert task.n_train + task.n_judged == 200
     assert set(task.train_source.labels.tolist()) == set(range(4))
     assert task.network(0)(torch.rand(1, 3, 8, 8)).shape == (1, 4)
@@ -62,10 +62,12 @@ def test_cifar_and_a_folder_are_divided_by_the_names_they_come_with(tmp_path, mo
 
     monkeypatch.setattr(torchvision.datasets, "CIFAR10", Cifar)
     datasets.load_dataset.cache_clear()
-    assert [NAMES.index(name) for name in datasets.load_dataset("cifar10", str(tmp_path), 3).names] == chosen(NAMES, 3)
+    assert [NAMES.index(name) for name in datasets.load_dataset("cifar10", str(tmp_path), 3).names] == select_classes(
+        NAMES, 3
+    )
     datasets.load_dataset.cache_clear()
     found = datasets.load_dataset("folder", str(write(tmp_path / "images", classes=NAMES)), 3)
-    assert set(found.names) == {NAMES[i] for i in chosen(NAMES, 3)}
+    assert set(found.names) == {NAMES[i] for i in select_classes(NAMES, 3)}
     for files in (found.train, found.test):
         assert [path.split("/")[-2] for path in files.paths] == [found.names[label] for label in files.labels]
 
@@ -82,7 +84,7 @@ def test_what_cannot_be_chosen_is_one_sentence():
     with pytest.raises(InputError, match=r"^task\.classes: digits has 10 classes, not 11$"):
         datasets.load_dataset("digits", None, 11)
     with pytest.raises(InputError, match="classes must be at least 2, not 1"):
-        parse({"dataset": "digits", "network": "resnet18", "classes": 1}, TaskConfig, "f")
+        parse({"dataset": "digits", "network": "resnet18", "classes": 1}, ClassificationConfig, "f")
 
 
 @pytest.fixture(scope="module")

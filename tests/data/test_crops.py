@@ -10,12 +10,14 @@ from torchvision.transforms import v2
 from mixtune.data import crops
 from mixtune.data.decode import Decoded
 
+pytestmark = pytest.mark.arithmetic
+
 SCALE, RATIO, N = (0.08, 1.0), (3 / 4, 4 / 3), 4000
 
 
 @pytest.mark.parametrize(("H", "W"), [(375, 500), (224, 224), (90, 400), (7, 9)])
 def test_boxes_have_the_distribution_of_torchvisions(H, W):
-    numbers, mirrored = crops.draw(0, 0, N)
+    numbers, mirrored = crops.draw_crops(0, 0, N)
     ours = np.array([crops.random_box(H, W, row, SCALE, RATIO) for row in numbers.tolist()], float)
     theirs_crop = v2.RandomResizedCrop(16, SCALE, RATIO)
     torch.manual_seed(1)
@@ -65,7 +67,7 @@ def test_pixels_are_those_of_torchvision(library, make, size):
     """To the bit; to one level of 255 where OpenCV enlarges."""
     pixels = make()
     out = np.full((16, 16, 3), 77, np.uint8)
-    crops.crop_into(out, Decoded(pixels, 210, 60).crop(3, 2, *size))
+    crops.resize_crop_into(out, Decoded(pixels, 210, 60).crop(3, 2, *size))
     theirs = v2.functional.resized_crop(
         torch.from_numpy(pixels).permute(2, 0, 1), 3, 2, *size, [16, 16], antialias=True
     ).permute(1, 2, 0)
@@ -76,7 +78,7 @@ def test_pixels_are_those_of_torchvision(library, make, size):
 def test_a_mirrored_view_is_its_mirror_image(library):
     views = np.random.default_rng(0).integers(0, 256, (3, 17, 17, 3), dtype=np.uint8)
     before = views.copy()
-    crops.mirror(views[1])
+    crops.mirror_in_place(views[1])
     assert np.array_equal(views[1], before[1, :, ::-1])
     assert np.array_equal(views[[0, 2]], before[[0, 2]])
 
@@ -86,9 +88,9 @@ def test_the_scale_leaves_every_view_its_pixels():
     used = set()
     for _ in range(500):
         H, W = rng.integers(1, 2000, 2).tolist()
-        numbers, _ = crops.draw(int(rng.integers(99)), 0, int(rng.integers(1, 4)))
+        numbers, _ = crops.draw_crops(int(rng.integers(99)), 0, int(rng.integers(1, 4)))
         boxes = [crops.random_box(H, W, row, SCALE, RATIO) for row in numbers.tolist()]
-        need = crops.needed_for(boxes, 96)
+        need = crops.region_for_boxes(boxes, 96)
         used.add(need.factor)
         if need.factor > 1:
             assert min(min(b[2:]) for b in boxes) / need.factor >= 96

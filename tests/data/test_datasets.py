@@ -32,20 +32,20 @@ def test_digits_keep_every_class_on_both_sides():
 @pytest.mark.parametrize("share", [0.01, 0.1, 0.5, 0.99])
 def test_stratified_parts_are_disjoint_complete_and_balanced(share):
     labels = torch.from_numpy(np.random.default_rng(0).permutation(np.repeat(np.arange(5), [2, 10, 50, 100, 301])))
-    rest, part = splits.stratified(labels, share, seed=0)
+    rest, part = splits.stratified_split(labels, share, seed=0)
     assert sorted([*rest, *part]) == list(range(len(labels)))
     for label in range(5):
         n, taken = int((labels == label).sum()), int((labels[part] == label).sum())
         assert 1 <= taken <= n - 1
         assert abs(taken - share * n) <= 1
-    again = splits.stratified(labels, share, seed=0)[1]
+    again = splits.stratified_split(labels, share, seed=0)[1]
     assert np.array_equal(part, again)
-    assert not np.array_equal(part, splits.stratified(labels, share, seed=1)[1]) or share == 0.99
+    assert not np.array_equal(part, splits.stratified_split(labels, share, seed=1)[1]) or share == 0.99
 
 
 def test_a_class_of_one_image_cannot_be_divided():
     with pytest.raises(ValueError, match="class 1 has a single image"):
-        splits.stratified(torch.tensor([0, 0, 1]), 0.5, 0)
+        splits.stratified_split(torch.tensor([0, 0, 1]), 0.5, 0)
 
 
 def test_a_folder_is_read_as_files_with_classes_in_order(tmp_path):

@@ -6,7 +6,9 @@ from PIL import Image, ImageOps
 
 from mixtune.data import decode as module
 from mixtune.data import jpeg
-from mixtune.data.decode import Needed, UnreadableError, decode
+from mixtune.data.decode import DecodeRegion, UnreadableError, decode
+
+pytestmark = pytest.mark.arithmetic
 
 
 def photograph(H=150, W=200):
@@ -28,9 +30,9 @@ def library(request, monkeypatch):
 @pytest.mark.parametrize("factor", [1, 2, 4, 8])
 def test_jpegs_are_pillows_at_every_scale(library, factor, mode, tmp_path):
     Image.fromarray(photograph()).convert(mode).save(tmp_path / "x.jpg", quality=90, progressive=factor == 2)
-    made = decode(str(tmp_path / "x.jpg"), lambda H, W: Needed(factor, 0, H))
+    made = decode(str(tmp_path / "x.jpg"), lambda H, W: DecodeRegion(factor, 0, H))
     assert (made.H, made.W) == (150, 200)
-    assert made.notes == {"RGB": (), "L": ("greyscale",), "CMYK": ("CMYK",)}[mode]
+    assert made.conversions == {"RGB": (), "L": ("greyscale",), "CMYK": ("CMYK",)}[mode]
     with Image.open(tmp_path / "x.jpg") as image:
         if mode != "CMYK":
             image.draft(None, (200 // factor, 150 // factor))
@@ -48,7 +50,7 @@ def test_exif_rotation_is_undone(library, turn, tmp_path):
         upright = np.asarray(ImageOps.exif_transpose(image))
     assert np.array_equal(made.pixels, upright)
     assert upright.shape[:2] == (made.H, made.W)
-    assert made.notes == (("rotated by EXIF",) if 1 < turn < 9 else ())
+    assert made.conversions == (("rotated by EXIF",) if 1 < turn < 9 else ())
 
 
 @pytest.mark.parametrize(("mode", "note"), [("P", "palette"), ("RGBA", "alpha"), ("LA", "alpha"), ("L", "greyscale")])
@@ -56,7 +58,7 @@ def test_other_modes_are_converted_and_noted(mode, note, tmp_path):
     image = Image.fromarray(photograph()).convert(mode)
     image.save(tmp_path / "x.png")
     made = decode(str(tmp_path / "x.png"))
-    assert note in made.notes
+    assert note in made.conversions
     assert np.array_equal(made.pixels, np.asarray(image.convert("RGB")))
 
 
@@ -65,7 +67,7 @@ def test_sixteen_bits_keep_their_upper_eight(tmp_path):
     Image.fromarray(wide).save(tmp_path / "x.png")
     made = decode(str(tmp_path / "x.png"))
     assert np.array_equal(made.pixels, np.repeat((wide >> 8).astype(np.uint8)[..., None], 3, 2))
-    assert "16-bit" in made.notes
+    assert "16-bit" in made.conversions
 
 
 def test_a_single_pixel_is_an_image(library, tmp_path):
@@ -73,12 +75,12 @@ def test_a_single_pixel_is_an_image(library, tmp_path):
         Image.new("RGB", (1, 1), (9, 9, 9)).save(tmp_path / name)
         made = decode(str(tmp_path / name))
         assert made.pixels.shape == (1, 1, 3)
-        assert made.notes == ("under 8 px",)
+        assert made.conversions == ("under 8 px",)
 
 
 def test_of_a_ppm_only_the_rows_needed_are_read(tmp_path):
     Image.fromarray(photograph()).save(tmp_path / "x.ppm")
-    made = decode(str(tmp_path / "x.ppm"), lambda H, W: Needed(1, 20, 70))
+    made = decode(str(tmp_path / "x.ppm"), lambda H, W: DecodeRegion(1, 20, 70))
     assert np.array_equal(made.pixels, photograph()[20:70])
     assert np.array_equal(made.crop(30, 5, 40, 60), photograph()[30:70, 5:65])
 
@@ -107,7 +109,7 @@ def test_what_is_no_image_is_unreadable(tmp_path, monkeypatch):
 def test_a_read_that_fails_is_tried_again(tmp_path, monkeypatch):
     Image.new("RGB", (9, 9)).save(tmp_path / "x.png")
     monkeypatch.setattr(module, "_RETRIES", (0.0, 0.0))
-    real, left = module._begin, [2]
+    real, left = module._open, [2]
 
     def flaky(path, need):
         if left[0]:
@@ -115,7 +117,7 @@ def test_a_read_that_fails_is_tried_again(tmp_path, monkeypatch):
             raise OSError(5, "Input/output error")
         return real(path, need)
 
-    monkeypatch.setattr(module, "_begin", flaky)
+    monkeypatch.setattr(module, "_open", flaky)
     assert decode(str(tmp_path / "x.png")).H == 9
     left[0] = 3
     with pytest.raises(UnreadableError, match="three times"):

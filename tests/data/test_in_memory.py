@@ -4,9 +4,11 @@ import torch
 from torch.nn import functional as F
 
 from mixtune.data.augment import Augment, resize
-from mixtune.data.in_memory import PixelViews, kept
+from mixtune.data.in_memory import PixelViews, cached
 from mixtune.data.sources import Pixels
 from mixtune.regime import BatchShape, Schedule
+
+pytestmark = pytest.mark.arithmetic
 
 SHAPES = (BatchShape(8, 6, 2), BatchShape(12, 4), BatchShape(16, 3, 3), BatchShape(4, 20))
 
@@ -68,9 +70,9 @@ def test_the_images_are_not_copied_for_every_crop_nor_for_the_next_trial():
 def test_what_was_made_of_images_goes_with_them():
     source, made = pixels(), []
     for _ in range(2):
-        kept(source, "size", lambda: made.append(1))
+        cached(source, "size", lambda: made.append(1))
     assert made == [1]
-    kept(pixels(), "size", lambda: made.append(1))
+    cached(pixels(), "size", lambda: made.append(1))
     assert made == [1, 1]
 
 

@@ -8,8 +8,10 @@ import pytest
 from PIL import Image
 
 from mixtune.data import jpeg
-from mixtune.data.decode import Needed, UnreadableError, decode
+from mixtune.data.decode import DecodeRegion, UnreadableError, decode
 from tests.data.test_decode import photograph
+
+pytestmark = pytest.mark.arithmetic
 
 simplejpeg = pytest.importorskip("simplejpeg")
 
@@ -50,11 +52,11 @@ FILES = {
 def test_rows_above_a_cut_are_those_of_the_whole_image(settings, factor, colours):
     made = noisy(203, 150) if colours == "RGB" else noisy(203, 150)[..., 0]
     data = encoded(made, **settings)
-    about = jpeg.header(data)
+    about = jpeg.read_header(data)
     assert about == (203, 150, "YCbCr" if colours == "RGB" else "Gray")
     whole = pillows(data, factor)
     for bottom in (1, 14, 15, 16, 17, 60, 100, 170, 186, 203):
-        found = jpeg.pixels(data, about, factor, bottom)
+        found = jpeg.decode_rows(data, about, factor, bottom)
         needed = -(-bottom // factor)
         assert len(found) >= needed
         assert np.array_equal(found[:needed], whole[:needed])
@@ -63,19 +65,19 @@ def test_rows_above_a_cut_are_those_of_the_whole_image(settings, factor, colours
 @pytest.mark.parametrize("settings", [s for name, s in FILES.items() if name != "progressive"])
 def test_no_more_rows_are_decoded_than_blocks_hold(settings):
     data = encoded(noisy(203, 150), **settings)
-    about = jpeg.header(data)
-    assert [len(jpeg.pixels(data, about, 1, bottom)) for bottom in (10, 60, 180, 203)] == [16, 64, 203, 203]
-    assert len(jpeg.pixels(data, about, 4, 60)) == 80 // 4
+    about = jpeg.read_header(data)
+    assert [len(jpeg.decode_rows(data, about, 1, bottom)) for bottom in (10, 60, 180, 203)] == [16, 64, 203, 203]
+    assert len(jpeg.decode_rows(data, about, 4, 60)) == 80 // 4
 
 
 def test_a_view_is_the_same_as_from_the_whole_image(tmp_path):
     (tmp_path / "x.jpg").write_bytes(encoded(noisy(203, 150), quality=90))
     whole = decode(str(tmp_path / "x.jpg"))
     for top, h in ((0, 20), (30, 60), (100, 103)):
-        part = decode(str(tmp_path / "x.jpg"), lambda H, W, t=top, h=h: Needed(1, t, t + h))
+        part = decode(str(tmp_path / "x.jpg"), lambda H, W, t=top, h=h: DecodeRegion(1, t, t + h))
         assert (part.H, part.W) == (203, 150)
         assert np.array_equal(part.crop(top, 7, h, 90), whole.crop(top, 7, h, 90))
-    assert len(decode(str(tmp_path / "x.jpg"), lambda H, W: Needed(1, 30, 90)).pixels) < 203
+    assert len(decode(str(tmp_path / "x.jpg"), lambda H, W: DecodeRegion(1, 30, 90)).pixels) < 203
 
 
 @pytest.mark.parametrize("damage", ["a bit", "a sector", "the end"])
@@ -99,9 +101,9 @@ def test_a_damaged_file_gives_what_pillow_makes_of_it(damage, tmp_path):
         except OSError:
             refused += 1
             with pytest.raises(UnreadableError):
-                decode(str(tmp_path / "x.jpg"), lambda H, W, b=bottom: Needed(1, 0, b))
+                decode(str(tmp_path / "x.jpg"), lambda H, W, b=bottom: DecodeRegion(1, 0, b))
         else:
-            found = decode(str(tmp_path / "x.jpg"), lambda H, W, b=bottom: Needed(1, 0, b)).pixels
+            found = decode(str(tmp_path / "x.jpg"), lambda H, W, b=bottom: DecodeRegion(1, 0, b)).pixels
             assert np.array_equal(found[:bottom], whole[:bottom])
     assert (refused == 60) == (damage == "the end")
 
@@ -111,7 +113,7 @@ def test_a_header_that_stands_elsewhere_too_is_no_harm():
     frame = data.index(b"\xff\xc0")
     comment = b"\xff\xfe" + (2 + 9).to_bytes(2, "big") + data[frame : frame + 9]
     twice = data[:2] + comment + data[2:]
-    found = jpeg.pixels(twice, jpeg.header(twice), 1, 60)
+    found = jpeg.decode_rows(twice, jpeg.read_header(twice), 1, 60)
     assert np.array_equal(found[:60], pillows(data)[:60])
 
 
@@ -119,16 +121,16 @@ def test_a_header_that_stands_elsewhere_too_is_no_harm():
 def test_only_what_is_rotated_by_exif_is_left_to_pillow(turn):
     exif = Image.Exif()
     exif[jpeg.ORIENTATION] = turn
-    assert (jpeg.header(encoded(noisy(64, 64), exif=exif)) is None) == (turn == 6)
+    assert (jpeg.read_header(encoded(noisy(64, 64), exif=exif)) is None) == (turn == 6)
 
 
 def test_what_it_cannot_take_is_left_to_pillow(monkeypatch):
     data = encoded(noisy(64, 64))
-    assert jpeg.header(b"\x89PNG") is None
-    assert jpeg.header(data[:30]) is None
+    assert jpeg.read_header(b"\x89PNG") is None
+    assert jpeg.read_header(data[:30]) is None
     cmyk = io.BytesIO()
     Image.new("CMYK", (64, 64)).save(cmyk, "JPEG")
-    assert jpeg.header(cmyk.getvalue()) is None
+    assert jpeg.read_header(cmyk.getvalue()) is None
     monkeypatch.setattr(jpeg, "simplejpeg", None)
-    assert jpeg.header(data) is None
-    assert jpeg.library() is None
+    assert jpeg.read_header(data) is None
+    assert jpeg.library_version() is None

@@ -1,26 +1,28 @@
-"""The loader under faults: bad files, dead readers, early ends; its memory and its decodes."""
+"""The loader: its batches against a plain loop, bad files, faults and early ends, threads left behind, memory."""
 
 import os
-import re
 import signal
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from mixtune.data import augment, reader_pool
+from mixtune.data import augment, loader
 from mixtune.data.augment import Augment
 from mixtune.data.file_issues import FileIssues
-from mixtune.data.loader import memory_ahead
-from mixtune.data.reader_tasks import pin
-from mixtune.data.ring_buffer import Ring
+from mixtune.data.image_views import make_views
+from mixtune.data.loader import THREAD_NAME, MemoryAhead, memory_ahead
 from mixtune.data.sources import Files
 from mixtune.errors import InputError
 from mixtune.regime import BatchShape, Schedule, Shard
+
+pytestmark = pytest.mark.arithmetic
 
 SHAPES = (BatchShape(8, 6, 2), BatchShape(16, 4))
 
@@ -33,17 +35,23 @@ def files(tmp_path):
     return Files(tuple(str(p) for p in sorted(tmp_path.iterdir())), torch.arange(12))
 
 
+@pytest.fixture(autouse=True)
+def no_thread_is_left():
+    yield
+    assert decoding_threads() == []
+
+
+def decoding_threads():
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith(THREAD_NAME)]
+
+
 def schedule(steps=12, shapes=SHAPES):
     return Schedule(shapes, np.arange(steps, dtype=np.int16) % len(shapes), np.ones(len(shapes)))
 
 
-def batches(source, workers=0, start=0, notes=None):
-    readers = reader_pool.take(workers)
-    try:
-        made = augment.file_batches(source, schedule(), Augment(), True, 3, start, readers, notes=notes)
-        return [(x.clone(), y) for x, y in made]  # their memory is used again
-    finally:
-        reader_pool.release(readers)
+def batches(source, workers=0, start=0, issues=None):
+    pairs = augment.file_batches(source, schedule(), Augment(), True, 3, start, workers, issues=issues)
+    return [(x.clone(), y) for x, y in pairs]  # their memory is used again
 
 
 def spoil(source, *numbers):
@@ -51,119 +59,121 @@ def spoil(source, *numbers):
         Path(source.paths[i]).write_bytes(b"\x89PNG broken")
 
 
-def test_bad_files_are_replaced_alike_by_all_and_in_resumed_runs(files):
-    clean = batches(files)
+@pytest.mark.parametrize("workers", [0, 1, 3])
+@pytest.mark.parametrize("bad", [(), (2, 3, 7)])
+def test_batches_are_those_of_a_plain_loop(files, workers, bad):
+    """The oracle makes one image after the other, without threads, chunks or reused memory."""
+    spoil(files, *bad)
+    made = iter(batches(files, workers))
+    for step in loader.training_steps(schedule(), len(files), seed=3):
+        x, y = next(made)
+        for row, position in enumerate(step.positions):
+            following = np.roll(step.samples, -position)
+            sample = next(i for i in following if i not in bad)
+            views = np.zeros((1, step.D, step.S, step.S, 3), np.uint8)
+            result = make_views([files.paths[sample]], step.random_crops.subset(slice(row, row + 1)), views)
+            assert not result.unreadable
+            rows = slice(row * step.D, (row + 1) * step.D)
+            assert torch.equal(x[rows].permute(0, 2, 3, 1), torch.from_numpy(views[0]))
+            assert y[rows].tolist() == [sample] * step.D
+    assert next(made, None) is None
+
+
+def test_bad_files_are_named_and_resumed_runs_replace_them_alike(files):
     spoil(files, 2, 3, 7)
-    notes = FileIssues()
-    here, there, resumed = batches(files, 0, notes=notes), batches(files, 2), batches(files, start=5)
-    assert sorted(notes.unreadable) == [files.paths[i] for i in (2, 3, 7)]
-    assert notes.lines()[0].startswith(
-        "3 images cannot be read: others stand in for training, accuracies are without; for example "
-    )
-    order = list(schedule().sample_batches(12, 3))
-    for t, ((x, y), (u, v), (plain, _)) in enumerate(zip(here, there, clean, strict=True)):
-        assert torch.equal(x, u)
-        assert torch.equal(y, v)
-        D, drawn = schedule().shapes[schedule().index[t]].D, order[t].tolist()
-        for place, sample in enumerate(drawn):
-            following = drawn[place:] + drawn[:place]
-            shown = next(i for i in following if i not in (2, 3, 7))
-            assert y[place * D : place * D + D].tolist() == [shown] * D
-            if shown == sample:
-                assert torch.equal(x[place * D : place * D + D], plain[place * D : place * D + D])
-    for (x, y), (u, v) in zip(here[5:], resumed, strict=True):
+    issues = FileIssues()
+    whole, resumed = batches(files, 2, issues=issues), batches(files, start=5)
+    assert sorted(issues.unreadable) == [files.paths[i] for i in (2, 3, 7)]
+    assert issues.lines()[0].startswith("3 images cannot be read")
+    for (x, y), (u, v) in zip(whole[5:], resumed, strict=True):
         assert torch.equal(x, u)
         assert torch.equal(y, v)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_step_without_a_single_good_image_is_said(files, workers):
+def test_a_step_without_a_readable_image_is_an_input_error(files, workers):
     spoil(files, *range(12))
-    with pytest.raises(InputError, match="none of the 6 images of a step can be read"):
+    with pytest.raises(InputError, match=r"task\.data: none of the 6 images .*\.png"):
         batches(files, workers)
 
 
-def test_readers_that_die_are_replaced_and_their_work_is_done_again(files, caplog):
-    expected = batches(files)
-    readers = reader_pool.Processes(2)
-    next(augment.file_eval_batches(files, 16, 4, readers))  # they are there
-    for child in _children(readers._launched[0].pid):
-        os.kill(child, signal.SIGSTOP)  # so that they die with work in hand
-        threading.Timer(1, os.kill, (child, signal.SIGKILL)).start()
-    notes = FileIssues()
-    found = [x.clone() for x, _ in augment.file_batches(files, schedule(), Augment(), True, 3, 0, readers, notes=notes)]
-    assert all(torch.equal(x, y) for x, (y, _) in zip(found, expected, strict=True))
-    assert notes.unreadable == {}
-    assert notes.decodes == schedule().samples
-    assert readers._deaths == 2
-    assert len(readers._held) == 2
-    assert re.search(r"that reads images died, at .*\.png or the \d after it; another takes its place", caplog.text)
-    readers.close()
+@pytest.mark.parametrize("workers", [1, 4])
+def test_an_exception_in_a_thread_ends_the_loader_and_is_raised(files, workers, monkeypatch):
+    def fail(paths, *args):
+        if files.paths[7] in paths:
+            raise MemoryError("no room for an image")
+        return make_views(paths, *args)
+
+    monkeypatch.setattr(loader, "make_views", fail)
+    with pytest.raises(MemoryError, match="no room for an image"):
+        batches(files, workers)
 
 
-def inject(folder, monkeypatch, code):
-    """Readers run this before anything else."""
-    (folder / "sitecustomize.py").write_text(code)
-    monkeypatch.syspath_prepend(folder)
-
-
-@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
-def test_a_file_that_readers_die_of_counts_as_unreadable_and_nothing_else_changes(
-    files, workers, tmp_path_factory, monkeypatch
-):
-    killer = f"""
-import os, signal
-from mixtune.data import decode
-begin = decode.begin
-def dies(path, need):
-    if path == {files.paths[7]!r}:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return begin(path, need)
-decode.begin = dies
-"""
-    inject(tmp_path_factory.mktemp("injected"), monkeypatch, killer)
-    readers, notes = reader_pool.Processes(workers), FileIssues()
-    found = [x.clone() for x, _ in augment.file_batches(files, schedule(), Augment(), True, 3, 0, readers, notes=notes)]
-    assert notes.unreadable == {files.paths[7]: "the process that decoded it died, 2 times"}
-    assert 3 <= readers._deaths <= 3 * workers  # of the piece, and twice of the file alone; others may be at it too
-    readers.close()
-    spoil(files, 7)
-    assert all(torch.equal(x, y) for x, (y, _) in zip(found, batches(files), strict=True))
-
-
-def test_readers_that_cannot_start_blame_no_file(files, tmp_path_factory, monkeypatch):
-    inject(tmp_path_factory.mktemp("injected"), monkeypatch, "import os; os._exit(3)")
-    notes = FileIssues()
-    with pytest.raises(reader_pool.ReaderLostError, match=r"die again and again \(3 so far\)"):
-        list(augment.file_batches(files, schedule(), Augment(), True, 3, 0, reader_pool.Processes(1), notes=notes))
-    assert notes.unreadable == {}
-
-
-def test_readers_end_with_their_process(files):
-    readers = reader_pool.Processes(2)
-    next(augment.file_batches(files, schedule(), Augment(), True, 3, 0, readers))
-    (process,) = readers._launched
-    readers.close()
-    assert process.wait(timeout=120) == 0
-
-
-def test_what_is_left_early_leaves_the_pool_as_it_was(files):
-    readers = reader_pool.take(2)
-    first = batches(files)
+def test_a_loader_that_is_left_early_ends_its_threads(files):
+    expected = batches(files)[0][0]
     for _ in range(3):
-        made = augment.file_batches(files, schedule(), Augment(), True, 3, 0, readers)
-        next(made)
-        made.close()
-    assert len(readers._spare) == 1  # one region, used again
-    x = next(augment.file_batches(files, schedule(), Augment(), True, 3, 0, readers))[0]
-    assert torch.equal(x, first[0][0])
-    reader_pool.release(readers)
+        iterator = augment.file_batches(files, schedule(), Augment(), True, 3, 0, 2)
+        assert torch.equal(next(iterator)[0], expected)
+        assert decoding_threads()
+        iterator.close()
+        assert decoding_threads() == []
+
+
+def test_thousands_of_loaders_leave_no_descriptor(files):
+    before = list(Path("/proc/self/fd").iterdir())
+    steps = schedule(1)
+    for _ in range(300):
+        list(augment.file_batches(files, steps, Augment(), True, 3, 0, 2))
+        next(augment.file_eval_batches(files, 8, 4, 2))
+    assert len(list(Path("/proc/self/fd").iterdir())) == len(before)
+
+
+RUN = """
+import sys, time
+import numpy as np, torch
+from mixtune.data import augment
+from mixtune.data.sources import Files
+from mixtune.regime import BatchShape, Schedule
+paths = tuple(sys.argv[1:])
+steps = Schedule((BatchShape(16, 4),), np.zeros(10**6, np.int16), np.ones(1))
+for x, y in augment.file_batches(Files(paths, torch.arange(len(paths))), steps, augment.Augment(), True, 0, 0, 3):
+    print("batch", flush=True)
+    time.sleep(0.05)
+"""
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, -signal.SIGINT), (signal.SIGKILL, -signal.SIGKILL)])
+def test_a_signal_ends_a_process_that_loads(files, sent, code):
+    process = subprocess.Popen(
+        [sys.executable, "-c", RUN, *files.paths],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    assert process.stdout.readline() == b"batch\n"
+    start = time.monotonic()
+    process.send_signal(sent)
+    process.communicate(timeout=60)
+    assert process.returncode == code
+    assert time.monotonic() - start < 30  # the rest of the schedule would take hours
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)  # no other process was started
+
+
+def test_decoding_threads_leave_the_number_of_torchs_threads_alone(files):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        batches(files, workers=3)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_one_decode_serves_all_copies(files):
-    notes = FileIssues()
-    batches(files, notes=notes)
-    assert notes.decodes == schedule().samples < schedule().views
+    issues = FileIssues()
+    batches(files, issues=issues)
+    assert issues.decodes == schedule().samples < schedule().views
 
 
 def test_memory_is_bounded_and_holds_what_is_ahead():
@@ -171,54 +181,41 @@ def test_memory_is_bounded_and_holds_what_is_ahead():
     rng = np.random.default_rng(0)
     steps = Schedule(shapes, rng.integers(0, 3, 300).astype(np.int16), np.ones(3))
     largest = 3 * 1394 * 96**2
-    images, size = memory_ahead(steps, 4)
-    assert images == 2 * 1394
-    assert 3 * largest <= size <= 2**30
-    assert memory_ahead(steps, 4, limit=1) == (images, 3 * largest)
-    assert memory_ahead(steps, 0) == (0, largest)
-    assert memory_ahead(steps, 4, Shard(0, 2))[0] == images // 2
+    ahead = memory_ahead(steps, 4)
+    assert ahead.nbytes == ahead.steps * largest <= 2**30
+    images = np.array([s.B for s in steps])
+    windows = [images[i : i + ahead.steps - 1].sum() for i in range(300 - ahead.steps)]
+    assert min(windows) >= 2 * 1394  # twice the largest batch, beside the step in use
+    assert memory_ahead(steps, 4, limit=1) == (3, 3 * largest)
+    assert memory_ahead(steps, 0) == (1, largest)
+    assert memory_ahead(steps, 4, Shard(0, 2)).nbytes <= ahead.nbytes / 2
+    small = Schedule((BatchShape(8, 16),), np.zeros(300, np.int16), np.ones(1))
+    assert 512 <= 16 * memory_ahead(small, 1).steps <= 512 + 3 * 16
 
 
-def test_blocks_of_a_ring_never_overlap():
-    rng, ring, held = np.random.default_rng(0), Ring(100), []
-    refused = 0
-    for _ in range(5000):
-        size = int(rng.integers(1, 60))
-        if rng.random() < 0.5 and held:
-            ring.give_back()
-            held.pop(0)
-        elif (begin := ring.take(size)) is not None:
-            assert 0 <= begin <= 100 - size
-            assert all(begin + size <= a or b <= begin for a, b in held)
-            held.append((begin, begin + size))
-        else:
-            refused += 1
-            assert held
-    assert refused
-
-
-def _children(pid):
-    return [int(x) for x in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+@pytest.mark.parametrize("steps_ahead", [1, 2, 3])
+def test_memory_of_a_step_is_not_used_again_before_the_next_is_asked_for(files, steps_ahead):
+    steps = list(loader.training_steps(schedule(), len(files), seed=3))
+    largest = max(step.nbytes for step in steps)
+    ahead = MemoryAhead(steps_ahead, steps_ahead * largest)
+    views = loader.load_views(files.paths, iter(steps), 2, ahead, FileIssues())
+    expected = [x for x, _ in batches(files)]
+    for (pixels, _, _), x in zip(views, expected, strict=True):
+        time.sleep(0.01)  # time for the threads to write where they must not
+        assert torch.equal(pixels.permute(0, 3, 1, 2), x)
 
 
 @pytest.mark.parametrize("room", [True, False])
-def test_memory_that_cannot_be_pinned_leaves_no_error_for_the_next_kernel(room, monkeypatch):
-    """A stand-in for CUDA's runtime, which keeps its last error until someone asks for it."""
-    runtime = SimpleNamespace(cudaError=SimpleNamespace(success=0), last=0)
+def test_memory_that_cannot_be_page_locked_is_ordinary(room, monkeypatch):
+    """A stand-in for torch with CUDA, which raises when the system locks no more pages."""
+    empty, calls = torch.empty, []
 
-    def register(pointer, size, flags):
-        runtime.last = 0 if room else 2
-        return runtime.last
-
-    def kernel(*_, **__):
-        error, runtime.last = runtime.last, 0
-        if error:
+    def allocate(*shape, pin_memory=False, **options):
+        calls.append(pin_memory)
+        if pin_memory and not room:
             raise RuntimeError("CUDA error: out of memory")
+        return empty(*shape, **options)
 
-    runtime.cudaHostRegister = register
-    for name, value in (("is_available", True), ("is_initialized", True), ("cudart", runtime)):
-        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
-    pixels = torch.zeros(8, dtype=torch.uint8)
-    monkeypatch.setattr(torch, "ones", kernel)
-    assert pin(pixels) == room
-    kernel()
+    monkeypatch.setattr(torch, "empty", allocate)
+    assert loader._allocate(MemoryAhead(3, 60), page_locked=True).shape == (3, 20)
+    assert calls == ([True] if room else [True, False])

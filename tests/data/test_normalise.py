@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from mixtune.data.normalise import SPARE, Normalise, Recycled
+from mixtune.data.normalise import MAX_SPARE, Normalise, RecycledMemory
+
+pytestmark = pytest.mark.arithmetic
 
 MEAN, STD = (0.3, 0.5, 0.1), (0.2, 0.03, 0.6)
 
@@ -26,7 +28,7 @@ def test_the_plain_formula_to_the_bit(shape):
 
 
 def test_memory_is_used_again_when_nothing_refers_to_it():
-    memory = Recycled()
+    memory = RecycledMemory()
     first = memory.empty((4, 8))
     place = first.data_ptr()
     del first
@@ -38,18 +40,18 @@ def test_memory_is_used_again_when_nothing_refers_to_it():
     "hold", [lambda x: x[1:], lambda x: x.numpy(), lambda x: x.detach().permute(1, 0), lambda x: x.untyped_storage()]
 )
 def test_a_view_keeps_its_memory(hold):
-    memory = Recycled()
+    memory = RecycledMemory()
     x = memory.empty((4, 8))
     place, held = x.data_ptr(), hold(x)
     del x
     assert memory.empty((4, 8)).data_ptr() != place
     del held
-    assert place in {memory.empty((4, 8)).data_ptr() for _ in range(SPARE)}
+    assert place in {memory.empty((4, 8)).data_ptr() for _ in range(MAX_SPARE)}
 
 
 def test_a_graph_keeps_its_memory():
     """What autograd saved for the backward pass is the batch itself."""
-    memory, weight = Recycled(), torch.ones(8, requires_grad=True)
+    memory, weight = RecycledMemory(), torch.ones(8, requires_grad=True)
     x = memory.empty((4, 8)).fill_(2.0)
     loss = (x * weight).sum()
     del x
@@ -59,7 +61,7 @@ def test_a_graph_keeps_its_memory():
 
 
 def test_little_is_kept():
-    memory = Recycled()
-    many = [memory.empty((10,)) for _ in range(3 * SPARE)]
+    memory = RecycledMemory()
+    many = [memory.empty((10,)) for _ in range(3 * MAX_SPARE)]
     del many
-    assert len(memory._spare) == SPARE
+    assert len(memory._spare) == MAX_SPARE

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mixtune.data import augment, datasets, reader_pool, tar_index
+from mixtune.data import augment, datasets, tar_index
 from mixtune.data.decode import decode
 from mixtune.data.file_issues import FileIssues
 from mixtune.errors import InputError
@@ -49,12 +49,8 @@ def packed(loose, out, form="folders", shard=5):
 def batches(source, workers):
     shapes = (BatchShape(8, 6, 2), BatchShape(16, 4))
     schedule = Schedule(shapes, np.arange(6, dtype=np.int16) % 2, np.ones(2))
-    readers = reader_pool.take(workers)
-    try:
-        made = augment.file_batches(source, schedule, augment.Augment(), True, 3, 0, readers)
-        return [(x.clone(), y) for x, y in made]
-    finally:
-        reader_pool.release(readers)
+    made = augment.file_batches(source, schedule, augment.Augment(), True, 3, 0, workers)
+    return [(x.clone(), y) for x, y in made]
 
 
 @pytest.mark.parametrize("form", ["folders", "cls"])
@@ -75,20 +71,20 @@ def test_archives_are_the_data_set_that_was_packed(form, loose, tmp_path):
 def test_the_index_is_used_until_an_archive_changes(loose, tmp_path, monkeypatch):
     out = packed(loose, tmp_path / "a")
     before = datasets.load_dataset("folder", str(out)).train.paths
-    kept = json.loads((out / "train" / tar_index.INDEX).read_text())
+    kept = json.loads((out / "train" / tar_index.INDEX_FILE).read_text())
     assert len(kept["images"]) == len(before) == 12
     with monkeypatch.context() as patched:
         patched.setattr(tarfile, "open", None)  # nothing is looked for again
         datasets.load_dataset.cache_clear()
         assert datasets.load_dataset("folder", str(out)).train.paths == before
-    (first, *_) = tar_index.archives(out / "train")
+    (first, *_) = tar_index.list_archives(out / "train")
     os.utime(first, ns=(1, 1))
     with tarfile.open(first, "a") as tar:
         tar.add(loose / "train/ant/0.png", "bee/new.png")
     datasets.load_dataset.cache_clear()
     assert len(datasets.load_dataset("folder", str(out)).train) == 13
     for damage in (b"", b"{}", b'{"archives": 3}', b'[{"images": [1]}]'):
-        (out / "train" / tar_index.INDEX).write_bytes(damage)
+        (out / "train" / tar_index.INDEX_FILE).write_bytes(damage)
         datasets.load_dataset.cache_clear()
         assert len(datasets.load_dataset("folder", str(out)).train) == 13
 
@@ -106,12 +102,12 @@ def test_storage_that_cannot_be_written_is_read(loose, tmp_path, monkeypatch):
 
 def test_a_truncated_or_compressed_archive_is_one_sentence(loose, tmp_path):
     out = packed(loose, tmp_path / "a")
-    victim = tar_index.archives(out / "train")[0]
+    victim = tar_index.list_archives(out / "train")[0]
     content = victim.read_bytes()
     for damaged in (content[:1800], content[:700], b"\x1f\x8b" + content):
         victim.write_bytes(damaged)
         with pytest.raises(InputError, match=r"000000\.tar is not a whole, uncompressed tar archive"):
-            tar_index.images(out / "train", (".png",))
+            tar_index.list_images(out / "train", (".png",))
 
 
 def test_an_image_without_a_class_is_one_sentence(tmp_path):
@@ -119,7 +115,7 @@ def test_an_image_without_a_class_is_one_sentence(tmp_path):
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         tar.add(tmp_path / "x.png", "x.png")
     with pytest.raises(InputError, match=r"a\.tar: the class of x\.png is not known: .* no x\.cls"):
-        tar_index.images(tmp_path, (".png",))
+        tar_index.list_images(tmp_path, (".png",))
 
 
 @pytest.mark.parametrize("kind", [tarfile.LNKTYPE, tarfile.SYMTYPE])
@@ -131,7 +127,7 @@ def test_a_link_is_one_sentence_and_not_left_out(kind, tmp_path):
         link.type, link.linkname = kind, "ant/x.png"
         tar.addfile(link)
     with pytest.raises(InputError, match=r"a\.tar: ant/y\.png is a link or has holes; pack it with tar --dereference"):
-        tar_index.images(tmp_path, (".png",))
+        tar_index.list_images(tmp_path, (".png",))
 
 
 def test_archives_without_images_are_one_sentence(tmp_path):
@@ -140,34 +136,27 @@ def test_archives_without_images_are_one_sentence(tmp_path):
         tar.add(tmp_path / "x.txt", "ant/x.txt")
     for _ in range(2):  # the second time by the index
         with pytest.raises(InputError, match=r"the archives in .* hold no images \(\.png\)"):
-            tar_index.images(tmp_path, (".png",))
+            tar_index.list_images(tmp_path, (".png",))
 
 
 def test_a_bad_image_inside_is_named_and_replaced(loose, tmp_path):
     (loose / "train/bee/1.png").write_bytes(b"\x89PNG broken")
-    source, notes = datasets.load_dataset("folder", str(packed(loose, tmp_path / "a"))).train, FileIssues()
+    source, issues = datasets.load_dataset("folder", str(packed(loose, tmp_path / "a"))).train, FileIssues()
     schedule = Schedule((BatchShape(8, 6),), np.zeros(4, np.int16), np.ones(1))
-    assert (
-        len(
-            list(
-                augment.file_batches(source, schedule, augment.Augment(), True, 0, 0, reader_pool.Inline(), notes=notes)
-            )
-        )
-        == 4
-    )
-    (name,) = notes.unreadable
+    assert len(list(augment.file_batches(source, schedule, augment.Augment(), True, 0, 0, 0, issues=issues))) == 4
+    (name,) = issues.unreadable
     assert name.endswith("/bee/1.png")
     assert "/train/000005.tar@" in name
 
 
 def test_archives_are_held_open_and_let_go(loose, tmp_path):
     source = datasets.load_dataset("folder", str(packed(loose, tmp_path / "a", shard=1))).train
-    tar_index.opened.cache_clear()
+    tar_index.open_archive.cache_clear()
     before = len(list(Path("/proc/self/fd").iterdir()))
     for path in source.paths:
         decode(path)
-    assert before < len(list(Path("/proc/self/fd").iterdir())) <= before + min(12, tar_index.OPEN)
-    tar_index.opened.cache_clear()
+    assert before < len(list(Path("/proc/self/fd").iterdir())) <= before + min(12, tar_index.MAX_OPEN)
+    tar_index.open_archive.cache_clear()
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
@@ -176,7 +165,8 @@ def test_an_archive_whose_handle_is_stale_is_opened_again(loose, tmp_path, monke
 
     source = datasets.load_dataset("folder", str(packed(loose, tmp_path / "a"))).train
     plain, real = decode(source.paths[0]).pixels, os.pread
-    handle = tar_index.opened(tar_index.place(source.paths[0]).archive)  # held, so that its number is not used again
+    archive = tar_index.parse_address(source.paths[0]).archive
+    handle = tar_index.open_archive(archive)  # held, so that its number is not used again
 
     def stale(file, size, start):
         if file == handle.fileno():
@@ -186,3 +176,18 @@ def test_an_archive_whose_handle_is_stale_is_opened_again(loose, tmp_path, monke
     monkeypatch.setattr(os, "pread", stale)
     monkeypatch.setattr(module, "_RETRIES", (0.0, 0.0))
     assert np.array_equal(decode(source.paths[0]).pixels, plain)
+
+
+def test_an_archive_is_not_closed_while_a_thread_reads_it(loose, tmp_path, monkeypatch):
+    """Other threads may have it leave the cache between any two calls: its number would become another file's."""
+    source = datasets.load_dataset("folder", str(packed(loose, tmp_path / "a"))).train
+    plain, content = decode(source.paths[0]).pixels, tar_index.read_bytes(source.paths[0])
+    read = os.pread
+
+    def evicted(file, size, start):
+        tar_index.open_archive.cache_clear()
+        return read(file, size, start)
+
+    monkeypatch.setattr(os, "pread", evicted)
+    assert np.array_equal(decode(source.paths[0]).pixels, plain)
+    assert tar_index.read_bytes(source.paths[0]) == content

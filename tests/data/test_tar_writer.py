@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from mixtune import prepare
-from mixtune.data import convert, datasets, manifest, tar_index, tar_writer
+from mixtune.data import datasets, manifest, prepare_images, prepared_folder, tar_index, tar_writer
 from mixtune.data.decode import decode
 from mixtune.errors import InputError
 from tests.data.test_datasets import write as write_classes
@@ -28,16 +28,16 @@ ROOT = Path(__file__).parents[2]
 
 def run(source, out, *more):
     datasets.load_dataset.cache_clear()
-    tar_index.opened.cache_clear()
+    tar_index.open_archive.cache_clear()
     return prepare.main(["--data", str(source), "--out", str(out), "--size", "32", "--workers", "1", *more])
 
 
 def held(out):
     """What is in the archives: part, class, name and content of every image, in order."""
     return [
-        (part, classes[kind], tar_index.place(address).name, tar_index.content(address))
+        (part, classes[kind], tar_index.parse_address(address).name, tar_index.read_bytes(address))
         for part in ("train", "val")
-        for classes, images in [tar_index.images(out / part, convert.EXTENSIONS)]
+        for classes, images in [tar_index.list_images(out / part, prepare_images.IMAGE_EXTENSIONS)]
         for address, kind in images
     ]
 
@@ -49,17 +49,17 @@ def times(out):
 @pytest.fixture(autouse=True)
 def threads(monkeypatch):
     """Images are encoded by a thread, which starts at once; tests/test_prepare.py has the processes."""
-    monkeypatch.setattr(prepare, "ProcessPoolExecutor", lambda workers, mp_context: ThreadPoolExecutor(workers))
+    monkeypatch.setattr(prepare, "ProcessPoolExecutor", lambda workers, *_, **__: ThreadPoolExecutor(workers))
 
 
 @pytest.fixture
 def few(monkeypatch):
     """Archives of about six images, so that there are several."""
 
-    def archived(out, images, target, _, known):
-        return tar_writer.archived(out, images, target, 8 << 10, known)
+    def write_archives(out, images, target, _, known):
+        return tar_writer.write_archives(out, images, target, 8 << 10, known)
 
-    monkeypatch.setattr(prepare, "archived", archived)
+    monkeypatch.setattr(prepare, "write_archives", write_archives)
 
 
 @pytest.fixture
@@ -88,9 +88,9 @@ def test_a_folder_is_packed_as_its_prepared_folder(loose, plain, few, tmp_path, 
         assert [m.name for m in tar if m.isfile()] == [name for *_, name, _ in plain[: len(tar.getnames())]]
     made = datasets.load_dataset("folder", str(out))
     assert (len(made.train), made.prepared_for, made.names) == (12, 32, ("ant", "bee"))
-    for entry in manifest.listed(out).values():
+    for entry in manifest.read_manifest(out).values():
         content = (
-            (out / entry.written).read_bytes() if not entry.source else tar_index.content(f"{out}/{entry.written}")
+            (out / entry.written).read_bytes() if not entry.source else tar_index.read_bytes(f"{out}/{entry.written}")
         )
         assert hashlib.sha256(content).hexdigest() == entry.checksum
 
@@ -111,7 +111,7 @@ def test_archives_become_archives_of_the_same_data_set(form, kind, tmp_path):
     for here, there in ((made.train, original.train), (made.test, original.test)):
         assert here.labels.tolist() == there.labels.tolist()
         for new, old in zip(here.paths, there.paths, strict=True):
-            assert tar_index.place(new)
+            assert tar_index.parse_address(new)
             if kind == "ppm":  # images of less than 37 px stay as they are
                 assert np.array_equal(decode(new).pixels, decode(old).pixels)
 
@@ -139,7 +139,7 @@ def test_a_kill_leaves_whole_archives_and_each_image_is_there_once(tmp_path, cap
         [sys.executable, "-m", "mixtune.prepare", *arguments, "--workers", "1"], cwd=ROOT, start_new_session=True
     )
     patience = time.monotonic() + 60
-    while not manifest.listed(out) and time.monotonic() < patience:
+    while not manifest.read_manifest(out) and time.monotonic() < patience:
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -156,7 +156,7 @@ def test_a_kill_leaves_whole_archives_and_each_image_is_there_once(tmp_path, cap
 
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_a_kill_round_the_list_makes_no_image_twice(moment, loose, plain, few, tmp_path, monkeypatch):
-    real, calls = manifest.record, []
+    real, calls = manifest.append_entries, []
 
     def killed(out, batch):
         calls.append(1)
@@ -168,7 +168,7 @@ def test_a_kill_round_the_list_makes_no_image_twice(moment, loose, plain, few, t
 
     out = tmp_path / "out"
     with monkeypatch.context() as patched:
-        patched.setattr(manifest, "record", killed)
+        patched.setattr(manifest, "append_entries", killed)
         with pytest.raises(KeyboardInterrupt):
             run(loose, out, "--archives")
     run(loose, out, "--archives")
@@ -197,7 +197,7 @@ def test_a_damaged_archive_is_mended_and_the_others_stay(loose, plain, few, tmp_
 def test_a_damaged_list_makes_no_image_twice(lost, loose, plain, few, tmp_path):
     out = tmp_path / "out"
     run(loose, out, "--archives")
-    file = out / manifest.LIST
+    file = out / manifest.MANIFEST_FILE
     lines = file.read_bytes().splitlines(keepends=True)
     of = {"a member": 0, "the archive": next(i for i, x in enumerate(lines) if x.startswith(b"\t"))}
     i = of.get(lost, 0)
@@ -211,9 +211,10 @@ def test_a_list_that_names_other_files_removes_none(loose, tmp_path):
     run(loose, out)
     other.write_bytes(b"precious")
     gone = [
-        manifest.Entry(f"train/{i}", "1-1", name, 1, "") for i, name in enumerate(("train/../../other.jpg", str(other)))
+        manifest.ManifestEntry(f"train/{i}", "1-1", name, 1, "")
+        for i, name in enumerate(("train/../../other.jpg", str(other)))
     ]
-    manifest.record(out, gone)
+    manifest.append_entries(out, gone)
     run(loose, out)
     assert other.exists()
 
@@ -267,7 +268,7 @@ def archive(loose, tmp_path):
 def reds(out):
     """Of the first training image."""
     datasets.load_dataset.cache_clear()
-    tar_index.opened.cache_clear()
+    tar_index.open_archive.cache_clear()
     return int(decode(datasets.load_dataset("folder", str(out)).train.paths[0]).pixels[..., 0].mean())
 
 
@@ -281,14 +282,14 @@ def test_an_archive_that_was_replaced_since_is_prepared_again(archive, tmp_path)
 
 def test_what_is_read_of_an_archive_has_the_stamp_of_its_listing(archive, tmp_path):
     source = archive((200, 0, 0))
-    first = convert.found(source)[0]
-    handle = tar_index.opened(f"{source}/train/all.tar")  # as a process holds it that began before
+    first = prepare_images.find_images(source)[0]
+    handle = tar_index.open_archive(f"{source}/train/all.tar")  # as a process holds it that began before
     archive((50, 0, 0))
-    made = convert.encoded(str(source), first, convert.Target(32, "ppm"))
+    made = prepare_images.encode_source(str(source), first, prepared_folder.PrepareTarget(32, "ppm"))
     assert made.content
-    assert made.stamp == first.stamp != manifest.stamp(f"{source}/{first.name}")
+    assert made.stamp == first.stamp != manifest.file_stamp(f"{source}/{first.name}")
     handle.close()
-    tar_index.opened.cache_clear()
+    tar_index.open_archive.cache_clear()
 
 
 def test_storage_that_fails_meanwhile_leaves_no_stamp(tmp_path, monkeypatch):
@@ -297,20 +298,22 @@ def test_storage_that_fails_meanwhile_leaves_no_stamp(tmp_path, monkeypatch):
     def fails(_):
         raise OSError(116, "Stale file handle")
 
-    monkeypatch.setattr(tar_index, "content", fails)  # as a small JPEG is copied
-    made = convert.encoded(str(source), convert.found(source)[0], convert.Target(32))
-    assert (made.stamp, made.content, made.why) == ("", b"", "[Errno 116] Stale file handle")
+    monkeypatch.setattr(tar_index, "read_bytes", fails)  # as a small JPEG is copied
+    made = prepare_images.encode_source(
+        str(source), prepare_images.find_images(source)[0], prepared_folder.PrepareTarget(32)
+    )
+    assert (made.stamp, made.content, made.reason) == ("", b"", "[Errno 116] Stale file handle")
 
 
 def test_an_archive_that_is_replaced_meanwhile_is_not_called_complete(archive, tmp_path, monkeypatch):
-    source, out, real = archive((200, 0, 0)), tmp_path / "out", manifest.record
+    source, out, real = archive((200, 0, 0)), tmp_path / "out", manifest.append_entries
 
     def replaced(out, batch):
         real(out, batch)
         archive((50, 0, 0))
 
     with monkeypatch.context() as patched:
-        patched.setattr(manifest, "record", replaced)
+        patched.setattr(manifest, "append_entries", replaced)
         with pytest.raises(InputError, match=r"train/all\.tar changed while it was read; run the same command"):
             run(source, out)
     with pytest.raises(InputError, match="prepared only in part"):

@@ -26,6 +26,6 @@ def cluster(mark):
 @pytest.fixture
 def group(cluster):
     """Room for two processes of a trial."""
-    made = placement_group([worker_group.bundle(1, 0)] * 2)
+    made = placement_group([worker_group.resource_bundle(1, 0)] * 2)
     yield made
     remove_placement_group(made)

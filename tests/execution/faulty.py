@@ -60,4 +60,4 @@ def loses_its_gpu(config):
 
     if len(attempts.read_text().split()) == 1:
         Engine.step = step
-    ray_tune.carry_out(config, lambda result: (reported.append(result), ray_tune.tune.report(result)))
+    ray_tune.train_and_report(config, lambda result: (reported.append(result), ray_tune.tune.report(result)))

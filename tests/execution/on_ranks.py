@@ -8,62 +8,61 @@ from pathlib import Path
 import torch
 
 from mixtune.errors import InputError
-from mixtune.execution.trial import trial_results
-from mixtune.profiling import step_benchmark
-from mixtune.profiling.resource_profile import measured
+from mixtune.execution.trial import trial_reports
+from mixtune.profiling import resource_profile
 from mixtune.regime import BatchShape
 
 
-def dies_once(here, config, notes):
+def dies_once(group, spec, notes):
     """A trial whose second rank is killed after the first report, the first time."""
-    for result in trial_results(here, config):
+    for result in trial_reports(group, spec):
         with Path(notes).open("a") as file:
-            file.write(f"{here.shard.rank} {result['number']} {result['seconds']!r}\n")
+            file.write(f"{group.rank} {result['number']} {result['seconds']!r}\n")
         yield result
-        if here.shard.rank == 1 and len(Path(notes).read_text().split("\n")) <= 3:
+        if group.rank == 1 and len(Path(notes).read_text().split("\n")) <= 3:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def dies(here):
+def dies(group):
     yield 1
-    if not here.first:
+    if not group.is_main:
         os.kill(os.getpid(), signal.SIGKILL)
-    here.agree(True)
+    group.broadcast_flag(True)
 
 
-def refuses(here):
-    if not here.first:
+def refuses(group):
+    if not group.is_main:
         raise InputError("task.data: nothing there")
-    here.agree(True)
+    group.broadcast_flag(True)
     yield 1
 
 
-def pids(here):
+def pids(group):
     own = torch.tensor([os.getpid()])
-    yield [int(pid) for pid in here.join(here.every(own)[here.shard.part(2)].flatten().double(), 2)]
+    yield [int(pid) for pid in group.gather_rows(group.all_gather(own)[group.shard.part(2)].flatten().double(), 2)]
     time.sleep(600)
 
 
-def short_of_memory(config, shapes, path, again, too_large, here):
-    """Measured where the second rank has too little memory for the base."""
+def short_of_memory(config, shapes, group):
+    """Measure where the second rank has too little memory for the base."""
 
-    class Short(step_benchmark.StepBenchmark):
-        def seconds(self, shape):
-            if here.shard.rank == 1 and shape == BatchShape(8, 32):
+    class Short(resource_profile.StepBenchmark):
+        def step_seconds(self, shape):
+            if group.rank == 1 and shape == BatchShape(8, 32):
                 raise torch.OutOfMemoryError("CUDA out of memory")
-            return super().seconds(shape)
+            return super().step_seconds(shape)
 
-    step_benchmark.StepBenchmark = Short  # in this rank's process
-    return measured(config, shapes, path, again, too_large, here)
+    resource_profile.StepBenchmark = Short  # in this rank's process
+    return resource_profile.measure_profile(config, shapes, group)
 
 
-def loses_its_device_once(here, pids):
+def loses_its_device_once(group, pids):
     """The second rank's first process meets an illegal access."""
     with Path(pids).open("a") as file:
-        file.write(f"{here.shard.rank} {os.getpid()}\n")
+        file.write(f"{group.rank} {os.getpid()}\n")
     yield 1
-    here.agree(True)
-    if not here.first and [line[0] for line in Path(pids).read_text().splitlines()].count("1") == 1:
+    group.broadcast_flag(True)
+    if not group.is_main and [line[0] for line in Path(pids).read_text().splitlines()].count("1") == 1:
         raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
-    here.agree(True)
+    group.broadcast_flag(True)
     yield 2

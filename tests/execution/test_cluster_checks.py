@@ -26,28 +26,32 @@ def test_what_a_machine_sees_is_looked_at_where_it_runs(tmp_path, monkeypatch):
     mark.parent.mkdir()
     mark.touch()
     write(data)
-    wanted = {"task.data": cluster_checks.contents(str(data))}
+    wanted = {"task.data": cluster_checks.list_contents(str(data))}
     assert {str(data / "train"), str(data / "val/bee")} <= set(wanted["task.data"])
-    assert cluster_checks.lacking(str(mark), wanted) is None
+    assert cluster_checks.missing_on_machine(str(mark), wanted) is None
     (data / "val/bee").rename(tmp_path / "elsewhere")
-    assert cluster_checks.lacking(str(mark), wanted) == ("task.data", f"has no {data}/val/bee; {THEN}")
+    assert cluster_checks.missing_on_machine(str(mark), wanted) == ("task.data", f"has no {data}/val/bee; {THEN}")
     data.rename(tmp_path / "moved")
-    assert cluster_checks.lacking(str(mark), wanted) == ("task.data", f"has no {data}; {THEN}")
+    assert cluster_checks.missing_on_machine(str(mark), wanted) == ("task.data", f"has no {data}; {THEN}")
     data.mkdir()  # a mount point without its storage
-    assert cluster_checks.lacking(str(mark), wanted) == ("task.data", f"has no {data}/train; {THEN}")
+    assert cluster_checks.missing_on_machine(str(mark), wanted) == ("task.data", f"has no {data}/train; {THEN}")
     monkeypatch.setattr(cluster_checks.os, "access", lambda *_: False)
-    assert "cannot write there as" in cluster_checks.lacking(str(mark), {})[1]
+    assert "cannot write there as" in cluster_checks.missing_on_machine(str(mark), {})[1]
     mark.unlink()
-    monkeypatch.setattr(cluster_checks, "SPREADS", 0.3)
-    assert cluster_checks.lacking(str(mark), {})[0] == f"--out {tmp_path / 'out'}"
+    monkeypatch.setattr(cluster_checks, "FILE_VISIBLE_TIMEOUT", 0.3)
+    assert cluster_checks.missing_on_machine(str(mark), {})[0] == f"--out {tmp_path / 'out'}"
 
 
 def test_what_trials_read_is_named_by_its_key():
     task = TINY["task"] | {"dataset": "folder", "data": "/d", "weights": "/w"}
     recipe = {"distill": {"network": "cifar_resnet8", "weights": "/t"}}
     space = parse(TINY | {"task": task, "recipe": recipe}, Space, "f")
-    assert cluster_checks.named(space) == {"task.data": "/d", "task.weights": "/w", "recipe.distill.weights": "/t"}
-    assert cluster_checks.named(parse(TINY, Space, "f")) == {}
+    assert cluster_checks.named_paths(space) == {
+        "task.data": "/d",
+        "task.weights": "/w",
+        "recipe.distill.weights": "/t",
+    }
+    assert cluster_checks.named_paths(parse(TINY, Space, "f")) == {}
 
 
 def own_mounts():
@@ -114,7 +118,7 @@ def test_a_machine_without_the_program_is_named_and_a_lost_one_is_not_waited_for
     missing = ray.exceptions.RayTaskError("lacking", "...", ModuleNotFoundError("No module named 'mixtune'"))
     fail(missing)
     with pytest.raises(InputError, match=r"machine node3 cannot run mixtune \(No module named 'mixtune'\); every"):
-        cluster_checks._judge("node3", None, 1.0)
+        cluster_checks._check_answer("node3", None, 1.0)
     fail(ray.exceptions.GetTimeoutError("late"))
-    cluster_checks._judge("node3", None, 1.0)
+    cluster_checks._check_answer("node3", None, 1.0)
     assert "machine node3 does not answer" in caplog.text

@@ -13,17 +13,17 @@ from mixtune.config import parse
 from mixtune.errors import InputError
 from mixtune.execution import executor, ray_tune, worker_group
 from mixtune.execution.coordinator import Coordinator
-from mixtune.execution.trial import RunReport, told, trial_results
+from mixtune.execution.trial import RunReport, TrialSpec, run_reports, trial_reports
 from mixtune.profiling.concurrency import Concurrency, concurrency_for
-from mixtune.runtime.process_group import ALONE
+from mixtune.runtime.process_group import SINGLE_PROCESS
 from mixtune.search.callbacks import Callbacks
 from mixtune.search.fidelity import Stage
-from mixtune.search.optuna_study import Trials
+from mixtune.search.optuna_study import OptunaStudy
 from mixtune.search.space import Space
 from mixtune.study.repeats import whole
 from tests.accounts import marked
 from tests.conftest import TINY
-from tests.search.handed import handed
+from tests.execution.published_trial import published_config
 
 AT_ONCE = {"folds": 3, "resources": {"cpus": 1, "folds_at_once": 2}, "published": ["multiscale"], "trials": 1}
 IN_TURN = AT_ONCE | {"resources": {"cpus": 1}}
@@ -35,12 +35,16 @@ TIMES = ("seconds", "views_per_second")
 @pytest.fixture
 def group(group, monkeypatch):
     """Room for two folds; a trial's worker would be told of it by Ray."""
-    monkeypatch.setattr(worker_group, "own_group", lambda: group)
+    monkeypatch.setattr(worker_group, "current_group", lambda: group)
     return group
 
 
 def configuration(folder, settings):
-    return handed(parse(TINY | settings, Space, "f"), folder)
+    return published_config(parse(TINY | settings, Space, "f"), folder)
+
+
+def spec(folder, settings):
+    return TrialSpec.from_config(configuration(folder, settings))
 
 
 def processes(mark):
@@ -63,8 +67,8 @@ def without_times(results):
     "settings", [{}, pytest.param(RUNGS, marks=pytest.mark.slow), pytest.param(PAIRED, marks=pytest.mark.slow)]
 )
 def test_folds_at_once_report_what_folds_in_turn_report_to_the_bit(group, tmp_path, mark, settings):
-    in_turn = list(trial_results(ALONE, configuration(tmp_path / "a", IN_TURN | settings)))
-    at_once = list(executor.trained(configuration(tmp_path / "b", AT_ONCE | settings)))
+    in_turn = list(trial_reports(SINGLE_PROCESS, spec(tmp_path / "a", IN_TURN | settings)))
+    at_once = list(executor.train_trial(spec(tmp_path / "b", AT_ONCE | settings)))
     assert {r["fold"] for r in at_once} == {0, 1, 2}
     assert without_times(at_once) == without_times(in_turn)
     a, b = (load_file(tmp_path / name / "trials" / "0000" / "weights.safetensors") for name in "ab")
@@ -72,27 +76,27 @@ def test_folds_at_once_report_what_folds_in_turn_report_to_the_bit(group, tmp_pa
     assert_no_process(mark)
 
 
-def dies_once(here, config, path, notes):
+def dies_once(here, trial, stages, notes):
     """Two folds, the second of which is killed once, when the first has reported."""
-    for one in told(here, config, path):
+    for one in run_reports(here, trial, stages):
         with notes.open("a") as file:
             file.write(f"{one.stage.fold} {one.report.seconds!r}\n")
         yield one
     while len(notes.read_text().splitlines()) < 3 and not notes.with_name("killed").exists():
         time.sleep(0.05)
-    if path[0].fold == 1 and not notes.with_name("killed").exists():
+    if stages[0].fold == 1 and not notes.with_name("killed").exists():
         notes.with_name("killed").touch()
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.mark.slow
 def test_a_fold_that_is_killed_starts_the_trial_again_from_what_is_kept(group, tmp_path, mark):
-    config = configuration(tmp_path, AT_ONCE | {"folds": 2})
-    path, notes = executor.path_of(config), tmp_path / "notes"
-    teams = [(config, [stage], notes) for stage in path]
-    found = list(executor.in_order((one for _, one in worker_group.together(dies_once, group, teams, 1)), path))
-    undisturbed = list(trial_results(ALONE, configuration(tmp_path / "a", IN_TURN | {"folds": 2})))
-    assert without_times(executor.results(config, found)) == without_times(undisturbed)
+    trial, notes = spec(tmp_path, AT_ONCE | {"folds": 2}), tmp_path / "notes"
+    teams = [(trial, [stage], notes) for stage in trial.stages]
+    results = worker_group.parallel_results(dies_once, group, teams, 1)
+    reports = list(executor.in_stage_order((report for _, report in results), trial.stages))
+    undisturbed = list(trial_reports(SINGLE_PROCESS, spec(tmp_path / "a", IN_TURN | {"folds": 2})))
+    assert without_times(executor.combined_reports(trial, reports)) == without_times(undisturbed)
     seconds = [line.split() for line in notes.read_text().splitlines()]
     assert len(seconds) == 6
     for fold in "01":  # what was told again came out of the checkpoints
@@ -104,12 +108,12 @@ def test_a_fold_that_is_killed_starts_the_trial_again_from_what_is_kept(group, t
 @pytest.mark.slow
 def test_a_fold_that_fails_ends_the_others_and_is_the_trials_failure(group, tmp_path, mark):
     config = configuration(tmp_path, AT_ONCE | {"budget": {"epochs": 2000}})
-    last = executor.path_of(config)[-2]
-    kept = tmp_path / "checkpoints" / f"0000-{last.step}.pt"
+    trial = TrialSpec.from_config(config)
+    kept = trial.stage_checkpoint(trial.stages[-2])
     kept.parent.mkdir()
     kept.write_bytes(b"of something else")
     reported = []
-    ray_tune.carry_out(config, reported.append)
+    ray_tune.train_and_report(config, reported.append)
     assert len(reported) == 1
     assert kept.name in reported[0]["failed"]
     assert "\n" not in reported[0]["failed"]
@@ -118,8 +122,8 @@ def test_a_fold_that_fails_ends_the_others_and_is_the_trials_failure(group, tmp_
 
 @pytest.mark.slow
 def test_a_trial_that_is_stopped_ends_its_folds(group, tmp_path, mark):
-    config = configuration(tmp_path, AT_ONCE | {"budget": {"epochs": 60}, "evaluate": {"sizes": [8], "reports": 20}})
-    stream = executor.trained(config)
+    trial = spec(tmp_path, AT_ONCE | {"budget": {"epochs": 60}, "evaluate": {"sizes": [8], "reports": 20}})
+    stream = executor.train_trial(trial)
     next(stream)
     assert len(processes(mark)) == 2
     stream.close()
@@ -128,8 +132,8 @@ def test_a_trial_that_is_stopped_ends_its_folds(group, tmp_path, mark):
 
 def study(folder, settings):
     space = parse(TINY | settings, Space, "f")
-    trials = Trials(f"journal:///{folder}/study.journal", space, 4)
-    slots = concurrency_for(space, 2, 0)
+    trials = OptunaStudy(f"journal:///{folder}/study.journal", space, 4)
+    slots = concurrency_for(space, [(2, 0)])
     ray_tune.run(Coordinator(trials, space.training(1), folder, Callbacks([])), slots, folder)
     return trials.outcomes()
 
@@ -180,7 +184,7 @@ def test_reports_come_in_the_order_of_the_folds_and_as_soon_as_they_can():
             yield each
 
     given = []
-    for each in executor.in_order(arriving(), path):
+    for each in executor.in_stage_order(arriving(), path):
         given.append((each.stage.fold, each.last))  # noqa: PERF401, arriving looks at it meanwhile
     assert given == [(0, False), (0, True), (1, True), (2, True)]
     assert taken == [0, 0, 1, 1]  # the first fold's report on the way did not wait for its end
@@ -188,15 +192,13 @@ def test_reports_come_in_the_order_of_the_folds_and_as_soon_as_they_can():
 
 def test_room_is_counted_for_every_fold():
     space = parse(TINY | AT_ONCE, Space, "f")
-    assert concurrency_for(space, 5, 0) == Concurrency(1, 0, 2, folds=2)
-    assert concurrency_for(replace(space, resources=replace(space.resources, workers=2)), 8, 0).at_once == 2
+    assert concurrency_for(space, [(5, 0)]) == Concurrency(1, 0, 2, folds=2)
+    assert concurrency_for(replace(space, resources=replace(space.resources, workers=2)), [(8, 0)]).at_once == 2
     assert str(Concurrency(4, 0.5, 1, folds=2)) == "1 at once, each on 2 folds at once of 4 CPU cores and 0.5 GPU"
-    with pytest.raises(
-        InputError, match=r"folds_at_once: a trial asks for 2 folds at once on 1 worker of 1 CPU core ea"
-    ):
-        concurrency_for(space, 1, 0)
+    with pytest.raises(InputError, match=r"resources\.folds_at_once: .*2 folds"):
+        concurrency_for(space, [(1, 0)])
     shared = parse(TINY | AT_ONCE | {"resources": {"gpus": 0.5, "folds_at_once": 2}}, Space, "f")
-    assert concurrency_for(shared, 8, 2) == Concurrency(2, 0.5, 2, folds=2)
+    assert concurrency_for(shared, [(8, 2)]) == Concurrency(2, 0.5, 2, folds=2)
 
 
 def test_the_final_on_the_whole_training_set_has_no_folds_and_as_many_processes():

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 
 from mixtune.execution import janitor
@@ -30,9 +31,9 @@ time.sleep(600 if sys.argv[1] == "wait" else 0)
 def alive(mark, n, seconds=30):
     """Whether ``n`` processes with the mark are there, now or shortly."""
     end = time.monotonic() + seconds
-    while len(janitor.Family(mark).look()) != n and time.monotonic() < end:
+    while len(janitor.marked(mark)) != n and time.monotonic() < end:
         time.sleep(0.05)
-    return len(janitor.Family(mark).look()) == n
+    return len(janitor.marked(mark)) == n
 
 
 @pytest.mark.parametrize("how", ["kill -9", "close", "end"])
@@ -54,28 +55,37 @@ def test_what_ends_by_itself_is_not_killed(monkeypatch):
     )
     stranger = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     assert alive(mark, 1)
-    janitor.sweep(janitor.Family(mark))
+    janitor.sweep(mark)
     assert child.wait(10) == 0
     assert stranger.poll() is None
     stranger.kill()
     stranger.wait()
 
 
-def test_what_hides_its_mark_and_has_lost_its_parent_is_still_known():
-    """As Ray's agents do, whose title stands where their environment was."""
-    mark = "a test of the family"
-    inner = "import time; time.sleep(600)"
-    outer = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {inner!r}], env={{}}); input()"
-    parent = subprocess.Popen(
-        [sys.executable, "-c", outer], env=os.environ | {janitor.MARK: mark}, stdin=subprocess.PIPE, text=True
-    )
-    family = janitor.Family(mark)
-    end = time.monotonic() + 30
-    while len(family.look()) < 2 and time.monotonic() < end:
-        time.sleep(0.05)
-    parent.communicate("\n")
-    (orphan,) = family.look()
-    assert janitor.Family(mark).look() == []
-    janitor.sweep(family)
-    with pytest.raises(ProcessLookupError):
-        os.kill(orphan, 0)
+RAY = """
+import os, time
+from mixtune.execution import ray_tune
+ray_tune.connect(None, 1, 0)
+print("up", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.slow
+def test_nothing_of_rays_is_left_after_kill_9():
+    """Ray's agents, too, which would go on for a minute."""
+    search = subprocess.Popen([sys.executable, "-c", RAY], stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert search.stdout.readline() == "up\n"
+    driver, end = psutil.Process(search.pid), time.monotonic() + 60
+    while "ray::RuntimeEnvAgent" not in (names := [" ".join(p.cmdline()).strip() for p in children(driver)]):
+        assert time.monotonic() < end, names
+        time.sleep(0.2)
+    started = children(driver)
+    search.kill()
+    search.wait()
+    _, left = psutil.wait_procs(started, timeout=30)
+    assert left == []
+
+
+def children(process):
+    return [p for p in process.children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE]

@@ -3,7 +3,6 @@
 import re
 import threading
 import time
-from pathlib import Path
 
 import pytest
 import ray
@@ -14,7 +13,7 @@ from mixtune.execution import executor, ray_tune
 from mixtune.execution.coordinator import Coordinator
 from mixtune.profiling.concurrency import concurrency_for
 from mixtune.search.callbacks import Callbacks
-from mixtune.search.optuna_study import Trials
+from mixtune.search.optuna_study import OptunaStudy
 from mixtune.search.space import Space
 from mixtune.training.run import Run
 from tests.conftest import TINY
@@ -37,21 +36,21 @@ def nodes(monkeypatch):
     cluster.shutdown()
 
 
-def noted(here, config, *more):
+def noted(here, spec, *more):
     """A trial that notes on which node each rank trained, and waits a little at every report."""
-    for result in ORIGINAL(here, config, *more):
-        with (Path(config["folder"]) / "nodes").open("a") as file:
+    for result in ORIGINAL(here, spec, *more):
+        with (spec.folder / "nodes").open("a") as file:
             file.write(ray.get_runtime_context().get_node_id() + "\n")
         time.sleep(0.5)
         yield result
 
 
-ORIGINAL = executor.trial_results
+ORIGINAL = executor.trial_reports
 
 
 def noted_trial(config):
     """What a worker runs instead, in its own process."""
-    executor.trial_results = noted
+    executor.trial_reports = noted
     ray_tune.run_trial(config)
 
 
@@ -59,9 +58,9 @@ def study(folder, monkeypatch, **settings):
     """Run a study on the cluster; its space, outcomes and, per trial, the nodes that worked on it."""
     monkeypatch.setattr(ray_tune, "run_trial", noted_trial)
     space = parse(TINY | SYNCED | settings, Space, "f")
-    trials = Trials(f"journal:///{folder}/study.journal", space, 4)
-    slots = concurrency_for(space, *ray_tune.cluster(), ray_tune.nodes())
-    ray_tune.run(Coordinator(trials, space.training(1), folder, Callbacks([])), slots, folder)
+    trials = OptunaStudy(f"journal:///{folder}/study.journal", space, 4)
+    concurrency = concurrency_for(space, ray_tune.nodes())
+    ray_tune.run(Coordinator(trials, space.training(1), folder, Callbacks([])), concurrency, folder)
     found = [set(path.read_text().split()) for path in sorted(folder.glob("trials/*/nodes"))]
     return space, trials.outcomes(), found
 
@@ -72,7 +71,7 @@ def check(space, outcomes):
     for outcome in outcomes:
         *_, alone = Run.prepare(space.regime(outcome.params, outcome.published), space.training(1)).reports()
         for p, q in zip(outcome.curve.points, alone.curve.points, strict=True):
-            assert p.loss == pytest.approx(q.loss, rel=1e-3)
+            assert p.metrics["loss"] == pytest.approx(q.metrics["loss"], rel=1e-3)
 
 
 def test_trials_run_on_both_nodes(nodes, tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ from mixtune.execution import ray_tune
 from mixtune.execution.coordinator import Coordinator
 from mixtune.profiling.concurrency import Concurrency
 from mixtune.search.callbacks import Callbacks
-from mixtune.search.optuna_study import Trials
+from mixtune.search.optuna_study import OptunaStudy
 from mixtune.search.space import Space
 from mixtune.study.console import Console
 from mixtune.training.run import Run
@@ -33,10 +33,10 @@ def faulty_ray(cluster, tmp_path_factory):
     folder = tmp_path_factory.mktemp("a folder")
     settings = {"trials": 8, "published": ["fixed"], "pruner": {"name": "none"}, "limits": {"minutes": 0.1}}
     space = parse(TINY | settings, Space, "f")
-    trials = Trials(f"journal:///{folder}/study.journal", space, 4)
+    trials = OptunaStudy(f"journal:///{folder}/study.journal", space, 4)
     recorder = Recorder()
-    bridge = Coordinator(trials, space.training(1), folder, Callbacks([recorder]))
-    ray_tune.run(bridge, Concurrency(1, 0, 2), folder, faulty.trial)
+    coordinator = Coordinator(trials, space.training(1), folder, Callbacks([recorder]))
+    ray_tune.run(coordinator, Concurrency(1, 0, 2), folder, faulty.trial)
     return trials, recorder, folder
 
 
@@ -117,7 +117,7 @@ def test_a_worker_that_died_once_goes_on_and_its_trial_counts_once(faulty_ray):
 def test_a_trial_that_lost_its_gpu_goes_on_from_its_checkpoint_in_a_new_process(cluster, tmp_path, monkeypatch):
     monkeypatch.setattr(ray_tune, "run_trial", faulty.loses_its_gpu)
     space = parse(TINY | {"trials": 1, "published": ["fixed"], "pruner": {"name": "none"}}, Space, "f")
-    trials, recorder = Trials(f"journal:///{tmp_path}/study.journal", space, 4), Recorder()
+    trials, recorder = OptunaStudy(f"journal:///{tmp_path}/study.journal", space, 4), Recorder()
     # What Ray counts as a GPU: where there is one, a trial's process ends with it.
     ray_tune.run(
         Coordinator(trials, space.training(1), tmp_path, Callbacks([recorder])), Concurrency(1, 1, 1), tmp_path
@@ -142,7 +142,7 @@ def photographs(tmp_path):
     return folder
 
 
-def search(folder, data, *listeners, **changes):
+def search(folder, data, *callbacks, **changes):
     """A search of one trial over image files, with real Ray between worker and driver; its trials."""
     task = TINY["task"] | {"dataset": "folder", "data": str(data), "samples": None, "workers": 2}
     settings = {
@@ -153,8 +153,8 @@ def search(folder, data, *listeners, **changes):
         "search": {"sizes": [4, 8]},
     }
     space = parse(TINY | settings | changes, Space, "f")
-    trials = Trials(f"journal:///{folder}/study.journal", space, 4)
-    ray_tune.run(Coordinator(trials, space.training(1), folder, Callbacks(listeners)), Concurrency(1, 0, 1), folder)
+    trials = OptunaStudy(f"journal:///{folder}/study.journal", space, 4)
+    ray_tune.run(Coordinator(trials, space.training(1), folder, Callbacks(callbacks)), Concurrency(1, 0, 1), folder)
     return trials
 
 

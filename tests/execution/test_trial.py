@@ -7,20 +7,21 @@ import torch
 
 from mixtune.config import parse, to_plain
 from mixtune.data.file_issues import FileIssues
-from mixtune.data.reader_pool import ReaderLostError
 from mixtune.execution import ray_tune
+from mixtune.execution.position import POSITION
 from mixtune.search.space import Space
-from mixtune.search.timeouts import POSITION
 from mixtune.training.run import Run
 from mixtune.training.step import Engine
-from tests.search.handed import handed
+from tests.execution.published_trial import published_config
+
+pytestmark = pytest.mark.arithmetic
 
 
 @pytest.fixture
 def trial(tiny, tmp_path, monkeypatch):
     """Runs a tiny trial; returns what it reported."""
     space = parse(tiny, Space, "f")
-    config = handed(space, tmp_path)
+    config = published_config(space, tmp_path)
     told = []
     monkeypatch.setattr(ray_tune.tune, "report", told.append)
 
@@ -72,7 +73,7 @@ def test_a_trial_reports_and_leaves_weights_and_position(trial):
 
 def test_what_a_trial_says_comes_with_its_reports(trial, monkeypatch):
     found = FileIssues(unreadable={"a.jpg": "truncated"})
-    monkeypatch.setattr("mixtune.tasks.classification.FileIssues", lambda: found)
+    monkeypatch.setattr("mixtune.tasks.base.FileIssues", lambda: found)
     first, last = trial()
     assert first["said"] == ["steps are issued one by one: on a CPU there is nothing to gain by capturing them"]
     assert last["said"] == found.lines()
@@ -96,7 +97,6 @@ def test_out_of_device_memory_names_the_shape_and_what_would_fit(trial, monkeypa
         (torch.AcceleratorError("CUDA error: an illegal memory access"), "machine"),
         (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), "machine"),
         (OSError(errno.EIO, "Input/output error"), "machine"),
-        (ReaderLostError("processes that read images die"), "machine"),
         (ValueError("a bug"), "unknown"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Trials that share processes under Ray Tune: what they give, and what happens when such a process is killed."""
+"""OptunaStudy that share processes under Ray Tune: what they give, and what happens when such a process is killed."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ from mixtune.execution import ray_tune, worker
 from mixtune.execution.coordinator import Coordinator
 from mixtune.profiling.concurrency import Concurrency
 from mixtune.search.callbacks import Callbacks
-from mixtune.search.optuna_study import Trials
+from mixtune.search.optuna_study import OptunaStudy
 from mixtune.search.space import Space
 from tests.conftest import TINY
 from tests.execution.test_coordinator import Recorder
@@ -20,9 +20,9 @@ SETTINGS = TINY | {"trials": 4, "published": ["fixed", "multiscale"], "pruner": 
 
 def study(folder, recorder, run, **settings):
     space = parse(SETTINGS | settings, Space, "f")
-    trials = Trials(f"journal:///{folder}/study.journal", space, 4)
-    bridge = Coordinator(trials, space.training(1), folder, Callbacks([recorder]))
-    run(bridge)
+    trials = OptunaStudy(f"journal:///{folder}/study.journal", space, 4)
+    coordinator = Coordinator(trials, space.training(1), folder, Callbacks([recorder]))
+    run(coordinator)
     return trials.outcomes()
 
 
@@ -38,7 +38,7 @@ class Killer(Recorder):
         if trial.number == self.victim and not self.killed:
             import ray
 
-            (name,) = (n for n in ray.util.list_named_actors() if n.startswith(worker.NAME))
+            (name,) = (n for n in ray.util.list_named_actors() if n.startswith(worker.WORKER_NAME))
             pid = ray.get(ray.get_actor(name).pid.remote())
             self.killed.append(pid)
             os.kill(pid, signal.SIGKILL)
@@ -49,11 +49,11 @@ def outcomes(cluster, tmp_path_factory):
     """The same study in processes of their own, packed in one, and packed in one that is killed on the way."""
     alone, packed, killed = (tmp_path_factory.mktemp(n) for n in ("alone", "packed", "killed"))
     killer = Killer(victim=1)
-    slots = Concurrency(1, 0, 3, pack=3)
+    concurrency = Concurrency(1, 0, 3, pack=3)
     found = {
         "alone": study(alone, Recorder(), lambda b: ray_tune.run(b, Concurrency(1, 0, 2), alone)),
-        "packed": study(packed, Recorder(), lambda b: worker.run(b, slots, packed, "cpu", 0)),
-        "killed": study(killed, killer, lambda b: worker.run(b, slots, killed, "cpu", 0)),
+        "packed": study(packed, Recorder(), lambda b: worker.run_trials(b, concurrency, packed, "cpu", 0)),
+        "killed": study(killed, killer, lambda b: worker.run_trials(b, concurrency, killed, "cpu", 0)),
     }
     assert len(killer.killed) == 1
     return found, killer
@@ -78,32 +78,3 @@ def test_a_killed_process_costs_no_trial_a_report(outcomes):
         assert len(reports) == 2
     ended = [e for e in killer.events if e[0] == "ended"]
     assert len(ended) == 4
-
-
-@pytest.mark.parametrize(
-    ("resources", "gpus", "measured", "at_once", "pack"),
-    [
-        ({}, 0, None, 2, 1),  # CPU cores: a process per trial
-        ({}, 1, 8, 8, 8),
-        ({}, 2, 8, 16, 8),
-        ({}, 1, 1, 2, 1),  # one trial fills the GPU
-        ({"gpus": 0.5}, 1, None, 2, 1),  # a share was asked for
-        ({"pack": 3}, 1, None, 3, 3),
-        ({"pack": 4, "at_once": 2}, 1, None, 2, 2),
-        ({"at_once": 4}, 2, 2, 4, 2),
-    ],
-)
-def test_how_many_share_a_gpu_is_asked_for_or_measured(monkeypatch, resources, gpus, measured, at_once, pack):
-    space = parse(SETTINGS | {"resources": resources}, Space, "f")
-    asked = []
-
-    def call(function, slots, training, regime, at_most, again):
-        asked.append(again)
-        return min(measured, at_most), 3.0, "measured"
-
-    monkeypatch.setattr(ray_tune, "call", call)
-    slots, said = worker.packed(space, space.training(1), Concurrency(1, float(gpus > 0), 2), gpus, again=True)
-    assert (slots.at_once, slots.pack) == (at_once, pack)
-    assert slots.gain == (3.0 if asked and pack > 1 else 1.0)  # the plan's hours count on it
-    assert asked == [True] * (measured is not None)
-    assert bool(said) == (measured is not None or pack > 1)

@@ -4,11 +4,13 @@ import pytest
 import torch
 
 from mixtune import Budget, Mixture, Regime, Schedule, load_regime
-from mixtune.integrations.loader import MixedSizes, Views, mixed_loader, random_crops
+from mixtune.integrations.loader import MixedSizes, SampleViews, mixed_loader, random_crops
 from mixtune.regime import Shard
 from mixtune.regime.files import save_regime
 from tests import mixed
 from tests.mixed import SHAPES, N
+
+pytestmark = pytest.mark.arithmetic
 
 
 @pytest.fixture
@@ -78,15 +80,15 @@ def test_processes_share_every_step(schedule):
 def test_the_users_random_numbers_are_left_alone(dataset, schedule):
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    _ = Views(dataset, random_crops)[(0, 8, 2, 0, 0)]
+    _ = SampleViews(dataset, random_crops)[(0, 8, 2, 0, 0)]
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_what_cannot_work_is_said(dataset, schedule):
-    with pytest.raises(ValueError, match="a step of 16x6 has 6 images, too few for 8 ranks"):
+    with pytest.raises(ValueError, match=r"16x6\b.*\b6\b.*\b8\b"):
         MixedSizes(schedule, N, shard=Shard(0, 8))
-    with pytest.raises(ValueError, match=r"transform_at\(8\) gave an image of \(3, 20, 24\), not \[3, 8, 8\]"):
-        _ = Views(dataset, lambda S: lambda x: x)[(0, 8, 1, 0, 0)]
+    with pytest.raises(ValueError, match=r"transform_at\(8\).*3, 20, 24.*3, 8, 8"):
+        _ = SampleViews(dataset, lambda S: lambda x: x)[(0, 8, 1, 0, 0)]
 
 
 def test_an_image_folder_is_read_as_the_trainer_reads_it(tmp_path):
@@ -94,7 +96,7 @@ def test_an_image_folder_is_read_as_the_trainer_reads_it(tmp_path):
     from PIL import Image
     from torchvision.datasets import ImageFolder
 
-    from mixtune.data import augment, reader_pool
+    from mixtune.data import augment
     from mixtune.data.sources import Files
 
     rng = np.random.default_rng(0)
@@ -105,7 +107,7 @@ def test_an_image_folder_is_read_as_the_trainer_reads_it(tmp_path):
     steps = mixed.steps(4, 16)
     made = mixed_loader(folder, steps, seed=3, start=1)
     files = Files(tuple(p for p, _ in folder.samples), torch.tensor(folder.targets))
-    read = augment.file_batches(files, steps, augment.Augment(), True, 3, 1, reader_pool.take(0))
+    read = augment.file_batches(files, steps, augment.Augment(), True, 3, 1, 0)
     theirs = [(x.clone(), y) for x, y in read]
     assert len(made) == len(theirs)
     for (x, y), (u, v) in zip(made, theirs, strict=True):

@@ -7,6 +7,8 @@ from mixtune.integrations.loader import mixed_loader
 from tests import mixed
 from tests.mixed import N
 
+pytestmark = pytest.mark.arithmetic
+
 
 @pytest.fixture
 def dataset():

@@ -7,6 +7,8 @@ from mixtune.errors import InputError
 from mixtune.models.amoebanet import AmoebaNet
 from mixtune.models.registry import check_size, create_network, gmacs, set_zero_gamma, total_stride
 
+pytestmark = pytest.mark.arithmetic
+
 
 def count(network):
     return sum(p.numel() for p in network.parameters())
@@ -109,7 +111,11 @@ def test_cifar_networks_work_at_every_size(S):
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("resnet5O", "did you mean 'resnet50'"), ("cifar_resnet45", "6n"), ("nothing like it", "any timm name")],
+    [
+        ("resnet5O", "'resnet5O'.*'resnet50'"),
+        ("cifar_resnet45", r"6n\+2.*\b45$"),
+        ("nothing like it", "'nothing like it'.*timm"),
+    ],
 )
 def test_unknown_names_are_refused_with_a_hint(name, message):
     with pytest.raises(ValueError, match=message):
@@ -211,14 +217,14 @@ def test_torchvisions_weight_files_fit_timms_networks(tmp_path):
 def test_unusable_weights_are_one_sentence(tmp_path):
     path = tmp_path / "w.safetensors"
     save_file(create_network("cifar_resnet8", 10).state_dict(), path)
-    with pytest.raises(InputError, match="another network than cifar_resnet14"):
+    with pytest.raises(InputError, match=r"w\.safetensors.*cifar_resnet14"):
         create_network("cifar_resnet14", 10, weights=str(path))
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(InputError, match="no whole weight file"):
+    with pytest.raises(InputError, match=r"w\.safetensors"):
         create_network("cifar_resnet8", 10, weights=str(path))
-    with pytest.raises(InputError, match="no such file"):
+    with pytest.raises(InputError, match=r"none\.pt"):
         create_network("cifar_resnet8", 10, weights=str(tmp_path / "none.pt"))
-    with pytest.raises(ValueError, match="no pretrained weights of cifar_resnet8"):
+    with pytest.raises(ValueError, match=r"pretrained.*cifar_resnet8"):
         create_network("cifar_resnet8", 10, weights="pretrained")
 
 
@@ -229,12 +235,12 @@ def test_pretrained_weights_that_cannot_be_downloaded_are_one_sentence(monkeypat
         raise OSError("no network")
 
     monkeypatch.setattr(timm, "create_model", offline)
-    with pytest.raises(InputError, match=r"pretrained weights of resnet18 could not be had .* name a file"):
+    with pytest.raises(InputError, match=r"pretrained.*resnet18.*OSError"):
         create_network("resnet18", 10, weights="pretrained")
 
 
 @pytest.mark.parametrize(("name", "S"), [("inception_v3", 32), ("vit_tiny_patch16_224", 64)])
 def test_a_size_that_a_network_cannot_take_is_one_sentence(name, S):
-    with pytest.raises(ValueError, match=f"does not take images of {S} px"):
+    with pytest.raises(ValueError, match=rf"\b{S} px"):
         check_size(name, 10, S)
     check_size(name, 10, 224)

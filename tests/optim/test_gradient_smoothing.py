@@ -8,6 +8,8 @@ from mixtune.training.run import Run
 from mixtune.training.step import Engine
 from tests.training.test_loop import config, regime
 
+pytestmark = pytest.mark.arithmetic
+
 
 def net():
     torch.manual_seed(0)
@@ -103,19 +105,19 @@ def test_a_falling_learning_rate_does_not_start_the_average_anew():
     """The authors' code makes a new one at every change of the rate; ours is one recurrence through the whole run."""
     run = Run.prepare(regime(), config(recipe=Recipe(schedule="step", milestones=(0.3, 0.6), warmup=0.0)))
     engine = Engine(run.task, run.network, run.recipe, 0)
-    norms, smoothed = [], engine.smooth
+    norms, smoothed = [], engine.smoothing
 
     def watched():
         norms.append(norm(run.network))
         smoothed()
 
-    engine.smooth = watched
+    engine.smoothing = watched
     rates = run.recipe.learning_rates(run.schedule.progress)
     assert len(set(rates)) == 3
     run.network.train()
     R = None
-    for step, (x, y) in enumerate(run.task.batches(run.schedule, 0)):
-        engine.step(x, y, float(rates[step]), step)
+    for step, batch in enumerate(run.task.batches(run.schedule, 0)):
+        engine.step(batch, float(rates[step]), step)
         R = norms[-1] if R is None else 0.9 * R + 0.1 * norms[-1]
         assert float(smoothed.norm) == pytest.approx(R, rel=1e-4)
         assert norm(run.network) == pytest.approx(R, rel=1e-4)  # the gradient that the optimiser took, at every size

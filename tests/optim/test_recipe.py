@@ -8,6 +8,8 @@ from torch.nn import functional as F
 from mixtune.models.registry import create_network
 from mixtune.optim.recipe import Recipe
 
+pytestmark = pytest.mark.arithmetic
+
 PROGRESS = np.arange(1000) / 1000
 
 
@@ -150,22 +152,22 @@ def test_label_smoothing_is_the_published_mixture_with_the_uniform_distribution(
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (dict(lr=0.0), "lr must be positive"),
-        (dict(lr=math.nan), "lr must be positive"),
+        (dict(lr=0.0), r"lr\b.*0\.0"),
+        (dict(lr=math.nan), r"lr\b.*nan"),
         (dict(momentum=1.0), "momentum"),
-        (dict(momentum=0.0, nesterov=True), "nesterov needs"),
+        (dict(momentum=0.0, nesterov=True), "nesterov.*momentum"),
         (dict(weight_decay=-1.0), "weight_decay"),
-        (dict(warmup=1.0), "warmup is a share"),
-        (dict(milestones=(0.5, 0.2)), "milestones are rising"),
+        (dict(warmup=1.0), r"warmup\b.*1\.0"),
+        (dict(milestones=(0.5, 0.2)), r"milestones\b.*0\.5, 0\.2"),
         (dict(label_smoothing=1.0), "label_smoothing"),
-        (dict(ema=1.0), "ema must lie"),
-        (dict(mixup=-0.1), "mixup must be"),
-        (dict(schedule="cyclic"), "give a floor above 0"),
-        (dict(frozen=0.5), "frozen needs groups"),
-        (dict(groups=0), "groups must be"),
-        (dict(group_decay=-1.0), "group_decay must be"),
-        (dict(cycles=0), "cycles must be"),
-        (dict(cycle_growth=0.0), "cycle_growth must be"),
+        (dict(ema=1.0), r"ema\b.*1\.0"),
+        (dict(mixup=-0.1), r"mixup\b.*-0\.1"),
+        (dict(schedule="cyclic"), "floor.*0"),
+        (dict(frozen=0.5), "frozen.*groups"),
+        (dict(groups=0), r"^groups\b.*0"),
+        (dict(group_decay=-1.0), r"group_decay\b.*-1"),
+        (dict(cycles=0), r"cycles\b.*0"),
+        (dict(cycle_growth=0.0), r"cycle_growth\b.*0"),
     ],
 )
 def test_bad_values_are_refused(bad, message):

@@ -35,14 +35,14 @@ def test_files_are_readable_and_say_both_shares(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(version=2), "version must be 1, not 2"),
-        (dict(base={"S": 16, "B": 2, "batch": 3}), "unknown key base.batch; known: B, D, S"),
-        (dict(clock="days"), "clock must be 'budget', 'epochs' or 'steps', not 'days'"),
-        (dict(phases=[]), "phases: a regime needs at least one phase"),
-        (dict(phases=[{"mixture": [{"S": 8, "B": 2, "p": -1}]}]), r"phases.0: probabilities .* \[-1.0\]"),
-        (dict(phases=[{"mixture": [{"S": 8, "B": 2, "p": 0}]}]), "phases.0: probabilities are all zero"),
-        (dict(phases=[{"mixture": [{"S": 8, "B": "two", "p": 1}]}]), "phases.0.mixture.0.B must be .* not 'two'"),
-        (dict(phases=[{"share": 0, "mixture": [{"S": 8, "B": 2, "p": 1}]}]), "phase shares must be positive"),
+        (dict(version=2), "version.*1.*2"),
+        (dict(base={"S": 16, "B": 2, "batch": 3}), r"base\.batch.*B, D, S"),
+        (dict(clock="days"), "clock.*'budget'.*'epochs'.*'steps'.*'days'"),
+        (dict(phases=[]), "phases"),
+        (dict(phases=[{"mixture": [{"S": 8, "B": 2, "p": -1}]}]), r"phases\.0.*-1\.0"),
+        (dict(phases=[{"mixture": [{"S": 8, "B": 2, "p": 0}]}]), r"phases\.0.*zero"),
+        (dict(phases=[{"mixture": [{"S": 8, "B": "two", "p": 1}]}]), r"phases\.0\.mixture\.0\.B.*'two'"),
+        (dict(phases=[{"share": 0, "mixture": [{"S": 8, "B": 2, "p": 1}]}]), r"phases.*0\.0"),
     ],
 )
 def test_bad_files_are_one_sentence_with_file_and_key(change, message):

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,7 +16,7 @@ def test_a_regime_found_at_32_is_carried_to_224():
     # 16, 24 and 48 become 112, 168 and 336, which the stride moves to 128, 160 and 320; B takes up the difference.
     assert [str(s) for s in large.shapes] == ["128x196x4", "160x251x2", "224x256", "320x125"]
     assert large.phases[0].mixture.p == small.phases[0].mixture.p
-    assert "re-based from 32x64 to 224x256 at stride 32" in large.source
+    assert re.search("32x64.*224x256.*32", large.source)
 
 
 def test_fixed_batches_stay_fixed():
@@ -28,7 +30,7 @@ def test_shapes_that_fall_together_are_one_and_the_source_says_so():
     large = rebased(small, BatchShape(64, 16), 32)
     assert large.shapes == (BatchShape(64, 16),)
     assert large.phases[0].mixture.p == pytest.approx((1.0,))
-    assert "28x84 and 32x64 and 36x51 fall together at 64x16" in large.source
+    assert re.search("28x84.*32x64.*36x51.*64x16", large.source)
 
 
 @given(regimes(), st.sampled_from([8, 16, 32]), st.integers(1, 8), st.integers(32, 512))
@@ -57,5 +59,5 @@ def test_rebasing_to_the_same_base_changes_nothing_that_was_on_budget(S, B, D, s
 
 
 def test_a_base_off_the_stride_is_refused():
-    with pytest.raises(ValueError, match="new base size 225 is not a multiple of the stride 32"):
+    with pytest.raises(ValueError, match=r"225.*32"):
         rebased(from_literature("fixed", CIFAR, 8), BatchShape(225, 4), 32)

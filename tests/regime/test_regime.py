@@ -62,12 +62,12 @@ def test_shares_always_sum_to_one_and_restore_the_clock(regime):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Mixture.of([SMALL, SMALL]), "16x256 is listed twice"),
-        (lambda: Mixture.of([SMALL], [float("nan")]), "finite"),
-        (lambda: Mixture((SMALL, LARGE), (0.5, 0.4)), "sum to 1, not 0.9"),
-        (lambda: Mixture((SMALL,), (0.5, 0.5)), "1 batch shapes but 2 probabilities"),
-        (lambda: Regime.of(LARGE, [Mixture.of([SMALL])], clock="hours"), "budget, epochs, steps, not 'hours'"),
-        (lambda: Regime.of(LARGE, []), "at least one phase"),
+        (lambda: Mixture.of([SMALL, SMALL]), "16x256"),
+        (lambda: Mixture.of([SMALL], [float("nan")]), "nan"),
+        (lambda: Mixture((SMALL, LARGE), (0.5, 0.4)), r"\bp\b.*\b1\b.*0\.9"),
+        (lambda: Mixture((SMALL,), (0.5, 0.5)), r"\b1\b.*\b2\b"),
+        (lambda: Regime.of(LARGE, [Mixture.of([SMALL])], clock="hours"), "clock.*budget.*epochs.*steps.*'hours'"),
+        (lambda: Regime.of(LARGE, []), "phase"),
     ],
 )
 def test_bad_mixtures_and_regimes_are_refused_with_the_numbers(make, message):

@@ -62,18 +62,18 @@ def test_resuming_draws_the_same_samples():
 
 
 def test_a_batch_larger_than_the_data_is_refused_with_the_numbers():
-    with pytest.raises(ValueError, match="128 distinct images cannot be drawn from 100"):
+    with pytest.raises(ValueError, match=r"\b128\b.*\b100\b"):
         next(build("mixsize_b").sample_batches(100, seed=0))
 
 
 def test_a_budget_below_one_step_is_refused():
-    with pytest.raises(ValueError, match="less than one step"):
+    with pytest.raises(ValueError, match=r"phase 1\b.*0\.001"):
         Schedule.build(published("fixed", BASE, SIZES, 4), Budget(0.001), N, 0)
 
 
 def test_a_run_that_cannot_meet_its_budget_is_refused_with_the_numbers():
     regime = Regime.of(BatchShape(16, 100), [Mixture.of([BatchShape(16, 700)])], name="too large a step")
-    message = r"too large a step cannot meet .* of 1 epochs of 1000 .* 1 whole steps .* \(-30.0 %, 5 % allowed\)"
+    message = r"too large a step.*\b1 epoch.*\b1000\b.*\b1\b.*-30\.0 %.*\b5 %"
     with pytest.raises(ValueError, match=message):
         Schedule.build(regime, Budget(1), N, 0)
     assert len(Schedule.build(regime, Budget(1), N, 0, tolerance=0.31)) == 1

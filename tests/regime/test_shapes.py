@@ -19,9 +19,7 @@ def test_split_one_only_grows_the_batch_and_split_zero_only_adds_copies():
     assert base.resized(16, 0.5) == BatchShape(16, 128, 2)
 
 
-@pytest.mark.parametrize(
-    "bad", [dict(S=0, B=1), dict(S=8, B=0), dict(S=8, B=1, D=0), dict(S=8.0, B=1), dict(S=True, B=1)]
-)
-def test_bad_shapes_are_refused(bad):
-    with pytest.raises(ValueError, match="whole number"):
-        BatchShape(**bad)
+@pytest.mark.parametrize(("key", "value"), [("S", 0), ("B", 0), ("D", 0), ("S", 8.0), ("S", True)])
+def test_bad_shapes_are_refused(key, value):
+    with pytest.raises(ValueError, match=rf"^{key}\b.*\b{value}$"):
+        BatchShape(**(dict(S=8, B=1) | {key: value}))

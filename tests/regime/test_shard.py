@@ -21,8 +21,8 @@ def test_copies_stay_with_their_image():
 
 
 def test_what_cannot_be_is_said():
-    with pytest.raises(ValueError, match=r"rank must lie in \[0, 2\), not be 2"):
+    with pytest.raises(ValueError, match=r"rank.*\[0, 2\).*2"):
         Shard(2, 2)
-    with pytest.raises(ValueError, match="a step of 16x6 has 6 images, too few for 8 ranks"):
+    with pytest.raises(ValueError, match=r"16x6\b.*\b6\b.*\b8\b"):
         Shard(0, 8).check([BatchShape(8, 24), BatchShape(16, 6)])
     Shard(0, 6).check([BatchShape(16, 6)])

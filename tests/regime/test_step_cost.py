@@ -20,17 +20,10 @@ def test_tables_round_trip_to_the_bit(tmp_path_factory, costs):
     assert (again.unit, dict(again.costs), again.measured_on) == ("seconds", costs, "resnet18 on a test")
 
 
-def test_a_table_measures_each_shape_once():
-    asked = []
-    table = CostTable("seconds", {SMALL: 0.1}).extended([LARGE, SMALL, LARGE], lambda s: asked.append(s) or 0.2)
-    assert asked == [LARGE]
-    assert (table(SMALL), table(LARGE)) == (0.1, 0.2)
-
-
 def test_gmacs_of_a_step_are_those_of_one_image_times_its_views():
     table = CostTable.from_gmacs({16: 0.5, 32: 2.0}, [BatchShape(16, 3, 4), LARGE])
     assert (table(BatchShape(16, 3, 4)), table(LARGE)) == (6.0, 128.0)
-    with pytest.raises(ValueError, match="not measured at S = 48"):
+    with pytest.raises(ValueError, match=r"GMACs.*\bS = 48\b"):
         CostTable.from_gmacs({16: 0.5}, [BatchShape(48, 1)])
 
 
@@ -55,11 +48,11 @@ def test_a_budget_of_one_hour_takes_one_hour():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Schedule.build(REGIME, Budget(1, cost="seconds"), N, 0), "budget in seconds needs the measured cost"),
-        (lambda: step_cost(CostTable("gmacs", {}), "seconds"), "budget counts seconds, the cost table gmacs"),
-        (lambda: CostTable("seconds", {SMALL: 1.0})(LARGE), "32x64 was not measured in seconds; measured: 16x256"),
-        (lambda: CostTable("seconds", {SMALL: 0.0}), "16x256 must cost more than 0 seconds, not 0.0"),
-        (lambda: Budget(3, "epochs", "seconds"), "equal epochs counts images, not seconds"),
+        (lambda: Schedule.build(REGIME, Budget(1, cost="seconds"), N, 0), "budget.*seconds"),
+        (lambda: step_cost(CostTable("gmacs", {}), "seconds"), "seconds.*gmacs"),
+        (lambda: CostTable("seconds", {SMALL: 1.0})(LARGE), "32x64.*seconds.*16x256"),
+        (lambda: CostTable("seconds", {SMALL: 0.0}), r"16x256.*seconds.*0\.0"),
+        (lambda: Budget(3, "epochs", "seconds"), "epochs.*seconds.*cost"),
     ],
 )
 def test_what_cannot_be_costed_is_refused_with_the_numbers(make, message):
@@ -69,16 +62,16 @@ def test_what_cannot_be_costed_is_refused_with_the_numbers(make, message):
 
 def test_a_table_measured_on_something_else_is_refused(tmp_path):
     CostTable("seconds", {SMALL: 1.0}, "a laptop").save(tmp_path / "t.yaml")
-    with pytest.raises(InputError, match=r"t.yaml: measured on 'a laptop', not on 'a server'"):
+    with pytest.raises(InputError, match=r"t\.yaml.*a laptop.*a server"):
         CostTable.load(tmp_path / "t.yaml", "a server")
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("unit: hours\nsteps: []", "unit must be 'pixels', 'gmacs' or 'seconds'"),
-        ("unit: seconds\nsteps: [{S: 16, B: 2, D: 1, cost: -1}]", "16x2 must cost more than 0"),
-        ("unit: seconds\nsteps: [{S: 0, B: 2, D: 1, cost: 1}]", "S must be a whole number"),
+        ("unit: hours\nsteps: []", "unit.*'pixels'.*'gmacs'.*'seconds'.*'hours'"),
+        ("unit: seconds\nsteps: [{S: 16, B: 2, D: 1, cost: -1}]", r"steps.*16x2\b.*-1"),
+        ("unit: seconds\nsteps: [{S: 0, B: 2, D: 1, cost: 1}]", r"steps\.0.*\bS\b.*\b0\b"),
     ],
 )
 def test_a_malformed_table_is_one_sentence_with_the_file(tmp_path, text, message):

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 
 from mixtune.regime import BatchShape, Budget, CostTable, Mixture, Regime, Schedule
-from mixtune.regime.table import RunTable, markdown, text
+from mixtune.regime.table import RunTable, to_markdown, to_text
 from tests.regime.strategies import regimes
 
 SMALL, LARGE = BatchShape(16, 64, 4), BatchShape(32, 64)
@@ -48,8 +48,8 @@ def test_both_shares_are_in_both_forms():
         LARGE, [Mixture.of([BatchShape(16, 256), LARGE], [0.2, 0.8])], name="b", source="A. Nobody 2020, X"
     )
     table = RunTable.of(regime, Budget(10), 6400)
-    assert text(table).splitlines()[0] == "b: 10 epochs of 6,400 images at 32x64 (equal compute, in pixels)"
-    assert text(table).splitlines()[4].split() == [
+    assert to_text(table).splitlines()[0] == "b: 10 epochs of 6,400 images at 32x64 (equal compute, in pixels)"
+    assert to_text(table).splitlines()[4].split() == [
         "1",
         "16x256",
         "20.0",
@@ -60,7 +60,7 @@ def test_both_shares_are_in_both_forms():
         "51,200",
         "51,200",
     ]
-    assert text(table).splitlines()[-1].split() == [
+    assert to_text(table).splitlines()[-1].split() == [
         "all",
         "100.0",
         "100.0",
@@ -69,14 +69,14 @@ def test_both_shares_are_in_both_forms():
         "16.00",
         *["102,400"] * 2,
     ]
-    assert markdown([table]).splitlines()[-1] == (
+    assert to_markdown([table]).splitlines()[-1] == (
         "| b | A. Nobody 2020 | 16x256 20/50 · 32x64 80/50 | 1 | 1,000 | 16.0 | 0.1 M | 0.1 M | 1.00 | 0.62 | 1.00 |"
     )
 
 
 def test_markdown_has_one_table_per_base_and_budget():
     tables = [RunTable.of(REGIME, Budget(10), 6400), RunTable.of(REGIME, Budget(10, "epochs"), 6400)]
-    out = markdown([*tables, tables[0]])
+    out = to_markdown([*tables, tables[0]])
     assert out.count("| regime | from |") == 2
     assert out.count("| mixed |") == 3
     assert "(equal epochs):" in out

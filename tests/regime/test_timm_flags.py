@@ -88,7 +88,7 @@ def test_a_window_with_other_settings_is_found_when_they_are_given():
     from mixtune.regime.literature import window
 
     regime = window(BASE, [128, 160, 192, 224], 6, spread=1.5, random_mix=0.0)
-    with pytest.raises(ValueError, match=r"window over 4 choices \(spread 0.65, random mix 0.1, 6 positions"):
+    with pytest.raises(ValueError, match=r"\b4\b.*0\.65.*0\.1.*\b6\b"):
         timm_flags(regime, Budget(EPOCHS), N)
     flags = read(timm_flags(regime, Budget(EPOCHS), N, spread=1.5, random_mix=0.0).flags)
     assert (flags.train_size_schedule_spread, flags.train_size_random_mix, flags.epochs) == (1.5, 0.0, 6)
@@ -104,9 +104,9 @@ def test_a_shrinking_sequence_keeps_its_order():
 @pytest.mark.parametrize(
     ("regime", "processes", "message"),
     [
-        (from_literature("mixsize144_d", IMAGENET, 32), 1, r"feeds one copy of an image, and 96x279x5 has D = 5"),
-        (from_literature("mixsize144_b", IMAGENET, 32), 4, r"1394 images \(96x1394\) for 4 processes"),
-        (from_literature("multiscale_vbswc", BASE, 32), 1, r"would give \d\d\.\d % of the steps to other sizes"),
+        (from_literature("mixsize144_d", IMAGENET, 32), 1, r"96x279x5.*D = 5"),
+        (from_literature("mixsize144_b", IMAGENET, 32), 4, r"96x1394.*\b4\b"),
+        (from_literature("multiscale_vbswc", BASE, 32), 1, r"\b\d\d\.\d %"),
     ],
 )
 def test_what_timm_cannot_express_is_refused_with_the_numbers(regime, processes, message):

@@ -6,9 +6,11 @@ import torch
 
 from mixtune.errors import InputError
 from mixtune.regime import Shard
-from mixtune.runtime.process_group import ALONE, Ranks
+from mixtune.runtime.process_group import SINGLE_PROCESS, ProcessGroup
 from tests.ranks import on_ranks
 from tests.training import on_ranks as work
+
+pytestmark = pytest.mark.arithmetic
 
 
 def largest_difference(a, b):
@@ -19,7 +21,7 @@ def largest_difference(a, b):
 @pytest.fixture(scope="module")
 def alone():
     """One device's double-precision run with smoothing, an average and recalibrated statistics."""
-    return work.learn(ALONE, dict(ema=0.9), True)
+    return work.learn(SINGLE_PROCESS, dict(ema=0.9), True)
 
 
 @pytest.mark.parametrize("world", [2, 3])
@@ -40,7 +42,7 @@ def test_ranks_learn_what_one_device_learns(world, alone):
 
 
 def test_partners_of_mixup_and_cutmix_come_from_any_rank():
-    whole = work.blended(ALONE, 0.2, 1.0)
+    whole = work.blended(SINGLE_PROCESS, 0.2, 1.0)
     parts = on_ranks(3, work.blended, 0.2, 1.0)
     for (x, y), mine in zip(whole, zip(*parts, strict=True), strict=True):
         assert np.array_equal(np.concatenate([a for a, _ in mine]), x)
@@ -49,24 +51,41 @@ def test_partners_of_mixup_and_cutmix_come_from_any_rank():
 
 def test_mixup_learns_the_same():
     recipe = dict(mixup=0.2, cutmix=1.0, sync_bn=True)
-    weights, reports, _ = work.learn(ALONE, recipe)
+    weights, reports, _ = work.learn(SINGLE_PROCESS, recipe)
     (other, told, _), again = on_ranks(2, work.learn, recipe)
     assert largest_difference(weights, other) < 1e-11
     assert [r["loss"] for r in told] == pytest.approx([r["loss"] for r in reports], rel=1e-6)
     assert largest_difference(again[0], other) == 0
 
 
+@pytest.mark.parametrize("recipe", [{}, dict(groups=2, frozen=0.4)], ids=["all", "frozen first"])
+def test_averages_of_the_wrapper_come_to_the_sums_of_weighted_gradients(recipe):
+    """Uneven parts; layers that are frozen for the first steps and move later."""
+    recipe = dict(smoothing=False) | recipe
+    found, sums = on_ranks(3, work.learn, recipe), on_ranks(3, work.own_sums, recipe)
+    assert largest_difference(found[0][0], sums[0]) < 1e-11
+    assert all(largest_difference(found[0][0], other[0]) == 0 for other in found)
+
+
+def test_ranks_begin_with_the_weights_of_the_first():
+    (first, after, same), (other, its, names) = on_ranks(2, work.wrapped)
+    assert largest_difference(first, other) > 0.1
+    assert largest_difference(first, after) == largest_difference(first, its) == 0
+    assert same
+    assert names
+
+
 def test_without_sync_bn_each_rank_is_a_batch_of_its_own():
     """The oracle: one device that goes over the ranks' parts one by one and adds up their weighted gradients."""
     found = on_ranks(3, work.learn, dict(smoothing=False))
-    run = work.in_double(work.prepare(ALONE))
+    run = work.in_double(work.prepare(SINGLE_PROCESS))
     rates = run.recipe.learning_rates(run.schedule.progress)
     optimizer = run.recipe.optimizer(run.network)
     run.network.train()
     for step, (x, y) in enumerate(run.task.batches(run.schedule, 0)):
         optimizer.zero_grad()
         for rank in range(3):
-            mine = Ranks(Shard(rank, 3)).views(run.schedule.shapes[run.schedule.index[step]])
+            mine = ProcessGroup(rank, 3).view_slice(run.schedule.shapes[run.schedule.index[step]])
             part = run.recipe.loss(run.network(x[mine]), y[mine]) * len(y[mine]) / len(y)
             part.backward()
         for group in optimizer.param_groups:
@@ -111,7 +130,7 @@ def test_with_sync_bn_steps_are_not_compiled_and_it_is_said():
 
 
 def test_with_sync_bn_a_checkpoint_does_not_know_the_number_of_ranks():
-    synced, own = work.identities(ALONE)
+    synced, own = work.identities(SINGLE_PROCESS)
     for others in on_ranks(2, work.identities):
         assert others[0] == synced
         assert others[1] != own
@@ -138,7 +157,7 @@ def test_dropout_differs_between_ranks_and_their_weights_do_not():
 
 
 def test_a_rate_test_takes_the_same_course_on_every_rank():
-    rates, losses, suggestion = work.rate(ALONE)
+    rates, losses, suggestion = work.rate(SINGLE_PROCESS)
     found = on_ranks(2, work.rate)
     assert found[0] == found[1]
     assert found[0][0] == rates
@@ -155,11 +174,11 @@ def test_a_rank_that_dies_is_noticed_by_the_others():
 
 def test_fewer_images_than_ranks_is_one_sentence():
     with pytest.raises(InputError, match="a step of 8x5x4 has 5 images, too few for 6 ranks"):
-        work.prepare(Ranks(Shard(0, 6)))
+        work.prepare(ProcessGroup(0, 6))
 
 
 def test_alone_nothing_is_exchanged():
     assert not torch.distributed.is_initialized()
-    assert ALONE.alone
-    assert ALONE.first
-    assert ALONE.agree(True)
+    assert not SINGLE_PROCESS.is_distributed
+    assert SINGLE_PROCESS.is_main
+    assert SINGLE_PROCESS.broadcast_flag(True)

@@ -71,7 +71,7 @@ def test_a_written_space_is_read_as_it_was():
     [
         ({"weights": {9: 1}}, "weights has 9 px, which is not among sizes"),
         ({"weights": {8: 2}}, "weights.8 must lie in [0, 1], not 2"),
-        ({"split": []}, "search.split: a knob is a value, a list of values or {low: ..., high: ...}, not []"),
+        ({"split": []}, "search.split: give a value, a list of values or {low: ..., high: ...}, not []"),
         ({"split": {"low": 0}}, "search.split: a range is {low: ..., high: ...}"),
         ({"split": [1, 1]}, "the values of a list must differ"),
         ({"growth": {"low": 0, "high": 1}}, "growth must be one or several of none"),

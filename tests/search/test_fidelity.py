@@ -10,18 +10,18 @@ from mixtune.data import splits
 from mixtune.errors import InputError
 from mixtune.evaluation.curve import mean_curve
 from mixtune.execution.coordinator import Coordinator
-from mixtune.execution.trial import trial_results
+from mixtune.execution.trial import trial_reports
 from mixtune.profiling.feasibility import infeasible
 from mixtune.regime import Schedule
-from mixtune.runtime.process_group import ALONE
+from mixtune.runtime.process_group import SINGLE_PROCESS
 from mixtune.search.callbacks import Callbacks
 from mixtune.search.domains import Uniform
 from mixtune.search.fidelity import Fidelity, Stage, stages
-from mixtune.search.optuna_study import Trials
+from mixtune.search.optuna_study import OptunaStudy
 from mixtune.search.space import Space
 from mixtune.training.run import Run
 from tests.conftest import TINY
-from tests.search.handed import handed
+from tests.execution.published_trial import published_spec
 
 
 def space(**change):
@@ -30,7 +30,7 @@ def space(**change):
 
 
 def results(s, folder):
-    return list(trial_results(ALONE, handed(s, folder, "fixed")))
+    return list(trial_reports(SINGLE_PROCESS, published_spec(s, folder, "fixed")))
 
 
 def test_rungs_come_first_and_other_folds_after_the_whole_budget():
@@ -64,7 +64,7 @@ def test_a_rung_trains_the_whole_schedule_on_its_share_of_the_budget(tmp_path):
 def test_a_trial_that_was_cut_off_does_not_train_its_finished_rungs_again(tmp_path, monkeypatch):
     s = space(budget={"epochs": 4}, fidelity={"kind": "compress", "rungs": 2, "factor": 2})
     whole = results(s, tmp_path / "a")
-    stopped = trial_results(ALONE, handed(s, tmp_path / "b", "fixed"))
+    stopped = trial_reports(SINGLE_PROCESS, published_spec(s, tmp_path / "b", "fixed"))
     next(stopped)
     stopped.close()
     steps = []
@@ -89,7 +89,7 @@ def test_folds_are_judged_in_turn_and_the_score_is_that_of_the_mean_curve(tmp_pa
 
 def test_the_mean_curve_is_the_mean(tmp_path):
     s = space(folds=2)
-    from mixtune.evaluation.curve import Curve
+    from tests.curves import from_rows
 
     one, both = results(s, tmp_path)[-2:]
     regime = s.regime(s.published_params("fixed", 4))
@@ -97,12 +97,12 @@ def test_the_mean_curve_is_the_mean(tmp_path):
         to_plain(s.training(1)) | {"task": to_plain(s.training(1).task) | {"fold": 1}}, type(s.training()), "f"
     )
     second = list(Run.prepare(regime, training).reports())[-1].curve
-    assert Curve.from_rows(both["curve"]) == mean_curve([Curve.from_rows(one["curve"]), second])
+    assert from_rows(both["curve"]) == mean_curve([from_rows(one["curve"]), second])
 
 
 def test_folds_are_disjoint_stratified_and_cover_everything():
     labels = torch.arange(10).repeat_interleave(13)
-    parts = [splits.fold(labels, 4, i, seed=0) for i in range(4)]
+    parts = [splits.fold_split(labels, 4, i, seed=0) for i in range(4)]
     held = np.concatenate([part for _, part in parts])
     assert sorted(held.tolist()) == list(range(130))
     for rest, part in parts:
@@ -112,14 +112,14 @@ def test_folds_are_disjoint_stratified_and_cover_everything():
         assert counts.max() <= 4
         assert 31 <= len(part) <= 34
     with pytest.raises(ValueError, match="too few for 14 folds"):
-        splits.fold(labels, 14, 0, seed=0)
+        splits.fold_split(labels, 14, 0, seed=0)
 
 
 def test_what_cannot_meet_the_budget_is_recorded_in_no_time_and_is_no_trial(tmp_path):
     # Batches of 300 images at a budget of 300 images at 8 px: larger sizes overshoot it.
     s = space(base={"S": 8, "B": 100}, budget={"epochs": 0.7}, search={"sizes": [8, 12]}, trials=8)
     url = f"journal:///{tmp_path}/study.journal"
-    trials = Trials(url, s, 4)
+    trials = OptunaStudy(url, s, 4)
     bridge = Coordinator(trials, s.training(1), tmp_path, Callbacks([]), partial(infeasible, s, n_train=300))
     drawn = [s.suggest(Uniform(i)) for i in range(40)]
     refused = [p for p in drawn if infeasible(s, s.regime(p), s.training(1), 300)]
@@ -139,7 +139,7 @@ def test_what_cannot_meet_the_budget_is_recorded_in_no_time_and_is_no_trial(tmp_
 def test_a_space_without_a_feasible_candidate_ends_with_a_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr("mixtune.execution.coordinator.INFEASIBLE_IN_A_ROW", 5)
     s = space(published=[], base={"S": 8, "B": 300}, budget={"epochs": 0.4}, search={"sizes": [8], "split": 1})
-    trials = Trials(f"journal:///{tmp_path}/study.journal", s, 4)
+    trials = OptunaStudy(f"journal:///{tmp_path}/study.journal", s, 4)
     bridge = Coordinator(trials, s.training(1), tmp_path, Callbacks([]), partial(infeasible, s, n_train=300))
     assert bridge.suggest("a") is None
     assert "candidates in a row cannot be trained" in bridge.halted
@@ -174,7 +174,7 @@ def test_mistakes_are_one_sentence(change, message):
 @pytest.mark.parametrize("sampler", ["tpe", "random", "gp", "qmc", "cmaes", "nsga2"])
 def test_every_sampler_gives_candidates_of_the_space(sampler, tmp_path):
     s = space(sampler={"name": sampler}, published=[], trials=30)
-    trials = Trials(f"journal:///{tmp_path}/study.journal", s, 4)
+    trials = OptunaStudy(f"journal:///{tmp_path}/study.journal", s, 4)
     for i in range(14):
         trial, params = trials.ask()
         s.regime(params)
@@ -193,7 +193,7 @@ def test_every_sampler_gives_candidates_of_the_space(sampler, tmp_path):
 )
 def test_pruners_stop_what_is_worse(pruner, tmp_path):
     s = space(pruner=pruner, published=[], folds=6)
-    trials = Trials(f"journal:///{tmp_path}/study.journal", s, 4)
+    trials = OptunaStudy(f"journal:///{tmp_path}/study.journal", s, 4)
     for _ in range(6):
         trial, _ = trials.ask()
         for step in range(1, 7):

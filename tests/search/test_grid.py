@@ -3,7 +3,7 @@ import pytest
 from mixtune.config import parse
 from mixtune.errors import InputError
 from mixtune.search import grid
-from mixtune.search.optuna_study import Trials
+from mixtune.search.optuna_study import OptunaStudy
 from mixtune.search.space import Space
 
 LISTS = {
@@ -29,7 +29,7 @@ def run_all(trials, state="COMPLETE"):
 
 
 def test_every_point_is_tried_once_after_the_published_regimes(tmp_path, settings):
-    points = run_all(Trials(f"journal:///{tmp_path}/study.journal", parse(settings, Space, "f"), 4))
+    points = run_all(OptunaStudy(f"journal:///{tmp_path}/study.journal", parse(settings, Space, "f"), 4))
     assert points[0][0] == "fixed"
     searched = [p for kind, p in points if not kind]
     assert len(searched) == len(set(searched)) == 2 * 1 * 3 * 2 * 2
@@ -37,12 +37,12 @@ def test_every_point_is_tried_once_after_the_published_regimes(tmp_path, setting
 
 def test_a_part_of_the_grid_is_shuffled_and_more_trials_are_its_other_points(tmp_path, settings):
     url = f"journal:///{tmp_path}/study.journal"
-    part = run_all(Trials(url, parse(settings | {"trials": 9}, Space, "f"), 4))
+    part = run_all(OptunaStudy(url, parse(settings | {"trials": 9}, Space, "f"), 4))
     assert len(part) == 9
     assert len({p[1][0] for p in part}) == 2  # not the first weights only
-    trials = Trials(url, parse(settings, Space, "f"), 4)
+    trials = OptunaStudy(url, parse(settings, Space, "f"), 4)
     trials.ask()  # cut off
-    again = Trials(url, parse(settings, Space, "f"), 4)
+    again = OptunaStudy(url, parse(settings, Space, "f"), 4)
     again.reconcile()
     rest = run_all(again)
     searched = [p for kind, p in part + rest if not kind]
@@ -50,7 +50,7 @@ def test_a_part_of_the_grid_is_shuffled_and_more_trials_are_its_other_points(tmp
 
 
 def test_points_that_cannot_be_trained_end_the_study_and_not_its_patience(tmp_path, settings):
-    trials = Trials(f"journal:///{tmp_path}/study.journal", parse(settings, Space, "f"), 4)
+    trials = OptunaStudy(f"journal:///{tmp_path}/study.journal", parse(settings, Space, "f"), 4)
     assert len(run_all(trials, "INFEASIBLE")) == 25
     assert trials.outcomes() == []
 

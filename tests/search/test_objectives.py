@@ -6,32 +6,32 @@ import pytest
 
 from mixtune.config import parse
 from mixtune.errors import InputError
-from mixtune.evaluation.curve import Curve, Point
 from mixtune.execution.coordinator import Coordinator
-from mixtune.profiling import preflight
+from mixtune.profiling import checks
 from mixtune.search.callbacks import Callbacks
-from mixtune.search.optuna_study import Trials
+from mixtune.search.optuna_study import OptunaStudy
 from mixtune.search.space import Space
 from mixtune.search.storage import open_storage
 from mixtune.study.console import pareto_table
+from tests.curves import curve_of, point
 from tests.execution.test_coordinator import Recorder
 
 TWO = {"objectives": ["score", "ece"]}
 
 
 def curve(top1, ece):
-    return Curve((Point(8, 0.1, top1, 1.0, 0.5, ece),))
+    return curve_of(point(8, 0.1, top1, ece=ece))
 
 
 def run_all(trials, curves, folder):
-    bridge = Coordinator(trials, trials.space.training(1), folder, Callbacks([Recorder()]))
+    coordinator = Coordinator(trials, trials.space.training(1), folder, Callbacks([Recorder()]))
     for found in curves:
-        bridge.suggest("one")
+        coordinator.suggest("one")
         for number, last in ((1, False), (2, True)):
-            score = found.points[0].top1
+            score = found.points[0].metrics["top1"]
             report = {"number": number, "last": last, "score": score, "progress": number / 2, "curve": found.rows()}
-            assert not bridge.report("one", report)
-        bridge.end("one", error=False)
+            assert not coordinator.report("one", report)
+        coordinator.end("one", error=False)
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "nsga2"])
@@ -39,9 +39,9 @@ def test_it_runs_goes_on_and_gives_the_pareto_set(tmp_path, tiny, sampler):
     space = parse(tiny | TWO | {"sampler": {"name": sampler}, "trials": 9}, Space, "f")
     url = f"journal:///{tmp_path}/study.journal"
     planted = [(0.9, 0.10), (0.8, 0.02), (0.85, 0.05), (0.7, 0.02), (0.85, 0.06), (0.6, 0.3), (0.95, 0.4), (0.5, 0.5)]
-    first = Trials(url, space, 4)
+    first = OptunaStudy(url, space, 4)
     run_all(first, [curve(*p) for p in planted[:5]], tmp_path)
-    again = Trials(url, space, 4)
+    again = OptunaStudy(url, space, 4)
     assert again.remaining() == 4
     run_all(again, [curve(*p) for p in planted[5:]], tmp_path)
     assert again.remaining() == 1
@@ -75,24 +75,16 @@ def test_the_front_is_ordered_by_how_far_its_trials_stand_apart(tmp_path, tiny):
     rng = np.random.default_rng(0)
     front = [(float(s), float(s**3)) for s in rng.uniform(0.2, 0.9, 8)]
     beaten = [(s - 0.1, e + 0.05) for s, e in front[:4]]
-    trials = Trials(f"journal:///{tmp_path}/study.journal", space, 4)
+    trials = OptunaStudy(f"journal:///{tmp_path}/study.journal", space, 4)
     run_all(trials, [curve(*p) for p in front + beaten], tmp_path)
     distances = crowding(front)
     assert trials.pareto() == list(range(8))
-    assert [distances[front[n]] for n in trials.spread()] == sorted(distances.values(), reverse=True)
+    assert [distances[front[n]] for n in trials.diverse_front()] == sorted(distances.values(), reverse=True)
     assert len(set(distances.values())) > 6  # the order is one
 
 
-def test_what_came_late_counts_too(tmp_path, tiny):
-    trials = Trials(f"journal:///{tmp_path}/study.journal", parse(tiny | TWO, Space, "f"), 4)
-    trial, _ = trials.ask()
-    trials.report_of(trial.number, 1, 0.5)
-    trials.finish_of(trial.number, "COMPLETE", 0.9, "", curve(0.9, 0.1).rows())
-    assert trials._study.trials[0].values == [pytest.approx(0.9), 0.1]
-
-
 def test_a_value_that_is_not_finite_is_a_failure(tmp_path, tiny):
-    trials = Trials(f"journal:///{tmp_path}/study.journal", parse(tiny | TWO, Space, "f"), 4)
+    trials = OptunaStudy(f"journal:///{tmp_path}/study.journal", parse(tiny | TWO, Space, "f"), 4)
     trial, _ = trials.ask()
     trials.finish(trial, "COMPLETE", 0.9, "", curve(0.9, float("nan")))
     assert [o.state for o in trials.outcomes()] == ["FAIL"]
@@ -131,5 +123,5 @@ def test_a_pruner_that_is_named_and_is_the_default_makes_no_other_study(tiny):
 def test_a_cap_below_every_size_is_found_before_anything_is_trained(tiny):
     space = parse(tiny | {"score": {"measure": "capped", "gmacs": 1e-6}}, Space, "f")
     with pytest.raises(InputError, match=r"f: score.gmacs is 1e-06, and the smallest of evaluate.sizes, 8 px, costs 0"):
-        preflight.check_data(space, "f")
-    preflight.check_data(parse(tiny | {"score": {"measure": "capped", "gmacs": 1.0}}, Space, "f"), "f")
+        checks.check_data(space, "f")
+    checks.check_data(parse(tiny | {"score": {"measure": "capped", "gmacs": 1.0}}, Space, "f"), "f")

@@ -4,11 +4,11 @@ import pytest
 
 from mixtune.config import parse
 from mixtune.errors import InputError
-from mixtune.evaluation.curve import Curve, Point
-from mixtune.search.optuna_study import Trials
+from mixtune.search.optuna_study import OptunaStudy
 from mixtune.search.space import Space
+from tests.curves import curve_of, point
 
-CURVE = Curve((Point(8, 0.1, 0.5, 0.9, 1.0, 0.1),))
+CURVE = curve_of(point(8, 0.1, 0.5, 0.9, 1.0))
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def opened(tmp_path, tiny):
     """Opens the study in tmp_path, as often as wanted."""
 
     def open_(**change):
-        return Trials(f"journal:///{tmp_path}/study.journal", parse(tiny | change, Space, "f"), 4)
+        return OptunaStudy(f"journal:///{tmp_path}/study.journal", parse(tiny | change, Space, "f"), 4)
 
     return open_
 
@@ -87,7 +87,7 @@ def test_resuming_closes_what_was_cut_off_and_runs_it_again(opened):
     cut_off, params = trials.ask()  # and the process dies
     again = opened()
     assert again.resumed
-    assert len(again.reconcile()) == 1
+    assert again.reconcile() == 1
     assert again.remaining() == 3
     repeated, same = again.ask()
     assert same == params
@@ -162,4 +162,4 @@ def test_bad_samplers_and_pruners_are_refused(opened, change, message):
 
 def test_an_unusable_storage_is_one_sentence(tiny):
     with pytest.raises(InputError, match="not a usable Optuna storage"):
-        Trials("sqlite:////nowhere/at/all/study.db", parse(tiny, Space, "f"), 4)
+        OptunaStudy("sqlite:////nowhere/at/all/study.db", parse(tiny, Space, "f"), 4)

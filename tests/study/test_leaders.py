@@ -1,4 +1,4 @@
-from mixtune.search.outcome import TrialResult
+from mixtune.search.trial_result import TrialResult
 from mixtune.study.leaders import finalists, leaders
 
 

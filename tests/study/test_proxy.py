@@ -10,14 +10,14 @@ import yaml
 
 from mixtune.config import load_config, parse
 from mixtune.errors import InputError
-from mixtune.profiling.preflight import check_sizes, expected_images
+from mixtune.profiling.checks import check_sizes, expected_images
 from mixtune.regime.files import save_regime
 from mixtune.search import __main__ as search_command
-from mixtune.search.optuna_study import Trials
-from mixtune.search.outcome import TrialResult
+from mixtune.search.optuna_study import OptunaStudy
 from mixtune.search.space import Space
-from mixtune.study import proxy as carry
-from mixtune.study.proxy import agreement, carried, on_proxy
+from mixtune.search.trial_result import TrialResult
+from mixtune.study import proxy as study_proxy
+from mixtune.study.proxy import full_space, proxy_agreement, proxy_space
 from tests.conftest import TINY
 from tests.execution.test_estimate import alone
 from tests.profiling.test_resource_profile import device
@@ -38,7 +38,7 @@ def full(**changes):
 def proxy(tmp_path):
     """A finished study on the proxy whose scores are known, with two published and four searched regimes."""
     space = parse(TINY | {"trials": 6}, Space, "f")
-    trials = Trials(f"journal:///{tmp_path}/study.journal", space, 4)
+    trials = OptunaStudy(f"journal:///{tmp_path}/study.journal", space, 4)
     (tmp_path / "space.yaml").write_text(yaml.safe_dump(TINY))
     for score in (0.5, 0.9, 0.3, 0.8, 0.7, None):
         trial, params = trials.ask()
@@ -51,7 +51,7 @@ def proxy(tmp_path):
 
 
 def test_the_best_searched_and_the_published_regimes_are_carried(proxy):
-    space, scores = carried(full(), proxy, 2)
+    space, scores = full_space(full(), proxy, 2)
     assert [path.split("/")[-2] for path in space.known] == ["0003", "0004"]
     assert list(scores.values()) == [0.5, 0.9, 0.8, 0.7]
     assert (space.study, space.trials) == ("full-carried", 4)
@@ -63,13 +63,13 @@ def test_the_best_searched_and_the_published_regimes_are_carried(proxy):
 
 def test_a_study_remembers_the_proxys_scores_and_more_regimes_may_follow(proxy, tmp_path):
     url = f"journal:///{tmp_path}/study.journal"
-    space, scores = carried(full(), proxy, 1)
-    trials = Trials(url, space, 4, scores)
+    space, scores = full_space(full(), proxy, 1)
+    trials = OptunaStudy(url, space, 4, scores)
     asked = [trials.ask()[0] for _ in range(2)]
     trials.finish(asked[0], "COMPLETE", 0.4, "", None)
     trials.close()  # the other is cut off
-    space, scores = carried(full(), proxy, 3)
-    trials = Trials(url, space, 4, scores)
+    space, scores = full_space(full(), proxy, 3)
+    trials = OptunaStudy(url, space, 4, scores)
     trials.reconcile()
     while trials.remaining():
         trial, _ = trials.ask()
@@ -84,42 +84,42 @@ def outcomes(*pairs):
 
 def test_the_agreement_is_spearmans_over_what_both_have():
     both = outcomes((0.1, 0.2), (0.2, 0.4), (0.3, 0.6), (0.4, 0.5), (None, 0.9))
-    found = agreement(both)
-    assert (found.n, found.spearman, found.place) == (4, pytest.approx(0.8), 2)
-    assert found.lost == pytest.approx(0.1)
+    found = proxy_agreement(both)
+    assert (found.n, found.spearman, found.rank) == (4, pytest.approx(0.8), 2)
+    assert found.deficit == pytest.approx(0.1)
     assert "ranks 4 regimes as this task does with Spearman's coefficient 0.80; its best is number 2 here" in str(found)
     assert found.tags == {"mixtune.proxy.spearman": "0.8000", "mixtune.proxy.regimes": "4"}
-    assert "2 regimes in common, too few" in str(agreement(both[:2]))
-    assert agreement(outcomes((None, 0.9))) is None
-    assert agreement(outcomes((0.5, 0.5), (0.5, 0.6), (0.5, 0.7))).spearman is None
+    assert "2 regimes in common, too few" in str(proxy_agreement(both[:2]))
+    assert proxy_agreement(outcomes((None, 0.9))) is None
+    assert proxy_agreement(outcomes((0.5, 0.5), (0.5, 0.6), (0.5, 0.7))).spearman is None
 
 
 def test_an_unusable_proxy_is_one_sentence(proxy, tmp_path_factory, monkeypatch):
     empty = tmp_path_factory.mktemp("empty")
     with pytest.raises(InputError, match=r"--from .*: holds no study \(space.yaml\); name the folder of a search"):
-        carried(full(), empty, 3)
+        full_space(full(), empty, 3)
     with pytest.raises(InputError, match="--top must be at least 0, not -1"):
-        carried(full(), proxy, -1)
+        full_space(full(), proxy, -1)
     (proxy / "trials/0003/regime.yaml").unlink()
     with pytest.raises(InputError, match=r"0003/regime.yaml is gone"):
-        carried(full(), proxy, 1)
+        full_space(full(), proxy, 1)
     (empty / "space.yaml").write_text(yaml.safe_dump(TINY))
     with pytest.raises(InputError, match=r"study 'tiny' is not there; name its database with --storage"):
-        carried(full(), empty, 3)
-    monkeypatch.setattr(carry.Trials, "outcomes", lambda self: [])
-    with pytest.raises(InputError, match="has no complete trial to carry"):
-        carried(full(), proxy, 1)
+        full_space(full(), empty, 3)
+    monkeypatch.setattr(study_proxy.OptunaStudy, "outcomes", lambda self: [])
+    with pytest.raises(InputError, match=r"--from .*no complete trial"):
+        full_space(full(), proxy, 1)
 
 
 def test_a_regime_whose_sizes_the_full_space_lacks_is_named(proxy):
-    space, _ = carried(full(search={"sizes": [8, 16]}, published=["fixed"]), proxy, 4)
+    space, _ = full_space(full(search={"sizes": [8, 16]}, published=["fixed"]), proxy, 4)
     with pytest.raises(ValueError, match=r"known: .*at base 16 px trains on .*24 px; add 24 to search\.sizes"):
         space.known_points(4)
 
 
 def test_the_proxy_section_changes_what_it_names_and_nothing_else():
     space = full(proxy={"task": {"samples": 100, "classes": 5}, "budget": {"epochs": 0.5}, "trials": 9})
-    cheaper = on_proxy(space, "full.yaml")
+    cheaper = proxy_space(space, "full.yaml")
     assert (cheaper.study, cheaper.task.samples, cheaper.task.network) == ("full-proxy", 100, space.task.network)
     assert (cheaper.task.classes, space.task.classes) == (5, None)
     assert (cheaper.budget.epochs, cheaper.trials, cheaper.proxy) == (0.5, 9, {})
@@ -131,12 +131,12 @@ def test_the_proxy_section_changes_what_it_names_and_nothing_else():
         ({"trials": 0}, "full.yaml: proxy: trials must be at least 1"),
     ):
         with pytest.raises(InputError, match=re.escape(said)):
-            on_proxy(full(proxy=section), "full.yaml")
+            proxy_space(full(proxy=section), "full.yaml")
 
 
 def test_the_shipped_proxy_is_a_space_that_can_be_searched():
     file = str(Path(__file__).parents[2] / "search_spaces/imagenet.yaml")
-    cheaper = on_proxy(load_config(file, Space), file)
+    cheaper = proxy_space(load_config(file, Space), file)
     stride = check_sizes(cheaper, file)
     for name in cheaper.published:
         cheaper.published_params(name, stride)
@@ -178,7 +178,7 @@ def hours(said):
     return each, whole
 
 
-def test_a_dry_run_measures_the_proxy_and_the_task_after_it(alone, cache, tmp_path, space_file, monkeypatch, capsys):
+def test_a_dry_run_measures_the_proxy_and_the_task_after_it(alone, tmp_path, space_file, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     file = str(space_file(two_stages(pruner={"name": "none"})))
     assert search_command.main(["--space", file, "--proxy", "--dry-run", "--measure"]) == 0
@@ -190,7 +190,7 @@ def test_a_dry_run_measures_the_proxy_and_the_task_after_it(alone, cache, tmp_pa
     assert [p.name for p in tmp_path.iterdir()] == ["space.yaml"]
 
 
-def test_both_are_told_before_the_proxy_begins(alone, cache, tmp_path, space_file, monkeypatch, capsys):
+def test_both_are_told_before_the_proxy_begins(alone, tmp_path, space_file, monkeypatch, capsys):
     def begins(space, *_, **__):
         each, _ = hours(capsys.readouterr().out)
         assert (space.study, len(each)) == ("full-proxy", 2)
@@ -201,7 +201,7 @@ def test_both_are_told_before_the_proxy_begins(alone, cache, tmp_path, space_fil
     with pytest.raises(InputError, match="the proxy begins"):
         search_command.main(["--space", str(space_file(two_stages())), "--proxy", "--out", str(out)])
     for folder in (out, out / "proxy"):  # kept for the searches
-        assert (folder / "preflight.yaml").exists()
+        assert (folder / "profile.yaml").exists()
 
 
 @pytest.mark.parametrize(
@@ -216,11 +216,11 @@ def test_both_are_told_before_the_proxy_begins(alone, cache, tmp_path, space_fil
     ],
 )
 def test_a_problem_of_the_whole_task_is_told_before_the_proxy(
-    alone, cache, changes, flags, said, tmp_path, space_file, monkeypatch, capsys
+    alone, changes, flags, said, tmp_path, space_file, monkeypatch, capsys
 ):
-    from tests.profiling.test_resource_profile import MIB, Stand
+    from tests.profiling.test_resource_profile import MIB, FakeDevice
 
-    monkeypatch.setattr(Stand, "has", 256 * MIB)
+    monkeypatch.setattr(FakeDevice, "memory", 256 * MIB)
     settings = two_stages(**changes)
     settings["proxy"] |= {"evaluate": {"sizes": [8]}}
     with pytest.raises(InputError, match=said):

@@ -4,9 +4,9 @@ import pytest
 from mlflow import MlflowClient
 
 from mixtune.config import parse
-from mixtune.search.outcome import TrialResult
 from mixtune.search.paths import StudyPaths
 from mixtune.search.space import Named, Space
+from mixtune.search.trial_result import TrialResult
 from mixtune.study import run_study
 from mixtune.study.rank_correlation import ENOUGH, agreements, early_steps, metrics, sentence
 from mixtune.study.run_study import StudyResult, table
@@ -66,16 +66,16 @@ def test_they_are_metrics_by_share_of_the_budget():
 
 def test_a_study_keeps_its_own_in_mlflow(space, tmp_path, empty_store):
     empty_store(tmp_path)
-    space, places = replace(space, pruner=Named("none"), trials=9), StudyPaths(tmp_path)
-    with opened(space, places, 4, False) as books:
+    space, paths = replace(space, pruner=Named("none"), trials=9), StudyPaths(tmp_path)
+    with opened(space, paths, 4, False) as study:
         for n in range(9):
-            trial, _ = books.trials.ask()
+            trial, _ = study.trials.ask()
             for step, score in ((1, n / 10), (3, -n / 10), (9, n / 10)):
-                books.trials.report(trial, step, score, step == 9)
-            books.trials.finish(trial, "COMPLETE", n / 10, "", CURVE)
-        run_study._close(books, places, space, lambda *_: [], False, None)
-        parent = books.tracker.parent
-    client = MlflowClient(places.tracking_uri)
+                study.trials.report(trial, step, score, step == 9)
+            study.trials.finish(trial, "COMPLETE", n / 10, "", CURVE)
+        run_study._close(study, paths, space, lambda *_: [], False, None)
+        parent = study.tracker.parent
+    client = MlflowClient(paths.tracking_uri)
     for name, values in (("rank_correlation", {11: 1.0, 33: -1.0}), ("rank_correlation_n", {11: 9.0, 33: 9.0})):
         history = client.get_metric_history(parent, f"fidelity/{name}")
         assert {m.step: m.value for m in history} == values

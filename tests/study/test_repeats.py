@@ -4,7 +4,7 @@ from mixtune.config import parse
 from mixtune.execution.coordinator import Coordinator
 from mixtune.search.callbacks import Callbacks
 from mixtune.search.final import Repeat
-from mixtune.search.optuna_study import Trials
+from mixtune.search.optuna_study import OptunaStudy
 from mixtune.search.space import Space
 from mixtune.study.repeats import Repeats, whole
 from tests.execution.test_coordinator import Recorder, report
@@ -18,7 +18,7 @@ def space(tiny):
 @pytest.fixture
 def outcomes(tmp_path, space):
     """Trial 0 (fixed) and trial 1 (multiscale) of a search that has ended, whose storage is beside them."""
-    trials = Trials(f"journal:///{tmp_path}/study.journal", space, 4)
+    trials = OptunaStudy(f"journal:///{tmp_path}/study.journal", space, 4)
     for _ in range(4):
         trial, _ = trials.ask()
         trials.finish(trial, "COMPLETE", 0.5, "", None)
@@ -41,7 +41,7 @@ def test_every_run_is_handed_out_once_with_the_parameters_of_its_trial(tmp_path,
     taken = []
     while book.remaining():
         trial, params = take(book)
-        repeat = Repeat.noted(trial.user_attrs)
+        repeat = Repeat.from_attributes(trial.user_attrs)
         assert params == outcomes[repeat.of].params
         taken.append((repeat.of, repeat.seed))
     assert sorted(taken) == [(0, 0), (0, 1), (2, 0), (2, 1)]
@@ -88,7 +88,7 @@ def test_test_scores_do_not_reach_the_sampler(tmp_path, space, outcomes):
     book = opened(tmp_path, space, outcomes, [0, 1])
     while book.remaining():
         take(book, score=0.99)
-    search = Trials(f"journal:///{tmp_path}/study.journal", space, 4)
+    search = OptunaStudy(f"journal:///{tmp_path}/study.journal", space, 4)
     assert search._study.best_value == 0.5
     assert len(search.outcomes()) == 4
 

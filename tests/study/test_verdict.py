@@ -71,8 +71,8 @@ def test_a_false_better_is_as_rare_as_the_level_says():
     """Six regimes that are equal: without the adjustment about one study in four would name one better or worse."""
     names = ["fixed", "mixsize_b", "mixsize_d", "multiscale", "gradual", "stepwise", "searched #9"]
     studies = [verdict("searched #9", planted(dict.fromkeys(names, 0.9), seed=s)) for s in range(400)]
-    false = np.mean([any(a.proven for a in v.against) for v in studies])
-    unadjusted = np.mean([any(a.difference.proven for a in v.against) for v in studies])
+    false = np.mean([any(a.significant for a in v.against) for v in studies])
+    unadjusted = np.mean([any(a.difference.significant for a in v.against) for v in studies])
     assert false <= 0.05 + 3 * (0.05 * 0.95 / 400) ** 0.5
     assert unadjusted > 0.12  # the test would not notice the adjustment missing otherwise
 

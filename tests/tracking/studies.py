@@ -6,11 +6,11 @@ from mlflow import MlflowClient
 
 from mixtune.config import to_plain, to_yaml
 from mixtune.evaluation.curve import Curve, Point, write_csv
-from mixtune.execution.work import candidate_of
+from mixtune.execution.trial_config import make_candidate
 from mixtune.regime.files import save_regime
 from mixtune.search.callbacks import Callbacks
 from mixtune.search.final import Repeat
-from mixtune.search.optuna_study import Trials
+from mixtune.search.optuna_study import OptunaStudy
 from mixtune.study.repeats import Repeats
 
 
@@ -29,23 +29,23 @@ class MadeStudy:
     def __init__(self, folder, space, *callbacks):
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.space = folder, space
-        self.trials = Trials(f"journal:///{folder}/study.journal", space, 4)
+        self.trials = OptunaStudy(f"journal:///{folder}/study.journal", space, 4)
         self.callbacks = Callbacks(callbacks)
 
     def begin(self):
         """A trial that runs: (Optuna's, candidate)."""
         trial, params = self.trials.ask()
-        candidate = candidate_of(self.space, trial.number, params, trial.user_attrs, self.folder)
+        candidate = make_candidate(self.space, trial.number, params, trial.user_attrs, self.folder)
         candidate.folder.mkdir(parents=True, exist_ok=True)
         save_regime(candidate.folder / "regime.yaml", candidate.regime, to_plain(self.space.training(1)))
-        self.callbacks.tell("started", candidate)
+        self.callbacks.call("started", candidate)
         return trial, candidate
 
     def report(self, trial, candidate, number, score, reports=2):
         self.trials.report(trial, number, score, number == reports)
         # A little later than it was due, as where steps are few.
         progress = 1.0 if number == reports else number / reports + 0.04
-        self.callbacks.tell("reported", candidate, report_of(number, progress, score), score)
+        self.callbacks.call("reported", candidate, report_of(number, progress, score), score)
 
     def end(self, trial, candidate, score, state="COMPLETE", reason=""):
         curve = curve_of(score) if score is not None else None
@@ -55,7 +55,7 @@ class MadeStudy:
             (candidate.folder / "weights.safetensors").write_bytes(b"weights")
             write_csv(candidate.folder / "curve.csv", curve.rows())
         self.trials.finish(trial, state, score, reason, curve)
-        self.callbacks.tell("ended", candidate, state, score, reason, curve)
+        self.callbacks.call("ended", candidate, state, score, reason, curve)
 
     def run(self, *scores, state="COMPLETE", reason=""):
         """A whole trial."""
@@ -73,12 +73,12 @@ class MadeStudy:
         runs = Repeats(url, replace(self.space), round_, [(outcome, repeat)])
         trial, params = runs.ask()
         noted = {"published": outcome.published, "repeat": asdict(repeat)}
-        candidate = candidate_of(self.space, trial.number, params, noted, self.folder / round_)
+        candidate = make_candidate(self.space, trial.number, params, noted, self.folder / round_)
         candidate.folder.mkdir(parents=True)
         save_regime(candidate.folder / "regime.yaml", candidate.regime)
         runs.finish(trial, "COMPLETE", score, "", curve_of(score))
         runs.close()
-        self.callbacks.tell("ended", candidate, "COMPLETE", score, "", curve_of(score))
+        self.callbacks.call("ended", candidate, "COMPLETE", score, "", curve_of(score))
 
 
 def contents(uri):

@@ -18,9 +18,9 @@ from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from mixtune.config import parse
-from mixtune.errors import InputError, NoRoomError
+from mixtune.errors import DiskFullError, InputError
 from mixtune.search import sqlite
-from mixtune.search.optuna_study import Trials
+from mixtune.search.optuna_study import OptunaStudy
 from mixtune.search.space import Space
 from mixtune.tracking import mlflow_writer, resync
 from mixtune.tracking.mlflow_runs import ChildRuns
@@ -149,7 +149,7 @@ def test_times_are_the_studys(open_study, other, space):
 
 def test_a_database_that_is_deleted_under_a_search_is_made_again(open_study):
     study, writer = open_study()
-    sqlite.with_log(writer.uri)
+    sqlite.use_write_ahead_log(writer.uri)
     fill(study)
     assert writer.resync()
     before, _ = contents(writer.uri)
@@ -247,7 +247,7 @@ def test_a_driver_that_is_killed_at_any_moment_leaves_nothing_lost_or_doubled(tm
         os.kill(search.pid, signal.SIGKILL)
         search.wait()
     space = parse(TINY | SETTINGS | {"trials": 30}, Space, "f")
-    trials = Trials(f"journal:///{folder}/study.journal", space, 4)
+    trials = OptunaStudy(f"journal:///{folder}/study.journal", space, 4)
     trials.reconcile()
     resync.resync(trials, space, folder, uri)
     held, parents = contents(uri)
@@ -400,7 +400,7 @@ def test_a_full_disk_is_one_sentence_and_made_up_for(open_study, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(SqlAlchemyStore, "log_batch", full)
         study.run(0.3, 0.4)
-        with pytest.raises(NoRoomError, match=r"mlflow\.db"):
+        with pytest.raises(DiskFullError, match=r"mlflow\.db"):
             writer.resync()
     assert writer.resync()
     (run,) = contents(writer.uri)[0].values()
@@ -448,7 +448,7 @@ def test_a_study_of_an_earlier_version_keeps_its_parent_run_and_loses_its_file_o
     tags = {"mixtune.kind": "study", "mixtune.study": "tiny"}
     parent = client.create_run(client.create_experiment("mixtune"), tags=tags).info.run_id
     client.log_param(parent, "data.digest", "x")
-    study.trials.note(f"mlflow_parent {uri}", parent)
+    study.trials.set_attribute(f"mlflow_parent {uri}", parent)
     records = folder / f"unsent-{resync.hashlib.sha256(uri.encode()).hexdigest()[:8]}.jsonl"
     records.write_text('{"do": "start"}\n')
     (folder / "unsent-study.jsonl").write_text("")  # not MLflow's

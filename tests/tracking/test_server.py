@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import pytest
 from mlflow import MlflowClient
 
-from analysis.runs import read_study
+from analysis.study_runs import read_study
 from mixtune.config import parse
 from mixtune.search.callbacks import Callbacks
 from mixtune.search.space import Space

@@ -1,13 +1,13 @@
 """Writers of a study to MLflow, for tests."""
 
-from mixtune.search.optuna_study import Trials
+from mixtune.search.optuna_study import OptunaStudy
 from mixtune.tracking.mlflow_writer import MlflowWriter
 
 
 def open_writer(uri, space, folder, trials=None):
     """A writer of the study in ``folder``, which is begun where it is not there."""
     folder.mkdir(parents=True, exist_ok=True)
-    return MlflowWriter(uri, space, folder, trials or Trials(f"journal:///{folder}/study.journal", space, 4))
+    return MlflowWriter(uri, space, folder, trials or OptunaStudy(f"journal:///{folder}/study.journal", space, 4))
 
 
 class Silent:

@@ -10,7 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from mixtune.training.cuda_graphs import WaitsError
+from mixtune.training.cuda_graphs import NotCapturableError
 
 READS = {"aten::_local_scalar_dense", "aten::item", "aten::equal", "aten::is_nonzero", "aten::nonzero"}
 
@@ -24,7 +24,7 @@ class Tape(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         if function._schema.name in READS:
-            raise WaitsError(f"{function} reads from the device, which cannot be captured")
+            raise NotCapturableError(f"{function} reads from the device, which cannot be captured")
         out = function(*args, **(kwargs or {}))
         self.operations.append((function, args, kwargs or {}, out))
         return out

@@ -13,15 +13,17 @@ from mixtune.errors import InputError
 from mixtune.evaluation.bn_recalibration import Recalibration
 from mixtune.optim.recipe import Recipe
 from mixtune.regime import BatchShape, Budget, published
-from mixtune.runtime.process_group import ALONE
-from mixtune.tasks.config import TaskConfig
-from mixtune.training.checkpoint import Checkpoint, essence, read
+from mixtune.runtime.process_group import SINGLE_PROCESS
+from mixtune.tasks.classification_config import ClassificationConfig
+from mixtune.training.checkpoint import Checkpoint, non_default_fields, read_checkpoint
 from mixtune.training.loop import TrainingDivergedError
 from mixtune.training.run import Evaluation, Run
 from mixtune.training.step import Engine
 from tests.ranks import CONTEXT
 from tests.training import on_ranks
 from tests.training.test_loop import config, regime, same, weights
+
+pytestmark = pytest.mark.arithmetic
 
 
 class KilledError(Exception):
@@ -76,7 +78,7 @@ def test_a_run_killed_by_the_system_resumes(tmp_path):
     process.kill()
     process.join()
     assert process.exitcode == -signal.SIGKILL
-    unbroken, resumed = (on_ranks.prepare(ALONE) for _ in range(2))
+    unbroken, resumed = (on_ranks.prepare(SINGLE_PROCESS) for _ in range(2))
     assert facts(unbroken.reports()) == facts(resumed.reports(tmp_path / "c.pt"))
     assert same(weights(unbroken), weights(resumed))
 
@@ -103,7 +105,7 @@ def test_a_file_that_would_execute_something_is_refused(written):
 
     torch.save({"version": 1, "evil": Evil()}, written)
     with pytest.raises(InputError, match="no whole mixtune checkpoint"):
-        read(written)
+        read_checkpoint(written)
     assert not Path("executed").exists()
 
 
@@ -139,21 +141,21 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(written, monkeypatch):
 def test_diverged_weights_are_never_written(tmp_path):
     """The update of step 4 spoils them, whose loss is still a number; its checkpoint is due, and not written."""
     run, done = Run.prepare(regime(), config()), []
-    work = Engine.work
+    compute = Engine.compute
 
     def spoiling(self, *arguments):
-        loss = work(self, *arguments)
+        loss = compute(self, *arguments)
         done.append(float(loss))
         if len(done) == 4:
             self.network.fc.bias.data[0] = float("inf")
         return loss
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Engine, "work", spoiling)
+        patch.setattr(Engine, "compute", spoiling)
         with pytest.raises(TrainingDivergedError, match="weights' norm became inf by step 4 of"):
             list(run.reports(tmp_path / "c.pt", 0.0))
     assert np.isfinite(done).all()
-    assert read(tmp_path / "c.pt")["step"] == 3
+    assert read_checkpoint(tmp_path / "c.pt")["step"] == 3
     unbroken, resumed = (Run.prepare(regime(), config()) for _ in range(2))
     assert facts(unbroken.reports()) == facts(resumed.reports(tmp_path / "c.pt"))
 
@@ -193,9 +195,9 @@ def test_a_checkpoint_is_due_when_it_is_old(tmp_path):
 
 def test_a_switch_that_is_off_does_not_make_a_run_another_one():
     """What a run is called depends on the settings that are not at their defaults, whatever fields come later."""
-    assert essence(Recipe()) == {}
-    assert essence(Recipe(lr=0.2)) == {"lr": 0.2}
-    assert essence(config())["task"] == {
+    assert non_default_fields(Recipe()) == {}
+    assert non_default_fields(Recipe(lr=0.2)) == {"lr": 0.2}
+    assert non_default_fields(config())["task"] == {
         "dataset": "digits",
         "network": "cifar_resnet8",
         "samples": 200,
@@ -215,7 +217,7 @@ def test_images_that_cannot_be_read_end_the_run_and_not_its_checkpoint(tmp_path)
             (tmp_path / part / str(c)).mkdir(parents=True)
             for i in range(6):
                 Image.fromarray(pixels[p, c, i]).save(tmp_path / part / str(c) / f"{i}.png")
-    task = TaskConfig("folder", "cifar_resnet8", str(tmp_path), validation=0.34, workers=0)
+    task = ClassificationConfig("folder", "cifar_resnet8", str(tmp_path), validation=0.34, workers=0)
     small = config(task=task, budget=Budget(4), evaluate=Evaluation((8,), 2))
     fixed = published("fixed", BatchShape(8, 4), [8], 4)
 

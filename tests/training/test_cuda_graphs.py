@@ -13,13 +13,15 @@ from mixtune.models.amoebanet import AmoebaNet
 from mixtune.optim.distillation import Distillation
 from mixtune.optim.recipe import Recipe
 from mixtune.regime import BatchShape, Budget, published
-from mixtune.runtime.memory import Peak
+from mixtune.runtime.memory import PeakMemory
 from mixtune.runtime.oom import OutOfMemoryError
-from mixtune.training.cuda_graphs import CudaRecorder, WaitsError
+from mixtune.training.cuda_graphs import CudaGraphRecorder, NotCapturableError
 from mixtune.training.run import Run
 from mixtune.training.step import Engine
 from tests.training.tape import Tape, TapeRecorder
 from tests.training.test_loop import config, regime, same
+
+pytestmark = pytest.mark.arithmetic
 
 EVERYTHING = Recipe(mixup=0.2, cutmix=1.0, ema=0.95, label_smoothing=0.1, schedule="step", groups=2, frozen=0.1)
 
@@ -40,7 +42,7 @@ def trained(recipe, recorder, steps=None, device="cpu", epochs=2.0, start=0, sta
     steps = steps or len(run.schedule)
     for step, batch in zip(range(start, steps), engine.batches(run.schedule, 0, start), strict=False):
         shape = run.schedule.shapes[run.schedule.index[step]]
-        losses.append(engine.train_on(batch, float(rates[step]), step, float(progress[step]), shape).clone())
+        losses.append(engine.step(batch, float(rates[step]), step, float(progress[step]), shape).clone())
     return engine, torch.stack(losses).cpu(), said
 
 
@@ -158,7 +160,7 @@ def test_every_shape_is_captured_once_and_before_the_first_step():
     assert len(recorder.tapes) == len(set(run.schedule.index.tolist())) > 1
     drawn = next(engine.batches(run.schedule, 0, 0))
     with pytest.raises(KeyError):  # never computed in some other way in silence
-        engine.train_on(dataclasses.replace(drawn, shape=BatchShape(8, 5)), 0.1, 0, 1.0, BatchShape(8, 5))
+        engine.step(dataclasses.replace(drawn, shape=BatchShape(8, 5)), 0.1, 0, 1.0, BatchShape(8, 5))
 
 
 def test_resuming_with_captured_steps_gives_the_unbroken_run():
@@ -172,7 +174,7 @@ def test_resuming_with_captured_steps_gives_the_unbroken_run():
 
 def test_the_stand_in_refuses_what_cuda_would_refuse():
     x = torch.ones(3)
-    with pytest.raises(WaitsError, match="cannot be captured"), Tape():
+    with pytest.raises(NotCapturableError, match="cannot be captured"), Tape():
         float(x.sum())
 
 
@@ -274,7 +276,7 @@ def cuda(monkeypatch):
 
 
 def recorder_of():
-    recorder = CudaRecorder(torch.device("cuda"))
+    recorder = CudaGraphRecorder(torch.device("cuda"))
     recorder.begin()
     return recorder
 
@@ -296,7 +298,8 @@ def test_work_is_warmed_up_and_captured_on_one_stream_with_the_trials_random_num
 
 
 @pytest.mark.parametrize(
-    ("said", "kind"), [("called a synchronizing CUDA operation", WaitsError), ("illegal memory access", RuntimeError)]
+    ("said", "kind"),
+    [("called a synchronizing CUDA operation", NotCapturableError), ("illegal memory access", RuntimeError)],
 )
 def test_a_warm_up_that_fails_leaves_the_process_as_it_was(said, kind, cuda):
     def work():
@@ -391,8 +394,8 @@ def test_a_gpu_that_is_too_small_is_named_and_the_next_trial_goes_on(when, littl
         little_memory(16 * 2**20)
         return real(self, work)
 
-    real = getattr(CudaRecorder, when)
-    monkeypatch.setattr(CudaRecorder, when, short)
+    real = getattr(CudaGraphRecorder, when)
+    monkeypatch.setattr(CudaGraphRecorder, when, short)
     with pytest.raises(OutOfMemoryError, match="does not hold a step of shape 32x140"):
         list(Run.prepare(large, config(device="cuda", budget=Budget(20))).reports())
     monkeypatch.undo()
@@ -413,7 +416,7 @@ def test_the_shapes_of_a_trial_share_the_memory_of_the_largest():
         assert len(set(run.schedule.index.tolist())) == shapes
         run.network.train()
         engine = Engine(run.task, run.network, Recipe(), 0)
-        watch, before = Peak(engine.device), torch.cuda.memory_reserved()
+        watch, before = PeakMemory(engine.device), torch.cuda.memory_reserved()
         engine.prepare(run.schedule, run.schedule.progress, 0, lambda _: None)
         taken.append(watch.bytes() - before)
         del engine, run

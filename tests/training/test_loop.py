@@ -10,15 +10,17 @@ from mixtune.evaluation.latency import with_cost
 from mixtune.optim.recipe import Recipe
 from mixtune.regime import BatchShape, Budget, Schedule, published
 from mixtune.runtime.oom import OutOfMemoryError
-from mixtune.tasks.config import TaskConfig
+from mixtune.tasks.classification_config import ClassificationConfig
 from mixtune.training.loop import TrainingDivergedError, report_steps
 from mixtune.training.run import Evaluation, Run, TrainingConfig
+
+pytestmark = pytest.mark.arithmetic
 
 BASE, SIZES = BatchShape(8, 32), [8, 12, 16]
 
 
 def config(**more):
-    task = TaskConfig("digits", "cifar_resnet8", samples=200, validation=0.25)
+    task = ClassificationConfig("digits", "cifar_resnet8", samples=200, validation=0.25)
     return TrainingConfig(**(dict(task=task, budget=Budget(2), evaluate=Evaluation((8, 12), 3), threads=1) | more))
 
 
@@ -90,10 +92,14 @@ def test_the_loop_is_a_plain_loop():
 
 
 def test_training_learns():
+    """Over seeds 0 to 7 under AVX-512, AVX2 and SSE4.1 arithmetic the loss falls to 0.46 to 0.61 of its first value.
+
+    Of 50 images 0.42 to 0.78 are right (mean 0.63, standard deviation 0.11); this seed's 0.68 to 0.74. Chance is 0.1.
+    """
     run = Run.prepare(regime(), config(budget=Budget(12), recipe=Recipe(lr=0.2)))
     first, *_, last = run.reports()
-    assert last.loss < first.loss
-    assert last.curve.at(8).top1 > 0.5  # chance is 0.1
+    assert last.loss < 0.8 * first.loss
+    assert last.curve.at(8).metrics["top1"] > 0.3
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_a_sentence():

@@ -11,12 +11,14 @@ import torch
 
 from mixtune.optim.recipe import Recipe
 from mixtune.training import loop
-from mixtune.training.packing import Baton, Pack
+from mixtune.training.packing import TrialPack, TurnLock
 from mixtune.training.run import Run
 from mixtune.training.step import Engine
 from tests.training.tape import TapeRecorder
 from tests.training.test_checkpoint import facts
 from tests.training.test_loop import config, regime, same, weights
+
+pytestmark = pytest.mark.arithmetic
 
 CPU = torch.device("cpu")
 KINDS = {
@@ -29,7 +31,7 @@ KINDS = {
 
 def packed(runs, device=CPU, before_step=lambda name, step: None):
     """All reports of some runs that share a process, asked for by a thread each, and the order of their steps."""
-    pack, order, reports, errors = Pack(device), [], {name: [] for name in runs}, {}
+    pack, order, reports, errors = TrialPack(device), [], {name: [] for name in runs}, {}
 
     def work(name, turn, report):
         def on_step(step, views):
@@ -92,7 +94,7 @@ class Held:
 
 
 def test_a_failed_trial_keeps_no_memory_while_its_error_waits_to_be_told():
-    pack, held = Pack(CPU), []
+    pack, held = TrialPack(CPU), []
 
     def work(turn, report):
         mine = Held()
@@ -130,7 +132,7 @@ def test_trials_at_the_same_time_never_share_a_stream_and_one_that_ends_passes_i
 
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
     monkeypatch.setattr(torch.cuda, "stream", entered)
-    pack = Pack(torch.device("cuda"))
+    pack = TrialPack(torch.device("cuda"))
     for generation in range(20):  # 40 trials, two at a time
         for name in "ab":
             pack.start(f"{name}{generation}", counting(5, []))
@@ -154,7 +156,7 @@ def counting(steps, done):
 
 
 def test_a_trial_does_nothing_between_its_report_and_the_next_question():
-    pack, done = Pack(CPU), []
+    pack, done = TrialPack(CPU), []
     pack.start("a", counting(20, done))
     time.sleep(0.05)
     assert done == []
@@ -167,7 +169,7 @@ def test_a_trial_does_nothing_between_its_report_and_the_next_question():
 
 
 def test_a_dropped_trial_stops_at_its_next_step_and_the_rest_goes_on():
-    pack, dropped, other, closed = Pack(CPU), [], [], threading.Event()
+    pack, dropped, other, closed = TrialPack(CPU), [], [], threading.Event()
 
     def endless(turn, report):
         try:
@@ -189,7 +191,7 @@ def test_a_dropped_trial_stops_at_its_next_step_and_the_rest_goes_on():
 
 
 def test_a_trial_nobody_asks_for_is_dropped_and_starting_again_replaces_one():
-    pack, done = Pack(CPU, patience=0.01), []
+    pack, done = TrialPack(CPU, idle_timeout=0.01), []
     pack.start("lost", counting(50, done))
     pack.next("lost")
     time.sleep(0.05)
@@ -200,25 +202,25 @@ def test_a_trial_nobody_asks_for_is_dropped_and_starting_again_replaces_one():
 
 
 def test_one_runs_at_a_time_and_all_in_turn():
-    baton, running, order = Baton(), [], []
+    lock, running, order = TurnLock(), [], []
 
     def run(name):
-        baton.take()
+        lock.acquire()
         for _ in range(200):
             running.append(name)
             assert len(running) == 1
             order.append(name)
             running.pop()
-            baton.turn()
-        baton.give()
+            lock.yield_turn()
+        lock.release()
 
-    baton.take()  # until all wait
+    lock.acquire()  # until all wait
     threads = [threading.Thread(target=run, args=(i,)) for i in range(4)]
     for t in threads:
         t.start()
-    while len(baton._waiting) < 4:
+    while len(lock._waiting) < 4:
         time.sleep(0.001)
-    baton.give()
+    lock.release()
     for t in threads:
         t.join(60)
     assert len(order) == 800
@@ -228,7 +230,7 @@ def test_one_runs_at_a_time_and_all_in_turn():
 
 def test_no_trial_works_where_the_device_is_waited_for():
     """Waiting for all of a GPU while a trial captures its steps would be an error of both."""
-    pack, done = Pack(CPU), []
+    pack, done = TrialPack(CPU), []
 
     def endless(turn, report):
         while True:
@@ -243,7 +245,7 @@ def test_no_trial_works_where_the_device_is_waited_for():
     asking.start()
     while not done:
         time.sleep(0.001)
-    with pack.still():
+    with pack.paused():
         before = len(done)
         time.sleep(0.05)
         assert len(done) == before
