@@ -16,7 +16,7 @@ from mixtune.config import parse
 from mixtune.errors import InputError
 from mixtune.evaluation.curve import Curve, write_csv
 from mixtune.regime.files import load_regime
-from mixtune.train import settings
+from mixtune.train import training_settings
 
 
 def parser() -> Parser:
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from mixtune.tasks.base import check_shapes, make_task
     from mixtune.training.run import TrainingConfig
 
-    config = parse(settings(trained, args.space, args.assignments), TrainingConfig, source)
+    config = parse(training_settings(trained, args.space, args.assignments), TrainingConfig, source)
     sizes = _sizes(args.sizes) if args.sizes else config.evaluate.sizes
     recalibration = config.evaluate.recalibrate or (Recalibration() if args.recalibrate else None)
     task_config = dataclasses.replace(config.task, weights=None)

@@ -30,12 +30,12 @@ if TYPE_CHECKING:
     from mixtune.training.run import Run
 
 CHECKPOINT = "checkpoint.pt"
-# What a search space says of each run, beside what it searches.
+# The sections of a search space that describe a single run.
 SECTIONS = ("task", "budget", "recipe", "evaluate", "score", "seed", "device")
 
 
 def parser() -> Parser:
-    """The command's flags."""
+    """Return the parser of the command's flags."""
     p = Parser("mixtune.train", __doc__.split("\n")[0])
     p.add_argument("--regime", required=True, metavar="FILE", help="regime file (YAML)")
     p.add_argument("--space", metavar="FILE", help="take task, budget, recipe and evaluation from this search space")
@@ -56,14 +56,14 @@ def parser() -> Parser:
     return p
 
 
-def settings(file: Mapping[str, Any], space: str | None, assignments: Sequence[str]) -> dict[str, Any]:
-    """The sections that describe a run, from a regime file's ``training`` or from a search space."""
+def training_settings(file: Mapping[str, Any], space: str | None, assignments: Sequence[str]) -> dict[str, Any]:
+    """Return the sections that describe a run, from a regime file's ``training`` or from a search space."""
     sections = {k: v for k, v in read_yaml(space).items() if k in SECTIONS} if space else dict(file)
     return override(sections, assignments)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, train, print; under torchrun together with the other ranks, of which the first prints and writes."""
+    """Train from flags and print; under torchrun with the other ranks, of which the first prints and writes."""
     args = parse_args(parser(), argv)
 
     from mixtune.runtime.rendezvous import torchrun_group
@@ -80,7 +80,7 @@ def _train(args: argparse.Namespace, group: ProcessGroup) -> int:
         )
     if args.seeds < 1:
         raise InputError(f"--seeds must be at least 1, not {args.seeds}")
-    data = settings(trained, args.space, args.assignments)
+    data = training_settings(trained, args.space, args.assignments)
     if args.seed is not None:
         data["seed"] = args.seed
 
@@ -101,7 +101,7 @@ def _train(args: argparse.Namespace, group: ProcessGroup) -> int:
         )
     out = Path(args.out) if args.out else None
     if out:
-        _writable(out)
+        _check_writable(out)
     print(f"regime   {regime}")
     if first.ranks != world and not first.recipe.sync_bn and not args.space:
         print(
@@ -109,8 +109,8 @@ def _train(args: argparse.Namespace, group: ProcessGroup) -> int:
             f"each step; on {world} the results differ (they would not with recipe.sync_bn)"
         )
     # A trial of a study with folds was judged on all of them.
-    chosen = args.test or args.find_rate or any(a.startswith("task.fold=") for a in args.assignments)
-    folds = [first.task.fold] if chosen else list(range(first.task.folds))
+    one_fold = args.test or args.find_rate or any(a.startswith("task.fold=") for a in args.assignments)
+    folds = [first.task.fold] if one_fold else list(range(first.task.folds))
     by_size: dict[int, list[float]] = {}
     for seed in range(first.seed, first.seed + args.seeds):
         curves = []
@@ -119,7 +119,7 @@ def _train(args: argparse.Namespace, group: ProcessGroup) -> int:
             config = replace(config, task=replace(config.task, fold=fold))
             job = Run.prepare(regime, config, "test" if args.test else "validation", group)
             if seed == first.seed and fold == folds[0]:
-                shared = f"{job.task.n_train} images, {_judged(config.task, args.test)}"
+                shared = f"{job.task.n_train} images, {_evaluation_set(config.task, args.test)}"
                 print(f"task     {config.task.network} on {config.task.dataset}, {shared}")
                 epochs = job.schedule.samples / job.task.n_train
                 many = f", {world} ranks" if world > 1 else ""
@@ -128,12 +128,12 @@ def _train(args: argparse.Namespace, group: ProcessGroup) -> int:
                     print(f"loader   {loader}")
             print(f"seed     {seed}" + (f", fold {fold}" if len(folds) > 1 else ""), flush=True)
             if args.find_rate:
-                found = find_rate(job.task, job.network, job.schedule, job.recipe, seed)
-                print(f"rate     {found.suggestion:.3g}, where the loss falls fastest ({len(found.rates)} rates tried)")
+                tried = find_rate(job.task, job.network, job.schedule, job.recipe, seed)
+                print(f"rate     {tried.suggestion:.3g}, where the loss falls fastest ({len(tried.rates)} rates tried)")
                 return 0
             folder = (out if args.seeds == 1 else out / f"seed{seed}") if out else None
             folder = folder / f"fold{fold}" if folder and len(folds) > 1 else folder
-            report = _reported(job, folder / CHECKPOINT if folder else None, group)
+            report = _train_run(job, folder / CHECKPOINT if folder else None, group)
             curves.append(report.curve)
             if folder and group.is_main:
                 save_run(folder, regime, job, report)
@@ -154,21 +154,21 @@ def _train(args: argparse.Namespace, group: ProcessGroup) -> int:
     return 0
 
 
-def _judged(task: TaskConfig, test: bool) -> str:
+def _evaluation_set(task: TaskConfig, test: bool) -> str:
     if test:
         return "test set"
     return f"folds of {task.folds}" if task.folds > 1 else f"hold-out of {100 * task.validation:g} %"
 
 
-def _reported(job: Run, kept: Path | None, group: ProcessGroup) -> Report:
-    """Train, print how it goes, and give the last report. ``kept``: the checkpoint."""
+def _train_run(job: Run, checkpoint: Path | None, group: ProcessGroup) -> Report:
+    """Train, print every report, and return the last."""
     from mixtune.training.fine_tuning import standardised_accuracy
 
-    if kept and kept.exists():
-        print(f"resuming {relative_to_cwd(kept)}", flush=True)
+    if checkpoint and checkpoint.exists():
+        print(f"resuming {relative_to_cwd(checkpoint)}", flush=True)
     primary = job.task.metrics.primary
     bar = ProgressBar(len(job.schedule), stream=sys.stderr if group.is_main else io.StringIO())
-    for report in job.reports(kept, on_step=bar.step, say=lambda text: print(f"engine   {text}", flush=True)):
+    for report in job.reports(checkpoint, on_step=bar.step, say=lambda text: print(f"engine   {text}", flush=True)):
         bar.clear()
         speed = f"{report.views_per_second:,.0f} views/s"
         values = "  ".join(f"{S} px {primary.shown(value)}" for S, value in report.curve.by_size().items())
@@ -186,7 +186,7 @@ def _reported(job: Run, kept: Path | None, group: ProcessGroup) -> Report:
     return report
 
 
-def _writable(folder: Path) -> None:
+def _check_writable(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".probe"
