@@ -1,8 +1,8 @@
 """The README's figure and table: python -m benchmarks.digits --study-folder studies/digits
 
 Takes a digits study with its final (mixtune.search --final 5): the winner and the published regimes, trained on the
-whole training set with several seeds and evaluated on the test set, which the search never read. Writes docs/digits.json,
-the study's figure to docs/ and the table into README.md. The last line printed ends with the difference of mean scores
+whole training set with several seeds and evaluated on the test set, which the search never read. Writes
+docs/digits.json, the study's figure to docs/ and the table into README.md. The last line printed ends with the difference of mean scores
 of the winner and the best other regime, in points.
 """
 
