@@ -22,8 +22,8 @@ SENTENCES = {
     "decodes per view at D = 4, over 1/D": "decoded images per crop at D = 4, over 1/D",
     "the crops' distance from torchvision's in distribution, over the one that would be noticed": "distance of the "
     "distribution of crops from torchvision's, over the smallest distance that a test would detect",
-    "views at 128 px decoded at a reduced scale, their PSNR over that between bicubic and bilinear shrinking": "PSNR of "
-    "crops at 128 px that are decoded at a reduced scale, over the PSNR between bicubic and bilinear shrinking",
+    "views at 128 px decoded at a reduced scale, their PSNR over that between bicubic and bilinear shrinking": "PSNR "
+    "of crops at 128 px that are decoded at a reduced scale, over the PSNR between bicubic and bilinear shrinking",
 }
 
 
@@ -65,8 +65,8 @@ def table(results: Path = RESULTS) -> str:
     lines += [
         "",
         "x: how many times as many images per second as torchvision's ImageFolder, Pillow and DataLoader. Both use "
-        f"{made['settings']['workers']} workers and were measured in one run; medians of up to {repeats}, on {on['cpu']}, "
-        f"torch {on['torch']}, at commit {on['commit'][:7]}.",
+        f"{made['settings']['workers']} workers and were measured in one run; medians of up to {repeats}, on "
+        f"{on['cpu']}, torch {on['torch']}, at commit {on['commit'][:7]}.",
         "",
         "| images prepared for 128 px | format | bytes / bytes of the originals | PSNR of evaluated images, dB "
         "| prepared images/s |",

@@ -129,14 +129,14 @@ def block(made: Mapping[str, Any]) -> str:
         f"Compute, in full training runs and with pruned trials, until a regime among the best {tops} % of random ones "
         f"has been trained on the whole budget. Median of {settings['repeats']} simulated searches "
         f"({settings['random']:,} of random search), one trial at a time except where the row says otherwise.\n\n"
-        f"To reach the best {100 * HEADLINE:g} %, random search needs {first['ratio']:.1f} times the compute of mixtune "
-        f"with `final` (goal 5, aim 12). It needs {second['ratio']:.1f} times the compute of mixtune without `final`, "
+        f"To reach the best {100 * HEADLINE:g} %, random search needs {first['ratio']:.1f} times the compute of "
+        f"mixtune with `final` (goal 5, aim 12). It needs {second['ratio']:.1f} times the compute of mixtune without `final`, "
         "where the search trains every published regime on the whole budget. It needs "
-        f"{third['ratio']:.1f} times the compute of mixtune without published regimes: here, published regimes that grow "
-        "are among the best.\n\n"
+        f"{third['ratio']:.1f} times the compute of mixtune without published regimes: here, published regimes that "
+        "grow are among the best.\n\n"
         f"The simulation predicts scores from {settings['regimes']} recorded regimes with Gaussian processes. On "
-        f"regimes left out of the fit they explain {100 * settings['explained']['1/1']:.0f} % of the variance of the score "
-        "on the whole budget; the rest is added as noise. Optuna and Ray train each trial once, evaluate it at 1/9 and "
+        f"regimes left out of the fit they explain {100 * settings['explained']['1/1']:.0f} % of the variance of the "
+        "score on the whole budget; the rest is added as noise. Optuna and Ray train each trial once, evaluate it at 1/9 and "
         "1/3 of the budget, and are not given the published regimes. "
         "Made by `python -m benchmarks.search_efficiency`."
     )
@@ -146,8 +146,8 @@ def block(made: Mapping[str, Any]) -> str:
 def alternatives_block(made: Mapping[str, Any]) -> str:
     """The page's table of what the defaults were chosen from."""
     said = (
-        f"The same for mixtune without published regimes, {made['settings']['repeats']} searches each. Each row changes "
-        "one setting of the first row. Made by `python -m benchmarks.search_efficiency --alternatives`."
+        f"The same for mixtune without published regimes, {made['settings']['repeats']} searches each. Each row "
+        "changes one setting of the first row. Made by `python -m benchmarks.search_efficiency --alternatives`."
     )
     ours = {name: found for name, found in made["settings"]["costs"].items() if name != RANDOM}
     return "\n".join([*table({"costs": ours}), said]) + "\n"

@@ -34,7 +34,7 @@ STEPS: Goals = {
         "gpu_step",
         (
             (
-                "GPU: ResNet-44, mixture at base 32x64: time of an eager bf16 step / time of a step as a CUDA graph",
+                "GPU: ResNet-44, mixture at base 32x64: time of an eager bf16 step / of a step as a CUDA graph",
                 5,
                 8,
             ),

@@ -46,8 +46,8 @@ class FinalResult:
             return "the best single run of the search"
         mean, led = spread(list(fresh.values())), f"; {self.led}" if self.led else ""
         return (
-            f"the best mean{' score' * bool(led)} of {len(self.replicated)} regimes, each trained with {len(fresh)} new "
-            f"seeds and evaluated on validation images ({mean}{led})"
+            f"the best mean{' score' * bool(led)} of {len(self.replicated)} regimes, each trained with {len(fresh)} "
+            f"new seeds and evaluated on validation images ({mean}{led})"
         )
 
     @property
