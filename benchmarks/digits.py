@@ -2,8 +2,8 @@
 
 Takes a digits study with its final (mixtune.search --final 5): the winner and the published regimes, trained on the
 whole training set with several seeds and evaluated on the test set, which the search never read. Writes
-docs/digits.json, the study's figure to docs/ and the table into README.md. The last line printed ends with the difference of mean scores
-of the winner and the best other regime, in points.
+docs/digits.json, the study's figure to docs/ and the table into README.md. The last line printed ends with
+the difference of mean scores of the winner and the best other regime, in points.
 """
 
 from __future__ import annotations
