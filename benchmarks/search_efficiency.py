@@ -136,8 +136,8 @@ def block(made: Mapping[str, Any]) -> str:
         "grow are among the best.\n\n"
         f"The simulation predicts scores from {settings['regimes']} recorded regimes with Gaussian processes. On "
         f"regimes left out of the fit they explain {100 * settings['explained']['1/1']:.0f} % of the variance of the "
-        "score on the whole budget; the rest is added as noise. Optuna and Ray train each trial once, evaluate it at 1/9 "
-        "and 1/3 of the budget, and are not given the published regimes. "
+        "score on the whole budget; the rest is added as noise. Optuna and Ray train each trial once, evaluate it at "
+        "1/9 and 1/3 of the budget, and are not given the published regimes. "
         "Made by `python -m benchmarks.search_efficiency`."
     )
     return "\n".join([*table(settings), said]) + "\n"
