@@ -18,7 +18,7 @@ from typing import Any
 from analysis.finished_trial import FinishedTrial
 from analysis.robustness import PREFIX as CORRUPTION
 from analysis.study_runs import StudyRuns, read_study, tracking_uri
-from mixtune.cli import Parser, parse_args, run, short
+from mixtune.cli import Parser, parse_args, relative_to_cwd, run_command
 from mixtune.errors import InputError
 from mixtune.optim.recipe import Recipe
 from mixtune.regime import Regime
@@ -64,26 +64,31 @@ def share_distance(a: Regime, b: Regime) -> float:
     return max(abs(x - y) for x, y in zip(shares(a), shares(b), strict=True))
 
 
-def read_corruptions(folder: Path) -> dict[str, dict[int, float]]:
-    """Return the accuracies in ``folder``/corruptions.csv by metric and size, mean over severities; {} without one.
+def read_corruptions(folder: Path, name: str) -> dict[str, dict[int, float]]:
+    """Return the values of the metric ``name`` in ``folder``/corruptions.csv by corruption and size; {} without one.
+
+    They are means over severities.
 
     Raises InputError for a file that ``mixtune.evaluate --corruptions`` did not write.
     """
     try:
         with (folder / "corruptions.csv").open(newline="", encoding="utf-8") as file:
-            return mean_over_severities(csv.DictReader(file))
+            return mean_over_severities(csv.DictReader(file), name)
     except FileNotFoundError:
         return {}
     except (OSError, KeyError, ValueError) as err:
         raise InputError(f"{folder / 'corruptions.csv'}: is not what mixtune.evaluate wrote ({err})") from None
 
 
-def mean_over_severities(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[int, float]]:
-    """Rows of ``training.robustness`` as {metric: {S: top-1}}, mean over severities. Raises KeyError, ValueError."""
-    found: dict[str, dict[int, list[float]]] = {}
+def mean_over_severities(rows: Iterable[Mapping[str, Any]], name: str) -> dict[str, dict[int, float]]:
+    """Return rows of ``corruptions.robustness`` as {corruption: {S: metric ``name``}}, mean over severities.
+
+    Raises KeyError and ValueError for other rows.
+    """
+    values: dict[str, dict[int, list[float]]] = {}
     for row in rows:
-        found.setdefault(f"{CORRUPTION}{row['family']}", {}).setdefault(int(row["S"]), []).append(float(row["top1"]))
-    return {kind: {S: statistics.fmean(v) for S, v in by_size.items()} for kind, by_size in found.items()}
+        values.setdefault(f"{CORRUPTION}{row['family']}", {}).setdefault(int(row["S"]), []).append(float(row[name]))
+    return {kind: {S: statistics.fmean(v) for S, v in by_size.items()} for kind, by_size in values.items()}
 
 
 def add_runs(study: StudyRuns, folder: Path) -> int:
@@ -109,7 +114,7 @@ def add_runs(study: StudyRuns, folder: Path) -> int:
         tags |= {"study": study.name, "judge": trained.judge, "network": task.network, "dataset": task.dataset}
         name = f"{trial.number:03d} {trial.family} {trained.judge} seed {seed}"
         score = study.score.of(trained.curve)
-        corrupted = read_corruptions(path)
+        corrupted = read_corruptions(path, trained.curve.primary.name)
         now = int(1000 * time.time())
         content = repeat(name, tags, trial.params, trained.curve, score, corrupted, (), now, now)
         record_repeat(study.uri, study.parent, content)
@@ -125,9 +130,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(p, argv)
     study = read_study(tracking_uri(args.tracking_uri, args.study), args.study)
     for folder in map(Path, args.folders):
-        print(f"added {add_runs(study, folder)} runs from {short(folder)}")
+        print(f"added {add_runs(study, folder)} runs from {relative_to_cwd(folder)}")
     return 0
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.study_runs import StudyRuns, read_study, tracking_uri
-from mixtune.cli import Parser, parse_args, short
+from mixtune.cli import Parser, parse_args, relative_to_cwd
 from mixtune.tracking.mlflow_reader import log_figures
 
 
@@ -37,5 +37,5 @@ def run_on_study(
     if args.log:
         log_figures(study.uri, study.parent, paths)
     for path in paths:
-        print(short(path))
+        print(relative_to_cwd(path))
     return 0

@@ -15,10 +15,11 @@ from analysis import style
 from analysis.command_line import run_on_study, study_parser
 from analysis.finished_trial import FinishedTrial
 from analysis.study_runs import StudyRuns, read_study, tracking_uri, trial_names
-from mixtune.cli import run
+from mixtune.cli import run_command
 from mixtune.errors import InputError
 from mixtune.evaluation.curve import Curve
 from mixtune.study.statistics import Difference, difference, holm, mean_sd, over_pairs
+from mixtune.tasks.registry import DEFAULT
 
 
 def curves_by_seed(study: StudyRuns, trial: FinishedTrial, judge: str | None = None) -> dict[int, Curve]:
@@ -45,13 +46,15 @@ def compare_runs(study: StudyRuns, a: FinishedTrial, b: FinishedTrial) -> list[d
         return difference(first, second, count)
 
     differences: list[tuple[str, int | None, Difference]] = [("score", None, of(study.score.of, None))]
-    differences += [("top1", S, of(lambda c, S=S: c.at(S).top1, images)) for S in sizes]  # type: ignore[misc]
+    primary = study.metrics.primary
+    images = images if primary.proportion else None  # whose choice is the noise of proportions only
+    differences += [(primary.name, S, of(lambda c, S=S: c.by_size()[S], images)) for S in sizes]  # type: ignore[misc]
     adjusted = iter(holm([d.p for _, S, d in differences if S is not None and d.p is not None]))
     rows = []
     for metric, S, d in differences:
         p = next(adjusted) if S is not None and d.p is not None else d.p
         deviations = [
-            mean_sd([study.score.of(c) if S is None else c.at(S).top1 for c in each.values()])[1] for each in curves
+            mean_sd([study.score.of(c) if S is None else c.by_size()[S] for c in each.values()])[1] for each in curves
         ]
         row: dict[str, Any] = {"metric": metric, "S": S, "a": d.a, "b": d.b, "a_deviation": deviations[0]}
         row |= {"b_deviation": deviations[1], "difference": d.value, "low": d.low, "high": d.high, "p": d.p}
@@ -67,28 +70,34 @@ def draw_runs(study: StudyRuns, a: FinishedTrial, b: FinishedTrial, folder: Path
     if a.number == b.number:
         raise InputError(f"{trial_names([a])[0]} is compared with itself; name two different runs")
     rows = compare_runs(study, a, b)
-    sentences = [rows[0]["tested"].sentence(*trial_names([a, b])) + f" [score: {study.score}]"]
+    sentences = [rows[0]["tested"].sentence(*trial_names([a, b])) + f" [score: {study.score_text}]"]
+    primary = study.metrics.primary
+    digits = 2 if primary.unit else 4
     significant = [r for r in rows[1:] if r["p_adjusted"] is not None and r["p_adjusted"] < 0.05]
     if rows[1]["p"] is not None:
-        where = ", ".join(f"{r['S']} px ({100 * r['difference']:+.2f})" for r in significant) or "at no size"
-        sentences.append(f"top-1 differs, Holm-adjusted over {len(rows) - 1} sizes: {where} [{rows[1]['test']}]")
+        each = (f"{r['S']} px ({primary.scale * r['difference']:+.{digits}f})" for r in significant)
+        where = ", ".join(each) or "at no size"
+        sentences.append(
+            f"{primary.label} differs, Holm-adjusted over {len(rows) - 1} sizes: {where} [{rows[1]['test']}]"
+        )
     with style.figure(2.5) as figure:
         axes = figure.subplots()
         x = [r["S"] for r in rows[1:]]
-        y = [100 * r["difference"] for r in rows[1:]]
+        scale = primary.scale
+        y = [scale * r["difference"] for r in rows[1:]]
         if rows[1]["p"] is not None:
             errors = [
-                [100 * (r["difference"] - r["low"]) for r in rows[1:]],
-                [100 * (r["high"] - r["difference"]) for r in rows[1:]],
+                [scale * (r["difference"] - r["low"]) for r in rows[1:]],
+                [scale * (r["high"] - r["difference"]) for r in rows[1:]],
             ]
             style.error_bars(axes, x, y, errors, "0.3")
         axes.axhline(0, color="0.4", lw=0.7, ls="--")
         axes.plot(x, y, "-", color="#0072B2", lw=1.0)
         for r in rows[1:]:  # filled where the difference is shown, open where it may be noise
             face = "#0072B2" if r in significant else "white"
-            axes.plot(r["S"], 100 * r["difference"], "o", color="#0072B2", mfc=face, ms=5, zorder=3)
+            axes.plot(r["S"], scale * r["difference"], "o", color="#0072B2", mfc=face, ms=5, zorder=3)
         style.size_axis(axes, x)
-        axes.set_ylabel("difference in top-1, points")
+        axes.set_ylabel(f"difference in {primary.label}" + (", points" if primary.unit else ""))
         first, second = (style.label(t.family) + (f" #{t.number}" if t.searched else "") for t in (a, b))
         style.figure_title(figure, f"{study.name}: {second} minus {first}")
         bars = (
@@ -105,18 +114,20 @@ def draw_studies(one: StudyRuns, two: StudyRuns, folder: Path) -> tuple[list[Pat
 
     Raises InputError when the studies score differently, so that the numbers do not compare.
     """
-    for key in ("score.measure", "score.S", "score.gmacs", "task.dataset", "evaluate.sizes"):
-        if one.settings.get(key) != two.settings.get(key):
+    for key in ("score.measure", "score.S", "score.gmacs", "task.kind", "task.dataset", "evaluate.sizes"):
+        usual = DEFAULT if key == "task.kind" else None  # which studies of earlier versions do not name
+        its, of_first = (study.settings.get(key, usual) for study in (two, one))
+        if its != of_first:
             raise InputError(
-                f"--other {two.name}: its {key} is {two.settings.get(key)} and that of {one.name} "
-                f"{one.settings.get(key)}, so their scores do not compare"
+                f"--other {two.name}: its {key} is {its} and that of {one.name} {of_first}, so their scores do not "
+                "compare"
             )
     first, second = _by_family(one), _by_family(two)
     shared = [family for family in first if family in second]
     scores = [(one.score.of(first[f].curve), two.score.of(second[f].curve)) for f in shared]
     mean_difference = over_pairs([a for a, _ in scores], [b for _, b in scores], "shared regimes")
     a, b = (one.name, two.name) if one.name != two.name else (f"{one.name} (first)", f"{two.name} (second)")
-    sentences = [mean_difference.sentence(a, b) + f" [score: {one.score}]", *_other_settings(one, two)]
+    sentences = [mean_difference.sentence(a, b) + f" [score: {one.score_text}]", *_other_settings(one, two)]
     with style.figure(1.0 + 0.24 * len(shared)) as figure:
         axes = figure.subplots()
         for i, (x, y) in enumerate(scores):
@@ -168,4 +179,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

@@ -1,7 +1,8 @@
 """Draw ENTR's efficiency score sqrt(A / T): python -m analysis.efficiency --study NAME
 
-A is top-1 (0 to 1) at the regime's best test size. Wanger & Frohn call T "inference time" where they speak of training;
-both readings are here: --time training (minutes of the run, evaluation included) or inference (GMACs of an image).
+A is top-1, or the task's own primary metric (0 to 1), at the regime's best test size. Wanger & Frohn call T "inference
+time" where they speak of training; both readings are here: --time training (minutes of the run, evaluation included) or
+inference (GMACs of an image).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from analysis import style
 from analysis.command_line import run_on_study, study_parser
 from analysis.finished_trial import FinishedTrial
 from analysis.study_runs import StudyRuns, trial_names
-from mixtune.cli import run
+from mixtune.cli import run_command
 from mixtune.errors import InputError
 from mixtune.study.statistics import mean_sd
 
@@ -28,15 +29,16 @@ def efficiency(trial: FinishedTrial, time: str) -> tuple[float, float, float, in
     With ``time`` "training" S is the most accurate size, with "inference" the size of the best score. Raises InputError
     when the run's seconds are not known.
     """
+    points = list(zip(trial.curve.qualities, trial.curve.points, strict=True))
     if time == "training":
         if not trial.seconds:
             raise InputError(f"--time training: trial {trial.number} has no metric 'seconds' in MLflow; use inference")
-        p = max(trial.curve.points, key=lambda p: p.top1)
+        A, p = max(points, key=lambda pair: pair[0])
         T = trial.seconds / 60
     else:
-        p = max(trial.curve.points, key=lambda p: p.top1 / p.gmacs)
+        A, p = max(points, key=lambda pair: pair[0] / pair[1].gmacs)
         T = p.gmacs
-    return math.sqrt(p.top1 / T), p.top1, T, p.S
+    return math.sqrt(A / T), A, T, p.S
 
 
 def draw_study(study: StudyRuns, folder: Path, time: str = "training") -> tuple[list[Path], list[str]]:
@@ -65,7 +67,7 @@ def draw_study(study: StudyRuns, folder: Path, time: str = "training") -> tuple[
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.tick_params(axis="y", length=0)
         axes.margins(x=0.08)
-        axes.set_xlabel(f"√(A / T), more is better\nA: top-1 (0 to 1), T: {TIMES[time]}")
+        axes.set_xlabel(f"√(A / T), more is better\nA: {study.metrics.primary.label} (0 to 1), T: {TIMES[time]}")
         style.figure_title(figure, f"{study.name}: ENTR's efficiency")
         style.grid(axes, "both")
         paths = style.save_figure(figure, folder, "efficiency", rows)
@@ -86,4 +88,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

@@ -19,7 +19,7 @@ from analysis import style
 from analysis.command_line import run_on_study, study_parser
 from analysis.finished_trial import FinishedTrial
 from analysis.study_runs import StudyRuns
-from mixtune.cli import run
+from mixtune.cli import run_command
 from mixtune.errors import InputError
 from mixtune.search.domains import Domains, Range, Value, ends, said
 
@@ -162,4 +162,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

@@ -1,4 +1,4 @@
-"""Measure latency, memory and accuracy on corrupted images: python -m analysis.measure --study NAME
+"""Measure latency, memory and the primary metric on corrupted images: python -m analysis.measure --study NAME
 
 All trials of a study train the same architecture, so latency and memory are measured once and recorded for every trial.
 Corruptions are measured on the validation images, for the published regimes and the best searched one, with the weights
@@ -17,15 +17,15 @@ import torch
 from analysis.add_runs import mean_over_severities
 from analysis.finished_trial import FinishedTrial
 from analysis.study_runs import StudyRuns, read_study, tracking_uri, trial_names
-from mixtune.cli import Parser, parse_args, run
+from mixtune.cli import Parser, parse_args, run_command
 from mixtune.config import override, parse
 from mixtune.errors import InputError
 from mixtune.evaluation.corruptions import robustness
 from mixtune.evaluation.latency import measure_cost
-from mixtune.models.weights import load_weights
+from mixtune.regime import BatchShape
 from mixtune.regime.files import load_regime
 from mixtune.runtime.environment import describe_environment
-from mixtune.tasks.classification import Classification, check_shapes
+from mixtune.tasks.base import check_shapes, make_task
 from mixtune.tracking.mlflow_reader import fetched
 from mixtune.tracking.recorded import record_measured
 from mixtune.training.run import TrainingConfig
@@ -47,7 +47,7 @@ def training_config(study: StudyRuns, trial: FinishedTrial, folder: Path, data: 
 
 def measure_costs(config: TrainingConfig, sizes: Sequence[int], batch: int) -> tuple[MetricsBySize, str]:
     """Return latency (seconds per image) and peak memory (bytes) by size, and the conditions they were measured in."""
-    task = Classification(config.task, "validation", config.device)
+    task = make_task(config.task, "validation", config.device)
     network = task.network(0)
     costs = {S: measure_cost(network, S, batch, task.device) for S in sizes}
     machine = describe_environment()
@@ -58,12 +58,12 @@ def measure_costs(config: TrainingConfig, sizes: Sequence[int], batch: int) -> t
 
 
 def measure_corruptions(config: TrainingConfig, weights: Path, S: int) -> MetricsBySize:
-    """Return the accuracy at test size S by corruption, mean over severities; recalibrated as the trial was."""
-    task = Classification(config.task, "validation", config.device, config.evaluate.recalibrate)
+    """Return the primary metric at size S by corruption, mean over severities; recalibrated as the trial was."""
+    task = make_task(config.task, "validation", config.device, config.evaluate.recalibrate)
     network = task.network(0)
-    load_weights(network, weights, config.task.network)
+    task.load_weights(network, weights)
     task.evaluate(network, [S])
-    return mean_over_severities(robustness(task, network, S))
+    return mean_over_severities(robustness(task, network, S), task.metrics.primary.name)
 
 
 def measure_study(study: StudyRuns, batch: int | None, S: int | None, data: str | None) -> None:
@@ -77,9 +77,7 @@ def measure_study(study: StudyRuns, batch: int | None, S: int | None, data: str 
         config = training_config(study, study.trials[0], folder, data)
         if S is not None:
             try:
-                from mixtune.regime import BatchShape
-
-                check_shapes([BatchShape(S, 1)], config.task.network, 1)
+                check_shapes([BatchShape(S, 1)], config.task)
             except ValueError as err:
                 raise InputError(f"--corruptions {S}: {err}") from None
         if batch is not None:
@@ -95,7 +93,8 @@ def measure_study(study: StudyRuns, batch: int | None, S: int | None, data: str 
             weights = fetched(study.uri, t.run, WEIGHTS, folder)
             values = measure_corruptions(training_config(study, t, folder, data), weights, S)
             record_measured(study.uri, t.run, values)
-            columns = "  ".join(f"{metric.partition('/')[2]} {100 * v[S]:.1f}" for metric, v in values.items())
+            shown = study.metrics.primary.shown
+            columns = "  ".join(f"{name.partition('/')[2]} {shown(v[S], 1)}" for name, v in values.items())
             print(f"corrupted at {S} px: {trial_names([t])[0]:<14} {columns}", flush=True)
 
 
@@ -105,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     p.add_argument("--study", required=True, metavar="NAME", help="the study's name")
     p.add_argument("--tracking-uri", metavar="URI", help="MLflow store (default: sqlite:///studies/NAME/mlflow.db)")
     p.add_argument("--latency", type=int, metavar="BATCH", help="measure latency and peak memory in batches of this")
-    p.add_argument("--corruptions", type=int, metavar="S", help="measure top-1 under corruptions at this image size")
+    p.add_argument("--corruptions", type=int, metavar="S", help="measure under corruptions, at this image size")
     p.add_argument("--data", metavar="FOLDER", help="where the data set lies (default: where the search had it)")
     args: Any = parse_args(p, argv)
     for flag, value in (("--latency", args.latency), ("--corruptions", args.corruptions)):
@@ -119,4 +118,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

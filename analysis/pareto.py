@@ -1,4 +1,4 @@
-"""Draw accuracy against inference cost with its Pareto front: python -m analysis.pareto --study NAME
+"""Draw the primary metric against inference cost with its Pareto front: python -m analysis.pareto --study NAME
 
 Published regimes are drawn by name, searched ones as grey points with their front.
 """
@@ -14,9 +14,10 @@ from analysis import style
 from analysis.command_line import run_on_study, study_parser
 from analysis.finished_trial import FinishedTrial
 from analysis.study_runs import StudyRuns, read_study
-from mixtune.cli import run
+from mixtune.cli import run_command
 from mixtune.errors import InputError
 from mixtune.evaluation.curve import cost_range, front, hypervolume
+from mixtune.evaluation.metrics import Metric
 
 # What the cost axis can be: how many of a curve's units make one of the axis, and its name with units.
 COSTS = {
@@ -49,31 +50,35 @@ def draw_study(study: StudyRuns, folder: Path, cost: str = "gmacs") -> tuple[lis
 
 
 def cost_points(trial: FinishedTrial, cost: str) -> list[tuple[int, float, float]]:
-    """(S, cost, top-1) of a trial's curve. Raises InputError when this cost was not measured."""
-    known = [(p.S, getattr(p, cost), p.top1) for p in trial.curve.points]
-    if any(c is None for _, c, _ in known):
+    """Return (S, cost, primary metric) of a trial's curve. Raises InputError when this cost was not measured."""
+    costs = [getattr(p, cost) for p in trial.curve.points]
+    if None in costs:
         raise InputError(
             f"--cost {cost}: trial {trial.number} has no metric curve/{cost} at every size in MLflow; a search "
             "does not measure it, python -m analysis.measure does"
         )
-    return [(S, c / COSTS[cost][0], top1) for S, c, top1 in known]
+    by_size = trial.curve.by_size()
+    return [(S, c / COSTS[cost][0], value) for c, (S, value) in zip(costs, by_size.items(), strict=True)]
 
 
 Points = dict[int, list[tuple[int, float, float]]]  # trial -> (S, cost, metric) at every test size
 
 
-def front_of(points: Points, numbers: Sequence[int]) -> list[tuple[int, int]]:
+def front_of(points: Points, numbers: Sequence[int], metric: Metric) -> list[tuple[int, int]]:
     """Return the non-dominated (trial, size) pairs of these trials, cheapest first."""
     pairs = [(n, *p) for n in numbers for p in points[n]]
-    kept = front([cost for _, _, cost, _ in pairs], [top1 for *_, top1 in pairs])
-    return [pairs[i][:2] for i in kept]
+    on_front = front([cost for _, _, cost, _ in pairs], [metric.quality(value) for *_, value in pairs])
+    return [pairs[i][:2] for i in on_front]
 
 
 def searched_front(trials: Sequence[FinishedTrial], cost: str = "gmacs") -> list[tuple[FinishedTrial, int]]:
     """Return the non-dominated (trial, size) pairs of the searched regimes, cheapest first."""
     searched = {t.number: t for t in trials if t.searched}
     points = {n: cost_points(t, cost) for n, t in searched.items()}
-    return [(searched[n], S) for n, S in front_of(points, list(searched))]
+    if not searched:
+        return []
+    metric = next(iter(searched.values())).curve.primary
+    return [(searched[n], S) for n, S in front_of(points, list(searched), metric)]
 
 
 def _hypervolumes(study: StudyRuns, points: Points) -> dict[str, float]:
@@ -84,21 +89,26 @@ def _hypervolumes(study: StudyRuns, points: Points) -> dict[str, float]:
         "searched": [t.number for t in study.trials if t.searched],
     }
     return {
-        kind: hypervolume([c for n in ns for _, c, _ in points[n]], [a for n in ns for *_, a in points[n]], *axis)
+        kind: _hypervolume([p for n in ns for p in points[n]], study.metrics.primary, *axis)
         for kind, ns in kinds.items()
         if ns
     }
 
 
+def _hypervolume(points: Sequence[tuple[int, float, float]], metric: Metric, low: float, high: float) -> float:
+    return hypervolume([c for _, c, _ in points], [metric.quality(value) for *_, value in points], low, high)
+
+
 def _rows(study: StudyRuns, points: Points, cost: str) -> list[dict[str, Any]]:
     searched = [t.number for t in study.trials if t.searched]
-    on_front, on_any = set(front_of(points, searched)), set(front_of(points, list(points)))
+    primary = study.metrics.primary
+    on_front, on_any = set(front_of(points, searched, primary)), set(front_of(points, list(points), primary))
     rows = []
     for t in study.trials:
         costs = [c for _, c, _ in points[t.number]]
-        volume = hypervolume(costs, [a for *_, a in points[t.number]], *cost_range(costs))
+        volume = _hypervolume(points[t.number], primary, *cost_range(costs))
         repeats, both = study.repeats_of(t), study.over_seeds(t)
-        for S, c, top1 in points[t.number]:
+        for S, c, value in points[t.number]:
             mean, deviation = both.get(S, (None, None))
             rows.append(
                 {
@@ -106,12 +116,12 @@ def _rows(study: StudyRuns, points: Points, cost: str) -> list[dict[str, Any]]:
                     "family": t.family,
                     "S": S,
                     cost: c,
-                    "top1": top1,
+                    primary.name: value,
                     "searched_front": (t.number, S) in on_front,
                     "front": (t.number, S) in on_any,
                     "hypervolume": volume,
                     "seeds": len(repeats),
-                    "mean_top1": mean,
+                    f"mean_{primary.name}": mean,
                     "deviation": deviation,
                     "regime": t.regime,
                 }
@@ -121,16 +131,19 @@ def _rows(study: StudyRuns, points: Points, cost: str) -> list[dict[str, Any]]:
 
 def _figure(figure: Any, study: StudyRuns, points: Points, volumes: dict[str, float], cost: str) -> None:
     axes = figure.subplots()
-    on_any = set(front_of(points, list(points)))
+    primary = study.metrics.primary
+    on_any = set(front_of(points, list(points), primary))
     searched = [t for t in study.trials if t.searched]
     for t in searched:
         each = points[t.number]
-        axes.plot([c for _, c, _ in each], [100 * a for *_, a in each], ".", color=style.FADED, ms=3.5, zorder=1)
+        axes.plot(
+            [c for _, c, _ in each], [primary.scale * a for *_, a in each], ".", color=style.FADED, ms=3.5, zorder=1
+        )
     others = [t for t in study.trials if not t.searched]
     for i, t in enumerate(others):
         line_style = style.line_style(t.family, i)
         each = points[t.number]
-        x, y = [c for _, c, _ in each], [100 * a for *_, a in each]
+        x, y = [c for _, c, _ in each], [primary.scale * a for *_, a in each]
         axes.plot(x, y, color=line_style.colour, lw=0.9, alpha=0.45, zorder=2)
         for (S, *_), a, b in zip(each, x, y, strict=True):  # points on the front stand out, dominated ones are faded
             size, alpha = (4.5, 1.0) if (t.number, S) in on_any else (3.5, 0.45)
@@ -138,8 +151,8 @@ def _figure(figure: Any, study: StudyRuns, points: Points, volumes: dict[str, fl
         axes.plot([], [], color=line_style.colour, marker=line_style.marker, ms=4.5, lw=0.9, label=line_style.label)
     if searched:
         best = {(t.number, S): (c, a) for t in searched for S, c, a in points[t.number]}
-        line = [best[key] for key in front_of(points, [t.number for t in searched])]
-        x, y = [c for c, _ in line], [100 * a for _, a in line]
+        line = [best[key] for key in front_of(points, [t.number for t in searched], primary)]
+        x, y = [c for c, _ in line], [primary.scale * a for _, a in line]
         # A staircase, to the most expensive point: the best value at or below each cost.
         most_expensive = max(c for each in points.values() for _, c, _ in each)
         axes.plot([*x, most_expensive], [*y, y[-1]], color="black", lw=1.5, drawstyle="steps-post", zorder=3)
@@ -149,7 +162,7 @@ def _figure(figure: Any, study: StudyRuns, points: Points, volumes: dict[str, fl
             [], [], ".", color=style.FADED, ms=4, label=f"searched ({len(searched)} trial{'s' * (len(searched) > 1)})"
         )
     _error_bars(axes, study, points)
-    _axes(axes, points, cost, study.tags.get("mixtune.latency", ""))
+    _axes(axes, points, cost, primary.axis, study.tags.get("mixtune.latency", ""))
     percentages = ", ".join(f"{kind} {100 * v:.1f} %" for kind, v in volumes.items())
     style.figure_title(figure, f"{study.name}: one network per regime, at every size\nhypervolume: {percentages}")
     figure.legend(
@@ -169,10 +182,11 @@ def _error_bars(axes: Any, study: StudyRuns, points: Points) -> None:
             mean, deviation = both.get(S, (0.0, None))
             if deviation is not None:
                 colour = style.line_style(t.family, i).colour
-                style.error_bars(axes, c, 100 * mean, 100 * deviation, colour, elinewidth=1.0, zorder=5, fmt="_", ms=5)
+                y, bar = study.metrics.primary.scale * mean, study.metrics.primary.scale * deviation
+                style.error_bars(axes, c, y, bar, colour, elinewidth=1.0, zorder=5, fmt="_", ms=5)
 
 
-def _axes(axes: Any, points: Points, cost: str, how: str) -> None:
+def _axes(axes: Any, points: Points, cost: str, metric: str, how: str) -> None:
     from matplotlib.ticker import NullLocator
 
     costs = {S: c for each in points.values() for S, c, _ in each}
@@ -184,7 +198,7 @@ def _axes(axes: Any, points: Points, cost: str, how: str) -> None:
     title = COSTS[cost][1].replace("GMACs", "million MACs") if small else COSTS[cost][1]
     where = f"\n{textwrap.fill(how, 70)}" if how and cost != "gmacs" else ""
     axes.set_xlabel(f"{title} (log scale){where}")
-    axes.set_ylabel("top-1 accuracy, %")
+    axes.set_ylabel(metric)
     if cost != "memory":
         top = axes.secondary_xaxis("top")
         top.set_xticks([c for _, c in ticks], [str(S) for S, _ in ticks])
@@ -201,4 +215,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

@@ -20,7 +20,7 @@ from analysis.command_line import run_on_study, study_parser
 from analysis.finished_trial import FinishedTrial
 from analysis.report_text import answer, best_first, budget, comparison_table, question, uncertainty
 from analysis.study_runs import StudyRuns
-from mixtune.cli import duration, python, run, short
+from mixtune.cli import format_duration, python_command, relative_to_cwd, run_command
 from mixtune.errors import InputError
 from mixtune.search.final import Final
 
@@ -29,11 +29,13 @@ def commands(study: StudyRuns) -> tuple[list[str], list[str]]:
     """Return the commands that run the study again, and those that prove, train and use the winner."""
     best = best_first(study)[0]
     local = study.uri.startswith("sqlite:///")
-    folder = short(Path(study.uri.removeprefix("sqlite:///")).parent) if local else Path("studies") / study.name
+    folder = (
+        relative_to_cwd(Path(study.uri.removeprefix("sqlite:///")).parent) if local else Path("studies") / study.name
+    )
     tracking = [] if local else ["--tracking-uri", study.uri]
 
     def line(module: str, *words: str | Path) -> str:
-        return f"{python()} -m {module} " + shlex.join(map(str, words))
+        return f"{python_command()} -m {module} " + shlex.join(map(str, words))
 
     rerun = [line("mixtune.search", "--space", folder / "space.yaml", "--out", f"{folder}-again")]
     final = ["--final", str(Final().seeds)]
@@ -62,6 +64,7 @@ def picture(png: Path, alt: str, caption: str, inches: float = style.WIDTH) -> P
 
 def render(study: StudyRuns) -> str:
     """Return the page: the template ``report.html.jinja`` with this study's values, all of them escaped."""
+    noun = study.metrics.noun
     rerun, use = commands(study)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -72,13 +75,13 @@ def render(study: StudyRuns) -> str:
         pictures = {
             "front": picture(
                 front,
-                "accuracy against inference cost, one line per regime",
+                f"{noun} against inference cost, one line per regime",
                 "One network per regime, tested at every size. Bold marks: no other network is better at that cost."
                 + (" Means and deviations over seeds, on the test set." if study.winner else ""),
             ),
             "sizes": picture(
                 curves,
-                "accuracy against test image size, one line per regime",
+                f"{noun} against test image size, one line per regime",
                 "The same networks by test size; the bars below show which sizes each regime trained on.",
             ),
             "timeline": picture(
@@ -97,7 +100,9 @@ def render(study: StudyRuns) -> str:
         question=question(study),
         budget=budget(study),
         answer=answer(study),
-        score=str(study.score),
+        score=study.score_text,
+        noun=noun,
+        metric=study.metrics.primary,
         comparison=comparison_table(study),
         noise=uncertainty(study),
         has_final=study.winner is not None,
@@ -131,7 +136,10 @@ def _facts(study: StudyRuns, best: FinishedTrial) -> list[tuple[str, str]]:
         ("seed", s.get("seed", "")),
         ("trials", ", ".join(f"{n} {state.lower()}" for state, n in sorted(study.states.items()))),
         ("winner", f"trial {best.number}"),
-        ("a run took", f"{duration(statistics.median(seconds))}, evaluation included (median)" if seconds else ""),
+        (
+            "a run took",
+            f"{format_duration(statistics.median(seconds))}, evaluation included (median)" if seconds else "",
+        ),
         ("mixtune", study.tags.get("mixtune.version", "")),
         ("MLflow", f"{study.uri}, parent run {study.parent}"),
     ]
@@ -149,4 +157,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

@@ -94,11 +94,11 @@ def uncertainty(study: StudyRuns) -> list[str]:
             "small data are often nothing else. The commands below train with several seeds."
         )
     images = study.image_count(repeats[0].judge if repeats else "validation")
-    top = max(p.top1 for p in best.curve.points)
-    if images:
-        error = 100 * image_error(top, images)
+    if images and study.metrics.primary.proportion:
+        error = 100 * image_error(max(best.curve.qualities), images)
         sentences.append(
-            f"An accuracy on {images:,} images has a standard error of about {error:.2f} points from their choice."
+            f"An {study.metrics.noun} on {images:,} images has a standard error of about {error:.2f} points from their "
+            "choice."
         )
     tried = sum(study.states.values())
     searched = tried - sum(not t.searched for t in study.trials)
@@ -144,7 +144,9 @@ def comparison_table(study: StudyRuns) -> ComparisonTable:
     rows = []
     for t, gap in zip(order, [Cell(""), *gaps], strict=True):
         curves = curves_by_seed(study, t)
-        cells = [_with(*mean_sd([c.at(S).top1 for c in curves.values()])) for S in shown]
+        values = [c.by_size() for c in curves.values()]
+        scale = study.metrics.primary.scale
+        cells = [_with(*mean_sd([by_size[S] for by_size in values]), scale=scale) for S in shown]
         score = _with(*_scores(study, t), digits=2)
         rows.append([Cell(_named(t), t.regime), Cell(str(len(curves))), score, gap, *cells])
     return ComparisonTable([*head, *(Cell(f"{S} px") for S in shown)], rows)
@@ -176,5 +178,6 @@ def _named(t: FinishedTrial) -> str:
     return style.label(t.family) + (f" #{t.number}" if t.searched else "")
 
 
-def _with(mean: float, deviation: float | None, digits: int = 1) -> Cell:
-    return Cell(f"{100 * mean:.{digits}f}", f"± {100 * deviation:.{digits}f}" if deviation is not None else "")
+def _with(mean: float, deviation: float | None, digits: int = 1, scale: float = 100.0) -> Cell:
+    digits = digits if scale == 100 else digits + 2
+    return Cell(f"{scale * mean:.{digits}f}", f"± {scale * deviation:.{digits}f}" if deviation is not None else "")

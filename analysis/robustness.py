@@ -15,10 +15,12 @@ from analysis import style
 from analysis.command_line import run_on_study, study_parser
 from analysis.finished_trial import FinishedTrial
 from analysis.study_runs import StudyRuns
-from mixtune.cli import run
+from mixtune.cli import run_command
+from mixtune.errors import InputError
 from mixtune.study.statistics import mean_sd
 
 PREFIX = "corruption/"
+CALIBRATION = "ece"  # the metric of calibration error, where a task has it
 
 
 def runs_with_corruptions(study: StudyRuns, trial: FinishedTrial) -> list[FinishedTrial]:
@@ -33,47 +35,38 @@ def shared_corruptions(runs: Sequence[FinishedTrial]) -> list[str]:
 
 
 def metric_under_corruption(runs: Sequence[FinishedTrial], kind: str) -> tuple[float, float | None]:
-    """Return the accuracy under a corruption: mean and deviation over runs, each at its best size for clean images."""
-    accuracies = []
+    """Return the primary metric under a corruption: mean and deviation over runs, each at its best size for clean
+    images.
+    """
+    values = []
     for r in runs:
-        by_size, clean = r.more[PREFIX + kind], {p.S: p.top1 for p in r.curve.points}
-        accuracies.append(by_size[max(by_size, key=lambda S, clean=clean: clean.get(S, 0.0))])  # type: ignore[misc]
-    return mean_sd(accuracies)
+        by_size, clean = r.more[PREFIX + kind], dict(zip(r.curve.sizes, r.curve.qualities, strict=True))
+        values.append(by_size[max(by_size, key=lambda S, clean=clean: clean.get(S, 0.0))])  # type: ignore[misc]
+    return mean_sd(values)
 
 
 def draw_study(study: StudyRuns, folder: Path) -> tuple[list[Path], list[str]]:
-    """Write the figure and its table; return the files and the lines to print."""
-    shown = sorted(study.shown, key=lambda t: statistics.fmean(p.ece for p in t.curve.points))
+    """Write the figure and its table; return the files and the lines to print.
+
+    Raises InputError where there is nothing to draw: the task measures no calibration error, and nobody corruptions.
+    """
+    calibrated, shown = CALIBRATION in study.metrics, study.shown
+    if calibrated:
+        shown = sorted(shown, key=lambda t: statistics.fmean(t.curve.by_size(CALIBRATION).values()))
     corrupted = {t.number: runs_with_corruptions(study, t) for t in shown}
     kinds = shared_corruptions([r for runs in corrupted.values() for r in runs])
-    sizes = sorted({S for t in shown for S in t.curve.sizes})
-    with style.figure(2.75 + (1.9 if kinds else 0)) as figure:
-        panels = list(figure.subplots(2 if kinds else 1, 1, squeeze=False)[:, 0])
-        for index, t in enumerate(shown):
-            line_style = style.line_style(t.family, index)
-            x, y = t.curve.sizes, [100 * p.ece for p in t.curve.points]
-            if len(study.repeats_of(t)) > 1:
-                seeds = study.over_seeds(t, "ece")
-                x, y = tuple(seeds), [100 * m for m, _ in seeds.values()]
-                style.error_bars(panels[0], x, y, [100 * (d or 0) for _, d in seeds.values()], line_style.colour)
-            wide = {"lw": 1.6, "mfc": "white", "zorder": 4} if t.searched else {"lw": 1.0, "zorder": 3}
-            marks = {"color": line_style.colour, "marker": line_style.marker, "label": line_style.label}
-            panels[0].plot(x, y, ms=4, **marks, **wide)
-            if kinds and corrupted[t.number]:
-                both = [metric_under_corruption(corrupted[t.number], kind) for kind in kinds]
-                columns, heights = range(len(kinds)), [100 * m for m, _ in both]
-                style.error_bars(panels[1], columns, heights, [100 * (d or 0) for _, d in both], line_style.colour)
-                colour, face = line_style.colour, wide.get("mfc")
-                panels[1].plot(columns, heights, line_style.marker, color=colour, ms=4.5, mfc=face)
-        style.size_axis(panels[0], sizes)
-        panels[0].set_ylabel("calibration error, %")
-        panels[0].set_ylim(bottom=0)
-        style.figure_title(figure, f"{study.name}: how far confidence is from accuracy")
-        style.grid(panels[0])
+    measure = f"python -m analysis.measure --study {study.name}"
+    if not (calibrated or kinds):
+        raise InputError(f"--study {study.name}: nothing was measured on corrupted images yet: {measure}")
+    with style.figure(0.85 + 1.9 * (calibrated + bool(kinds))) as figure:
+        panels = list(figure.subplots(calibrated + bool(kinds), 1, squeeze=False)[:, 0])
+        if calibrated:
+            _calibration(panels[0], study, shown)
         if kinds:
-            panels[1].set_xticks(range(len(kinds)), [k.replace("_", " ") for k in kinds], rotation=30, ha="right")
-            panels[1].set_ylabel("top-1 when corrupted, %")
-            style.grid(panels[1])
+            _corruptions(panels[-1], study, shown, corrupted, kinds)
+        style.figure_title(
+            figure, f"{study.name}: " + ("how far confidence is from accuracy" * calibrated or "robustness")
+        )
         figure.legend(
             *panels[0].get_legend_handles_labels(),
             loc="outside lower center",
@@ -83,21 +76,62 @@ def draw_study(study: StudyRuns, folder: Path) -> tuple[list[Path], list[str]]:
             columnspacing=0.9,
         )
         paths = style.save_figure(figure, folder, "robustness", _rows(study, shown, corrupted, kinds))
-    return paths, [] if kinds else [
-        f"accuracy on corrupted images was not measured yet: python -m analysis.measure --study {study.name}"
-    ]
+    return paths, [] if kinds else [f"{study.metrics.noun} on corrupted images was not measured yet: {measure}"]
+
+
+def _calibration(axes: Any, study: StudyRuns, shown: Sequence[FinishedTrial]) -> None:
+    """Draw calibration error against test size, a line for each trial."""
+    metric = study.metrics[CALIBRATION]
+    for index, t in enumerate(shown):
+        line_style = style.line_style(t.family, index)
+        x, y = t.curve.sizes, [metric.scale * value for value in t.curve.by_size(CALIBRATION).values()]
+        if len(study.repeats_of(t)) > 1:
+            seeds = study.over_seeds(t, CALIBRATION)
+            x, y = tuple(seeds), [metric.scale * m for m, _ in seeds.values()]
+            style.error_bars(axes, x, y, [metric.scale * (d or 0) for _, d in seeds.values()], line_style.colour)
+        wide = {"lw": 1.6, "mfc": "white", "zorder": 4} if t.searched else {"lw": 1.0, "zorder": 3}
+        marks = {"color": line_style.colour, "marker": line_style.marker, "label": line_style.label}
+        axes.plot(x, y, ms=4, **marks, **wide)
+    style.size_axis(axes, sorted({S for t in shown for S in t.curve.sizes}))
+    axes.set_ylabel(metric.axis)
+    axes.set_ylim(bottom=0)
+    style.grid(axes)
+
+
+def _corruptions(
+    axes: Any,
+    study: StudyRuns,
+    shown: Sequence[FinishedTrial],
+    corrupted: Mapping[int, list[FinishedTrial]],
+    kinds: Sequence[str],
+) -> None:
+    """Draw the primary metric under each corruption, a mark for each trial."""
+    primary, columns = study.metrics.primary, range(len(kinds))
+    for index, t in enumerate(shown):
+        line_style = style.line_style(t.family, index)
+        if corrupted[t.number]:
+            both = [metric_under_corruption(corrupted[t.number], kind) for kind in kinds]
+            heights = [primary.scale * m for m, _ in both]
+            style.error_bars(axes, columns, heights, [primary.scale * (d or 0) for _, d in both], line_style.colour)
+            marks = {"color": line_style.colour, "label": line_style.label, "mfc": "white" if t.searched else None}
+            axes.plot(columns, heights, line_style.marker, ms=4.5, **marks)
+    axes.set_xticks(columns, [k.replace("_", " ") for k in kinds], rotation=30, ha="right")
+    axes.set_ylabel(f"corrupted: {primary.axis}")
+    style.grid(axes)
 
 
 def _rows(
     study: StudyRuns, shown: Sequence[FinishedTrial], corrupted: Mapping[int, list[FinishedTrial]], kinds: Sequence[str]
 ) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
+    names = [study.metrics.primary.name, *(metric.name for metric in study.metrics if metric.name == CALIBRATION)]
     for t in shown:
-        repeats, seeds = study.repeats_of(t), study.over_seeds(t, "ece")
+        repeats, seeds = study.repeats_of(t), study.over_seeds(t, names[-1])
         for p in t.curve.points:
-            row: dict[str, Any] = {"trial": t.number, "family": t.family, "S": p.S, "top1": p.top1, "ece": p.ece}
+            row: dict[str, Any] = {"trial": t.number, "family": t.family, "S": p.S}
+            row |= {name: p.metrics[name] for name in names}
             mean, deviation = seeds.get(p.S, (None, None))
-            row |= {"seeds": len(repeats), "mean_ece": mean, "deviation": deviation}
+            row |= {"seeds": len(repeats), f"mean_{names[-1]}": mean, "deviation": deviation}
             for kind in kinds:
                 values = [r.more[PREFIX + kind][p.S] for r in corrupted[t.number] if p.S in r.more[PREFIX + kind]]
                 row[PREFIX + kind] = statistics.fmean(values) if values else None
@@ -113,4 +147,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

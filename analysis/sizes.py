@@ -1,4 +1,4 @@
-"""Draw accuracy against test size, and the sizes each regime trained on: python -m analysis.sizes --study NAME
+"""Draw the primary metric by test size, and the sizes each regime trained on: python -m analysis.sizes --study NAME
 
 The upper panel has a line for each published regime and for the best searched one. The lower panel has a row for each,
 which shades the sizes it trained on by their share of the training compute (its training support).
@@ -15,13 +15,13 @@ from analysis import style
 from analysis.command_line import run_on_study, study_parser
 from analysis.finished_trial import FinishedTrial
 from analysis.study_runs import StudyRuns
-from mixtune.cli import run
+from mixtune.cli import run_command
 
 ROW = 0.135  # inches of a row of the lower panel
 
 
 def draw_study(study: StudyRuns, folder: Path) -> tuple[list[Path], list[str]]:
-    """The figure and its table: top-1 by regime and test size, with the share of the training compute spent there."""
+    """Write the figure and its table: the primary metric by regime and test size, and the share of compute there."""
     shown = sorted(study.shown, key=lambda t: -study.score.of(t.curve))
     sizes = sorted({S for t in shown for S in (*t.curve.sizes, *study.compute_shares(t))})
     with style.figure(2.35 + ROW * len(shown)) as figure:
@@ -30,8 +30,8 @@ def draw_study(study: StudyRuns, folder: Path) -> tuple[list[Path], list[str]]:
             line_style = style.line_style(t.family, row)
             _line(above, study, t, line_style)
             _support(below, t, study.compute_shares(t), row, line_style, sizes)
-        above.set_ylabel("top-1 accuracy, %")
-        style.figure_title(figure, f"{study.name}: accuracy away from the training sizes")
+        above.set_ylabel(study.metrics.primary.axis)
+        style.figure_title(figure, f"{study.name}: {study.metrics.noun} away from the training sizes")
         above.tick_params(labelbottom=False, length=0)
         style.grid(above)
         style.size_axis(below, sizes)
@@ -45,12 +45,13 @@ def draw_study(study: StudyRuns, folder: Path) -> tuple[list[Path], list[str]]:
 
 
 def _line(axes: Any, study: StudyRuns, trial: FinishedTrial, line_style: style.LineStyle) -> None:
-    x, y = trial.curve.sizes, [100 * p.top1 for p in trial.curve.points]
+    scale = trial.curve.primary.scale
+    x, y = trial.curve.sizes, [scale * value for value in trial.curve.by_size().values()]
     wide = {"lw": 1.6, "zorder": 4, "mfc": "white"} if trial.searched else {"lw": 1.0, "zorder": 3}
     if len(study.repeats_of(trial)) > 1:  # the mean over several seeds, in place of the search's one run
         seeds = study.over_seeds(trial)
-        x, y = tuple(seeds), [100 * m for m, _ in seeds.values()]
-        style.error_bars(axes, x, y, [100 * (d or 0) for _, d in seeds.values()], line_style.colour)
+        x, y = tuple(seeds), [scale * m for m, _ in seeds.values()]
+        style.error_bars(axes, x, y, [scale * (d or 0) for _, d in seeds.values()], line_style.colour)
     axes.plot(x, y, color=line_style.colour, marker=line_style.marker, ms=4, label=line_style.label, **wide)
 
 
@@ -90,13 +91,13 @@ def _cell(S: int, sizes: Sequence[int]) -> tuple[float, float]:
 def _rows(study: StudyRuns, shown: Sequence[FinishedTrial], sizes: Sequence[int]) -> list[dict[str, Any]]:
     rows = []
     for t in shown:
-        tops = {p.S: p.top1 for p in t.curve.points}
+        name, by_size = t.curve.primary.name, t.curve.by_size()
         repeats, both, shares = study.repeats_of(t), study.over_seeds(t), study.compute_shares(t)
         for S in sizes:
             mean, deviation = both.get(S, (None, None))
-            row: dict[str, Any] = {"trial": t.number, "family": t.family, "S": S, "top1": tops.get(S)}
+            row: dict[str, Any] = {"trial": t.number, "family": t.family, "S": S, name: by_size.get(S)}
             row |= {"training_share": shares.get(S, 0.0), "seeds": len(repeats)}
-            rows.append(row | {"mean_top1": mean, "deviation": deviation})
+            rows.append(row | {f"mean_{name}": mean, "deviation": deviation})
     return rows
 
 
@@ -108,4 +109,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

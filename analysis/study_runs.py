@@ -12,13 +12,15 @@ from pathlib import Path
 
 from analysis.finished_trial import FinishedTrial, trials_of_final
 from mixtune.errors import InputError
-from mixtune.evaluation.curve import MEASURED, METRICS, Curve, mean_curve
+from mixtune.evaluation.curve import MEASURED, Curve, mean_curve
+from mixtune.evaluation.metrics import Metrics
 from mixtune.evaluation.score import Score
 from mixtune.regime import BatchShape, Regime
 from mixtune.search.candidates import Search, regime_of
 from mixtune.search.paths import default_uri
 from mixtune.secrets import masked
 from mixtune.study.statistics import mean_sd
+from mixtune.tasks.registry import DEFAULT, task_class
 from mixtune.tracking.mlflow_reader import CURVE, Stored, parent_of, stored
 from mixtune.tracking.parameters import point_of, section
 
@@ -41,6 +43,19 @@ class StudyRuns:
     trials: tuple[FinishedTrial, ...]
     states: Mapping[str, int]
     repeats: tuple[FinishedTrial, ...] = ()
+
+    @cached_property
+    def metrics(self) -> Metrics:
+        """Return what the study's task measures at every size. Raises InputError for a task that is not known here."""
+        try:
+            return task_class(self.settings.get("task.kind", DEFAULT)).metrics
+        except ValueError as err:
+            raise InputError(f"{self.source}: task.{err}") from None
+
+    @property
+    def score_text(self) -> str:
+        """Return what the score is, for people."""
+        return self.score.describe(self.metrics)
 
     @cached_property
     def score(self) -> Score:
@@ -113,11 +128,14 @@ class StudyRuns:
         own = [r for r in self.repeats if r.number == trial.number and r.judge == judge]
         return sorted(own, key=lambda r: r.seed)
 
-    def over_seeds(self, trial: FinishedTrial, metric: str = "top1") -> dict[int, tuple[float, float | None]]:
-        """Return mean and deviation of a metric by size over the repeated runs of a trial; {} without repeated runs."""
-        curves = [r.curve for r in self.repeats_of(trial)]
-        shared = set.intersection(*(set(c.sizes) for c in curves)) if curves else set()
-        return {S: mean_sd([getattr(c.at(S), metric) for c in curves]) for S in sorted(shared)}
+    def over_seeds(self, trial: FinishedTrial, metric: str | None = None) -> dict[int, tuple[float, float | None]]:
+        """Return mean and deviation of a metric by size over the repeated runs of a trial; {} without repeated runs.
+
+        Without a name, of the primary metric.
+        """
+        values = [r.curve.by_size(metric) for r in self.repeats_of(trial)]
+        shared = set.intersection(*map(set, values)) if values else set()
+        return {S: mean_sd([by_size[S] for by_size in values]) for S in sorted(shared)}
 
     def regime(self, trial: FinishedTrial) -> Regime:
         """Return the regime that a trial trained, made from its point as the search makes it."""
@@ -161,21 +179,25 @@ def read_study(uri: str, study: str) -> StudyRuns:
     it to the end: then it has the mean curve over the final's runs. Raises InputError for a missing or foreign store,
     an unknown study and a study without complete trials.
     """
+    runs = list(stored(uri, study))
+    parent, settings, tags = parent_of(uri, study)
+    read = StudyRuns(uri, study, parent, settings, tags, (), {})
+    names = read.metrics.names
     trials: list[Stored] = []
     repeats: list[Stored] = []
     states: dict[str, int] = {}
     missing: set[str] = set()
-    for run in stored(uri, study):
+    for run in runs:
         kind = run.tags.get("mixtune.kind")
         if kind == "trial":
             state = run.tags.get("mixtune.state", "FAIL")
             states[state] = states.get(state, 0) + 1
             if state != "COMPLETE":
                 continue
-        if _is_complete(run):
+        if _is_complete(run, names):
             (repeats if kind == "repeat" else trials).append(run)
         else:
-            missing |= {m for m in METRICS if not any(m in values for values in run.curve.values())}
+            missing |= {m for m in ("gmacs", *names) if not any(m in values for values in run.curve.values())}
     if missing and not trials:
         raise InputError(
             f"--study {study}: the complete trials in {uri} lack the metric {CURVE}{min(missing)} by image size; when "
@@ -184,38 +206,38 @@ def read_study(uri: str, study: str) -> StudyRuns:
     if not trials:
         counts = ", ".join(f"{n} {state}" for state, n in sorted(states.items())) or "none at all"
         raise InputError(f"--study {study}: {uri} holds no complete trial of this study yet (trials: {counts})")
-    parent, settings, tags = parent_of(uri, study)
     for key in _NEEDED:
         if key not in settings:
             raise InputError(
                 f"--study {study}: its parent run in {uri} lacks the parameter {key}; mixtune did not write it"
             )
-    read = StudyRuns(uri, study, parent, settings, tags, (), states)
+    read = replace(read, states=states)
     complete, repeated = ([_finished(run, read) for run in runs] for runs in (trials, repeats))
     by_number = sorted([*complete, *trials_of_final(complete, repeated)], key=lambda t: t.number)
     return replace(read, trials=tuple(by_number), repeats=tuple(repeated))
 
 
-def _rows(run: Stored) -> list[dict[str, float]]:
-    return [{"S": S, **values} for S, values in sorted(run.curve.items()) if not set(METRICS) - set(values)]
+def _rows(run: Stored, names: Sequence[str]) -> list[dict[str, float]]:
+    needed = {"gmacs", *names}
+    return [{"S": S, **values} for S, values in sorted(run.curve.items()) if needed <= set(values)]
 
 
-def _is_complete(run: Stored) -> bool:
-    """Return whether mixtune wrote the run, and to its end."""
-    return bool(_rows(run)) and {"mixtune.family", "mixtune.regime"} <= set(run.tags)
+def _is_complete(run: Stored, names: Sequence[str]) -> bool:
+    """Return whether mixtune wrote the run, and to its end; ``names``: of the task's metrics."""
+    return bool(_rows(run, names)) and {"mixtune.family", "mixtune.regime"} <= set(run.tags)
 
 
 def _finished(run: Stored, study: StudyRuns) -> FinishedTrial:
     more: dict[str, dict[int, float]] = {}
     for S, values in run.curve.items():
-        for metric in set(values) - set(METRICS) - set(MEASURED):
+        for metric in set(values) - {"gmacs", *study.metrics.names, *MEASURED}:
             more.setdefault(metric, {})[S] = values[metric]
     tags = run.tags
     return FinishedTrial(
         int(tags.get("mixtune.trial", -1)),
         tags["mixtune.family"],
         tags["mixtune.regime"],
-        Curve.from_rows(_rows(run)),
+        Curve.from_rows(_rows(run, study.metrics.names), study.metrics),
         point_of(tags, run.params, study.search, f"--study {study.name}: run {run.id} in {masked(study.uri)}"),
         {metric: dict(sorted(values.items())) for metric, values in sorted(more.items())},
         run.metrics.get("seconds"),

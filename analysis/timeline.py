@@ -148,6 +148,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    from mixtune.cli import run
+    from mixtune.cli import run_command
 
-    run(main)
+    run_command(main)

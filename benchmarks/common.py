@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from benchmarks.readme import ROOT, commit
-from mixtune.files import replace_file
+from mixtune.files import atomic_write
 from mixtune.runtime.environment import describe_environment
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -73,7 +73,7 @@ def conclude(
     """
     content = {"question": question, "hardware": hardware(), "settings": dict(settings), "rows": list(rows)}
     if write:
-        replace_file(RESULTS / f"{name}.json", json.dumps(content, indent=1).encode())
+        atomic_write(RESULTS / f"{name}.json", json.dumps(content, indent=1).encode())
     for row in (*rows[1:], rows[0]):
         met = row["ratio"] <= row["at_least"] if row["aim"] < row["at_least"] else row["ratio"] >= row["at_least"]
         verdict = "reached" if met else "NOT reached"

@@ -22,12 +22,13 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.common import conclude, side_by_side, spread
-from mixtune.cli import Parser, parse_args, run
+from mixtune.cli import Parser, parse_args, run_command
 from mixtune.data import datasets, sources
 from mixtune.optim.recipe import Recipe
 from mixtune.regime import BatchShape, Budget, Schedule, published
-from mixtune.tasks.classification import available_cpus
-from mixtune.tasks.config import TaskConfig
+from mixtune.runtime.device import available_cpus
+from mixtune.tasks.classification import Classification
+from mixtune.tasks.classification_config import ClassificationConfig
 from mixtune.training.run import Evaluation, Run, TrainingConfig
 
 SIZES, BASE = (8, 12, 16, 24), BatchShape(16, 64)
@@ -36,7 +37,7 @@ SEED = 0
 
 def config(folder: str, epochs: float, threads: int, reports: int = 1) -> TrainingConfig:
     """A short training of ResNet-8 on 10,000 images of CIFAR-10."""
-    task = TaskConfig("cifar10", "cifar_resnet8", folder, samples=10_000)
+    task = ClassificationConfig("cifar10", "cifar_resnet8", folder, samples=10_000)
     evaluate = Evaluation(SIZES, reports)
     return TrainingConfig(task, Budget(epochs), evaluate, Recipe(weight_decay=5e-4), seed=SEED, threads=threads)
 
@@ -70,6 +71,7 @@ def plain(trial: Run, workers: int) -> tuple[float, float]:
     """Seconds of the plain loop over the run's steps, and its mean loss over them."""
     dataset = datasets.load_dataset("cifar10", trial.config.task.data)
     keys: dict[int, list[list[tuple[int, int, int, int]]]] = {S: [] for S in SIZES}
+    assert isinstance(trial.task, Classification)
     source = trial.task.train_source
     assert trial.task.pixels is not None
     assert isinstance(source, sources.Pixels)
@@ -237,4 +239,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

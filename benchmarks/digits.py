@@ -18,7 +18,7 @@ from typing import Any
 
 from analysis.study_runs import read_study
 from benchmarks import readme
-from mixtune.cli import Parser, parse_args, run
+from mixtune.cli import Parser, parse_args, run_command
 from mixtune.config import load_config
 from mixtune.errors import InputError
 from mixtune.runtime.environment import describe_environment
@@ -37,7 +37,7 @@ def measure(folder: Path) -> dict[str, Any]:
     regimes: list[dict[str, Any]] = []
     for t in (t for t in study.shown if study.repeats_of(t)):
         runs = [
-            {"score": study.score.of(r.curve), "top1": {str(p.S): p.top1 for p in r.curve.points}}
+            {"score": study.score.of(r.curve), "top1": {str(p.S): p.metrics["top1"] for p in r.curve.points}}
             for r in study.repeats_of(t)
         ]
         regimes.append({"name": t.family, "regime": t.regime, "search_score": study.score.of(t.curve), "runs": runs})
@@ -116,4 +116,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

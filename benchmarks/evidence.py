@@ -15,7 +15,7 @@ from benchmarks.common import RESULTS
 from benchmarks.readme import write
 from benchmarks.regimes import PLANS, Plan, jobs
 from benchmarks.verdict import verdict
-from mixtune.cli import Parser, parse_args, run
+from mixtune.cli import Parser, parse_args, run_command
 from mixtune.files import digest
 from mixtune.training.checkpoint import non_default_fields
 
@@ -104,4 +104,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

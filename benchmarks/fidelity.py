@@ -11,7 +11,7 @@ from typing import Any
 
 from benchmarks.readme import write
 from benchmarks.recorded import TABLE
-from mixtune.cli import Parser, parse_args, run
+from mixtune.cli import Parser, parse_args, run_command
 
 
 def correlations(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
@@ -57,4 +57,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

@@ -22,7 +22,7 @@ from pathlib import Path
 from benchmarks.common import RESULTS
 from benchmarks.readme import ROOT
 from benchmarks.speed import table
-from mixtune.cli import Parser, parse_args, run
+from mixtune.cli import Parser, parse_args, run_command
 from mixtune.errors import InputError
 from mixtune.runtime.device import pick_device
 
@@ -81,4 +81,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

@@ -28,7 +28,7 @@ from PIL import Image
 from benchmarks import loader
 from benchmarks.common import RESULTS, conclude, side_by_side, spread
 from benchmarks.readme import write
-from mixtune.cli import Parser, parse_args, run
+from mixtune.cli import Parser, parse_args, run_command
 from mixtune.data import crops, datasets
 from mixtune.data.datasets import IMAGENET_MEAN, IMAGENET_STD
 from mixtune.data.sources import Files
@@ -172,4 +172,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

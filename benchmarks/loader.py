@@ -29,7 +29,7 @@ from PIL import Image
 
 from benchmarks import augmentation
 from benchmarks.common import conclude, side_by_side, spread
-from mixtune.cli import Parser, parse_args, run
+from mixtune.cli import Parser, parse_args, run_command
 from mixtune.data import augment, crops, datasets, prepare_images, prepared_folder
 from mixtune.data.datasets import IMAGENET_MEAN, IMAGENET_STD
 from mixtune.data.decode import decode, describe_decoder
@@ -229,4 +229,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

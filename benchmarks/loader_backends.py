@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from benchmarks import loader as table
 from benchmarks.common import conclude, spread
-from mixtune.cli import Parser, parse_args, run
+from mixtune.cli import Parser, parse_args, run_command
 from mixtune.data import augment, datasets, loader, prepared_folder
 from mixtune.data.datasets import IMAGENET_MEAN, IMAGENET_STD
 from mixtune.data.decode import describe_decoder
@@ -184,4 +184,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from benchmarks.common import RESULTS
 from benchmarks.readme import write
-from mixtune.cli import Parser, parse_args, run
+from mixtune.cli import Parser, parse_args, run_command
 
 FORMS = {"original": "mixtune, x", "jpeg": "prepared JPEG, x", "ppm": "prepared PPM, x"}
 
@@ -89,4 +89,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

@@ -23,7 +23,7 @@ from typing import Any
 
 from benchmarks.common import conclude, spread
 from benchmarks.readme import ROOT
-from mixtune.cli import Parser, parse_args, run
+from mixtune.cli import Parser, parse_args, run_command
 from mixtune.config import load_config
 from mixtune.evaluation.curve import Curve
 from mixtune.execution import ray_tune
@@ -184,4 +184,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

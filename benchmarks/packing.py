@@ -24,7 +24,7 @@ from typing import Any
 
 from benchmarks.common import conclude, side_by_side, spread
 from benchmarks.trial import description, images, network_of, steps, wait
-from mixtune.cli import Parser, parse_args, run
+from mixtune.cli import Parser, parse_args, run_command
 from mixtune.errors import TrainingError
 from mixtune.profiling.packing import steps_per_second
 from mixtune.runtime.device import pick_device
@@ -129,4 +129,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

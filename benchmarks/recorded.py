@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import hardware
-from mixtune.cli import Parser, parse_args, run
+from mixtune.cli import Parser, parse_args, run_command
 from mixtune.config import load_config, to_plain
-from mixtune.files import replace_file
+from mixtune.files import atomic_write
 from mixtune.search.domains import Uniform
 from mixtune.search.space import Space
 from mixtune.training.checkpoint import non_default_fields
@@ -59,7 +59,7 @@ def record(data: str, number: int, name: str, params: dict[str, Any]) -> dict[st
         for report in job.reports(judged=(*TRUNCATED, 9) if whole else None):
             values = {
                 "score": space.score.of(report.curve),
-                "top1": [p.top1 for p in report.curve.points],
+                "top1": [p.metrics["top1"] for p in report.curve.points],
                 "seconds": round(report.seconds, 2),
             }
             if whole and report.number in TRUNCATED:
@@ -95,10 +95,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         for future in as_completed([pool.submit(record, args.data, *m) for m in missing]):
             rows = sorted([*rows, future.result()], key=lambda r: int(r["row"]))
             content = {"training": settings, "hardware": made_on, "rows": rows}
-            replace_file(out, (json.dumps(content, indent=None).replace('{"row"', '\n{"row"') + "\n").encode())
+            atomic_write(out, (json.dumps(content, indent=None).replace('{"row"', '\n{"row"') + "\n").encode())
             print(f"{len(rows)} of {args.rows}: {future.result()['regime']}", flush=True)
     return 0
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

@@ -27,13 +27,13 @@ from typing import Any, Literal
 from benchmarks.common import RESULTS, hardware
 from benchmarks.readme import ROOT
 from benchmarks.verdict import verdict
-from mixtune.cli import Parser, parse_args, run
+from mixtune.cli import Parser, parse_args, run_command
 from mixtune.evaluation.bn_recalibration import Recalibration
-from mixtune.files import digest, replace_file
+from mixtune.files import atomic_write, digest
 from mixtune.optim.recipe import Recipe
 from mixtune.regime import BatchShape, Budget, published
 from mixtune.runtime.device import pick_device
-from mixtune.tasks.config import TaskConfig
+from mixtune.tasks.classification_config import ClassificationConfig
 from mixtune.training.checkpoint import non_default_fields
 from mixtune.training.packing import TrialPack, YieldTurn
 from mixtune.training.run import Evaluation, Run, TrainingConfig
@@ -118,7 +118,7 @@ def train_once(
     if time.time() > deadline:
         return None
     regime = published(job.regime, plan.base, plan.sizes, 4)
-    task = TaskConfig("cifar10", plan.network, data, samples=plan.samples)
+    task = ClassificationConfig("cifar10", plan.network, data, samples=plan.samples)
     evaluate, budget = Evaluation(plan.sizes, 1, Recalibration(("train",), images=2560)), Budget(plan.epochs, job.spend)
     threads = max(1, len(os.sched_getaffinity(0)) // plan.processes)
     config = TrainingConfig(task, budget, evaluate, plan.recipe, seed=job.seed, threads=threads, device=plan.device)
@@ -147,7 +147,7 @@ def train_once(
         "epochs": s.samples / prepared.task.n_train,
         "pixels": s.pixels,
         "seconds": report.seconds,
-        "top1": {name: {str(p.S): p.top1 for p in curve.points} for name, curve in curves.items()},
+        "top1": {name: {str(p.S): p.metrics["top1"] for p in curve.points} for name, curve in curves.items()},
     }
 
 
@@ -237,7 +237,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if result is not None:
             runs.append(result)
             content = {"plan": named, "settings": non_default_fields(plan), "hardware": made_on, "runs": runs}
-            replace_file(out, json.dumps(content, indent=1).encode())
+            atomic_write(out, json.dumps(content, indent=1).encode())
             place = f"{result['regime']}, equal {result['spend']}, seed {result['seed']}"
             print(f"{len(runs)} of {len(jobs(plan))}: {place}: {result['seconds']:.0f} s", flush=True)
     runs.sort(key=lambda r: (r["seed"], r["spend"], plan.regimes.index(r["regime"])))
@@ -248,4 +248,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

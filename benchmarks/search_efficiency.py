@@ -22,7 +22,7 @@ from benchmarks.common import RESULTS, conclude, spread
 from benchmarks.contest import LIMIT, TOP, Contest, Search, mixtune_search, optuna_alone, ray_asha
 from benchmarks.readme import write
 from benchmarks.recorded import TABLE
-from mixtune.cli import Parser, parse_args, run
+from mixtune.cli import Parser, parse_args, run_command
 from mixtune.config import to_plain
 from mixtune.search.fidelity import Fidelity
 from mixtune.search.final import Final
@@ -190,4 +190,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

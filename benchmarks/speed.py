@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks.common import RESULTS
 from benchmarks.readme import write
-from mixtune.cli import Parser, parse_args, run
+from mixtune.cli import Parser, parse_args, run_command
 
 # By result file: the command, and its ratios with their goals and aims, in the order in which it writes them.
 Goals = dict[str, tuple[str, tuple[tuple[str, float, float], ...]]]
@@ -109,4 +109,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

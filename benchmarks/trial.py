@@ -13,7 +13,7 @@ import torch
 from benchmarks.common import random_images
 from mixtune.optim.recipe import Recipe
 from mixtune.regime import BatchShape, Budget, Regime, Schedule, published
-from mixtune.tasks.config import TaskConfig
+from mixtune.tasks.classification_config import ClassificationConfig
 from mixtune.training.run import Evaluation, Run, TrainingConfig
 from mixtune.training.step import Engine
 
@@ -42,7 +42,7 @@ def large(device: str) -> tuple[Regime, TrainingConfig]:
 
 
 def _training(network: str, S: int, device: str, epochs: float) -> TrainingConfig:
-    task, evaluate = TaskConfig("cifar10", network), Evaluation((S,), 1)
+    task, evaluate = ClassificationConfig("cifar10", network), Evaluation((S,), 1)
     return TrainingConfig(task, Budget(epochs), evaluate, Recipe(), device=device, threads=1)  # type: ignore[arg-type]
 
 

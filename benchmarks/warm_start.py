@@ -19,7 +19,7 @@ from typing import Literal
 
 from benchmarks.common import conclude, random_images, spread
 from benchmarks.readme import ROOT
-from mixtune.cli import Parser, parse_args, run
+from mixtune.cli import Parser, parse_args, run_command
 
 
 def first_steps(
@@ -35,11 +35,11 @@ def first_steps(
 
     from mixtune.optim.recipe import Recipe
     from mixtune.regime import BatchShape, Budget, published
-    from mixtune.tasks.config import TaskConfig
+    from mixtune.tasks.classification_config import ClassificationConfig
     from mixtune.training.run import Evaluation, Run, TrainingConfig
     from mixtune.training.step import Engine
 
-    task, evaluate = TaskConfig("cifar10", network, data), Evaluation(sizes, 1)
+    task, evaluate = ClassificationConfig("cifar10", network, data), Evaluation(sizes, 1)
     config = TrainingConfig(task, Budget(2), evaluate, Recipe(), seed=seed, device=device)
     trial = Run.prepare(published("mixsize_b", BatchShape(*base), sizes, 4), config)
     trial.network.train()
@@ -118,4 +118,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TextIO
 
-from mixtune.errors import NO_ROOM, InputError, TrainingError, no_room
+from mixtune.errors import DISK_FULL, InputError, TrainingError, disk_full_error
 from mixtune.secrets import masked
 
 
-def run(main: Callable[[], int | None]) -> None:
+def run_command(main: Callable[[], int | None]) -> None:
     """Call a command's main and exit with its code."""
     try:
         code = main() or 0
@@ -32,9 +32,9 @@ def run(main: Callable[[], int | None]) -> None:
         sys.stderr.close()
         code = 141
     except OSError as err:
-        if err.errno not in NO_ROOM:
+        if err.errno not in DISK_FULL:
             raise
-        print(f"error: {no_room(err.filename or 'a file')}", file=sys.stderr)
+        print(f"error: {disk_full_error(err.filename or 'a file')}", file=sys.stderr)
         code = 2
     sys.exit(code)
 
@@ -61,7 +61,7 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{message}; see {self.prog} --help")
 
 
-class Bar:
+class ProgressBar:
     """A line with a run's progress, speed and remaining time; nothing where the stream is no terminal."""
 
     WIDTH = 30
@@ -92,7 +92,7 @@ class Bar:
         began, first = self._first
         spent = max(now - began, 1e-9)
         full = self.WIDTH * step // self.total
-        left = duration(spent / (step - first) * (self.total - step)) if step > first else "?"
+        left = format_duration(spent / (step - first) * (self.total - step)) if step > first else "?"
         bar = "█" * full + "░" * (self.WIDTH - full)
         return f"  {bar} {100 * step // self.total:3d} %  {self._views / spent:,.0f} views/s  {left} left"
 
@@ -103,7 +103,7 @@ class Bar:
             self.stream.flush()
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Return seconds for people: 45 s, 3 min 20 s, 2 h 05 min."""
     s = round(seconds)
     if s < 60:
@@ -111,10 +111,10 @@ def duration(seconds: float) -> str:
     return f"{s // 60} min {s % 60:02d} s" if s < 3600 else f"{s // 3600} h {s % 3600 // 60:02d} min"
 
 
-def python() -> str:
+def python_command() -> str:
     """Return how to call this interpreter from the working folder, quoted for a shell."""
-    on_path = shutil.which("python")
-    if on_path and Path(on_path).resolve() == Path(sys.executable).resolve() and sys.prefix == _prefix_of(on_path):
+    first = shutil.which("python")
+    if first and Path(first).resolve() == Path(sys.executable).resolve() and sys.prefix == _prefix_of(first):
         return "python"
     executable = Path(sys.executable)
     if executable.is_relative_to(Path.cwd()):
@@ -122,9 +122,9 @@ def python() -> str:
     return shlex.quote(str(executable))
 
 
-def on_path() -> str:
+def path_assignment() -> str:
     """Return the PATH assignment that puts this environment's programs first; empty when it is active."""
-    if python() == "python":
+    if python_command() == "python":
         return ""
     return f'PATH={shlex.quote(str(Path(sys.executable).absolute().parent))}:"$PATH" '
 
@@ -135,12 +135,12 @@ def _prefix_of(executable: str) -> str:
     return str(folder) if (folder / "pyvenv.cfg").exists() else sys.base_prefix
 
 
-def shell(*words: str | Path) -> str:
+def shell_line(*words: str | Path) -> str:
     """Return a command line to paste: words quoted where needed, paths below the working folder made relative."""
-    return " ".join(shlex.quote(str(short(w)) if isinstance(w, Path) else w) for w in words)
+    return " ".join(shlex.quote(str(relative_to_cwd(w)) if isinstance(w, Path) else w) for w in words)
 
 
-def short(path: Path) -> Path:
+def relative_to_cwd(path: Path) -> Path:
     """Return the path relative to the working folder when it lies below it, else the absolute path."""
     path = path.absolute()
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

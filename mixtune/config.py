@@ -104,7 +104,7 @@ def parse(data: Mapping[str, Any], kind: type[T], source: str | Path) -> T:
         # JSON mode is the strict mode that still reads a list as a tuple and 1 as 1.0.
         parsed: T = _adapter(kind).validate_json(json.dumps(data, default=str), strict=True)  # type: ignore[arg-type]
     except ValidationError as err:
-        raise InputError(f"{source}: {_sentence(err.errors(), kind)}") from None
+        raise InputError(f"{source}: {_sentence(err.errors(), kind, data)}") from None
     return parsed
 
 
@@ -135,7 +135,7 @@ def _adapter(kind: type[Any]) -> Any:
     return TypeAdapter(kind)
 
 
-def _sentence(errors: Sequence[Any], kind: type[Any]) -> str:
+def _sentence(errors: Sequence[Any], kind: type[Any], data: Any) -> str:
     """Return the first error as 'key: what is wrong; what would be right'."""
     # A misspelt key is also a missing one: the misspelling says more.
     error = next((e for e in errors if e["type"] == "unexpected_keyword_argument"), errors[0])
@@ -143,9 +143,8 @@ def _sentence(errors: Sequence[Any], kind: type[Any]) -> str:
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     match error["type"]:
         case "unexpected_keyword_argument":
-            return (
-                f"unknown key {key}; {did_you_mean(str(error['loc'][-1]), _fields_at(kind, error['loc'][:-1]))}{more}"
-            )
+            known = _fields_at(kind, error["loc"][:-1], data)
+            return f"unknown key {key}; {did_you_mean(str(error['loc'][-1]), known)}{more}"
         case "missing" | "missing_argument":
             return f"{key} is missing{more}"
         case "value_error":
@@ -155,12 +154,16 @@ def _sentence(errors: Sequence[Any], kind: type[Any]) -> str:
             return f"{key} {reason[0].lower() + reason[1:]}, not {error['input']!r}{more}"
 
 
-def _fields_at(kind: Any, loc: Sequence[Any]) -> list[str]:
-    """Return the field names of the dataclass at the error's path."""
+def _fields_at(kind: Any, loc: Sequence[Any], data: Any) -> list[str]:
+    """Return the field names of the dataclass that the error's path leads to.
+
+    A dataclass whose ``of_section`` names another one for what a section holds is read as that one.
+    """
     import types
     import typing
 
     for part in loc:
+        data = data[part] if isinstance(data, (Mapping, list)) else None
         hints = typing.get_type_hints(kind) if dataclasses.is_dataclass(kind) else {}
         kind = hints.get(str(part), kind) if hints else kind
         while not dataclasses.is_dataclass(kind):
@@ -169,4 +172,5 @@ def _fields_at(kind: Any, loc: Sequence[Any]) -> list[str]:
             if not nested:
                 break
             kind = nested[0]
+        kind = kind.of_section(data) if hasattr(kind, "of_section") else kind
     return [f.name for f in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []

@@ -11,16 +11,16 @@ class InputError(Exception):
     """Bad input. The message is one sentence that names the file, the key and what would be right."""
 
 
-class NoRoomError(InputError):
+class DiskFullError(InputError):
     """A disk is full. What was written before is intact, and the same command goes on once there is room."""
 
 
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of the disk, of a quota, of a limit on file sizes
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of the disk, of a quota, of a limit on file sizes
 
 
-def no_room(path: object) -> NoRoomError:
+def disk_full_error(path: object) -> DiskFullError:
     """Return the error for a file or folder that could not be written."""
-    return NoRoomError(
+    return DiskFullError(
         f"{path}: the disk (or its quota) is full; what was written before is intact, and the same command goes on "
         "once there is room"
     )
@@ -34,7 +34,7 @@ class TrainingError(Exception):
     """A run that could not go on, neither for bad input nor for a bug. One sentence, exit code 1."""
 
 
-def raised_on(err: BaseException) -> Iterator[BaseException]:
+def error_chain(err: BaseException) -> Iterator[BaseException]:
     """Yield the error, then its cause or context, then theirs."""
     current: BaseException | None = err
     while current is not None:

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mixtune.cli import Parser, parse_args, run, short
+from mixtune.cli import Parser, parse_args, relative_to_cwd, run_command
 from mixtune.config import parse
 from mixtune.errors import InputError
-from mixtune.evaluation.curve import write_csv
+from mixtune.evaluation.curve import Curve, write_csv
 from mixtune.regime.files import load_regime
 from mixtune.train import settings
 
@@ -33,7 +33,7 @@ def parser() -> Parser:
     )
     p.add_argument("--mirror", action="store_true", help="test-time augmentation: mean over the image and its mirror")
     p.add_argument("--latency", type=int, metavar="BATCH", help="measure latency and peak memory in batches of this")
-    p.add_argument("--corruptions", type=int, metavar="S", help="also top-1 under corruptions at this size")
+    p.add_argument("--corruptions", type=int, metavar="S", help="also under corruptions, at this size")
     p.add_argument("--out", metavar="FOLDER", help="write curve.csv, corruptions.csv and curve.png (all of it) here")
     p.add_set()
     return p
@@ -59,37 +59,36 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise InputError(f"--weights {given}: say what it was trained on with --space FILE (or name a run's folder)")
     source = args.space or f"{given / 'regime.yaml'}: training"
 
-    from mixtune.data.prepared_folder import check_prepared_size
     from mixtune.evaluation.bn_recalibration import Recalibration
-    from mixtune.evaluation.corruptions import FlipTTA, robustness
+    from mixtune.evaluation.corruptions import robustness
     from mixtune.evaluation.latency import with_cost
-    from mixtune.models.weights import load_weights
     from mixtune.regime import BatchShape
-    from mixtune.tasks.classification import Classification, check_shapes
+    from mixtune.tasks.base import check_shapes, make_task
     from mixtune.training.run import TrainingConfig
 
     config = parse(settings(trained, args.space, args.assignments), TrainingConfig, source)
     sizes = _sizes(args.sizes) if args.sizes else config.evaluate.sizes
     recalibration = config.evaluate.recalibrate or (Recalibration() if args.recalibrate else None)
-    task = Classification(config.task, "test" if args.test else "validation", config.device, recalibration)
+    task_config = dataclasses.replace(config.task, weights=None)
+    task = make_task(task_config, "test" if args.test else "validation", config.device, recalibration)
     asked = {f"--sizes {args.sizes}" if args.sizes else source: sizes}
     if args.corruptions is not None:
         asked[f"--corruptions {args.corruptions}"] = (args.corruptions,)
-    check_prepared_size(task.prepared_for, asked)
+    task.check_sizes(asked)
     for said, wanted in asked.items():
         try:
-            check_shapes([BatchShape(S, 1) for S in wanted], config.task.network, 1)
+            check_shapes([BatchShape(S, 1) for S in wanted], config.task)
         except ValueError as err:
             raise InputError(f"{said}: {err}") from None
-    task.config = dataclasses.replace(config.task, weights=None)
     try:
         network = task.network(0)
     except ValueError as err:
         raise InputError(f"{source}: {err}") from None
-    if args.mirror and not task.flips:
-        raise InputError(f"--mirror: a mirrored image of {config.task.dataset} is of another class")
-    load_weights(network, path, config.task.network, task.names)
-    judged = FlipTTA(network) if args.mirror else network
+    task.load_weights(network, path)
+    try:
+        judged = task.mirrored(network) if args.mirror else network
+    except InputError as err:
+        raise InputError(f"--mirror: {err}") from None
     curve = task.evaluate(judged, sizes)
     if args.latency is not None:
         if args.latency < 1:
@@ -97,9 +96,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         curve = with_cost(curve, judged, args.latency, task.device)
 
     print(f"{config.task.network} on {config.task.dataset}, {'test set' if args.test else 'hold-out'}, {task.device}")
-    print(f"{'px':>5} {'top-1 %':>8} {'top-5 %':>8} {'loss':>7} {'ECE %':>6} {'GMACs':>9}" + _extra_head(args))
+    columns = "".join(f" {f'{metric.label} {metric.unit}'.strip():>8}" for metric in curve.metrics)
+    print(f"{'px':>5}{columns} {'GMACs':>9}" + _extra_head(args))
     for p in curve.points:
-        line = f"{p.S:>5} {100 * p.top1:>8.2f} {100 * p.top5:>8.2f} {p.loss:>7.4f} {100 * p.ece:>6.2f} {p.gmacs:>9.4g}"
+        values = "".join(f" {metric.shown(p.metrics[metric.name]):>8}" for metric in curve.metrics)
+        line = f"{p.S:>5}{values} {p.gmacs:>9.4g}"
         line += f" {1e3 * p.latency:>9.3f}" if p.latency is not None else ""
         line += f" {p.memory / 2**20:>8.3g}" if p.memory is not None else ""
         line += f"  {task.chosen[p.S][0]}" if recalibration else ""
@@ -108,15 +109,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         task.evaluate(judged, [args.corruptions])  # chooses the statistics at this size
     rows = robustness(task, judged, args.corruptions) if args.corruptions else []
     if rows:
-        print(f"\ntop-1 % at {args.corruptions} px under corruptions of severity 1 to 5")
+        primary = curve.primary
+        name = f"{primary.label} {primary.unit}".strip()
+        print(f"\n{name} at {args.corruptions} px under corruptions of severity 1 to 5")
         for family in dict.fromkeys(r["family"] for r in rows):
-            values = [100 * float(r["top1"]) for r in rows if r["family"] == family]
-            print(f"  {family:<11}" + "".join(f"{v:8.2f}" for v in values))
+            shown = [primary.shown(float(r[primary.name])) for r in rows if r["family"] == family]
+            print(f"  {family:<11}" + "".join(f"{value:>8}" for value in shown))
     if args.out:
         folder = Path(args.out)
-        measured = {} if args.latency is None else {"batch": args.latency}  # that latency and memory are of
-        _write(folder, [r | measured for r in curve.rows()], rows)
-        print(f"written to {short(folder)}")
+        _write(folder, curve, rows, {} if args.latency is None else {"batch": args.latency})
+        print(f"written to {relative_to_cwd(folder)}")
     return 0
 
 
@@ -136,10 +138,11 @@ def _extra_head(args: Any) -> str:
     return f"  ms/image peak MiB (batch {args.latency})"
 
 
-def _write(folder: Path, curve: Sequence[dict[str, Any]], corruptions: Sequence[dict[str, Any]]) -> None:
+def _write(folder: Path, curve: Curve, corruptions: Sequence[dict[str, Any]], measured: dict[str, int]) -> None:
+    """measured: the batch that latency and memory are of, where they were measured."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_csv(folder / "curve.csv", curve)
+        write_csv(folder / "curve.csv", [row | measured for row in curve.rows()])
         if corruptions:
             write_csv(folder / "corruptions.csv", corruptions)
         _draw(curve, corruptions).savefig(folder / "curve.png", dpi=150)
@@ -147,39 +150,46 @@ def _write(folder: Path, curve: Sequence[dict[str, Any]], corruptions: Sequence[
         raise InputError(f"--out {folder}: cannot be written to ({err.strerror}); name another folder") from None
 
 
-def _draw(curve: Sequence[dict[str, Any]], corruptions: Sequence[dict[str, Any]]) -> Any:
-    """Top-1 and calibration error against image size, and where measured top-1 against the corruptions' severity."""
+def _draw(curve: Curve, corruptions: Sequence[dict[str, Any]]) -> Any:
+    """Return a figure of the primary metric and, where the task measures it, calibration error against image size, and
+    of the primary metric against the corruptions' severity.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4 * (2 + bool(corruptions)), 3.2), layout="constrained")
-    panels = figure.subplots(1, 2 + bool(corruptions))
-    sizes = [r["S"] for r in curve]
-    for panel, key, name in ((panels[0], "top1", "top-1, %"), (panels[1], "ece", "calibration error, %")):
-        panel.plot(sizes, [100 * r[key] for r in curve], "o-", color="#0072B2")
+    primary, calibration = curve.primary, [metric for metric in curve.metrics if metric.name == "ece"]
+    drawn = [primary, *calibration]
+    columns = len(drawn) + bool(corruptions)
+    figure = Figure(figsize=(4 * columns, 3.2), layout="constrained")
+    panels = figure.subplots(1, columns, squeeze=False)[0]
+    sizes = list(curve.sizes)
+    for panel, metric in zip(panels, drawn, strict=False):
+        values = [metric.scale * value for value in curve.by_size(metric.name).values()]
+        panel.plot(sizes, values, "o-", color="#0072B2")
         panel.set_xscale("log")
         panel.set_xticks(sizes, [str(S) for S in sizes])
         panel.minorticks_off()
-        panel.set(xlabel="image size, px", ylabel=name)
+        panel.set(xlabel="image size, px", ylabel=metric.axis)
     above = panels[0].secondary_xaxis("top")
-    above.set_xticks(sizes, [f"{r['gmacs']:.2g}" for r in curve], fontsize=7)
+    above.set_xticks(sizes, [f"{p.gmacs:.2g}" for p in curve.points], fontsize=7)
     above.minorticks_off()
     above.set_xlabel("GMACs per image", fontsize=8)
     if corruptions:
         colours = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")  # Okabe and Ito's
         families = list(dict.fromkeys(r["family"] for r in corruptions))
-        clean = {r["S"]: 100 * r["top1"] for r in curve}
+        clean, name, scale = curve.by_size(), primary.name, primary.scale
         for family, colour, marker in zip(families, colours, "os^vPX", strict=False):
             rows = [r for r in corruptions if r["family"] == family]
-            x, y = [r["severity"] for r in rows], [100 * r["top1"] for r in rows]
+            x, y = [r["severity"] for r in rows], [scale * r[name] for r in rows]
             if rows[0]["S"] in clean:
-                x, y = [0, *x], [clean[rows[0]["S"]], *y]
-            panels[2].plot(x, y, marker=marker, ms=4, color=colour, label=family)
-        panels[2].set(xlabel="severity of the corruption (0: none)", ylabel=f"top-1 at {corruptions[0]['S']} px, %")
-        panels[2].legend(fontsize=7, frameon=False)
+                x, y = [0, *x], [scale * clean[rows[0]["S"]], *y]
+            panels[-1].plot(x, y, marker=marker, ms=4, color=colour, label=family)
+        label = f"at {corruptions[0]['S']} px: {primary.axis}"
+        panels[-1].set(xlabel="severity of the corruption (0: none)", ylabel=label)
+        panels[-1].legend(fontsize=7, frameon=False)
     for panel in panels:
         panel.grid(axis="y", lw=0.4, color="0.9")
     return figure
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

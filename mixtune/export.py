@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from mixtune.cli import Parser, on_path, parse_args, python, run, shell
+from mixtune.cli import Parser, parse_args, path_assignment, python_command, run_command, shell_line
 from mixtune.errors import InputError, did_you_mean
 from mixtune.regime import BatchShape, Budget
 from mixtune.regime.catalogue import published_run_length, write_published
@@ -41,8 +41,9 @@ def parser() -> Parser:
     p.add_argument("--formats", default="safetensors,torch", metavar="F,F", help="of safetensors, torch, onnx, mlflow")
     p.add_argument("--register", metavar="NAME", help="register the network in MLflow under this name, alias best")
     p.add_argument("--tracking-uri", metavar="URI", help="--register: the MLflow store")
-    p.add_argument("--at-most", action="append", default=[], metavar="COST", help="'1.5 GMACs', '3 ms' or '512 MiB'")
-    p.add_argument("--at-least", action="append", default=[], metavar="ACCURACY", help="top-1, such as '76 %%'")
+    at_most, at_least = "'1.5 GMACs', '3 ms', '512 MiB', or a metric: 'ece 5 %%'", "'76 %%', or by name: 'top5 93 %%'"
+    p.add_argument("--at-most", action="append", default=[], metavar="COST", help=at_most)
+    p.add_argument("--at-least", action="append", default=[], metavar="METRIC", help=at_least)
     return p
 
 
@@ -54,8 +55,9 @@ def export_network(args: argparse.Namespace) -> int:
     from mixtune.training.run_folder import FinishedRun
 
     runs = [FinishedRun.read(Path(folder)) for folder in args.run]
-    needs = [Need.parse("at most", text) for text in args.at_most]
-    needs += [Need.parse("at least", text) for text in args.at_least]
+    metrics = runs[0].config.task.metrics
+    needs = [Need.parse("at most", text, metrics) for text in args.at_most]
+    needs += [Need.parse("at least", text, metrics) for text in args.at_least]
     formats = args.formats.split(",")
     if args.register and not (args.network and args.tracking_uri):
         raise InputError("--register NAME needs --network FOLDER, and --tracking-uri to say which MLflow store")
@@ -65,13 +67,15 @@ def export_network(args: argparse.Namespace) -> int:
         if name not in written.WRITERS:
             raise InputError(f"--formats: unknown format {name!r}; {did_you_mean(name, written.WRITERS)}")
     run_, point = pick(runs, needs)
-    asked = " and ".join(f"{n.kind} {n.said}" for n in needs) or "the most accurate"
+    asked = " and ".join(map(str, needs)) or f"the best {metrics.primary.label}"
     measured = f" and {1000 * point.latency:.3g} ms" if point.latency is not None else ""
-    print(f"{asked}: {run_.folder} at {point.S} px, top-1 {100 * point.top1:.2f} %, {point.gmacs:.4g} GMACs{measured}")
+    primary = metrics.primary
+    value = f"{primary.label} {primary.shown(point.metrics[primary.name])} {primary.unit}".strip()
+    print(f"{asked}: {run_.folder} at {point.S} px, {value}, {point.gmacs:.4g} GMACs{measured}")
     if args.network:
-        network, chosen = deployed.restore(run_, point.S)
+        network, chosen, around = deployed.restore(run_, point.S)
         print(f"batch-norm statistics: {chosen[point.S]}")
-        about = deployed.description(run_, point, chosen, needs)
+        about = deployed.description(run_, point, chosen, around, needs)
         for path in written.save(network, Path(args.network), run_.curve.sizes, formats, about):
             print(f"wrote {path}")
         if "mlflow" in formats:
@@ -86,9 +90,9 @@ def export_network(args: argparse.Namespace) -> int:
 
 def _serve(model: str | Path, store: str = "") -> str:
     """The command that serves a model on this machine; it can be pasted into a fresh shell."""
-    uri = shell(f"MLFLOW_TRACKING_URI={store}") + " " if store else ""
-    command = shell("-m", "mlflow", "models", "serve", "-m", model, "--env-manager", "local", "--port", "5001")
-    return f"{on_path()}{uri}{python()} {command}"
+    uri = shell_line(f"MLFLOW_TRACKING_URI={store}") + " " if store else ""
+    command = shell_line("-m", "mlflow", "models", "serve", "-m", model, "--env-manager", "local", "--port", "5001")
+    return f"{path_assignment()}{uri}{python_command()} {command}"
 
 
 def shape(text: str) -> BatchShape:
@@ -129,11 +133,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"# {regime.name or regime}: {found.steps:,} steps for {epochs:g} epochs of {n:,} images "
                 f"at {regime.base} (equal {args.spend}); timm gives {100 * found.deviation:.2f} % of them other sizes"
             )
-            print(shell(*found.flags))
+            print(shell_line(*found.flags))
     except ValueError as err:
         raise InputError(f"{args.regime}: {err}") from None
     return 0
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

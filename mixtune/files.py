@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from mixtune.errors import NO_ROOM, InputError, no_room
+from mixtune.errors import DISK_FULL, InputError, disk_full_error
 
 
 def digest(*parts: Any) -> str:
@@ -17,10 +17,10 @@ def digest(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def replace_file(path: Path, data: bytes) -> None:
+def atomic_write(path: Path, data: bytes) -> None:
     """Replace a file atomically: a reader, or a kill at any moment, leaves the old content or the new, never a part.
 
-    Raise InputError when it cannot be written (NoRoomError on a full disk); the earlier file is intact then.
+    Raise InputError when it cannot be written (DiskFullError on a full disk); the earlier file is intact then.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -33,6 +33,6 @@ def replace_file(path: Path, data: bytes) -> None:
     except OSError as err:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        if err.errno in NO_ROOM:
-            raise no_room(path) from None
+        if err.errno in DISK_FULL:
+            raise disk_full_error(path) from None
         raise InputError(f"{path}: cannot be written ({err.strerror or err}); the earlier file is intact") from None

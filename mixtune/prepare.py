@@ -22,7 +22,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TypeVar
 
-from mixtune.cli import Parser, parse_args, run, short
+from mixtune.cli import Parser, parse_args, relative_to_cwd, run_command
 from mixtune.data import manifest, prepare_images, prepared_folder, tar_writer
 from mixtune.data.manifest import ManifestEntry
 from mixtune.data.prepare_images import SourceImage
@@ -139,7 +139,7 @@ def _prepare(
         raise InputError(f"--data: {archive} changed while it was read; run the same command again")
     counts = {"images": len(images) - len(unreadable), "bytes": after}
     prepared_folder.write_state(out, asdict(target) | {"complete": True} | counts)
-    print(f"written to {short(out)}; use it with --set task.data={short(out)}")
+    print(f"written to {relative_to_cwd(out)}; use it with --set task.data={relative_to_cwd(out)}")
     return 0
 
 
@@ -194,4 +194,4 @@ def _end_with_parent() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from mixtune.cli import Parser, parse_args, run, short
+from mixtune.cli import Parser, parse_args, relative_to_cwd, run_command
 from mixtune.errors import InputError
 from mixtune.regime import Budget, CostTable, Regime
 from mixtune.regime.catalogue import published_run_length
@@ -73,9 +73,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         captions = [f"{t.steps:,} steps · {t.epochs:.0f} epochs" for t in tables]
         paths = draw_timelines([t.regime for t in tables], Path(args.figure), captions)
-        print("\nwrote " + " and ".join(str(short(path)) for path in paths))
+        print("\nwrote " + " and ".join(str(relative_to_cwd(path)) for path in paths))
     return 0
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

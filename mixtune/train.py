@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mixtune.cli import Bar, Parser, parse_args, run, short
+from mixtune.cli import Parser, ProgressBar, parse_args, relative_to_cwd, run_command
 from mixtune.config import override, parse, read_yaml
 from mixtune.errors import InputError
 from mixtune.regime.files import load_regime
@@ -86,7 +86,6 @@ def _train(args: argparse.Namespace, group: ProcessGroup) -> int:
 
     import torch
 
-    from mixtune.data.loader import describe_loader
     from mixtune.evaluation.curve import mean_curve
     from mixtune.training.fine_tuning import find_rate
     from mixtune.training.run import Run, TrainingConfig
@@ -112,7 +111,7 @@ def _train(args: argparse.Namespace, group: ProcessGroup) -> int:
     # A trial of a study with folds was judged on all of them.
     chosen = args.test or args.find_rate or any(a.startswith("task.fold=") for a in args.assignments)
     folds = [first.task.fold] if chosen else list(range(first.task.folds))
-    scores: dict[int, list[float]] = {}
+    by_size: dict[int, list[float]] = {}
     for seed in range(first.seed, first.seed + args.seeds):
         curves = []
         for fold in folds:
@@ -125,8 +124,8 @@ def _train(args: argparse.Namespace, group: ProcessGroup) -> int:
                 epochs = job.schedule.samples / job.task.n_train
                 many = f", {world} ranks" if world > 1 else ""
                 print(f"steps    {len(job.schedule)} ({epochs:.1f} epochs) on {job.task.device}{many}")
-                if not job.task.small:
-                    print(f"loader   {describe_loader(job.schedule, job.task.workers, group.shard)}")
+                if loader := job.task.describe_loader(job.schedule):
+                    print(f"loader   {loader}")
             print(f"seed     {seed}" + (f", fold {fold}" if len(folds) > 1 else ""), flush=True)
             if args.find_rate:
                 found = find_rate(job.task, job.network, job.schedule, job.recipe, seed)
@@ -140,15 +139,18 @@ def _train(args: argparse.Namespace, group: ProcessGroup) -> int:
                 save_run(folder, regime, job, report)
         whole = mean_curve(curves)
         if len(folds) > 1:
-            print(f"score    {first.score.of(whole)!r}  ({first.score}, mean over {len(folds)} folds)")
-        for p in whole.points:
-            scores.setdefault(p.S, []).append(p.top1)
-    print("top-1, %" + (f", mean and deviation over {args.seeds} seeds" if args.seeds > 1 else ""))
-    for S, values in sorted(scores.items()):
-        spread = f" ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 else ""
-        print(f"  {S:4d} px  {100 * statistics.mean(values):.4f}{spread}")
+            described = first.score.describe(whole.metrics)
+            print(f"score    {first.score.of(whole)!r}  ({described}, mean over {len(folds)} folds)")
+        for S, value in whole.by_size().items():
+            by_size.setdefault(S, []).append(value)
+    primary = first.task.metrics.primary
+    unit = f", {primary.unit}" if primary.unit else ""
+    print(f"{primary.label}{unit}" + (f", mean and deviation over {args.seeds} seeds" if args.seeds > 1 else ""))
+    for S, values in sorted(by_size.items()):
+        spread = f" ± {primary.shown(statistics.stdev(values))}" if len(values) > 1 else ""
+        print(f"  {S:4d} px  {primary.shown(statistics.mean(values), 4)}{spread}")
     if out:
-        print(f"written to {short(out)}")
+        print(f"written to {relative_to_cwd(out)}")
     return 0
 
 
@@ -163,23 +165,24 @@ def _reported(job: Run, kept: Path | None, group: ProcessGroup) -> Report:
     from mixtune.training.fine_tuning import standardised_accuracy
 
     if kept and kept.exists():
-        print(f"resuming {short(kept)}", flush=True)
-    bar = Bar(len(job.schedule), stream=sys.stderr if group.is_main else io.StringIO())
+        print(f"resuming {relative_to_cwd(kept)}", flush=True)
+    primary = job.task.metrics.primary
+    bar = ProgressBar(len(job.schedule), stream=sys.stderr if group.is_main else io.StringIO())
     for report in job.reports(kept, on_step=bar.step, say=lambda text: print(f"engine   {text}", flush=True)):
         bar.clear()
         speed = f"{report.views_per_second:,.0f} views/s"
-        accuracy = "  ".join(f"{p.S} px {100 * p.top1:.2f}" for p in report.curve.points)
-        print(f"  {100 * report.progress:3.0f} %  loss {report.loss:.4f}  {speed}  top-1 {accuracy}", flush=True)
-    for line in job.task.notes.lines():
+        values = "  ".join(f"{S} px {primary.shown(value)}" for S, value in report.curve.by_size().items())
+        done = f"{100 * report.progress:3.0f} %"
+        print(f"  {done}  loss {report.loss:.4f}  {speed}  {primary.label} {values}", flush=True)
+    for line in job.task.file_issues.lines():
         print(f"images   {line}")
     score = job.config.score
-    print(f"score    {score.of(report.curve)!r}  ({score})")
-    best = max(report.curve.points, key=lambda p: p.top1)
+    print(f"score    {score.of(report.curve)!r}  ({score.describe(report.curve.metrics)})")
+    S, quality = report.curve.best.S, max(report.curve.qualities)
     minutes = report.seconds / 60
-    print(
-        f"time     {minutes:.2f} min of training and evaluation; standardised accuracy sqrt(top-1 at {best.S} px / "
-        f"min) {standardised_accuracy(best.top1, minutes):.3f}"
-    )
+    per_time = f"standardised accuracy sqrt({primary.label} at {S} px / min)"
+    rate = standardised_accuracy(quality, minutes)
+    print(f"time     {minutes:.2f} min of training and evaluation; {per_time} {rate:.3f}")
     return report
 
 
@@ -194,4 +197,4 @@ def _writable(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

@@ -11,7 +11,7 @@ import optuna
 import pytest
 from mlflow import MlflowClient
 
-from mixtune.cli import python
+from mixtune.cli import python_command
 from mixtune.search.paths import StudyPaths
 from mixtune.search.storage import open_storage
 from tests.accounts import assert_exact, assert_gone, marked, start
@@ -113,7 +113,7 @@ def test_a_final_is_added_to_a_study_that_has_ended_and_equals_runs_on_their_own
     first = command("mixtune.search", "--space", space, "--out", folder)
     assert first.returncode == 0, first.stderr
     line = first.stdout.split("prove it on the test set", 1)[1].split("\n")[1].strip()
-    assert line.startswith(python())
+    assert line.startswith(python_command())
     assert "--final 5" in line
     more = ["--set", "final.leaders=1", "--set", "final.replicates=0"]
     proven = command("mixtune.search", "--space", folder / "space.yaml", "--out", folder, "--final", "2", *more)

@@ -13,7 +13,7 @@ import torch
 
 from mixtune import cli
 from mixtune.config import parse
-from mixtune.errors import NoRoomError
+from mixtune.errors import DiskFullError
 from mixtune.execution.coordinator import Coordinator
 from mixtune.search.callbacks import Callbacks
 from mixtune.search.optuna_study import OptunaStudy
@@ -69,7 +69,7 @@ def test_a_checkpoint_stays_what_it_was(tmp_path):
     kept = Checkpoint(tmp_path / "c.pt", "net", "run")
     kept.save({"step": 1})
     before = (tmp_path / "c.pt").read_bytes()
-    with room_for(1000), pytest.raises(NoRoomError, match=r"c\.pt: the disk .* is full"):
+    with room_for(1000), pytest.raises(DiskFullError, match=r"c\.pt: the disk .* is full"):
         kept.save({"step": 2, "weights": torch.zeros(1000)})
     assert (tmp_path / "c.pt").read_bytes() == before
     assert names(tmp_path) == ["c.pt"]
@@ -78,7 +78,7 @@ def test_a_checkpoint_stays_what_it_was(tmp_path):
 
 def test_space_and_best_files_stay_what_they_were(tmp_path):
     save(tmp_path / "space.yaml", "a: 1\n")
-    with room_for(10), pytest.raises(NoRoomError):
+    with room_for(10), pytest.raises(DiskFullError):
         save(tmp_path / "space.yaml", "a: 2\n" * 10)
     assert (tmp_path / "space.yaml").read_text() == "a: 1\n"
     assert names(tmp_path) == ["space.yaml"]
@@ -128,7 +128,7 @@ def test_a_study_database_that_cannot_grow_loses_no_trial(coordinator, tmp_path,
 def test_records_without_room_stop_the_search(coordinator, tmp_path, tiny, url):
     class Full(Recorder):
         def ended(self, *details):
-            raise NoRoomError("unsent.jsonl: the disk is full")
+            raise DiskFullError("unsent.jsonl: the disk is full")
 
     coordinator.callbacks = Callbacks([Full(), recorder := Recorder()])
     coordinator.suggest("a")
@@ -141,7 +141,7 @@ def test_records_without_room_stop_the_search(coordinator, tmp_path, tiny, url):
 
 def test_any_other_write_is_one_sentence_and_exit_code_two(capsys):
     with pytest.raises(SystemExit) as stop:
-        cli.run(fail)
+        cli.run_command(fail)
     assert stop.value.code == 2
     said = capsys.readouterr().err
     assert re.fullmatch(r"error: .*the disk \(or its quota\) is full.*\n", said)
@@ -170,7 +170,7 @@ from mixtune import cli
 from mixtune.search import __main__ as search
 from mixtune.profiling import forecast
 forecast.check_disk = lambda *_: 2.0**40
-cli.run(search.main)
+cli.run_command(search.main)
 """
 
 

@@ -21,7 +21,7 @@ from mixtune.errors import InputError
 from mixtune.profiling import checks
 from mixtune.regime import BatchShape, Budget, published
 from mixtune.search.space import Space
-from mixtune.tasks.config import TaskConfig
+from mixtune.tasks.classification_config import ClassificationConfig
 from mixtune.training.run import Evaluation, Run, TrainingConfig
 from tests.test_full_disk import room_for
 
@@ -279,7 +279,8 @@ def test_sizes_beyond_those_it_was_prepared_for_are_refused(tmp_path):
     run(write(tmp_path / "a"), out)
     settings = {"dataset": "folder", "network": "cifar_resnet8", "data": str(out), "workers": 0}
     for S, evaluated, who in ((40, 32, "regime fixed"), (32, 40, r"evaluate\.sizes")):
-        config = TrainingConfig(TaskConfig(**settings), Budget(1), Evaluation((evaluated,)), threads=1, device="cpu")
+        task = ClassificationConfig(**settings)
+        config = TrainingConfig(task, Budget(1), Evaluation((evaluated,)), threads=1, device="cpu")
         with pytest.raises(InputError, match=rf"{who}: 40 px .*32 px .*task\.data.*--size 40"):
             Run.prepare(published("fixed", BatchShape(S, 4), (S,), 4), config)
     space = {

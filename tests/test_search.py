@@ -190,7 +190,7 @@ def test_bad_input_is_one_sentence_exit_code_two_and_nothing_written(
     for key, value in known.items():
         arguments = [a.replace(key, value) for a in arguments]
     with pytest.raises(SystemExit) as stop:
-        cli.run(lambda: search_command.main([*arguments, *out]))
+        cli.run_command(lambda: search_command.main([*arguments, *out]))
     assert stop.value.code == 2
     printed = capsys.readouterr()
     assert printed.out == ""

@@ -20,13 +20,13 @@ from mixtune.search.fidelity import Fidelity
 from mixtune.search.final import Final
 from mixtune.search.space import Named, Resources, Space
 from mixtune.search.timeouts import Timeouts
-from mixtune.tasks.config import TaskConfig
+from mixtune.tasks.classification_config import ClassificationConfig
 from mixtune.training.run import Evaluation
 
 PAGE = (Path(__file__).parents[1] / "docs/space.md").read_text()
 SECTIONS = {
     "The file": Space,
-    "task": TaskConfig,
+    "task": ClassificationConfig,
     "task.augment": Augment,
     "base": BatchShape,
     "budget": Budget,

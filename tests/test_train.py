@@ -89,7 +89,7 @@ def test_bad_input_is_one_sentence_and_exit_code_two(tmp_path, regime_file, caps
     }
     filled = [a.format(**known) for a in arguments]
     with pytest.raises(SystemExit) as stop:
-        cli.run(lambda: train.main(filled))
+        cli.run_command(lambda: train.main(filled))
     assert stop.value.code == 2
     error = capsys.readouterr().err
     assert re.search(message, error)
@@ -98,7 +98,7 @@ def test_bad_input_is_one_sentence_and_exit_code_two(tmp_path, regime_file, caps
 
 def test_a_loss_that_is_no_number_ends_with_a_sentence(regime_file, capsys):
     with pytest.raises(SystemExit) as stop:
-        cli.run(lambda: train.main(["--regime", str(regime_file), "--set", "recipe.lr=1e30"]))
+        cli.run_command(lambda: train.main(["--regime", str(regime_file), "--set", "recipe.lr=1e30"]))
     assert stop.value.code == 1
     assert re.search(r"^failed: .*\brecipe\.lr\b", capsys.readouterr().err)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mixtune.data.image_views import DecodeResult
-from mixtune.files import replace_file
+from mixtune.files import atomic_write
 
 LEFT_OUT = -1  # the label of an image that could not be read
 MAX_LOGGED = 10  # unreadable files that are named when they are met; all are counted
@@ -74,7 +74,7 @@ class FileIssues:
         rows, text = self.rows(), io.StringIO()
         if rows:
             csv.writer(text, delimiter="\t", lineterminator="\n").writerows([("path", "kind", "why"), *rows])
-            replace_file(folder / ISSUES_FILE, text.getvalue().encode())
+            atomic_write(folder / ISSUES_FILE, text.getvalue().encode())
 
     def counts(self) -> dict[str, int]:
         """Return the number of files of each kind, for records."""

@@ -130,7 +130,7 @@ def _read_index(folder: Path, stamps: dict[str, str]) -> list[list[Any]] | None:
 
 
 def _write_index(folder: Path, stamps: dict[str, str], entries: list[list[Any]]) -> None:
-    from mixtune.files import replace_file
+    from mixtune.files import atomic_write
 
     with contextlib.suppress(InputError):  # storage that is read only
-        replace_file(folder / INDEX_FILE, json.dumps({"archives": stamps, "images": entries}).encode())
+        atomic_write(folder / INDEX_FILE, json.dumps({"archives": stamps, "images": entries}).encode())

@@ -11,16 +11,36 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mixtune.evaluation.metrics import Predictions
-
 Statistics = dict[str, Tensor]  # running means, variances and counts by their names in the network's state
 RUNNING = "running"  # the choice that changes nothing
+
+
+class ImageResults(Protocol):
+    """What a network predicted for N images, one after the other, whatever the task."""
+
+    @property
+    def read(self) -> Tensor:
+        """Return whether the image could be read. bool [N]"""
+
+    @property
+    def quality(self) -> Tensor:
+        """Return how well each image is predicted, from 0 to 1. [N]"""
+
+    def part(self, which: slice) -> Any:
+        """Return the results of some of the images."""
+
+    @classmethod
+    def join(cls, parts: Any) -> Any:
+        """Return the results of all the images of several."""
+
+
+Results = TypeVar("Results", bound=ImageResults)
 
 
 @dataclass(frozen=True)
@@ -48,15 +68,15 @@ def _norms(network: nn.Module) -> list[tuple[str, _BatchNorm]]:
 
 
 def statistics(network: nn.Module) -> Statistics:
-    """A copy of the running statistics of every batch norm."""
+    """Return a copy of the running statistics of every batch norm."""
     return {f"{n}.{k}": v.clone() for n, m in _norms(network) for k, v in m.named_buffers(recurse=False)}
 
 
 @contextmanager
 def using(network: nn.Module, other: Statistics) -> Iterator[None]:
-    """The network with other statistics; its own are put back afterwards, to the bit.
+    """Give the network other statistics in the block; its own are put back afterwards, to the bit.
 
-    Raises KeyError when the statistics are of another network.
+    Raise KeyError when the statistics are of another network.
     """
     buffers = dict(network.named_buffers())
     own = statistics(network)
@@ -72,8 +92,8 @@ def using(network: nn.Module, other: Statistics) -> Iterator[None]:
 
 
 @torch.no_grad()
-def recalibrate(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Statistics:
-    """The statistics of these batches, each with equal weight (cumulative average), as in MixSize's calibration.
+def recalibrate(network: nn.Module, batches: Iterable[tuple[Tensor, Any]]) -> Statistics:
+    """Return the statistics of these batches, each with equal weight (cumulative average), as in MixSize's calibration.
 
     Everything but the norms stays in evaluation mode, so that dropout does not widen the variances. Momentum, modes
     and statistics of the network are as before afterwards.
@@ -100,16 +120,16 @@ def recalibrate(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) ->
             buffers[name].copy_(value)
 
 
-def choose(predictions: Mapping[str, Predictions], part: slice) -> str:
-    """The candidate that is more accurate than the running statistics on ``part`` of the images, else "running".
+def choose(results: Mapping[str, ImageResults], part: slice) -> str:
+    """Return the candidate that is better than the running statistics on ``part`` of the images, else "running".
 
-    "More accurate" is by more than one standard error of the paired difference: a tie or a lucky image changes nothing.
+    "Better" is by more than one standard error of the paired difference: a tie or a lucky image changes nothing.
     """
-    running = predictions[RUNNING].part(part)
+    running = results[RUNNING].part(part)
     best, gain = RUNNING, 0.0
-    for name, candidate in predictions.items():
+    for name, candidate in results.items():
         other = candidate.part(part)
-        difference = (other.correct.double() - running.correct.double())[other.read & running.read]
+        difference = (other.quality - running.quality)[other.read & running.read]
         if not len(difference):
             continue
         mean = float(difference.mean())
@@ -119,40 +139,41 @@ def choose(predictions: Mapping[str, Predictions], part: slice) -> str:
     return best
 
 
-def cross_fitted(predictions: Mapping[str, Predictions]) -> Predictions:
-    """Every image under the statistics that were chosen on the other half of the images.
+def cross_fitted(results: Mapping[str, Results]) -> Results:
+    """Return every image under the statistics that were chosen on the other half of the images.
 
     So all images are reported and none of them took part in its own choice. The halves are every second image.
     """
     even, odd = slice(0, None, 2), slice(1, None, 2)
-    if len(predictions[RUNNING].correct) < 2:
-        return predictions[RUNNING]
-    parts = [predictions[choose(predictions, odd)].part(even), predictions[choose(predictions, even)].part(odd)]
-    return Predictions.join(parts)
+    running = results[RUNNING]
+    if len(running.read) < 2:
+        return running
+    joined: Results = running.join([results[choose(results, odd)].part(even), results[choose(results, even)].part(odd)])
+    return joined
 
 
 def judge(
     network: nn.Module,
-    images: Callable[[], Predictions],
-    choice: Callable[[], Predictions] | None,
-    running: Predictions,
+    images: Callable[[], Results],
+    choice: Callable[[], Results] | None,
+    running: Results,
     candidates: Mapping[str, Statistics],
-) -> tuple[str, Predictions]:
-    """Predictions on the images that are reported, with the best statistics at one size, and which those are.
+) -> tuple[str, Results]:
+    """Return the best statistics at one size, and the results on the images that are reported with those.
 
     ``images`` predicts them with the statistics that the network has, ``choice`` the images to choose on; where there
-    are none, the choice is made by cross-fitting. ``running`` are the predictions of ``images`` with the running
+    are none, the choice is made by cross-fitting. ``running`` are the results of ``images`` with the running
     statistics. The network must be in evaluation mode.
     """
     if choice is None:
         by_name = {RUNNING: running}
-        for name, found in candidates.items():
-            with using(network, found):
+        for name, statistics_ in candidates.items():
+            with using(network, statistics_):
                 by_name[name] = images()
         return choose(by_name, slice(None)), cross_fitted(by_name)
     elsewhere = {RUNNING: choice()}
-    for name, found in candidates.items():
-        with using(network, found):
+    for name, statistics_ in candidates.items():
+        with using(network, statistics_):
             elsewhere[name] = choice()
     best = choose(elsewhere, slice(None))
     if best == RUNNING:

@@ -1,4 +1,4 @@
-"""Robustness: accuracy on corrupted images, by family and severity, and test-time augmentation.
+"""Robustness: the primary metric on corrupted images, by family and severity, and test-time augmentation.
 
 The families of Hendrycks & Dietterich 2019 that torchvision can make, with their severities: those of CIFAR-10-C for
 images held in memory, of ImageNet-C for image files. Unlike theirs our images are corrupted at the evaluation size,
@@ -7,10 +7,9 @@ and brightness is added to all three channels. Robustness to scale is the curve 
 
 from __future__ import annotations
 
-import contextlib
 import io
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,11 +17,9 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as TF
 
 from mixtune.data.augment import resize
-from mixtune.evaluation.bn_recalibration import using
-from mixtune.evaluation.metrics import predict
 
 if TYPE_CHECKING:
-    from mixtune.tasks.classification import Classification
+    from mixtune.tasks.base import Task
 
 # family -> (severities 1 to 5 for small images, the same for large ones)
 FAMILIES: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
@@ -73,27 +70,25 @@ def _jpeg(image: Tensor, quality: int) -> Tensor:
 
 
 def robustness(
-    task: Classification,
+    task: Task[Any],
     network: nn.Module,
     S: int,
     families: Sequence[str] = tuple(FAMILIES),
     severities: Sequence[int] = SEVERITIES,
 ) -> list[dict[str, float | str | int]]:
-    """Top-1 at S on the held-out images, one row per family and severity; the network's mode is left as found.
+    """Return the primary metric at S on the held-out images, a row per family and severity; the mode is left as found.
 
     With the batch-norm statistics that the task chose when it last evaluated the network at S, if it did.
     """
     training = network.training
     network.eval()
+    primary = task.metrics.primary.name
     rows: list[dict[str, float | str | int]] = []
-    _, chosen = task.chosen.get(S, ("", {}))
     try:
-        with using(network, chosen) if chosen else contextlib.nullcontext():
-            for family in families:
-                for severity in severities:
-                    change = _change(family, severity, task.small)
-                    top1 = predict(network, task.altered(S, change)).metrics()["top1"]
-                    rows.append({"S": S, "family": family, "severity": severity, "top1": top1})
+        for family in families:
+            for severity in severities:
+                metrics = task.evaluate_changed(network, S, _change(family, severity, task.config.in_memory))
+                rows.append({"S": S, "family": family, "severity": severity, primary: metrics[primary]})
     finally:
         network.train(training)
     return rows

@@ -78,9 +78,9 @@ def peak_memory(network: nn.Module, images: Tensor) -> int:
 
 
 def with_cost(curve: Curve, network: nn.Module, batch: int, device: torch.device) -> Curve:
-    """The curve with latency and memory measured at every size, in batches of ``batch``."""
+    """Return the curve with latency and memory measured at every size, in batches of ``batch``."""
     points = []
     for p in curve.points:
         cost = measure_cost(network, p.S, batch, device)
         points.append(replace(p, latency=cost.latency, memory=cost.memory))
-    return Curve(tuple(points))
+    return Curve(tuple(points), curve.metrics)

@@ -1,117 +1,99 @@
-"""Evaluation: one trained network's Curve over inference sizes."""
+"""Metrics: what a task measures at every inference size, and how each metric is named, ordered and shown to people."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from mixtune.errors import did_you_mean
 
-from mixtune.data.file_issues import LEFT_OUT
-from mixtune.errors import InputError
-from mixtune.evaluation.curve import Curve, Point
-from mixtune.runtime import oom
-from mixtune.runtime.process_group import ProcessGroup
-
-BINS = 15
+Direction = Literal["maximize", "minimize"]
+RESERVED = ("S", "gmacs", "latency", "memory", "score")  # what else a row of a curve, or an objective, can be called
 
 
-def calibration_error(confidence: Tensor, correct: Tensor, bins: int = BINS) -> float:
-    """Expected calibration error (Guo et al. 2017): mean over equal-width bins of confidence, weighted by their share
-    of the images, of |accuracy - confidence|. confidence, correct: [N].
-    """
-    # Bin edges belong to the bin below, as in the paper: (0, 1/15], (1/15, 2/15], ...
-    which = torch.ceil(confidence.double() * bins).long().clamp(1, bins) - 1
-    gap = torch.zeros(bins, dtype=torch.float64, device=confidence.device)
-    gap.index_add_(0, which, correct.double() - confidence.double())
-    return float(gap.abs().sum() / len(confidence))
+@dataclass(frozen=True)
+class Metric:
+    """A number that says how good a network is at one inference size.
 
-
-@dataclass(frozen=True, eq=False)
-class Predictions:
-    """What a network said of N images. All are tensors [N] on the network's device.
-
-    confidence: in the first choice, from 0 to 1; correct: whether that was right; top5: whether one of the first five
-    was; loss: cross-entropy in nats; read: whether the image could be read, without which it counts for nothing.
+    name: in files, MLflow and objectives ("top1"); label: in tables ("top-1"); title: on axes, where that differs
+    ("top-1 accuracy"). worst, best: the ends of its range, of which one may be infinite; the greater one says
+    whether more or less is better. unit: "%" where it is shown times 100, else "". proportion: whether it is the share
+    of images that are right, so that its error from the choice of images is binomial.
     """
 
-    confidence: Tensor
-    correct: Tensor
-    top5: Tensor
-    loss: Tensor
-    read: Tensor
+    name: str
+    label: str
+    title: str = ""
+    worst: float = 0.0
+    best: float = 1.0
+    unit: Literal["%", ""] = "%"
+    proportion: bool = False
 
-    def part(self, which: slice) -> Predictions:
-        """The predictions of some of the images."""
-        return Predictions(*(getattr(self, f.name)[which] for f in fields(self)))
+    @property
+    def direction(self) -> Direction:
+        """Return whether more or less is better."""
+        return "maximize" if self.best > self.worst else "minimize"
 
-    @classmethod
-    def join(cls, parts: Sequence[Predictions]) -> Predictions:
-        """The predictions of all the images of ``parts``."""
-        return cls(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(cls)))
+    @property
+    def scale(self) -> float:
+        """Return what a value is multiplied by to be shown."""
+        return 100.0 if self.unit == "%" else 1.0
 
-    def over(self, group: ProcessGroup, n: int) -> Predictions:
-        """The predictions of all n images in order, of which these are the rank's part."""
-        if not group.is_distributed:
-            return self
-        whole = group.gather_rows(torch.stack([getattr(self, f.name).float() for f in fields(self)], 1), n)
-        confidence, correct, top5, loss, read = whole.unbind(1)
-        return Predictions(confidence, correct.bool(), top5.bool(), loss, read.bool())
+    @property
+    def axis(self) -> str:
+        """Return the label of an axis, with the unit."""
+        return f"{self.title or self.label}{f', {self.unit}' if self.unit else ''}"
 
-    def metrics(self) -> dict[str, float]:
-        """top1, top5, loss and ece of the images that could be read. Raises InputError when none could."""
-        if not self.read.any():
-            raise InputError(
-                f"task.data: none of the {len(self.read)} images to judge can be read; is the storage there?"
+    def quality(self, value: float) -> float:
+        """Return where a value lies in the range, from 0 (worst) to 1 (best); the value itself where that is the range.
+
+        Raise ValueError for a metric without a finite range.
+        """
+        if not math.isfinite(self.best - self.worst):
+            raise ValueError(f"metric {self.name} has no finite range, so it cannot be a task's primary metric")
+        return (value - self.worst) / (self.best - self.worst)
+
+    def shown(self, value: float, digits: int = 2) -> str:
+        """Return a value in its unit, without the unit; two digits more where it is not a percentage."""
+        return f"{self.scale * value:.{digits if self.unit else digits + 2}f}"
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """The metrics of a task. primary: what scores, fronts and figures are of; it has a finite range.
+
+    noun: what the primary metric measures, in the middle of a sentence ("accuracy"). Raises ValueError for two metrics
+    of one name, and for names that rows of a curve have for something else.
+    """
+
+    primary: Metric
+    others: tuple[Metric, ...] = ()
+    noun: str = "accuracy"
+
+    def __post_init__(self) -> None:
+        self.primary.quality(self.primary.best)
+        if len(set(self.names)) < len(self.names) or {*self.names} & {*RESERVED}:
+            raise ValueError(
+                f"metrics need different names, none of {', '.join(RESERVED)}, not {', '.join(self.names)}"
             )
-        correct = self.correct[self.read]
-        return {
-            "top1": float(correct.double().mean()),
-            "top5": float(self.top5[self.read].double().mean()),
-            "loss": float(self.loss[self.read].double().mean()),
-            "ece": calibration_error(self.confidence[self.read], correct),
-        }
 
+    def __iter__(self) -> Iterator[Metric]:
+        yield self.primary
+        yield from self.others
 
-def judged(logits: Tensor, targets: Tensor) -> Predictions:
-    """Predictions from logits [N, classes] and labels [N], LEFT_OUT where there is no image to judge."""
-    logits = logits.float()
-    confidence, predicted = logits.softmax(1).max(1)
-    best = logits.topk(min(5, logits.shape[1]), dim=1).indices
-    loss = F.cross_entropy(logits, targets, reduction="none", ignore_index=LEFT_OUT)
-    return Predictions(confidence, predicted == targets, (best == targets[:, None]).any(1), loss, targets != LEFT_OUT)
+    def __contains__(self, name: object) -> bool:
+        return name in self.names
 
+    def __getitem__(self, name: str) -> Metric:
+        """Return the metric of this name. Raise KeyError, with what is near, where there is none."""
+        for metric in self:
+            if metric.name == name:
+                return metric
+        raise KeyError(f"unknown metric {name!r}; {did_you_mean(name, self.names)}")
 
-@torch.inference_mode()
-def predict(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Predictions:
-    """A network in evaluation mode over normalised batches ([N, 3, S, S], [N])."""
-    return Predictions.join([judged(network(inputs), targets) for inputs, targets in batches])
-
-
-def measure(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
-    """top1, top5, loss and ece of a network in evaluation mode over normalised batches ([N, 3, S, S], [N])."""
-    return predict(network, batches).metrics()
-
-
-def evaluate(
-    network: nn.Module,
-    predictions: Callable[[int], Predictions],
-    sizes: Sequence[int],
-    gmacs: Callable[[int], float],
-) -> Curve:
-    """The network's curve from its ``predictions(S)``, made in evaluation mode; its mode is left as found.
-
-    Raises OutOfMemoryError for a size that does not fit into the device's memory.
-    """
-    training = network.training
-    network.eval()
-    try:
-        points: list[Point] = []
-        for S in sorted(sizes):
-            with oom.convert_out_of_memory(lambda S=S: oom.evaluation_too_large(S, [p.S for p in points])):  # type: ignore[misc]
-                points.append(Point(S=S, gmacs=gmacs(S), **predictions(S).metrics()))
-    finally:
-        network.train(training)
-    return Curve(tuple(points))
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Return the names, the primary metric's first: the order of columns in files."""
+        return tuple(metric.name for metric in self)

@@ -19,7 +19,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mixtune.errors import InputError
-from mixtune.files import replace_file
+from mixtune.files import atomic_write
 from mixtune.search.space import Space
 
 ANSWER_TIMEOUT = 120.0  # seconds: a machine starts a process to answer
@@ -32,7 +32,7 @@ def named_paths(space: Space) -> dict[str, str]:
     """Return the files and folders that trials read, by the key that names them."""
     distill = space.recipe.distill
     paths = {"task.weights": space.task.weights, "recipe.distill.weights": distill.weights if distill else None}
-    if space.task.dataset != "digits":
+    if space.task.needs_data:
         paths["task.data"] = space.task.data
     return {key: path for key, path in paths.items() if path not in (None, "pretrained")}  # type: ignore[misc]
 
@@ -61,7 +61,7 @@ def check_machines(folder: Path, paths: Mapping[str, str]) -> None:
     ``paths``, or cannot run mixtune.
     """
     marker = folder / f".seen-{uuid4().hex}"
-    replace_file(marker, b"")
+    atomic_write(marker, b"")
     contents = {key: list_contents(path) for key, path in paths.items()}
     try:
         answers = []

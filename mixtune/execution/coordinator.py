@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mixtune.errors import NO_ROOM, NoRoomError, StorageAwayError, no_room
+from mixtune.errors import DISK_FULL, DiskFullError, StorageAwayError, disk_full_error
 from mixtune.evaluation.curve import Curve, write_csv
 from mixtune.execution.position import TrialClock, describe_position, remove_positions
 from mixtune.execution.trial import Cause
@@ -89,7 +89,7 @@ class Coordinator:
         started = None
         try:
             started = self._ask()
-        except (OSError, NoRoomError, StorageAwayError) as err:
+        except (OSError, DiskFullError, StorageAwayError) as err:
             self._halt_on(err, self._folder)
         if started is None:
             return None
@@ -154,7 +154,10 @@ class Coordinator:
             running.state, running.reason = "FAIL", f"the score is not finite ({result['score']})"
             running.cause = "regime"
             return True
-        running.score, running.curve = float(result["score"]), Curve.from_rows(result["curve"])
+        running.score, running.curve = (
+            float(result["score"]),
+            Curve.from_rows(result["curve"], self.trials.space.task.metrics),
+        )
         if result["last"]:
             running.state = "COMPLETE"
         if int(result["number"]) <= running.reports:
@@ -163,7 +166,7 @@ class Coordinator:
         value = float(result["own"]) if self.trials.space.paired else running.score
         try:
             pruned: bool = self.trials.report(running.trial, running.reports, value, bool(result["last"]))
-        except (NoRoomError, StorageAwayError) as err:
+        except (DiskFullError, StorageAwayError) as err:
             running.state = None  # it is run again, and soon at its end: its checkpoint is there
             self._halt(str(err))
             return True
@@ -198,7 +201,7 @@ class Coordinator:
         try:
             if running.state != "INTERRUPTED":
                 self._record_end(running)
-        except (OSError, NoRoomError, StorageAwayError) as err:
+        except (OSError, DiskFullError, StorageAwayError) as err:
             self._halt_on(err, running.candidate.folder)
             running.state, running.reason = "INTERRUPTED", self.halted
         self._call_back("ended", running.candidate, running.state, running.score, running.reason, running.curve)
@@ -231,16 +234,16 @@ class Coordinator:
     def _call_back(self, *event: Any) -> None:
         try:
             self.callbacks.call(*event)
-        except NoRoomError as err:
+        except DiskFullError as err:
             self._halt(str(err))
 
-    def _halt_on(self, err: OSError | NoRoomError | StorageAwayError, path: Path) -> None:
+    def _halt_on(self, err: OSError | DiskFullError | StorageAwayError, path: Path) -> None:
         """Halt on what other trials would meet, too: a full disk, a storage that is away. Raise any other error."""
         if not isinstance(err, OSError):
             return self._halt(str(err))
-        if err.errno not in NO_ROOM:
+        if err.errno not in DISK_FULL:
             raise err
-        return self._halt(str(no_room(err.filename or path)))
+        return self._halt(str(disk_full_error(err.filename or path)))
 
     def _halt(self, reason: str) -> None:
         self.halted = self.halted or reason

@@ -12,7 +12,6 @@ from typing import Literal
 import torch
 
 from mixtune.config import parse, read_yaml, to_plain, to_yaml
-from mixtune.data.datasets import IN_MEMORY
 from mixtune.errors import InputError
 from mixtune.execution import cluster_checks, ray_tune
 from mixtune.files import digest
@@ -151,7 +150,7 @@ def _profile(
     if not remeasure and (known := _read(path)) and known.key == key:
         return known
     write(f"measuring the time and memory of a few steps (kept in {path.name})")
-    if local and concurrency.gpus == 0 and concurrency.workers == 1 and training.task.dataset in IN_MEMORY:
+    if local and concurrency.gpus == 0 and concurrency.workers == 1 and training.task.in_memory:
         threads = torch.get_num_threads()
         try:
             profile = resource_profile.measure_profile(training, shapes)
@@ -175,8 +174,8 @@ def _costs(space: Space, training: TrainingConfig, profile: ResourceProfile, pat
     InputError when the file was measured on another network, data set or device.
     """
     if space.budget.cost == "gmacs":
-        classes = step_benchmark.load_task(replace(training, device="cpu")).classes
-        table = step_benchmark.gmacs_table(training, classes, space.shapes())
+        task = step_benchmark.load_task(replace(training, device="cpu"))
+        table = step_benchmark.gmacs_table(task, space.shapes())
     else:
         table = CostTable("seconds", {s.shape: s.seconds for s in profile.steps}, profile.measured_on)
     if path.exists():

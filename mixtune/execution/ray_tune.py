@@ -31,7 +31,7 @@ from ray._private import ray_constants
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from mixtune.errors import NO_ROOM, InputError, NoRoomError, TrainingError, no_room
+from mixtune.errors import DISK_FULL, DiskFullError, InputError, TrainingError, disk_full_error
 from mixtune.execution import executor, worker_group
 from mixtune.execution.coordinator import Coordinator
 from mixtune.execution.janitor import Janitor
@@ -114,8 +114,8 @@ def call(function: Callable[..., T], concurrency: Concurrency, *arguments: Any) 
     try:
         result: T = ray.get(remote.remote(*arguments))
     except ray.exceptions.RayTaskError as err:
-        if isinstance(err.cause, OSError) and err.cause.errno in NO_ROOM:
-            raise no_room(err.cause.filename or "a file") from None
+        if isinstance(err.cause, OSError) and err.cause.errno in DISK_FULL:
+            raise disk_full_error(err.cause.filename or "a file") from None
         raise (err.cause if isinstance(err.cause, InputError) else err) from None
     except ray.exceptions.RayError:
         raise TrainingError("the process that was to measure steps died (out of memory, or killed)") from None
@@ -140,13 +140,13 @@ def train_and_report(
         with contextlib.closing(executor.train_trial(TrialSpec.from_config(config), pause)) as reports:
             for each in reports:
                 report(each)
-    except NoRoomError as err:
+    except DiskFullError as err:
         report({"no_room": str(err)})
     except (InputError, TrainingError) as err:
         report({"failed": str(err), "cause": failure_cause(err)})
     except Exception as err:
-        if isinstance(err, OSError) and err.errno in NO_ROOM:
-            report({"no_room": str(no_room(err.filename or folder))})
+        if isinstance(err, OSError) and err.errno in DISK_FULL:
+            report({"no_room": str(disk_full_error(err.filename or folder))})
             return
         with contextlib.suppress(OSError):
             (folder / "error.txt").write_text(masked(traceback.format_exc()), encoding="utf-8")

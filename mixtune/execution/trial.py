@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mixtune.config import parse
-from mixtune.errors import NO_ROOM
+from mixtune.errors import DISK_FULL
 from mixtune.evaluation.curve import Curve, mean_curve
 from mixtune.execution.position import Position, describe_position
 from mixtune.regime import Regime
@@ -19,8 +19,9 @@ from mixtune.runtime.oom import is_out_of_memory
 from mixtune.runtime.process_group import PeerLostError, ProcessGroup
 from mixtune.search.fidelity import Stage
 from mixtune.secrets import masked
+from mixtune.tasks.base import Judge
 from mixtune.training.loop import Report, TrainingDivergedError
-from mixtune.training.run import Judge, Run, TrainingConfig
+from mixtune.training.run import Run, TrainingConfig
 from mixtune.training.run_folder import save_result
 
 # machine: a device, a file, a reader or a rank was lost, and another attempt may well succeed. memory: it was lacking,
@@ -34,7 +35,7 @@ def failure_cause(err: Exception) -> Cause:
         return "regime"
     if isinstance(err, MemoryError) or is_out_of_memory(err):
         return "memory"
-    if isinstance(err, OSError) and err.errno in NO_ROOM:
+    if isinstance(err, OSError) and err.errno in DISK_FULL:
         return "unknown"
     return "machine" if isinstance(err, OSError | PeerLostError) or device.is_device_lost(err) else "unknown"
 
@@ -165,9 +166,9 @@ def _train_stage(
         run.task.pause = pause
         for report in run.reports(spec.stage_checkpoint(stage), on_step=on_step, say=say, judged=judged):
             last = report.step == len(run.schedule)
-            if last and run.task.notes.unreadable:
-                say(run.task.notes.lines()[-1])
+            if last and run.task.file_issues.unreadable:
+                say(run.task.file_issues.lines()[-1])
             # Of the fold that regime.yaml names: judged on another's images, weights would be judged on what they saw.
             if group.is_main and stage.fold == spec.training.task.fold:
-                save_result(spec.folder, run, report) if last else run.task.notes.save(spec.folder)
+                save_result(spec.folder, run, report) if last else run.task.file_issues.save(spec.folder)
             yield report, last

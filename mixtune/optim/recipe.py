@@ -1,4 +1,4 @@
-"""Recipe: optimiser, learning rate and loss. The learning rate follows ``progress``, the share of the budget spent."""
+"""Recipe: optimiser, learning rate and loss. The learning rate is a function of the share of the budget spent."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from mixtune.optim.distillation import Distillation
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the network is trained, whatever the regime.
+    """The settings of training that do not depend on the regime.
 
-    lr: peak learning rate. scaling "none" uses it as it is for every shape (as the MixSize authors do); "base": it is
-    meant for ``scaling_batch`` images and is scaled to the base batch (Bag of Tricks); "step": to every step's own B.
+    lr: peak learning rate. scaling: "none" uses it for every shape (as the MixSize authors do); otherwise it is meant
+    for ``scaling_batch`` images, and "base" scales it to the base batch (Bag of Tricks), "step" to every step's own B.
     warmup: share of the budget. schedule: "cosine", "linear" and, ``cycles`` times with each cycle ``cycle_growth``
     times as long as the last, "sgdr" and "cyclic" move between lr and ``floor`` * lr; "step" multiplies by ``gamma`` at
     each of ``milestones`` (shares of the budget); "constant" keeps lr.
@@ -28,13 +28,13 @@ class Recipe:
     (False) or as the network has it. mixup, cutmix: alphas, 0 for off. ema: decay per step of an average of the
     weights, which then is what is evaluated and kept; 0 for off. distill: learn from a teacher. dropout, drop_path:
     shares, passed to the network. aux_weight: of an auxiliary head's loss, where the network has one.
-    sync_bn: where a run has several ranks, batch norms see the images of all of them, as on one device; else each
-    rank's norms see its own, and only the running statistics are averaged.
+    sync_bn: in a run of several processes batch norms see the images of all of them, as on one device; without it those
+    of their own, and only the running statistics are averaged.
     precision: "bf16" computes the network in bfloat16 where that is safe (autocast) and keeps weights and loss in
     float32; "auto" is bf16 on a GPU and float32 on a CPU.
-    For fine-tuning (``finetune``): the layers form ``groups``; the head, which is the last, has the learning rate lr,
-    each group before it ``group_decay`` times that of the next; for the share ``frozen`` of the budget only the head's
-    weights move, while batch-norm statistics follow the images throughout.
+    For fine-tuning: the layers form ``groups``; the head, which is the last, has the learning rate lr, each group
+    before it ``group_decay`` times that of the next; for the share ``frozen`` of the budget only the head is trained,
+    while batch-norm statistics follow the images throughout.
     """
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
@@ -105,11 +105,11 @@ class Recipe:
         return replace(self, lr=self.lr * base_batch / self.scaling_batch, scaling="none")
 
     def bf16(self, device: str) -> bool:
-        """Whether the network computes in bfloat16 on this kind of device ("cpu" or "cuda")."""
+        """Return whether the network computes in bfloat16 on this kind of device ("cpu" or "cuda")."""
         return device == "cuda" if self.precision == "auto" else self.precision == "bf16"
 
     def learning_rates(self, progress: np.ndarray, B: np.ndarray | None = None) -> np.ndarray:
-        """The learning rate of every step from the share of the budget spent before it. [n_steps] -> [n_steps]
+        """Return the learning rate of every step from the share of the budget spent before it. [n_steps] -> [n_steps]
 
         B: distinct images of every step, which scaling "step" needs.
         """
@@ -130,20 +130,19 @@ class Recipe:
         if self.schedule not in ("step", "constant"):
             factor = self.floor + (1 - self.floor) * factor
         if self.warmup:
-            # The first step already moves: progress there is 0, so count the step itself as spent.
-            step = progress[1] if len(progress) > 1 else 1.0
-            factor = np.where(progress < self.warmup, np.minimum((progress + step) / self.warmup, 1), factor)
+            # The step itself counts as spent, because the rate of the first one would be 0.
+            first = progress[1] if len(progress) > 1 else 1.0
+            factor = np.where(progress < self.warmup, np.minimum((progress + first) / self.warmup, 1), factor)
         if self.scaling == "step" and B is not None:
             factor = factor * B / self.scaling_batch
         values: np.ndarray = self.lr * factor
         return values
 
     def optimizer(self, network: nn.Module, captured: bool = False) -> torch.optim.SGD:
-        """SGD; biases and norm parameters are not decayed (Bag of Tricks, "no bias decay").
+        """Return SGD, without weight decay of biases and norm parameters (Bag of Tricks, "no bias decay").
 
-        captured: the learning rates are tensors beside the parameters, and a step reads nothing back from the device.
-
-        Each parameter group has its ``scale`` of the learning rate and says whether it is the ``head``'s.
+        captured: learning rates are tensors on the parameters' device, so that a step can be captured. Each parameter
+        group has its ``scale`` of the learning rate, and ``head``: whether it is the head's.
         """
         groups: list[dict[str, Any]] = []
         for i, parameters in enumerate(reversed(layer_groups(network, self.groups))):
@@ -160,8 +159,10 @@ class Recipe:
         return torch.optim.SGD(groups, lr=self.lr, fused=True, **options)
 
     def loss(self, outputs: Tensor | tuple[Tensor, Tensor], targets: Tensor) -> Tensor:
-        """Mean cross-entropy over the B*D views. outputs: logits [B*D, classes], or those and an auxiliary head's;
-        targets: labels [B*D] or soft labels [B*D, classes].
+        """Return the mean cross-entropy over the B*D views.
+
+        outputs: logits [B*D, classes], or those and an auxiliary head's; targets: labels [B*D], or soft ones [B*D,
+        classes].
         """
         if isinstance(outputs, tuple):
             main, auxiliary = outputs

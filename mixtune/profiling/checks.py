@@ -7,43 +7,25 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import replace
-from pathlib import Path
 
-from mixtune.cli import short
-from mixtune.data import datasets, prepared_folder
-from mixtune.data.datasets import IN_MEMORY
 from mixtune.errors import InputError
-from mixtune.models import registry
 from mixtune.profiling.feasibility import infeasible
 from mixtune.profiling.step_benchmark import load_task
 from mixtune.regime import BatchShape, Budget, Shard
 from mixtune.search.domains import Uniform
 from mixtune.search.space import Space
+from mixtune.tasks.config import absolute_path
+from mixtune.tasks.registry import task_class
 
-# Training images and classes of the data sets that a dry run may meet before they are there.
-DATASET_SIZES = {
-    "digits": (1438, 10),
-    "cifar10": (50_000, 10),
-    "cifar100": (50_000, 100),
-    "imagenet": (1_281_167, 1000),
-}
 EPOCH_DOUBLINGS = 15  # how often budget.epochs is doubled in search of a budget that would do
 
 
 def with_absolute_paths(space: Space) -> Space:
     """Return the space with absolute paths of data and weights, since Ray's workers run in other folders."""
-    task, recipe = space.task, space.recipe
-    if task.dataset != "digits":
-        task = replace(task, data=str(datasets.data_folder(task.data)))
-    if task.weights not in (None, "pretrained"):
-        task = replace(task, weights=_absolute(task.weights))
+    recipe = space.recipe
     if recipe.distill is not None and recipe.distill.weights != "pretrained":
-        recipe = replace(recipe, distill=replace(recipe.distill, weights=_absolute(recipe.distill.weights)))
-    return replace(space, task=task, recipe=recipe)
-
-
-def _absolute(path: str) -> str:
-    return str(Path(path).expanduser().absolute())
+        recipe = replace(recipe, distill=replace(recipe.distill, weights=absolute_path(recipe.distill.weights)))
+    return replace(space, task=space.task.with_absolute_paths(), recipe=recipe)
 
 
 def _sizes(space: Space) -> dict[str, tuple[int, ...]]:
@@ -55,14 +37,16 @@ def _sizes(space: Space) -> dict[str, tuple[int, ...]]:
 def check_sizes(space: Space, source: str) -> int:
     """Return the network's total stride.
 
-    Raises InputError when a size is no multiple of it, or the space does not hold a published or known regime.
+    Raises InputError when a size is no multiple of it, the task's loss does not know a setting of the recipe, or the
+    space does not hold a published or known regime.
     """
-    network = space.task.network
+    network, task = space.task.network, task_class(space.task.kind)
     try:
-        stride = registry.total_stride(network)
+        stride = task.stride(space.task)
     except ValueError as err:
         raise InputError(f"{source}: task.network: {err}") from None
     try:
+        task.check_recipe(space.task, space.recipe, space.search.recipe)
         for key, S in ((key, S) for key, sizes in _sizes(space).items() for S in sizes):
             if S % stride:
                 near = " or ".join(str(n) for n in (S // stride * stride, (S // stride + 1) * stride) if n)
@@ -79,10 +63,10 @@ def check_data(space: Space, source: str) -> int:
     """Return how many images a trial trains on. Raises InputError when the data are missing or too few for a shape."""
     try:
         task = load_task(replace(space.training(), device="cpu"))
-        prepared_folder.check_prepared_size(task.prepared_for, _sizes(space))
+        task.check_sizes(_sizes(space))
         if space.score.gmacs is not None:
             S = min(space.evaluate.sizes)
-            space.score.check_cost(S, registry.gmacs(space.task.network, task.classes, S))
+            space.score.check_cost(S, task.gmacs(S))
     except (InputError, ValueError) as err:
         raise InputError(f"{source}: {err}") from None
     check_batches(space, task.n_train, source)
@@ -94,20 +78,14 @@ def expected_images(space: Space, source: str) -> tuple[int, str]:
 
     Raises what ``check_data`` raises.
     """
-    name, folder = space.task.dataset, datasets.data_folder(space.task.data)
-    is_there = name not in IN_MEMORY and any((folder / part).exists() for part in ("train", "val"))
-    if is_there or name not in DATASET_SIZES:
+    try:
+        expected = task_class(space.task.kind).expected_images(space.training().task)
+    except InputError as err:
+        raise InputError(f"{source}: {err}") from None
+    if expected is None:
         return check_data(space, source), ""
-    images, classes = DATASET_SIZES[name]
-    if (wanted := space.task.classes) is not None:
-        if wanted > classes:
-            raise InputError(f"{source}: task.classes: {name} has {classes} classes, not {wanted}")
-        images = images * wanted // classes
-    training_share = 1 - 1 / space.folds if space.folds > 1 else 1 - space.task.validation
-    n_train = round(min(images, space.task.samples or images) * training_share)
-    check_batches(space, n_train, source)
-    remark = "" if name in IN_MEMORY else f" of the full ImageNet (nothing is at {short(folder / 'train')} yet)"
-    return n_train, remark
+    check_batches(space, expected[0], source)
+    return expected
 
 
 def budget_in_pixels(space: Space) -> Budget:
@@ -165,7 +143,7 @@ def example_points(space: Space, sampled: int) -> dict[str, dict[str, object]]:
     """Return points of the space by name: the published regimes, the known ones, and ``sampled`` ones drawn at random
     where trials are left for a search.
     """
-    stride = registry.total_stride(space.task.network)
+    stride = task_class(space.task.kind).stride(space.task)
     points = {name: space.published_params(name, stride) for name in space.published}
     points |= {f"known {i}": point for i, point in enumerate(space.known_points(stride).values(), start=1)}
     drawn = sampled if space.trials > len(points) else 0

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from mixtune.data.datasets import IN_MEMORY
 from mixtune.errors import InputError
 from mixtune.profiling.packing import best_pack
 from mixtune.runtime.device import available_cpus
@@ -89,7 +88,7 @@ def pack_limit(space: Space, concurrency: Concurrency, gpus: int) -> int:
     wanted = space.resources
     if concurrency.processes > 1:
         return 1
-    measured = wanted.gpus is None and gpus and space.task.dataset in IN_MEMORY
+    measured = wanted.gpus is None and gpus and space.task.in_memory
     limit = wanted.pack or (MOST_PACKED if measured else 1)
     return min(limit, -(-wanted.at_once // max(1, gpus))) if wanted.at_once else limit
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from mixtune.cli import duration
+from mixtune.cli import format_duration
 from mixtune.config import parse, read_yaml
 from mixtune.errors import InputError
 from mixtune.profiling.checks import budget_in_pixels, example_points
@@ -131,4 +131,4 @@ def _sum_of_hours(parts: Sequence[tuple[Concurrency, float, float]]) -> str:
         amounts[unit] = amounts.get(unit, 0.0) + hours * concurrency.processes * devices / concurrency.pack
         clock += max(longest, hours / concurrency.at_once)
     text = " and ".join(f"{three_digits(amount)} {unit}" for unit, amount in amounts.items())
-    return f"{text} in {duration(3600 * clock)}"
+    return f"{text} in {format_duration(3600 * clock)}"

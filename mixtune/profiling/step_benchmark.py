@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import torch
 
-from mixtune.models import registry
 from mixtune.regime import BatchShape, CostTable, Schedule
 from mixtune.runtime.device import available_cpus
 from mixtune.runtime.process_group import SINGLE_PROCESS, ProcessGroup
-from mixtune.tasks.classification import Classification
+from mixtune.tasks.base import Task, make_task
 from mixtune.training.run import TrainingConfig
 from mixtune.training.step import Engine
 
@@ -20,9 +20,9 @@ WARM_UP_STEPS, TIMED_STEPS = 3, 7  # of each shape; the median of the timed ones
 PROGRESS = 1.0  # the share of the budget spent: as late in training, where no layers are frozen
 
 
-def load_task(config: TrainingConfig, group: ProcessGroup = SINGLE_PROCESS) -> Classification:
+def load_task(config: TrainingConfig, group: ProcessGroup = SINGLE_PROCESS) -> Task[Any]:
     """Return the task of a trial, judged on held-out images. Raises InputError for missing data."""
-    return Classification(config.task, "validation", config.device, config.evaluate.recalibrate, group)
+    return make_task(config.task, "validation", config.device, config.evaluate.recalibrate, group)
 
 
 def describe_device(config: TrainingConfig) -> str:
@@ -45,9 +45,7 @@ class StepBenchmark:
         torch.set_num_threads(config.threads or group.cpus_per_process)
         self.task = load_task(config, group)
         network = self.task.network(config.seed, config.recipe.dropout, config.recipe.drop_path)
-        distill = config.recipe.distill
-        teacher = distill.teacher(self.task.classes, self.task.device, self.task.names) if distill else None
-        self.engine = Engine(self.task, network, config.recipe, config.seed, teacher)
+        self.engine = Engine(self.task, network, config.recipe, config.seed, self.task.teacher(config.recipe))
         self.engine.network.train()
         self._seed = config.seed
 
@@ -75,8 +73,8 @@ class StepBenchmark:
         return time.perf_counter() - began
 
 
-def gmacs_table(config: TrainingConfig, classes: int, shapes: Iterable[BatchShape]) -> CostTable:
+def gmacs_table(task: Task[Any], shapes: Iterable[BatchShape]) -> CostTable:
     """Return the GMACs of the forward pass of one step of each shape (training takes three times as many of each)."""
     shapes = list(shapes)
-    per_image = {S: registry.gmacs(config.task.network, classes, S) for S in {shape.S for shape in shapes}}
-    return CostTable.from_gmacs(per_image, shapes, config.task.network)
+    per_image = {S: task.gmacs(S) for S in {shape.S for shape in shapes}}
+    return CostTable.from_gmacs(per_image, shapes, task.config.network)

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import torch
 
-from mixtune.errors import InputError, raised_on
+from mixtune.errors import InputError, error_chain
 
 # What plain RuntimeErrors contain when a device no longer works: those of CUDA's driver, cuDNN and cuBLAS.
 _DEVICE_LOST_MESSAGES = (
@@ -36,7 +36,7 @@ def is_device_lost(err: BaseException) -> bool:
     return any(
         isinstance(cause, torch.AcceleratorError)
         or (isinstance(cause, RuntimeError) and any(message in str(cause) for message in _DEVICE_LOST_MESSAGES))
-        for cause in raised_on(err)
+        for cause in error_chain(err)
     )
 
 

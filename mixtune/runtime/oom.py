@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from mixtune.errors import TrainingError, raised_on
+from mixtune.errors import TrainingError, error_chain
 from mixtune.regime import BatchShape
 
 
@@ -28,7 +28,7 @@ def is_out_of_memory(err: BaseException) -> bool:
     return any(
         isinstance(cause, torch.OutOfMemoryError | OutOfMemoryError)
         or (isinstance(cause, RuntimeError) and any(message in str(cause) for message in _OUT_OF_MEMORY_MESSAGES))
-        for cause in raised_on(err)
+        for cause in error_chain(err)
     )
 
 

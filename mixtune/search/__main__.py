@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mixtune.cli import Parser, parse_args, python, run, shell, short
+from mixtune.cli import Parser, parse_args, python_command, relative_to_cwd, run_command, shell_line
 from mixtune.config import load_config
 from mixtune.errors import InputError
 from mixtune.secrets import MaskSecrets, masked
@@ -211,15 +211,15 @@ def _next_commands(paths, space, result):  # type: ignore[no-untyped-def]
     from mixtune.search.final import Final
     from mixtune.tracking.views import address
 
-    me, folder, study, workers = python(), paths.folder, space.study, space.resources.workers
-    resume = [me, "-m mixtune.search", shell("--space", folder / "space.yaml", "--out", folder)]
+    me, folder, study, workers = python_command(), paths.folder, space.study, space.resources.workers
+    resume = [me, "-m mixtune.search", shell_line("--space", folder / "space.yaml", "--out", folder)]
     for flag, value in (
         ("--storage", paths.storage),
         ("--tracking-uri", paths.tracking),
         ("--address", paths.address),
     ):
         if value:
-            resume.append(shell(flag, value))
+            resume.append(shell_line(flag, value))
     unfinished = result.remaining or result.interrupted
     yield (
         ("continue this study" if unfinished else "add trials to this study"),
@@ -231,13 +231,16 @@ def _next_commands(paths, space, result):  # type: ignore[no-untyped-def]
         cost = Final().cost(len(space.published), space.folds, space.trials)
         yield f"prove it on the test set ({cost})", " ".join([*resume, f"--final {Final().seeds}"])
     launcher = f" -m torch.distributed.run --nproc-per-node {workers}" if workers > 1 else ""
-    yield "train the best regime on its own", f"{me}{launcher} -m mixtune.train {shell('--regime', result.best_file)}"
+    yield (
+        "train the best regime on its own",
+        f"{me}{launcher} -m mixtune.train {shell_line('--regime', result.best_file)}",
+    )
     uri = paths.tracking_uri
     if paths.tracking is None:
-        uri = f"sqlite:///{short(folder)}/mlflow.db"
+        uri = f"sqlite:///{relative_to_cwd(folder)}/mlflow.db"
     yield (
         "draw the figures again",
-        f"{me} -m analysis.pareto {shell('--study', study, '--tracking-uri', uri, '--out', folder / 'figures')}",
+        f"{me} -m analysis.pareto {shell_line('--study', study, '--tracking-uri', uri, '--out', folder / 'figures')}",
     )
     if uri.startswith("sqlite"):
         page = address("http://127.0.0.1:5000", result.experiment, study)
@@ -245,11 +248,11 @@ def _next_commands(paths, space, result):  # type: ignore[no-untyped-def]
             f"browse it: start the server, then open {page}\n(MLflow opens its assistant beside it the first time; "
             "closed once, it stays closed)",
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false "
-            f"{me} -m mlflow server --workers 1 {shell('--backend-store-uri', uri)}",
+            f"{me} -m mlflow server --workers 1 {shell_line('--backend-store-uri', uri)}",
         )
     else:
         yield "browse it", address(uri, result.experiment, study)
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

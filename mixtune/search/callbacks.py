@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from mixtune.errors import NoRoomError
+from mixtune.errors import DiskFullError
 from mixtune.evaluation.curve import Curve
 from mixtune.regime import Regime
 from mixtune.search.final import Repeat
@@ -58,12 +58,12 @@ class Callbacks:
         self.errors: dict[str, int] = {}  # by the name of the class
 
     def call(self, event: Literal["started", "reported", "ended"], *details: Any) -> None:
-        """Call ``event`` of every callback. Raises NoRoomError, after all were called, when one could not write."""
-        full: NoRoomError | None = None
+        """Call ``event`` of every callback. Raises DiskFullError, after all were called, when one could not write."""
+        full: DiskFullError | None = None
         for callback in self._callbacks:
             try:
                 getattr(callback, event)(*details)
-            except NoRoomError as err:
+            except DiskFullError as err:
                 full = err
             except Exception as err:
                 name = type(callback).__name__

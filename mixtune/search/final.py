@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from mixtune.training.run import Judge
+from mixtune.tasks.base import Judge
 
 Round = Literal["leaders", "final"]
 ROUNDS: dict[Round, Judge] = {"leaders": "validation", "final": "test"}

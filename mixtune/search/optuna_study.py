@@ -20,7 +20,6 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from mixtune.errors import InputError
 from mixtune.evaluation.curve import Curve
-from mixtune.evaluation.score import DIRECTIONS
 from mixtune.search import grid
 from mixtune.search.final import ROUNDS, Round
 from mixtune.search.optuna_factories import make_pruner, make_sampler
@@ -56,7 +55,7 @@ class OptunaStudy:
     """An open study: hands out candidates, takes reports, decides on pruning and records how trials ended.
 
     Every method repeats what it does while the storage does not answer. Raises StorageAwayError when that takes longer
-    than ``storage.RETRY_SECONDS``, NoRoomError on a full disk.
+    than ``storage.RETRY_SECONDS``, DiskFullError on a full disk.
     """
 
     def __init__(self, url: str, space: Space, stride: int, proxy: Mapping[str, float] | None = None) -> None:
@@ -88,7 +87,7 @@ class OptunaStudy:
         self._study = optuna.create_study(
             study_name=name,
             storage=self._storage,
-            directions=[DIRECTIONS[objective] for objective in self.space.objectives],
+            directions=self.space.directions,
             pruner=make_pruner(self.space),
             load_if_exists=True,
         )
@@ -242,7 +241,7 @@ class OptunaStudy:
         """Return all trials that ended by themselves, in order; not those that an interruption ended."""
         interrupted, at = self._interrupted(), self.space.objectives.index("score")
         ended = [t for t in self._ended() if t.number not in interrupted and "infeasible" not in t.user_attrs]
-        return [TrialResult.of(t, at) for t in ended]
+        return [TrialResult.of(t, at, self.space.task.metrics) for t in ended]
 
     def _ended(self) -> list[FrozenTrial]:
         return self._study.get_trials(deepcopy=False, states=FINISHED)
@@ -261,7 +260,7 @@ class OptunaStudy:
         for name in names & {round_name(self.space, round_) for round_ in ROUNDS}:
             study = optuna.load_study(study_name=name, storage=self._storage)
             complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-            results += [TrialResult.of(t, 0) for t in complete]
+            results += [TrialResult.of(t, 0, self.space.task.metrics) for t in complete]
         return results
 
     @_retried

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mixtune.errors import InputError
-from mixtune.files import replace_file
+from mixtune.files import atomic_write
 
 JOURNAL = "journal:///"  # what the address of a journal begins with
 
@@ -57,7 +57,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 def save(path: Path, text: str) -> None:
     """Write a text file whole or not at all. Raises InputError, and the earlier one is intact then."""
-    replace_file(path, text.encode())
+    atomic_write(path, text.encode())
 
 
 def default_uri(folder: Path) -> str:

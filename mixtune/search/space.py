@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 from mixtune.errors import did_you_mean
 from mixtune.evaluation.curve import Curve
-from mixtune.evaluation.score import DIRECTIONS, Objective, Score, objective
+from mixtune.evaluation.metrics import Direction
+from mixtune.evaluation.score import Score, direction, objective
 from mixtune.files import digest
 from mixtune.optim.recipe import Recipe
 from mixtune.regime import PUBLISHED, BatchShape, Budget, Regime, published
@@ -71,7 +72,7 @@ class Space:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     proxy: dict[str, Any] = field(default_factory=dict)
     final: Final | None = None
-    objectives: tuple[Objective, ...] = ("score",)
+    objectives: tuple[str, ...] = ("score",)
 
     def __post_init__(self) -> None:
         if not self.study or not all(c.isalnum() or c in "-_." for c in self.study) or self.study.startswith("."):
@@ -87,6 +88,10 @@ class Space:
             )
         if not self.objectives or len(set(self.objectives)) < len(self.objectives) or "score" not in self.objectives:
             raise ValueError(f"objectives must be different ones, score among them, not {list(self.objectives)}")
+        try:
+            _ = self.directions
+        except ValueError as err:
+            raise ValueError(f"objectives: {err}") from None
         if self.several and self.pruning.name != "none":
             raise ValueError(
                 f"pruner {self.pruning.name} needs one objective, not {len(self.objectives)}; leave it out"
@@ -152,9 +157,14 @@ class Space:
     def aim(self) -> str:
         """What is maximised, or which objectives there are."""
         if not self.several:
-            return f"score: {self.score}"
-        each = ", ".join(f"{DIRECTIONS[name]} {name}" for name in self.objectives)
-        return f"objectives: {each} (score: {self.score}); several run without pruning"
+            return f"score: {self.score.describe(self.task.metrics)}"
+        each = ", ".join(f"{way} {name}" for way, name in zip(self.directions, self.objectives, strict=True))
+        return f"objectives: {each} (score: {self.score.describe(self.task.metrics)}); several run without pruning"
+
+    @property
+    def directions(self) -> list[Direction]:
+        """Return which way every objective is better, in order. Raise ValueError where one is no objective."""
+        return [direction(name, self.task.metrics) for name in self.objectives]
 
     def values(self, curve: Curve) -> list[float]:
         """Every objective's value, in order."""
@@ -195,6 +205,8 @@ class Space:
         data["fidelity"] = {k: v for k, v in fidelity.items() if v != "truncate"}
         if not data["fidelity"]:
             del data["fidelity"]
+        if self.score.measure == "at_size":  # two names for one score
+            data["score"]["measure"] = "top1"
         return digest(data)
 
     def suggest(self, trial: Suggests) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from tenacity import RetryCallState, retry_if_exception_type, stop_after_delay, wait_exponential
 from tenacity import Retrying as TenacityRetrying
 
-from mixtune.errors import NO_ROOM, InputError, StorageAwayError, no_room
+from mixtune.errors import DISK_FULL, InputError, StorageAwayError, disk_full_error
 from mixtune.search import sqlite
 from mixtune.search.paths import JOURNAL
 from mixtune.secrets import masked
@@ -114,7 +114,7 @@ def _damaged(path: Path, line: int) -> InputError:
 def open_storage(url: str) -> BaseStorage:
     """Open or create a journal or a database.
 
-    Raises InputError when it is unusable, StorageAwayError when it is locked, NoRoomError on a full disk.
+    Raises InputError when it is unusable, StorageAwayError when it is locked, DiskFullError on a full disk.
     """
     try:
         if path := journal_path(url):
@@ -125,8 +125,8 @@ def open_storage(url: str) -> BaseStorage:
     except InputError:
         raise
     except Exception as err:
-        if getattr(err, "errno", None) in NO_ROOM:
-            raise no_room(masked(url)) from None
+        if getattr(err, "errno", None) in DISK_FULL:
+            raise disk_full_error(masked(url)) from None
         if "database is locked" in _cause(err):
             raise _away(url, err) from err
         raise InputError(f"--storage {masked(url)}: not a usable Optuna storage ({_cause(err)})") from None
@@ -173,7 +173,7 @@ class Retry:
         self._url, self._away = url, False
 
     def __call__(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-        """Return what the function returns. Raises StorageAwayError after the last attempt, NoRoomError at once."""
+        """Return what the function returns. Raises StorageAwayError after the last attempt, DiskFullError at once."""
         attempts = TenacityRetrying(
             retry=retry_if_exception_type(StorageAwayError),
             stop=stop_after_delay(0 if self._away else RETRY_SECONDS),
@@ -204,13 +204,13 @@ def _warn(attempt: RetryCallState) -> None:
 
 @contextlib.contextmanager
 def storage_errors(url: str) -> Iterator[None]:
-    """Turn what a storage that is away raises into StorageAwayError, and into NoRoomError on a full disk."""
+    """Turn what a storage that is away raises into StorageAwayError, and into DiskFullError on a full disk."""
     try:
         yield
     except (optuna.exceptions.StorageInternalError, SQLAlchemyError, OSError) as err:
         full = any(words in _cause(err).lower() for words in _FULL)
-        if full or getattr(err, "errno", None) in NO_ROOM:
-            raise no_room("the study's storage") from err
+        if full or getattr(err, "errno", None) in DISK_FULL:
+            raise disk_full_error("the study's storage") from err
         raise _away(url, err) from err
 
 

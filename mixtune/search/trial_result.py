@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from mixtune.evaluation.curve import Curve
+from mixtune.evaluation.metrics import Metrics
 from mixtune.search.final import Repeat
 
 
@@ -34,11 +35,14 @@ class TrialResult:
     ended: datetime | None = None
 
     @classmethod
-    def of(cls, trial: Any, at: int) -> TrialResult:
-        """Return the result of one of Optuna's trials that has ended; at: the index of the score among its values."""
+    def of(cls, trial: Any, at: int, metrics: Metrics) -> TrialResult:
+        """Return the result of one of Optuna's trials that has ended.
+
+        at: the index of the score among its values; metrics: of its task.
+        """
         attrs, reports, state = trial.user_attrs, trial.intermediate_values, trial.state.name
         score = trial.values[at] if state == "COMPLETE" else (reports[max(reports)] if reports else None)
-        curve = Curve.from_rows(json.loads(attrs["curve"])) if "curve" in attrs else None
+        curve = Curve.from_rows(json.loads(attrs["curve"]), metrics) if "curve" in attrs else None
         published, reason = attrs.get("published", ""), attrs.get("reason", "")
         more = {"proxy": attrs.get("proxy"), "repeat": Repeat.from_attributes(attrs), "reports": reports}
         more |= {"began": trial.datetime_start, "ended": trial.datetime_complete}

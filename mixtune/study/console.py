@@ -103,28 +103,29 @@ class RoundConsole:
         )
 
 
-def spread(values: Sequence[float]) -> str:
-    """Return mean and standard deviation in per cent."""
+def spread(values: Sequence[float], scale: float = 100.0) -> str:
+    """Return mean and deviation; in per cent where ``scale`` is 100."""
     mean, deviation = mean_sd(values)
-    return f"{100 * mean:.2f}" + (f" ± {100 * deviation:.2f}" if deviation is not None else "")
+    return f"{scale * mean:.2f}" + (f" ± {scale * deviation:.2f}" if deviation is not None else "")
 
 
 def results_table(outcomes: Sequence[TrialResult], regime_of: Callable[[TrialResult], Regime], top: int = 5) -> str:
-    """Return the best searched trials beside the published regimes, best first, with top-1 in % at every size."""
+    """Return the best searched trials beside the published regimes, best first, with the primary metric by size."""
     complete = sorted((o for o in outcomes if o.state == "COMPLETE"), key=lambda o: -(o.score or 0.0))
     searched = [o for o in complete if not o.published][:top]
     shown = [o for o in complete if o.published or o in searched]
     if not shown:
         return "no trial was completed"
     assert shown[0].curve is not None
-    sizes = shown[0].curve.sizes
+    sizes, primary = shown[0].curve.sizes, shown[0].curve.primary
     head = f"{'trial':>5}  {'family':<11} {'score':>7}  " + "".join(f"{f'{S} px':>8}" for S in sizes) + "  regime"
-    lines = ["top-1 in % on the held-out images, by inference size", head]
+    unit = f" in {primary.unit}" if primary.unit else ""
+    lines = [f"{primary.label}{unit} on the held-out images, by inference size", head]
     for o in shown:
         assert o.curve is not None
-        accuracies = "".join(f"{100 * p.top1:8.1f}" for p in o.curve.points)
+        values = "".join(f"{primary.shown(value, 1):>8}" for value in o.curve.by_size().values())
         name = f"#{o.number}"
-        lines.append(f"{name:>5}  {o.published or 'searched':<11} {o.score:7.4f}  {accuracies}  {regime_of(o)}")
+        lines.append(f"{name:>5}  {o.published or 'searched':<11} {o.score:7.4f}  {values}  {regime_of(o)}")
     states = [o.state for o in outcomes]
     counts = f"{states.count('COMPLETE')} complete, {states.count('PRUNED')} pruned, {states.count('FAIL')} failed"
     hidden = sum(not o.published for o in complete) - len(searched)

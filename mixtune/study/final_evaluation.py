@@ -64,8 +64,8 @@ class FinalResult:
         return [f"{o.name}, seed {r.seed}, for {where[r.judge]}: {o.reason}" for o, r in runs]
 
     def table(self) -> str:
-        """Every finalist's mean and deviation of the score and of top-1 at every size on the test set, in per cent,
-        over the seeds that were completed; then the runs that were not.
+        """Return every finalist's mean and deviation of the score, in per cent, and of the primary metric at every
+        size on the test set, over the seeds that were completed; then the runs that were not.
         """
         failed = [f"failed: {one}" for one in self.missing]
         rows = [(o, list(self.final.get(o.number, {}).values())) for o in self.tested]
@@ -73,16 +73,18 @@ class FinalResult:
         if not rows:
             return "\n".join(["no run of the final was completed", *failed])
         curves = {o.number: [x.curve for x in runs if x.curve] for o, runs in rows}
-        sizes = curves[rows[0][0].number][0].sizes
+        first = curves[rows[0][0].number][0]
+        sizes, primary = first.sizes, first.primary
         columns = "".join(f"{f'{S} px':>15}" for S in sizes)
         head = f"{'trial':>5}  {'family':<11} {'seeds':>5}  {'score':>13}{columns}"
         lines = ["final: whole training set, test set, mean ± deviation over seeds in %", head]
         for o, runs in rows:
-            top1 = "".join(f"{spread([c.at(S).top1 for c in curves[o.number]]):>15}" for S in sizes)
+            by_size = [c.by_size() for c in curves[o.number]]
+            values = "".join(f"{spread([each[S] for each in by_size], primary.scale):>15}" for S in sizes)
             mark = "  <- winner" if o is self.winner else ""
             score = spread([x.score or 0.0 for x in runs])
             lines.append(
-                f"{f'#{o.number}':>5}  {o.published or 'searched':<11} {len(runs):>5}  {score:>13}{top1}{mark}"
+                f"{f'#{o.number}':>5}  {o.published or 'searched':<11} {len(runs):>5}  {score:>13}{values}{mark}"
             )
         said = f"{self.winner.name} wins by {self.chosen}.\nOn the test set, {self.verdict.sentence()}."
         return "\n".join([*lines, *failed, said])

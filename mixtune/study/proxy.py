@@ -12,7 +12,6 @@ from pathlib import Path
 
 from mixtune.config import deep_merge, load_config, parse, to_plain
 from mixtune.errors import InputError
-from mixtune.models.registry import total_stride
 from mixtune.search.fidelity import Fidelity
 from mixtune.search.optuna_study import OptunaStudy
 from mixtune.search.paths import StudyPaths
@@ -20,6 +19,7 @@ from mixtune.search.space import Named, Space
 from mixtune.search.storage import holds_study
 from mixtune.search.trial_result import TrialResult
 from mixtune.study.statistics import rank_correlation
+from mixtune.tasks.registry import task_class
 
 LEAST_REGIMES = 3  # for a rank correlation
 
@@ -53,7 +53,7 @@ def full_space(space: Space, folder: Path, top: int, storage: str | None = None)
     url = own if storage is None or holds_study(own, proxy.study) else storage
     if not holds_study(url, proxy.study):
         raise InputError(f"--from {folder}: study {proxy.study!r} is not there; name its database with --storage")
-    trials = OptunaStudy(url, proxy, total_stride(proxy.task.network))
+    trials = OptunaStudy(url, proxy, task_class(proxy.task.kind).stride(proxy.task))
     try:
         complete = [o for o in trials.outcomes() if o.state == "COMPLETE" and o.score is not None]
     finally:

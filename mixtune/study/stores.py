@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mixtune.config import to_yaml
-from mixtune.errors import InputError, NoRoomError, StorageAwayError
+from mixtune.errors import DiskFullError, InputError, StorageAwayError
 from mixtune.search import sqlite
 from mixtune.search.optuna_study import OptunaStudy
 from mixtune.search.paths import StudyPaths, save
@@ -28,7 +28,7 @@ class OpenStudy:
 
     def reconcile(self) -> None:
         """Close what a search has left running, as far as the storage lets; the next search does the rest."""
-        with contextlib.suppress(StorageAwayError, NoRoomError):
+        with contextlib.suppress(StorageAwayError, DiskFullError):
             self.trials.reconcile()
 
 

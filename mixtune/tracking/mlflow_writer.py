@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mixtune.errors import InputError, NoRoomError
+from mixtune.errors import DiskFullError, InputError
 from mixtune.evaluation.curve import Curve
 from mixtune.search.callbacks import Candidate, State
 from mixtune.search.optuna_study import OptunaStudy
@@ -129,13 +129,13 @@ class MlflowWriter:
     def resync(self) -> bool:
         """Make MLflow equal to the study; False, after one sentence, when it is not so in time.
 
-        Waits until MLflow has done nothing for ``SILENT_SECONDS``, ``LONGEST_SECONDS`` at most. Raises NoRoomError when
-        its disk is full.
+        Waits until MLflow has done nothing for ``SILENT_SECONDS``, ``LONGEST_SECONDS`` at most. Raises DiskFullError
+        when its disk is full.
         """
         state = StudyState.read(self._trials)
         try:
             self._wait_for(self._resync_of(state))
-        except NoRoomError:
+        except DiskFullError:
             raise
         except Exception as err:
             lacks = f"{len(state.missing_in(self._runs))} of {len(state.ended)} runs"

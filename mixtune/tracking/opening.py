@@ -12,13 +12,14 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Param, Run
 from mlflow.exceptions import MlflowException
 
 from mixtune.config import to_yaml
-from mixtune.errors import InputError, no_room
+from mixtune.errors import InputError, disk_full_error
 from mixtune.runtime.environment import describe_environment
 from mixtune.search import sqlite
 from mixtune.search.space import Space
 from mixtune.secrets import masked
+from mixtune.tasks.base import DataIdentity
+from mixtune.tasks.registry import task_class
 from mixtune.tracking import views
-from mixtune.tracking.identity import Identity, identity
 from mixtune.tracking.mlflow_reader import EXPERIMENT, cause, make
 from mixtune.tracking.mlflow_runs import ChildRuns, Refusals, is_permanent, make_client, release
 from mixtune.tracking.projection import Projection
@@ -32,7 +33,7 @@ class MlflowStudy:
     def __init__(self, uri: str, space: Space, folder: Path, study_id: str, earlier: str | None = None) -> None:
         """study_id: tells the study from others; earlier: its parent run's id, of a study without one."""
         self.uri, self.folder = uri, folder
-        self.projection = Projection(space, identity(space.training().task))
+        self.projection = Projection(space, task_class(space.task.kind).identity(space.training().task))
         self._id, self._earlier = study_id, earlier
         self.refusals = Refusals()
         try:
@@ -110,11 +111,11 @@ def refused(uri: str, err: Exception) -> InputError:
     if isinstance(err, InputError):
         return err
     if "disk is full" in str(err) or "disk I/O error" in str(err):
-        return no_room(masked(uri))
+        return disk_full_error(masked(uri))
     return InputError(f"--tracking-uri {masked(uri)}: MLflow cannot write there ({cause(err)})")
 
 
-def data_input(data: Identity) -> DatasetInput:
+def data_input(data: DataIdentity) -> DatasetInput:
     """Return the data that a run sees, as MLflow has it."""
     counts = {"train": data.train, "validation": data.validation, "test": data.test, "classes": data.classes}
     source, profile = json.dumps({"uri": data.name}), json.dumps(counts)

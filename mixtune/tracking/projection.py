@@ -22,8 +22,8 @@ from mixtune.search.callbacks import Candidate, State
 from mixtune.search.space import Space
 from mixtune.search.trial_result import TrialResult
 from mixtune.secrets import masked
+from mixtune.tasks.base import DataIdentity
 from mixtune.tracking import parameters, views
-from mixtune.tracking.identity import Identity
 from mixtune.tracking.run_content import RunContent, RunKey, curve_metrics, metrics_at, repeat
 from mixtune.training.run_folder import RESULT
 
@@ -36,7 +36,7 @@ class Projection:
     """Turns what a study holds into what MLflow holds of it."""
 
     space: Space
-    data: Identity
+    data: DataIdentity
 
     @property
     def _digits(self) -> int:
@@ -107,7 +107,7 @@ class Projection:
             "train/views_per_second": round(report["views_per_second"], 1),
             "seconds": round(report["seconds"], 2),
             "score": round(score, 5),
-            **self._by_size(Curve.from_rows(report["curve"])),
+            **self._by_size(Curve.from_rows(report["curve"], self.space.task.metrics)),
             **{f"images/{kind}": float(n) for kind, n in report.get("findings", ())},
         }
         message = "; ".join(report.get("said", ()))[:_LONGEST_TAG]
@@ -167,8 +167,9 @@ class Projection:
         return replace(content, params={**content.params, **_regime_params(trial)})
 
     def _by_size(self, curve: Curve) -> dict[str, float]:
-        """Return top-1 by size and, where there are several, the objectives."""
-        values = {views.top1_at(point.S, self._digits): round(point.top1, 5) for point in curve.points}
+        """Return the primary metric by size and, where there are several, the objectives."""
+        name, by_size = curve.primary.name, curve.by_size()
+        values = {views.at_size(name, S, self._digits): round(value, 5) for S, value in by_size.items()}
         if self.space.several:
             objectives = zip(self.space.objectives, self.space.values(curve), strict=True)
             values |= {f"objective/{name}": round(value, 5) for name, value in objectives}

@@ -82,7 +82,8 @@ def repeat(
     ``tags``: without their prefix; study, trial, judge and seed tell runs apart. ``more``: other metrics by size.
     """
     digits = views.width([*curve.sizes, *(int(k[2:]) for k in params if k.startswith("w_"))])
-    judged = {"score": round(score, 5), **{views.top1_at(p.S, digits): round(p.top1, 5) for p in curve.points}}
+    by_size = {views.at_size(curve.primary.name, S, digits): round(v, 5) for S, v in curve.by_size().items()}
+    judged = {"score": round(score, 5), **by_size}
     measured = [Metric(f"{CURVE}{k}", float(v), ended, S) for k, values in more.items() for S, v in values.items()]
     prefixed = {f"mixtune.{k}": v for k, v in tags.items()} | {"mixtune.kind": "repeat", "mixtune.state": "COMPLETE"}
     return RunContent(

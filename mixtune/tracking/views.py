@@ -29,7 +29,8 @@ def view(space: Space) -> tuple[str, str]:
 
 def _columns(space: Space) -> Sequence[str]:
     digits = width([*space.search.sizes, *space.evaluate.sizes])
-    sizes = [f"metrics.`{top1_at(S, digits)}`" for S in sorted(space.evaluate.sizes)]
+    primary = space.task.metrics.primary.name
+    sizes = [f"metrics.`{at_size(primary, S, digits)}`" for S in sorted(space.evaluate.sizes)]
     recipe = (f"recipe.{name}" for name in space.search.recipe)
     params = [f"params.`{name}`" for name in ("regime", "growth", "split", *recipe)]
     return ["metrics.`score`", *sizes, *params, "tags.`mixtune.state`", "attributes.`Duration`"]
@@ -40,9 +41,9 @@ def width(sizes: Iterable[int]) -> int:
     return len(str(max(sizes)))
 
 
-def top1_at(S: int, digits: int) -> str:
-    """Return the metric that holds top-1 at one size: a column of its own in a table of runs."""
-    return f"top1/S{S:0{digits}d}"
+def at_size(name: str, S: int, digits: int) -> str:
+    """Return the name of what holds a metric at one size: a column of its own in a table of runs."""
+    return f"{name}/S{S:0{digits}d}"
 
 
 def padded(name: str, digits: int) -> str:

@@ -1,6 +1,6 @@
-"""Checkpoint: everything a run needs to go on as if it had never stopped, in one file that is replaced atomically.
+"""Checkpoint: all that a run needs to go on as if it had not stopped, in one file that is replaced atomically.
 
-All randomness is keyed by (seed, step), so the position is the state of every random generator.
+All randomness is keyed by (seed, step), so the number of steps is the state of every random generator.
 """
 
 from __future__ import annotations
@@ -15,30 +15,31 @@ from typing import Any
 import torch
 
 from mixtune.errors import InputError
-from mixtune.files import replace_file
+from mixtune.files import atomic_write
 
 CHECKPOINT_VERSION = 1
 
 
 def non_default_fields(value: Any) -> Any:
-    """A dataclass as plain values without the fields that are at their defaults, so that a switch that is added to a
-    later version, and is off, does not make an old run another one.
+    """Return a dataclass as plain values, without the fields that have their default values.
+
+    A setting that a later version adds then does not change the identity of an old run, as long as it is off.
     """
     if not is_dataclass(value) or isinstance(value, type):
         return value
-    kept = {}
+    values = {}
     for f in fields(value):
         default = f.default_factory() if f.default_factory is not MISSING else f.default
-        if (here := getattr(value, f.name)) != default:
-            kept[f.name] = non_default_fields(here)
-    return kept
+        if (field_value := getattr(value, f.name)) != default:
+            values[f.name] = non_default_fields(field_value)
+    return values
 
 
 @dataclass
 class Checkpoint:
-    """One run's checkpoint file. It is written at every report and, in between, every ``every`` seconds.
+    """One run's checkpoint file, written at every report and, in between, every ``every`` seconds.
 
-    ``network`` and ``run`` say whose it is: a file of another network or run is refused.
+    ``network`` and ``run`` identify the run: a file of another one is refused.
     """
 
     path: Path
@@ -49,20 +50,20 @@ class Checkpoint:
 
     @property
     def due(self) -> bool:
-        """Whether the last one is old enough to be replaced."""
+        """Whether ``every`` seconds have passed since it was written."""
         return time.monotonic() - self._written >= self.every
 
     def save(self, state: Mapping[str, Any]) -> None:
-        """Write tensors and plain values. Raises InputError when the disk refuses; the earlier file is intact then."""
+        """Write tensors and plain values. Raise InputError where that fails; the earlier file is intact then."""
         buffer = io.BytesIO()
         torch.save({"version": CHECKPOINT_VERSION, "network": self.network, "run": self.run, **state}, buffer)
-        replace_file(self.path, buffer.getvalue())
+        atomic_write(self.path, buffer.getvalue())
         self._written = time.monotonic()
 
     def load(self) -> dict[str, Any] | None:
-        """What was saved, on the CPU; None when there is nothing yet. Nothing in the file can execute.
+        """Return what was saved, on the CPU; None without a file. Nothing in the file can execute.
 
-        Raises InputError for a file that is damaged, of another network or of another run.
+        Raise InputError for a file that is damaged, of another network or of another run.
         """
         if not self.path.exists():
             return None
@@ -80,7 +81,7 @@ class Checkpoint:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint file. Raises InputError when it is missing or damaged."""
+    """Return the content of a checkpoint file. Raise InputError when it is missing or damaged."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         whole = isinstance(state, dict) and state.get("version") == CHECKPOINT_VERSION

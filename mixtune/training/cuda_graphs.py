@@ -237,5 +237,5 @@ class StepGraphs:
         blend = None
         if self._blends:
             blend = Blend(self._choices[4 * V : 5 * V], self._choices[5 * V : 5 * V + 4], blend_weight, blend_share)
-        batch = self._engine.task.made(shape.S, self._choices[: 4 * V].view(4, V))
+        batch = self._engine.task.batch_from_choices(shape.S, self._choices[: 4 * V].view(4, V))
         self._loss.copy_(self._engine.compute(batch, StepValues(lr, ema_weight, progress, blend)))

@@ -1,7 +1,7 @@
-"""Fine-tuning as ENTR does it: layer groups with their own learning rates, frozen and released, and a rate finder.
+"""Fine-tuning: what ENTR adds to training from scratch, here its measure of accuracy over time and its rate finder.
 
-Source: Wanger & Frohn, ENTR. Its other parts are elsewhere: the pretrained start is ``task.weights``, the growing sizes
-are a regime, restarts and cycles are schedules, test-time augmentation is ``robustness.Mirrored``.
+Source: Wanger & Frohn, ENTR. Its other parts: the pretrained start is ``task.weights``, the growing sizes are a regime,
+layer groups with their own rates, frozen layers, restarts and cycles are settings of the recipe.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import copy
 import dataclasses
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -22,7 +23,7 @@ from mixtune.training.step import Engine
 
 
 def standardised_accuracy(accuracy: float, minutes: float) -> float:
-    """ENTR's sqrt(A / T): accuracy from 0 to 1 over time. Their T is ambiguous, so say which one was put in."""
+    """Return ENTR's sqrt(A / T), of an accuracy from 0 to 1 and minutes. Their T is ambiguous: say which it is."""
     if minutes <= 0 or not 0 <= accuracy <= 1:
         raise ValueError(f"an accuracy from 0 to 1 and a positive time are needed, not {accuracy:g} and {minutes:g}")
     return math.sqrt(accuracy / minutes)
@@ -38,7 +39,7 @@ class RateTest:
 
 
 def find_rate(
-    task: Task,
+    task: Task[Any],
     network: nn.Module,
     schedule: Schedule,
     recipe: Recipe,
@@ -47,16 +48,16 @@ def find_rate(
     high: float = 10.0,
     steps: int = 100,
 ) -> RateTest:
-    """Raise the rate from ``low`` to ``high`` by the same factor at every step (Smith 2017) on a copy of the network.
+    """Return the loss at rates that rise from ``low`` to ``high`` by the same factor at every step (Smith 2017).
 
-    The loss is a running mean (0.9, unbiased); the test ends when it has grown to four times its least. The schedule
-    gives the sizes, over again when it is short. Raises InputError when the loss never fell.
+    The network is copied. The loss is a running mean (0.9, unbiased); the test ends when it has grown to four times its
+    minimum. The schedule gives the shapes, repeatedly when it is short. Raise InputError when the loss never fell.
     """
     recipe = dataclasses.replace(recipe, ema=0.0, frozen=0.0)
     engine = Engine(task, copy.deepcopy(network), recipe, seed)
     engine.network.train()
     rates, losses = [], []
-    mean = least = 0.0
+    mean = lowest = 0.0
     number = 0
     while number < steps:
         for shape, batch in zip(schedule, task.batches(schedule, seed), strict=True):
@@ -65,8 +66,8 @@ def find_rate(
             mean = 0.9 * mean + 0.1 * loss
             number += 1
             smooth = mean / (1 - 0.9**number)
-            least = smooth if number == 1 else min(least, smooth)
-            if not math.isfinite(smooth) or smooth > 4 * least:
+            lowest = smooth if number == 1 else min(lowest, smooth)
+            if not math.isfinite(smooth) or smooth > 4 * lowest:
                 number = steps
             else:
                 rates.append(lr)

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,7 +62,7 @@ def report_steps(schedule: Schedule, reports: int) -> list[int]:
 
 
 def train(
-    task: Task,
+    task: Task[Any],
     network: nn.Module,
     schedule: Schedule,
     recipe: Recipe,
@@ -99,8 +100,8 @@ def train(
         start, steps_since_report, seconds_before = (state[key] for key in ("step", "steps", "seconds"))
         if group.is_main:  # the saved sum is that of all processes
             loss_sum.copy_(state["total"])
-        task.notes.merge(state.get("found", ()))
-        done = [Report(**(row | {"curve": Curve.from_rows(row["curve"])})) for row in state["reports"]]
+        task.file_issues.merge(state.get("found", ()))
+        done = [Report(**(row | {"curve": Curve.from_rows(row["curve"], task.metrics)})) for row in state["reports"]]
         if start == n_steps:
             engine.adopt_average()
         yield from done
@@ -116,7 +117,7 @@ def train(
                 {
                     "engine": engine.state_dict(),
                     "reports": [asdict(report) | {"curve": report.curve.rows()} for report in done],
-                    "found": task.notes.rows(),
+                    "found": task.file_issues.rows(),
                     "step": step,
                     "steps": steps_since_report,
                     "seconds": seconds(),
@@ -162,7 +163,7 @@ def train(
         views_per_second = views / (time.perf_counter() - clock)
         curve = task.evaluate(engine.evaluated_network, sizes)
         # A resumed run need not read every file again: the larger count of each kind.
-        issues = Counter(done[-1].findings if done else {}) | Counter(task.findings())
+        issues = Counter(done[-1].findings if done else {}) | Counter(task.issue_counts())
         number, spent = report_numbers[step], float(progress[step])
         done.append(Report(number, step, spent, mean_loss, lr, views_per_second, seconds(), curve, dict(issues)))
         loss_sum.zero_()

@@ -1,37 +1,34 @@
-"""One training run from its description: the code path that a trial of a search and a run on its own share."""
+"""Run: one training run from its description, the same for a trial of a search and for a run on its own."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from mixtune.data.prepared_folder import check_prepared_size
 from mixtune.errors import InputError
 from mixtune.evaluation.bn_recalibration import Recalibration
 from mixtune.evaluation.score import Score
-from mixtune.files import digest, replace_file
-from mixtune.models import registry, weights
+from mixtune.files import atomic_write, digest
+from mixtune.models import registry
 from mixtune.optim.recipe import Recipe
 from mixtune.regime import BatchShape, Budget, Regime, Schedule
 from mixtune.runtime.process_group import SINGLE_PROCESS, ProcessGroup
-from mixtune.tasks.classification import Classification, check_shapes
+from mixtune.tasks.base import Judge, Task, check_shapes, make_task
 from mixtune.tasks.config import TaskConfig
 from mixtune.training.checkpoint import Checkpoint, non_default_fields
 from mixtune.training.loop import Report, train
 
-Judge = Literal["validation", "test"]
-
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Where a network is judged: ``sizes`` in pixels; ``reports`` times, at equal shares of the budget.
+    """How a network is evaluated: at ``sizes`` in pixels, ``reports`` times, at equal shares of the budget.
 
-    recalibrate: choose batch-norm statistics per size (``calibration``); absent, the running ones are used.
+    recalibrate: choose batch-norm statistics per size (``bn_recalibration``); absent, the running ones are used.
     """
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
@@ -49,10 +46,10 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Everything but the regime that decides what a run gives. On a CPU, equal configurations give equal weights.
+    """Everything but the regime that determines a run's results. On a CPU, equal configurations give equal weights.
 
-    threads: CPU threads of torch (they decide the order of floating-point sums); None takes all cores there are.
-    ranks: processes that share each step; without recipe.sync_bn they decide what a batch norm sees.
+    threads: CPU threads of torch (they determine the order of floating-point sums); None takes all cores.
+    ranks: processes that share each step; without recipe.sync_bn they determine what a batch norm sees.
     share: of the budget to spend, with the whole schedule compressed into it (a lower fidelity).
     costs: measured cost of a step by shape ("16x32" or "16x32x2"), for a budget in GMACs or seconds.
     """
@@ -72,16 +69,16 @@ class TrainingConfig:
     share: float = 1.0
 
     def cost(self, shape: BatchShape) -> float:
-        """The cost of a step in the budget's unit. Raises ValueError for a shape that was not measured."""
+        """Return the cost of a step in the budget's unit. Raise ValueError for a shape that was not measured."""
         if self.budget.cost == "pixels":
             return float(shape.pixels)
-        known = self.costs or {}
-        if str(shape) not in known:
+        costs = self.costs or {}
+        if str(shape) not in costs:
             raise ValueError(f"costs: no {self.budget.cost} were measured for a step of {shape}")
-        return known[str(shape)]
+        return costs[str(shape)]
 
     def schedule(self, regime: Regime, n_train: int) -> Schedule:
-        """Every step of the run. Raises ValueError when the regime cannot meet the budget."""
+        """Return every step of the run. Raise ValueError when the regime cannot meet the budget."""
         cost = None if self.budget.spend == "epochs" else self.cost
         return Schedule.build(regime, self.budget, n_train, self.seed, cost, share=self.share)
 
@@ -94,14 +91,14 @@ class TrainingConfig:
             raise ValueError(f"share must lie in (0, 1], not {self.share!r}")
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"threads must be at least 1, not {self.threads}")
-        self.score.check(self.evaluate.sizes)
+        self.score.check(self.evaluate.sizes, self.task.metrics)
 
 
 @dataclass(frozen=True, eq=False)
 class Run:
     """A run that is ready to start: its task, network (trained in place) and schedule."""
 
-    task: Classification
+    task: Task[Any]
     network: nn.Module
     schedule: Schedule
     config: TrainingConfig
@@ -115,9 +112,9 @@ class Run:
     ) -> Run:
         """Load the data, check the regime against it and build network and schedule.
 
-        ranks: those that train together, each of which calls this and then ``reports``. Raises InputError for missing
-        data, a size off the network's stride, a batch larger than the data set or smaller than the ranks are many, or
-        a budget below one step.
+        group: of the processes that train together, each of which calls this and then ``reports``. Raise InputError for
+        missing data, a size off the network's stride, a batch larger than the data set, one with fewer images than
+        processes, or a budget below one step.
         """
         config = replace(config, ranks=group.world_size)
         torch.set_num_threads(config.threads or group.cpus_per_process)
@@ -126,26 +123,26 @@ class Run:
         except ValueError as err:
             raise InputError(f"regime {regime.name or regime}: {err}") from None
         with group.local_main_first():
-            task = Classification(config.task, judge, config.device, config.evaluate.recalibrate, group)
+            task = make_task(config.task, judge, config.device, config.evaluate.recalibrate, group)
         wanted = {f"regime {regime.name or regime}": regime.sizes, "evaluate.sizes": config.evaluate.sizes}
-        check_prepared_size(task.prepared_for, wanted)
+        task.check_sizes(wanted)
         try:
-            check_shapes(regime.shapes, config.task.network, task.n_train)
+            check_shapes(regime.shapes, config.task, task.n_train)
             schedule = config.schedule(regime, task.n_train)
         except ValueError as err:
             raise InputError(f"regime {regime.name or regime}: {err}") from None
         recipe = config.recipe.scaled(regime.base.B)
         try:
+            task.check_recipe(config.task, recipe)
             network = task.network(config.seed, recipe.dropout, recipe.drop_path)
             if recipe.zero_gamma is not None:
                 registry.set_zero_gamma(network, recipe.zero_gamma)
             registry.layer_groups(network, recipe.groups)
             for S in (min(*regime.sizes, *config.evaluate.sizes), max(*regime.sizes, *config.evaluate.sizes)):
-                registry.check_size(config.task.network, task.classes, S)
+                task.check_size(S)
         except ValueError as err:
             raise InputError(f"{config.task.network}: {err}") from None
-        teacher = recipe.distill.teacher(task.classes, task.device, task.names) if recipe.distill else None
-        return cls(task, network, schedule, config, recipe, teacher, judge)
+        return cls(task, network, schedule, config, recipe, task.teacher(recipe), judge)
 
     def reports(
         self,
@@ -155,11 +152,11 @@ class Run:
         say: Callable[[str], None] = lambda _: None,
         judged: Sequence[int] | None = None,
     ) -> Iterator[Report]:
-        """Train; yields at each report point. The network is trained when the iterator ends.
+        """Train; yield a report at each report point. The network is trained when the iterator ends.
 
-        checkpoint: a file that is written at every report and every so many seconds; where it exists already, the run
-        goes on from it and yields its earlier reports again. on_step, say, judged: see ``loop.train``. Raises
-        InputError for a damaged or foreign file.
+        checkpoint: a file to write at every report and ``every`` so many seconds; from an existing one the run goes on
+        and yields its earlier reports again. on_step, say, judged: see ``loop.train``. Raise InputError for a damaged
+        file or one of another run.
         """
         c = self.config
         kept = Checkpoint(checkpoint, c.task.network, self.identity, every) if checkpoint else None
@@ -181,7 +178,7 @@ class Run:
 
     @property
     def identity(self) -> str:
-        """Equal for runs that give the same results: of regime, task, recipe, evaluation, seed and judge."""
+        """A digest of regime, task, recipe, evaluation, seed and judge: equal for runs with the same results."""
         settings = non_default_fields(self.config)
         for section, key in (("task", "data"), ("task", "workers")):
             settings[section].pop(key, None)
@@ -193,12 +190,11 @@ class Run:
         return digest(settings, shapes, self.schedule.index.tolist(), self.task.n_train, self.judge)
 
     def save_weights(self, path: Path) -> None:
-        """Write the network's parameters and buffers as safetensors (nothing in it can execute).
+        """Write the network's parameters and buffers as safetensors, in which nothing can execute.
 
-        Raises InputError when the file cannot be written; an earlier one is intact then.
+        Raise InputError when the file cannot be written; an earlier one is intact then.
         """
         from safetensors.torch import save
 
         state = {k: v.contiguous() for k, v in self.network.state_dict().items()}
-        named = {"network": self.config.task.network, "classes": str(self.task.classes)}
-        replace_file(path, save(state, metadata=named | weights.naming(self.task.names)))
+        atomic_write(path, save(state, metadata=self.task.weights_header()))

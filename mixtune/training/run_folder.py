@@ -1,7 +1,7 @@
-"""Trained: what a finished run leaves in its folder: regime.yaml, curve.csv, weights.safetensors, result.yaml
-and, where image files were odd, images.tsv.
+"""Run folder: what a finished run leaves: regime.yaml, curve.csv, weights.safetensors, result.yaml and images.tsv.
 
-``mixtune.train`` writes it; so does a search for every trial, whose driver adds the curve.
+``mixtune.train`` writes it; so does a search for every trial, whose driver adds the curve. images.tsv lists image files
+that were odd, where there were any.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ from mixtune.evaluation.curve import Curve, write_csv
 from mixtune.regime import Regime
 from mixtune.regime.files import load_regime, save_regime
 from mixtune.runtime.environment import describe_environment
+from mixtune.tasks.base import Judge
 from mixtune.training.loop import Report
-from mixtune.training.run import Judge, Run, TrainingConfig
+from mixtune.training.run import Run, TrainingConfig
 
 WEIGHTS, RESULT = "weights.safetensors", "result.yaml"
 
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A finished run's folder. ``judge``: which images the curve is of; None where the folder does not say."""
+    """A finished run's folder. judge: on which images the curve was measured; None where the folder does not say."""
 
     folder: Path
     regime: Regime
@@ -40,60 +41,61 @@ class FinishedRun:
 
     @classmethod
     def read(cls, folder: Path) -> FinishedRun:
-        """A folder that ``save`` wrote. Raises InputError when something is missing or was not written by mixtune."""
+        """Read a folder that ``save_run`` wrote. Raise InputError where something is missing or not mixtune's."""
         regime, training = load_regime(folder / "regime.yaml")
         if not (folder / "curve.csv").exists():
             raise InputError(f"{folder}: holds no curve.csv; was it written by mixtune.train --out?")
+        config = parse(training, TrainingConfig, f"{folder / 'regime.yaml'}: training")
         try:
             with (folder / "curve.csv").open(newline="", encoding="utf-8") as file:
-                curve = Curve.from_rows(csv.DictReader(file))
+                curve = Curve.from_rows(csv.DictReader(file), config.task.metrics)
         except (OSError, KeyError, ValueError) as err:
             raise InputError(f"{folder / 'curve.csv'}: is not a curve that mixtune wrote ({err})") from None
-        config = parse(training, TrainingConfig, f"{folder / 'regime.yaml'}: training")
         return cls(folder, regime, config, curve, judged_on(folder))
 
 
 def judged_on(folder: Path) -> Judge | None:
-    """Which images a finished run was judged on; None where its folder does not say. Raises InputError for nonsense."""
+    """Return on which images a finished run was evaluated; None where its folder does not say.
+
+    Raise InputError for anything but validation or test.
+    """
     path = folder / RESULT
     if not path.exists():
         return None
-    said = read_yaml(path).get("judge")
-    if said not in get_args(Judge):
-        raise InputError(f"{path}: judge must be validation or test, not {said!r}")
-    return said  # type: ignore[no-any-return]
+    judge = read_yaml(path).get("judge")
+    if judge not in get_args(Judge):
+        raise InputError(f"{path}: judge must be validation or test, not {judge!r}")
+    return judge  # type: ignore[no-any-return]
 
 
 def runs_in(folder: Path) -> list[Path]:
-    """The folders of single runs in what ``mixtune.train`` wrote. Raises InputError when there are none."""
-    found = [folder] if (folder / "curve.csv").exists() else sorted(p.parent for p in folder.glob("seed*/curve.csv"))
-    if not found:
+    """Return the folders of single runs in what ``mixtune.train`` wrote. Raise InputError when there are none."""
+    folders = [folder] if (folder / "curve.csv").exists() else sorted(p.parent for p in folder.glob("seed*/curve.csv"))
+    if not folders:
         raise InputError(
             f"{folder}: holds no finished run (curve.csv, regime.yaml); was it written by mixtune.train --out?"
         )
-    return found
+    return folders
 
 
 def save_run(folder: Path, regime: Regime, job: Run, report: Report) -> None:
-    """Write everything about a finished run; ``report`` is its last. Raises InputError when the disk refuses."""
+    """Write everything about a finished run; ``report`` is its last. Raise InputError where that is not possible."""
     save_result(folder, job, report)
     save_regime(folder / "regime.yaml", regime, to_plain(job.config))
     write_csv(folder / "curve.csv", report.curve.rows())
 
 
 def save_result(folder: Path, job: Run, report: Report) -> None:
-    """Write the weights and result.yaml: on which images the run was judged, what it took, and where; and which images
-    were odd.
-    """
+    """Write the weights, result.yaml (on which images the run was evaluated, its cost, its machine) and images.tsv."""
     folder.mkdir(parents=True, exist_ok=True)
     job.save_weights(folder / WEIGHTS)
-    said = {
+    result = {
         "judge": job.judge,
         "images": {"trained": job.task.n_train, "judged": job.task.n_judged, **report.findings},
-        **({"classes": list(job.task.names)} if job.config.task.classes else {}),
+        **job.task.result(),
         "seed": job.config.seed,
         "score": job.config.score.of(report.curve),
-        "measure": str(job.config.score),
+        "measure": job.config.score.describe(job.task.metrics),
         "steps": report.step,
         "epochs": round(job.schedule.samples / job.task.n_train, 3),
         "loss": report.loss,
@@ -101,5 +103,5 @@ def save_result(folder: Path, job: Run, report: Report) -> None:
         "device": str(job.task.device),
         "environment": describe_environment(),
     }
-    job.task.notes.save(folder)
-    (folder / RESULT).write_text(to_yaml(said), encoding="utf-8")
+    job.task.file_issues.save(folder)
+    (folder / RESULT).write_text(to_yaml(result), encoding="utf-8")

@@ -43,7 +43,7 @@ class Engine:
 
     def __init__(
         self,
-        task: Task,
+        task: Task[Any],
         network: nn.Module,
         recipe: Recipe,
         seed: int,
@@ -114,7 +114,8 @@ class Engine:
 
         bf16 = self.recipe.bf16(self.device.type)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16), convert_peer_errors():
-            loss = self._loss(self._model(shape), batch, values.blend, shape)
+            model = self._model(shape)
+            loss = self.task.training_loss(model, batch, self.recipe, shape, values.blend, self.teacher)
 
         self.optimizer.zero_grad(set_to_none=True)
         with convert_peer_errors():
@@ -129,20 +130,6 @@ class Engine:
         if self.ema is not None:
             self.ema.update(values.ema_weight)
         return loss.detach()
-
-    def _loss(self, model: Forward, batch: Any, blend: mixup.Blend | None, shape: BatchShape | None) -> Tensor:
-        """Return the mean loss over the batch's views."""
-        inputs, targets = batch
-        if blend is not None:
-            inputs, targets = self.task.blend(blend, inputs, targets, shape)
-        outputs = model(inputs)
-        loss = self.task.loss(self.recipe, outputs, targets)
-        if self.recipe.distill is not None and self.teacher is not None:
-            with torch.no_grad():
-                teacher_logits = self.teacher(inputs)
-            logits = outputs[0] if isinstance(outputs, tuple) else outputs
-            loss = loss + self.recipe.distill.loss(logits, teacher_logits)
-        return loss
 
     def _model(self, shape: BatchShape | None) -> Forward:
         """Return what computes the network: itself or what it was compiled to, wrapped where processes share a step."""
@@ -203,7 +190,7 @@ class Engine:
             return "capturing is switched off"
         if self.group.is_distributed:
             return "several ranks share each of them"
-        if self.task.drawn(schedule, self.seed) is None:
+        if self.task.draw_choices(schedule, self.seed) is None:
             return "the images are read from files"
         return ""
 
@@ -223,7 +210,7 @@ class Engine:
 
     def batches(self, schedule: Schedule, seed: int, start: int) -> Iterator[Any]:
         """Yield what ``step`` takes, of every step from ``start`` on."""
-        if self.graphs is not None and (choices := self.task.drawn(schedule, seed, start)) is not None:
+        if self.graphs is not None and (choices := self.task.draw_choices(schedule, seed, start)) is not None:
             return choices
         return self.task.batches(schedule, seed, start)
 

@@ -26,7 +26,9 @@ from mixtune.runtime.oom import is_out_of_memory
 Forward = Callable[[Tensor], Any]
 StepKind = tuple[BatchShape, bool]  # the whole step's shape, and whether all layers but the head are frozen
 EXPECTED_SPEEDUP, EXPECTED_COMPILE_SECONDS = 1.3, 60.0  # assumed until a kind of step was compiled
-TIMED_STEPS = 5  # of a kind, whose median counts; one step before them warms up, and one more where they are compiled
+MEASURED_STEPS = (
+    5  # of a kind, whose median counts; one step before them warms up, and one more where they are compiled
+)
 
 
 def compile_network(network: nn.Module) -> Forward:
@@ -122,7 +124,7 @@ class Compiler:
             loss = work()
         marks = self._marks[kind]
         marks.append((start, self._timer.mark()))
-        if len(marks) > TIMED_STEPS + (state == CompileState.TIMING_COMPILED) or not self._remaining[kind]:
+        if len(marks) > MEASURED_STEPS + (state == CompileState.TIMING_COMPILED) or not self._remaining[kind]:
             # The condition is of counts alone, which are equal in all processes: they come here at the same step.
             decision = self._broadcast(lambda: {"states": [int(s) for s in self._decide(kind).values()]})
             assert decision is not None

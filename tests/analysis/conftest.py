@@ -6,19 +6,19 @@ from dataclasses import replace
 import pytest
 
 from mixtune.config import parse, to_plain
-from mixtune.evaluation.curve import Curve, Point
 from mixtune.regime import published
 from mixtune.regime.files import save_regime
 from mixtune.search.callbacks import Candidate
 from mixtune.search.optuna_study import OptunaStudy
 from mixtune.search.space import Space
 from mixtune.tracking.resync import StudyState, note_summary, write_summary
+from tests.curves import curve_of, point
 from tests.tracking.writers import open_writer
 
 
 def curve(*top1, ece=0.1):
     """A curve at 8, 12, ... px."""
-    return Curve(tuple(Point(8 + 4 * i, (8 + 4 * i) ** 2 / 1e5, a, 1.0, 0.5, ece) for i, a in enumerate(top1)))
+    return curve_of(*(point(8 + 4 * i, (8 + 4 * i) ** 2 / 1e5, a, ece=ece) for i, a in enumerate(top1)))
 
 
 POINT = {"w_4": 0.2, "w_8": 1.0, "w_12": 0.6, "split": 0.5, "growth": "none"}

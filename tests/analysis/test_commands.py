@@ -59,7 +59,7 @@ def test_bad_input_is_one_sentence_and_exit_code_two(study, tmp_path, name, caps
         (["--tracking-uri", study.uri], "--study"),
     ):
         with pytest.raises(SystemExit) as stop:
-            cli.run(lambda arguments=arguments: module.main([*arguments, *COMMANDS[name]]))
+            cli.run_command(lambda arguments=arguments: module.main([*arguments, *COMMANDS[name]]))
         assert stop.value.code == 2
         said = capsys.readouterr().err
         assert message in said

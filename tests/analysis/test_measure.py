@@ -36,7 +36,7 @@ def test_latency_and_memory_hold_for_every_trial_and_make_an_axis(kept, tmp_path
     task = Classification(kept.space.task)
     for t in trials:
         assert all(p.latency > 0 for p in t.curve.points)
-        x = next(task.altered(12, lambda pixels, _: pixels))[0][:2]
+        x = next(task._whole(task._held_out, 12))[0][:2]
         assert t.curve.at(12).memory == peak_memory(task.network(0).eval(), x)
     for cost in ("latency", "memory"):
         call("pareto", kept, tmp_path, "--cost", cost)

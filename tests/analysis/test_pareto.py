@@ -6,12 +6,12 @@ from analysis import pareto
 from analysis.finished_trial import FinishedTrial
 from analysis.study_runs import StudyRuns
 from mixtune.errors import InputError
-from mixtune.evaluation.curve import Curve, Point
+from tests.curves import curve_of, point
 
 
 def trial(number, family, top1):
-    points = tuple(Point(S, S**2 / 1e3, a, 1.0, 0.5, 0.1) for S, a in zip((8, 16, 24), top1, strict=True))
-    return FinishedTrial(number, family, "8x4 100%", Curve(points))
+    points = (point(S, S**2 / 1e3, a) for S, a in zip((8, 16, 24), top1, strict=True))
+    return FinishedTrial(number, family, "8x4 100%", curve_of(*points))
 
 
 TRIALS = [

@@ -146,7 +146,7 @@ def test_a_final_names_the_winner_that_was_chosen_before_it_and_what_the_test_se
         for line in report_text.uncertainty(study)
     )
     assert "searched #1" not in texts(report_text.comparison_table(study))  # a leader that fresh seeds did not choose
-    shown = {t.number: t.curve.at(8).top1 for t in study.tested().trials}
+    shown = {t.number: t.curve.at(8).metrics["top1"] for t in study.tested().trials}
     assert shown == pytest.approx({0: 0.51, 2: 0.73, 3: (0.73 + 0.72 + 0.745) / 3})
     _, use = report.commands(study)
     assert len(use) == 1
@@ -159,9 +159,9 @@ def test_a_published_regime_that_the_search_pruned_stands_with_its_runs_of_the_f
     assert study.states == {"COMPLETE": 3, "PRUNED": 1}
     assert [(t.family, t.pruned) for t in study.shown] == [("fixed", True), ("multiscale", False), ("searched", False)]
     assert study.winner.family == "fixed"
-    assert study.winner.curve.at(8).top1 == pytest.approx(0.55)  # of fresh seeds, and not of half the budget
+    assert study.winner.curve.at(8).metrics["top1"] == pytest.approx(0.55)  # of fresh seeds, and not of half the budget
     assert study.winner.judge == "validation"
-    tested = {t.number: t.curve.at(8).top1 for t in study.tested().trials}
+    tested = {t.number: t.curve.at(8).metrics["top1"] for t in study.tested().trials}
     assert tested == pytest.approx({0: 0.82, 2: 0.73, 3: 0.705})
     assert report_text.answer(study).startswith("fixed size wins: on the test set it scores 82.00")
     assert "fixed" in written(made.uri, tmp_path)

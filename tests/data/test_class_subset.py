@@ -20,7 +20,7 @@ from mixtune.models.registry import create_network
 from mixtune.optim.distillation import Distillation
 from mixtune.regime.files import save_regime
 from mixtune.tasks.classification import Classification
-from mixtune.tasks.config import TaskConfig
+from mixtune.tasks.classification_config import ClassificationConfig
 from tests.data.test_datasets import write
 from tests.training.test_loop import config, regime
 
@@ -44,7 +44,7 @@ def test_images_keep_their_class_under_its_new_number():
         there = np.flatnonzero(np.isin(before.labels.numpy(), kept))
         assert torch.equal(after.images, before.images[there])
         assert [kept[label] for label in after.labels] == before.labels[there].tolist()
-    task = Classification(TaskConfig("digits", "cifar_resnet8", classes=4, samples=200), device="cpu")
+    task = Classification(ClassificationConfig("digits", "cifar_resnet8", classes=4, samples=200), device="cpu")
     assert task.n_train + task.n_judged == 200
     assert set(task.train_source.labels.tolist()) == set(range(4))
     assert task.network(0)(torch.rand(1, 3, 8, 8)).shape == (1, 4)
@@ -84,7 +84,7 @@ def test_what_cannot_be_chosen_is_one_sentence():
     with pytest.raises(InputError, match=r"^task\.classes: digits has 10 classes, not 11$"):
         datasets.load_dataset("digits", None, 11)
     with pytest.raises(InputError, match="classes must be at least 2, not 1"):
-        parse({"dataset": "digits", "network": "resnet18", "classes": 1}, TaskConfig, "f")
+        parse({"dataset": "digits", "network": "resnet18", "classes": 1}, ClassificationConfig, "f")
 
 
 @pytest.fixture(scope="module")

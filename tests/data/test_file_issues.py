@@ -12,7 +12,7 @@ from mixtune.data.file_issues import FileIssues
 from mixtune.errors import InputError
 from mixtune.regime import BatchShape, Budget, published
 from mixtune.runtime.process_group import SINGLE_PROCESS
-from mixtune.tasks.config import TaskConfig
+from mixtune.tasks.classification_config import ClassificationConfig
 from mixtune.training.run import Evaluation, Run, TrainingConfig
 from mixtune.training.run_folder import save_result
 from tests.ranks import on_ranks
@@ -40,7 +40,7 @@ def damage(path):
 
 def prepared(folder, sizes=(32,), judge="test", group=SINGLE_PROCESS, **task):
     config = TrainingConfig(
-        task=TaskConfig("folder", "cifar_resnet8", data=str(folder), workers=0, **task),
+        task=ClassificationConfig("folder", "cifar_resnet8", data=str(folder), workers=0, **task),
         budget=Budget(2),
         evaluate=Evaluation(sizes, reports=2),
         threads=1,
@@ -74,7 +74,7 @@ def test_what_was_odd_reaches_the_report_and_the_result(folder):
     assert again.findings == expected  # of a run that reads no file any more
     resumed = prepared(folder)
     list(resumed.reports(folder / "kept.pt"))
-    assert resumed.task.notes.rows() == job.task.notes.rows()
+    assert resumed.task.file_issues.rows() == job.task.file_issues.rows()
 
 
 def test_several_ranks_count_and_name_what_any_of_them_met(folder):
@@ -84,17 +84,20 @@ def test_several_ranks_count_and_name_what_any_of_them_met(folder):
     (*_, last) = alone.reports()
     for findings, listed, mine in on_ranks(2, read, folder):
         assert findings == last.findings == {"unreadable": 4, "not judged": 2}
-        assert listed == alone.task.notes.rows()
+        assert listed == alone.task.file_issues.rows()
         assert mine < 4  # this rank has not met them all itself
 
 
 def read(group, folder):
     """What the ranks say at the end of a run, and how many unreadable files this one met itself."""
     job, met = prepared(folder, group=group), set()
-    add = job.task.notes.add
-    job.task.notes.add = lambda paths, result: (met.update(paths[i] for i in result.unreadable), add(paths, result))
+    add = job.task.file_issues.add
+    job.task.file_issues.add = lambda paths, result: (
+        met.update(paths[i] for i in result.unreadable),
+        add(paths, result),
+    )
     (*_, last) = job.reports()
-    return last.findings, job.task.notes.rows(), len(met)
+    return last.findings, job.task.file_issues.rows(), len(met)
 
 
 def test_a_list_is_bounded_and_names_what_cannot_be_read_first(tmp_path, monkeypatch):
@@ -115,7 +118,7 @@ def test_an_accuracy_is_that_of_the_images_that_can_be_read(folder):
     job = prepared(folder)
     job.network.eval()
     found = job.task.evaluate(job.network, (32, 40))
-    assert job.task.findings() == {"unreadable": 3, "not judged": 3}
+    assert job.task.issue_counts() == {"unreadable": 3, "not judged": 3}
     for name in bad:
         (folder / name).rename(folder / name.replace("/", "_"))
     data.load_dataset.cache_clear()
@@ -123,9 +126,9 @@ def test_an_accuracy_is_that_of_the_images_that_can_be_read(folder):
     rest = prepared(folder)
     rest.network.eval()
     oracle = rest.task.evaluate(rest.network, (32, 40))
-    assert [p.top1 for p in found.points] == [p.top1 for p in oracle.points]
+    assert [p.metrics["top1"] for p in found.points] == [p.metrics["top1"] for p in oracle.points]
     for a, b in zip(found.points, oracle.points, strict=True):
-        assert (a.loss, a.ece) == pytest.approx((b.loss, b.ece), rel=1e-5)
+        assert a.metrics == pytest.approx(b.metrics, rel=1e-5)
 
 
 def test_a_batch_of_nothing_but_damaged_files_is_left_out_too(folder, monkeypatch):
@@ -135,8 +138,8 @@ def test_a_batch_of_nothing_but_damaged_files_is_left_out_too(folder, monkeypatc
     monkeypatch.setattr(job.task, "_whole", lambda source, S, batch=None, **k: whole(source, S, 2, **k))
     whole = type(job.task)._whole.__get__(job.task)
     job.network.eval()
-    assert 0 <= job.task.evaluate(job.network, (32,)).at(32).top1 <= 1
-    assert job.task.findings()["not judged"] == 5
+    assert 0 <= job.task.evaluate(job.network, (32,)).at(32).metrics["top1"] <= 1
+    assert job.task.issue_counts()["not judged"] == 5
 
 
 def test_no_image_to_judge_is_one_sentence(folder):
@@ -149,7 +152,7 @@ def test_no_image_to_judge_is_one_sentence(folder):
 
 def test_a_choice_of_statistics_compares_what_both_could_read(folder):
     from mixtune.evaluation.bn_recalibration import choose
-    from mixtune.evaluation.metrics import Predictions
+    from mixtune.evaluation.predictions import Predictions
 
     def made(correct, read):
         correct, read = torch.tensor(correct), torch.tensor(read)

@@ -24,7 +24,7 @@ def test_what_is_written_says_what_was_trained(finished, tmp_path, capsys):
     about = yaml.safe_load((tmp_path / "net" / "deploy.yaml").read_text())
     assert about["size"] == 8
     assert about["batch_norm"] == "running"
-    original, _ = restore(FinishedRun.read(finished), 8)
+    original, *_ = restore(FinishedRun.read(finished), 8)
     program = torch.export.load(tmp_path / "net" / "network.pt2").module()
     with torch.no_grad():
         for N, H, W in ((1, 8, 8), (5, 12, 12), (2, 20, 28)):
@@ -43,13 +43,13 @@ def test_the_deployed_network_has_the_accuracy_of_the_curve(finished):
     from mixtune.tasks.classification import Classification
 
     trained = FinishedRun.read(finished)
-    network, _ = restore(trained, 8)
+    network, *_ = restore(trained, 8)
     task = Classification(trained.config.task)
     with torch.no_grad():
         right = [
             (network(x / 255).argmax(1) == y).double().mean() for x, y in pixel_eval_batches(task._held_out, 8, 10_000)
         ]
-    assert float(right[0]) == pytest.approx(trained.curve.at(8).top1)
+    assert float(right[0]) == pytest.approx(trained.curve.at(8).metrics["top1"])
 
 
 def test_a_network_judged_with_recalibrated_statistics_is_deployed_with_them(finished, tmp_path, monkeypatch):
@@ -60,11 +60,11 @@ def test_a_network_judged_with_recalibrated_statistics_is_deployed_with_them(fin
     config = trained.config
     object.__setattr__(config.evaluate, "recalibrate", Recalibration(("test",), 200))
     monkeypatch.setattr(task.bn_recalibration, "choose", lambda predictions, part: "test")
-    network, chosen = restore(FinishedRun(finished, None, config, trained.curve), 12)
+    network, chosen, _ = restore(FinishedRun(finished, None, config, trained.curve), 12)
     assert chosen == {8: "test", 12: "test"}
     assert set(network.statistics) == {8}
     object.__setattr__(config.evaluate, "recalibrate", None)
-    plain_, _ = restore(FinishedRun(finished, None, config, trained.curve), 12)
+    plain_, *_ = restore(FinishedRun(finished, None, config, trained.curve), 12)
     changed = {k for k, v in network.network.state_dict().items() if not torch.equal(v, plain_.network.state_dict()[k])}
     assert changed
     assert all(k.rpartition(".")[2] in ("running_mean", "running_var", "num_batches_tracked") for k in changed)

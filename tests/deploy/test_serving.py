@@ -46,7 +46,7 @@ def test_it_has_the_runs_accuracy_at_every_size(exported):
     for point in trained.curve.points:
         found = model.predict(images, params={"size": point.S})
         assert found.sum(1) == pytest.approx(1, abs=1e-5)
-        assert (found.argmax(1) == labels).mean() == pytest.approx(point.top1)
+        assert (found.argmax(1) == labels).mean() == pytest.approx(point.metrics["top1"])
     assert np.array_equal(model.predict(images), model.predict(images, params={"size": 8}))
     wide = np.zeros((2, 9, 31, 3), np.uint8)  # an image need not be square
     assert model.predict(wide).shape == (2, 10)
@@ -72,8 +72,8 @@ def test_every_size_is_served_with_its_own_statistics(finished, tmp_path, monkey
     load_weights(network, trained.weights, trained.config.task.network)
     for point in judged.evaluate(network, [8, 12]).points:
         found = model.predict(images, params={"size": point.S})
-        assert (found.argmax(1) == labels).mean() == pytest.approx(point.top1)
-        assert point.top1 != trained.curve.at(point.S).top1  # other statistics do make a difference
+        assert (found.argmax(1) == labels).mean() == pytest.approx(point.metrics["top1"])
+        assert point.metrics["top1"] != trained.curve.at(point.S).metrics["top1"]  # others
 
 
 def test_it_is_registered_under_an_alias(exported, finished, tmp_path, empty_store, capsys):

@@ -7,11 +7,11 @@ from torch import nn
 
 from mixtune.evaluation import bn_recalibration
 from mixtune.evaluation.bn_recalibration import Recalibration, choose, cross_fitted, recalibrate, statistics, using
-from mixtune.evaluation.metrics import Predictions
+from mixtune.evaluation.predictions import Predictions
 from mixtune.models.registry import create_network
 from mixtune.regime import BatchShape, Budget, published
 from mixtune.tasks.classification import Classification
-from mixtune.tasks.config import TaskConfig
+from mixtune.tasks.classification_config import ClassificationConfig
 from mixtune.training.run import Evaluation, Run, TrainingConfig
 
 pytestmark = pytest.mark.arithmetic
@@ -118,7 +118,7 @@ def test_no_image_takes_part_in_its_own_choice():
 
 
 def config(**more):
-    task = TaskConfig("digits", "cifar_resnet8", samples=200, validation=0.25)
+    task = ClassificationConfig("digits", "cifar_resnet8", samples=200, validation=0.25)
     values = dict(task=task, budget=Budget(3), evaluate=Evaluation((8, 24), 2), threads=1)
     return TrainingConfig(**(values | more))
 
@@ -143,15 +143,15 @@ def test_recalibration_mends_a_size_far_from_training():
     two seeds below gains 0.41 to 0.50. The bounds lie four standard deviations of such a mean away, or more.
     """
     regime = published("fixed", BatchShape(16, 32), [16], 4)
-    task = TaskConfig("digits", "cifar_resnet8", samples=800, validation=0.5)
+    task = ClassificationConfig("digits", "cifar_resnet8", samples=800, validation=0.5)
     evaluate = Evaluation((16, 32), 1, Recalibration(images=256))
     near, far = [], []
     for seed in range(2):
         run = Run.prepare(regime, config(task=task, budget=Budget(8), evaluate=evaluate, seed=seed))
         *_, last = run.reports()
         running = run.task.evaluate(run.network, (16, 32), calibrated=False)
-        near.append(last.curve.at(16).top1 - running.at(16).top1)
-        far.append(last.curve.at(32).top1 - running.at(32).top1)
+        near.append(last.curve.at(16).metrics["top1"] - running.at(16).metrics["top1"])
+        far.append(last.curve.at(32).metrics["top1"] - running.at(32).metrics["top1"])
         assert run.task.chosen[32][0] in ("train", "test")
     assert np.mean(far) > 0.1, far
     assert np.mean(near) > -0.05, near
@@ -159,7 +159,7 @@ def test_recalibration_mends_a_size_far_from_training():
 
 def test_the_test_images_are_never_chosen_on(monkeypatch):
     """For the test set the choice is made on training images that were held back, and only those."""
-    task = TaskConfig("digits", "cifar_resnet8", validation=0.2)
+    task = ClassificationConfig("digits", "cifar_resnet8", validation=0.2)
     with_choice = Classification(task, "test", "cpu", Recalibration(images=64))
     without = Classification(task, "test", "cpu")
     assert with_choice.n_train + len(with_choice._choice) == without.n_train == 1438
@@ -178,7 +178,9 @@ def test_the_test_images_are_never_chosen_on(monkeypatch):
 
 @pytest.mark.parametrize("kind", ["train", "test"])
 def test_calibration_images_are_training_images_and_their_number_is_as_asked(kind):
-    task = Classification(TaskConfig("digits", "cifar_resnet8"), "validation", "cpu", Recalibration(images=300))
+    task = Classification(
+        ClassificationConfig("digits", "cifar_resnet8"), "validation", "cpu", Recalibration(images=300)
+    )
     found = list(task._calibration_batches(kind, 12))
     assert [x.shape for x, _ in found] == [(128, 3, 12, 12)] * 2
     again = list(task._calibration_batches(kind, 12))

@@ -8,11 +8,11 @@ from torch import nn
 
 from mixtune.evaluation.bn_recalibration import statistics, using
 from mixtune.evaluation.corruptions import FAMILIES, FlipTTA, corrupt, robustness
-from mixtune.evaluation.curve import Curve, Point
 from mixtune.evaluation.latency import measure_cost, peak_memory, with_cost
 from mixtune.models.registry import create_network
 from mixtune.tasks.classification import Classification
-from mixtune.tasks.config import TaskConfig
+from mixtune.tasks.classification_config import ClassificationConfig
+from tests.curves import curve_of, from_rows, point
 
 pytestmark = pytest.mark.arithmetic
 
@@ -75,7 +75,7 @@ def test_jpeg_is_pillows_coder_at_the_stated_quality():
 
 
 def test_rows_come_for_every_family_and_severity_and_the_mode_is_left():
-    task = Classification(TaskConfig("digits", "cifar_resnet8", samples=150, validation=0.3), device="cpu")
+    task = Classification(ClassificationConfig("digits", "cifar_resnet8", samples=150, validation=0.3), device="cpu")
     network = task.network(0).train()
     rows = robustness(task, network, 8, ["noise", "jpeg"], [1, 5])
     assert [(r["family"], r["severity"]) for r in rows] == [("noise", 1), ("noise", 5), ("jpeg", 1), ("jpeg", 5)]
@@ -84,12 +84,11 @@ def test_rows_come_for_every_family_and_severity_and_the_mode_is_left():
 
 
 def test_an_unchanged_image_gives_the_plain_accuracy():
-    task = Classification(TaskConfig("digits", "cifar_resnet8", samples=150, validation=0.3), device="cpu")
-    from mixtune.evaluation.metrics import predict
+    task = Classification(ClassificationConfig("digits", "cifar_resnet8", samples=150, validation=0.3), device="cpu")
 
     network = task.network(0).eval()
-    plain = task.evaluate(network, [12]).at(12).top1
-    assert predict(network, task.altered(12, lambda x, _: x)).metrics()["top1"] == plain
+    plain = task.evaluate(network, [12]).at(12).metrics["top1"]
+    assert task.evaluate_changed(network, 12, lambda x, _: x)["top1"] == plain
 
 
 def test_the_mean_over_mirrors_does_not_change_under_mirroring():
@@ -111,7 +110,7 @@ class Counting(nn.Module):
 
 
 def test_corruptions_are_judged_with_the_statistics_that_were_chosen():
-    task = Classification(TaskConfig("digits", "cifar_resnet8", samples=200, validation=0.25), device="cpu")
+    task = Classification(ClassificationConfig("digits", "cifar_resnet8", samples=200, validation=0.25), device="cpu")
     network = create_network("cifar_resnet8", 10)
     plain = robustness(task, network, 8, ["noise"], [1])
     other = {k: v + 1 for k, v in statistics(network).items()}
@@ -150,9 +149,9 @@ def test_peak_memory_grows_with_the_square_of_the_size():
 
 
 def test_measured_values_travel_in_rows_and_old_rows_still_load():
-    curve = Curve((Point(8, 0.1, 0.5, 0.9, 1.0, 0.1), Point(16, 0.4, 0.6, 0.9, 1.0, 0.1)))
+    curve = curve_of(point(8, 0.1, 0.5, 0.9, 1.0), point(16, 0.4, 0.6, 0.9, 1.0))
     measured = with_cost(curve, Counting(), 2, torch.device("cpu"))
-    assert Curve.from_rows(measured.rows()) == measured
+    assert from_rows(measured.rows()) == measured
     assert "latency" not in curve.rows()[0]
-    assert Curve.from_rows(curve.rows()) == curve
-    assert Curve.from_rows([{**r, "latency": "", "memory": ""} for r in curve.rows()]) == curve  # CSV
+    assert from_rows(curve.rows()) == curve
+    assert from_rows([{**r, "latency": "", "memory": ""} for r in curve.rows()]) == curve  # CSV

@@ -71,7 +71,7 @@ def check(space, outcomes):
     for outcome in outcomes:
         *_, alone = Run.prepare(space.regime(outcome.params, outcome.published), space.training(1)).reports()
         for p, q in zip(outcome.curve.points, alone.curve.points, strict=True):
-            assert p.loss == pytest.approx(q.loss, rel=1e-3)
+            assert p.metrics["loss"] == pytest.approx(q.metrics["loss"], rel=1e-3)
 
 
 def test_trials_run_on_both_nodes(nodes, tmp_path, monkeypatch):

@@ -73,7 +73,7 @@ def test_a_trial_reports_and_leaves_weights_and_position(trial):
 
 def test_what_a_trial_says_comes_with_its_reports(trial, monkeypatch):
     found = FileIssues(unreadable={"a.jpg": "truncated"})
-    monkeypatch.setattr("mixtune.tasks.classification.FileIssues", lambda: found)
+    monkeypatch.setattr("mixtune.tasks.base.FileIssues", lambda: found)
     first, last = trial()
     assert first["said"] == ["steps are issued one by one: on a CPU there is nothing to gain by capturing them"]
     assert last["said"] == found.lines()

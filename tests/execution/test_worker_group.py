@@ -56,8 +56,8 @@ def test_a_study_whose_trials_have_two_ranks_scores_what_one_device_scores(study
         regime = space.regime(outcome.params, outcome.published)
         *_, alone = Run.prepare(regime, space.training(1)).reports()
         for p, q in zip(outcome.curve.points, alone.curve.points, strict=True):
-            assert p.loss == pytest.approx(q.loss, rel=1e-3)
-            assert p.top1 == pytest.approx(q.top1, abs=0.021)  # two of 100 images
+            assert p.metrics["loss"] == pytest.approx(q.metrics["loss"], rel=1e-3)
+            assert p.metrics["top1"] == pytest.approx(q.metrics["top1"], abs=0.021)  # two of 100 images
         assert (folder / "trials" / f"{outcome.number:04d}" / "weights.safetensors").exists()
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import optuna
 import pytest
 
-from mixtune.cli import duration
+from mixtune.cli import format_duration
 from mixtune.config import load_config, parse
 from mixtune.errors import InputError
 from mixtune.profiling import forecast, messages
@@ -201,7 +201,7 @@ def test_the_lines_say_what_is_asked_for():
     assert "80 GiB" in lines[1]
     assert "100 trials, 8 at once, each on 12 CPU cores and 1 GPU" in lines[3]
     for hours in (found.expected_hours, found.hours):
-        assert f"{hours:.3g} GPU-hours in {duration(hours / 8 * 3600)} if" in lines[4]
+        assert f"{hours:.3g} GPU-hours in {format_duration(hours / 8 * 3600)} if" in lines[4]
     slow = replace(profile, steps=(*profile.steps, replace(profile.steps[1], shape=BatchShape(12, 14), seconds=1e-5)))
     assert "ms at 12x14" in text(found, slow)
     packed = replace(found, concurrency=replace(GPU, pack=2))

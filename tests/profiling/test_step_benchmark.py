@@ -5,7 +5,7 @@ import pytest
 from mixtune.config import parse
 from mixtune.errors import InputError
 from mixtune.models import registry
-from mixtune.profiling.step_benchmark import StepBenchmark, gmacs_table
+from mixtune.profiling.step_benchmark import StepBenchmark, gmacs_table, load_task
 from mixtune.regime import BatchShape, published
 from mixtune.search.space import Space
 from mixtune.training.run import Run
@@ -34,7 +34,7 @@ def test_captured_steps_of_a_recipe_that_freezes_layers_are_timed_with_all_of_th
 
 def test_gmacs_of_a_step_are_those_of_its_views(config):
     shape = BatchShape(8, 16, 3)
-    table = gmacs_table(config, 10, [shape])
+    table = gmacs_table(load_task(config), [shape])
     assert table.unit == "gmacs"
     assert table(shape) == pytest.approx(48 * registry.gmacs("cifar_resnet8", 10, 8))
 

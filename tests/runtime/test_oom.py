@@ -26,7 +26,7 @@ def test_memory_is_lacking_where_torch_or_cuda_say_so(error, is_one):
     assert is_out_of_memory(error) is is_one
 
 
-def raised_on(first, second, hiding):
+def error_chain(first, second, hiding):
     """The second error, as it is raised where the first was."""
     try:
         try:
@@ -45,7 +45,7 @@ def test_an_error_of_ending_a_capture_that_ran_out_of_memory_is_a_lack_of_memory
     raised instead of another error is not that error.
     """
     on_top = RuntimeError("CUDA error: operation failed due to a previous error during capture")
-    found = raised_on(torch.OutOfMemoryError("CUDA out of memory"), on_top, hiding)
+    found = error_chain(torch.OutOfMemoryError("CUDA out of memory"), on_top, hiding)
     with pytest.raises(RuntimeError if hiding else OutOfMemoryError), convert_out_of_memory(lambda: "too large"):
         raise found
     assert is_out_of_memory(found) is not hiding

@@ -89,7 +89,7 @@ def test_folds_are_judged_in_turn_and_the_score_is_that_of_the_mean_curve(tmp_pa
 
 def test_the_mean_curve_is_the_mean(tmp_path):
     s = space(folds=2)
-    from mixtune.evaluation.curve import Curve
+    from tests.curves import from_rows
 
     one, both = results(s, tmp_path)[-2:]
     regime = s.regime(s.published_params("fixed", 4))
@@ -97,7 +97,7 @@ def test_the_mean_curve_is_the_mean(tmp_path):
         to_plain(s.training(1)) | {"task": to_plain(s.training(1).task) | {"fold": 1}}, type(s.training()), "f"
     )
     second = list(Run.prepare(regime, training).reports())[-1].curve
-    assert Curve.from_rows(both["curve"]) == mean_curve([Curve.from_rows(one["curve"]), second])
+    assert from_rows(both["curve"]) == mean_curve([from_rows(one["curve"]), second])
 
 
 def test_folds_are_disjoint_stratified_and_cover_everything():

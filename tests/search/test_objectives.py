@@ -6,7 +6,6 @@ import pytest
 
 from mixtune.config import parse
 from mixtune.errors import InputError
-from mixtune.evaluation.curve import Curve, Point
 from mixtune.execution.coordinator import Coordinator
 from mixtune.profiling import checks
 from mixtune.search.callbacks import Callbacks
@@ -14,13 +13,14 @@ from mixtune.search.optuna_study import OptunaStudy
 from mixtune.search.space import Space
 from mixtune.search.storage import open_storage
 from mixtune.study.console import pareto_table
+from tests.curves import curve_of, point
 from tests.execution.test_coordinator import Recorder
 
 TWO = {"objectives": ["score", "ece"]}
 
 
 def curve(top1, ece):
-    return Curve((Point(8, 0.1, top1, 1.0, 0.5, ece),))
+    return curve_of(point(8, 0.1, top1, ece=ece))
 
 
 def run_all(trials, curves, folder):
@@ -28,7 +28,7 @@ def run_all(trials, curves, folder):
     for found in curves:
         coordinator.suggest("one")
         for number, last in ((1, False), (2, True)):
-            score = found.points[0].top1
+            score = found.points[0].metrics["top1"]
             report = {"number": number, "last": last, "score": score, "progress": number / 2, "curve": found.rows()}
             assert not coordinator.report("one", report)
         coordinator.end("one", error=False)

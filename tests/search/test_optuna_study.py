@@ -4,11 +4,11 @@ import pytest
 
 from mixtune.config import parse
 from mixtune.errors import InputError
-from mixtune.evaluation.curve import Curve, Point
 from mixtune.search.optuna_study import OptunaStudy
 from mixtune.search.space import Space
+from tests.curves import curve_of, point
 
-CURVE = Curve((Point(8, 0.1, 0.5, 0.9, 1.0, 0.1),))
+CURVE = curve_of(point(8, 0.1, 0.5, 0.9, 1.0))
 
 
 @pytest.fixture

@@ -15,7 +15,8 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from mixtune.config import parse
-from mixtune.errors import InputError, NoRoomError, StorageAwayError
+from mixtune.errors import DiskFullError, InputError, StorageAwayError
+from mixtune.evaluation.predictions import METRICS
 from mixtune.search import storage
 from mixtune.search.optuna_study import OptunaStudy
 from mixtune.search.paths import StudyPaths
@@ -120,7 +121,7 @@ def test_a_journal_that_an_earlier_version_wrote_opens(tmp_path):
     recorded = Path(__file__).parent / "recorded" / "study.journal"
     (tmp_path / "study.journal").write_bytes(recorded.read_bytes())
     study = optuna.load_study(study_name="tiny", storage=open_storage(url(tmp_path)))
-    ended = [TrialResult.of(t, 0) for t in study.get_trials() if t.state.is_finished()]
+    ended = [TrialResult.of(t, 0, METRICS) for t in study.get_trials() if t.state.is_finished()]
     assert [(t.number, t.state, t.score, t.published) for t in ended][:2] == [
         (0, "COMPLETE", 0.5, "fixed"),
         (1, "FAIL", 0.5, "multiscale"),
@@ -134,7 +135,7 @@ def test_a_full_disk_leaves_whole_lines_and_the_study_goes_on(tmp_path):
     path = tmp_path / "study.journal"
     study = optuna.create_study(study_name="s", storage=open_journal(path))
     trial, before = study.ask(), path.read_bytes()
-    with room_for(len(before) + 20), pytest.raises(NoRoomError), storage_errors(url(tmp_path)):
+    with room_for(len(before) + 20), pytest.raises(DiskFullError), storage_errors(url(tmp_path)):
         trial.report(0.5, 1)
     assert path.read_bytes() == before
     trial.report(0.5, 1)
@@ -371,7 +372,7 @@ def test_a_database_without_room_is_a_full_disk(study, monkeypatch):
         raise storage.optuna.exceptions.StorageInternalError("exceeding max length") from cause
 
     monkeypatch.setattr(trial, "report", full)
-    with pytest.raises(NoRoomError, match="full"):
+    with pytest.raises(DiskFullError, match="full"):
         trials.report(trial, 1, 0.5, False)
 
 

@@ -8,7 +8,6 @@ import pytest
 from mlflow import MlflowClient
 
 from mixtune.config import parse
-from mixtune.evaluation.curve import Curve, Point
 from mixtune.execution.coordinator import Coordinator
 from mixtune.profiling.feasibility import refuse_nothing
 from mixtune.search.callbacks import Callbacks
@@ -17,6 +16,7 @@ from mixtune.search.space import Space
 from mixtune.study.final_evaluation import run_final
 from mixtune.study.repeats import Repeats
 from mixtune.study.stores import opened
+from tests.curves import curve_of, point
 from tests.tracking.writers import Silent
 
 SEARCHED = "searched 2"
@@ -46,11 +46,11 @@ class Planted:
             return faults.pop(0)
         noise = np.random.default_rng((seed, crc32(name.encode()), told["judge"] == "test")).normal(0, 0.003)
         top1 = self.means.get(name, 0.5) + float(noise) + (self.luck.get(name, 0.0) if searching else 0.0)
-        curve = Curve(tuple(Point(S, g, top1, 1.0, 0.1, 0.01) for S, g in ((8, 0.1), (12, 0.2))))
+        curve = curve_of(*(point(S, g, top1) for S, g in ((8, 0.1), (12, 0.2))))
         return {
             "number": told["training"]["evaluate"]["reports"],
             "last": True,
-            "score": curve.points[0].top1,
+            "score": curve.points[0].metrics["top1"],
             "progress": 1.0,
             "curve": curve.rows(),
             "loss": 0.1,

@@ -38,14 +38,14 @@ class MadeStudy:
         candidate = make_candidate(self.space, trial.number, params, trial.user_attrs, self.folder)
         candidate.folder.mkdir(parents=True, exist_ok=True)
         save_regime(candidate.folder / "regime.yaml", candidate.regime, to_plain(self.space.training(1)))
-        self.callbacks.tell("started", candidate)
+        self.callbacks.call("started", candidate)
         return trial, candidate
 
     def report(self, trial, candidate, number, score, reports=2):
         self.trials.report(trial, number, score, number == reports)
         # A little later than it was due, as where steps are few.
         progress = 1.0 if number == reports else number / reports + 0.04
-        self.callbacks.tell("reported", candidate, report_of(number, progress, score), score)
+        self.callbacks.call("reported", candidate, report_of(number, progress, score), score)
 
     def end(self, trial, candidate, score, state="COMPLETE", reason=""):
         curve = curve_of(score) if score is not None else None
@@ -55,7 +55,7 @@ class MadeStudy:
             (candidate.folder / "weights.safetensors").write_bytes(b"weights")
             write_csv(candidate.folder / "curve.csv", curve.rows())
         self.trials.finish(trial, state, score, reason, curve)
-        self.callbacks.tell("ended", candidate, state, score, reason, curve)
+        self.callbacks.call("ended", candidate, state, score, reason, curve)
 
     def run(self, *scores, state="COMPLETE", reason=""):
         """A whole trial."""
@@ -78,7 +78,7 @@ class MadeStudy:
         save_regime(candidate.folder / "regime.yaml", candidate.regime)
         runs.finish(trial, "COMPLETE", score, "", curve_of(score))
         runs.close()
-        self.callbacks.tell("ended", candidate, "COMPLETE", score, "", curve_of(score))
+        self.callbacks.call("ended", candidate, "COMPLETE", score, "", curve_of(score))
 
 
 def contents(uri):

@@ -17,17 +17,17 @@ from mixtune.config import parse
 from mixtune.data.datasets import load_dataset
 from mixtune.data.sources import DataSet, Files, Pixels
 from mixtune.errors import InputError
-from mixtune.evaluation.curve import Curve, Point
 from mixtune.regime import published
 from mixtune.regime.files import save_regime
 from mixtune.search.callbacks import Candidate
 from mixtune.search.space import Space
 from mixtune.tasks.classification import Classification
-from mixtune.tasks.config import TaskConfig
-from mixtune.tracking.identity import _digest, identity
+from mixtune.tasks.classification_config import ClassificationConfig
+from mixtune.tasks.classification_data import _digest, identity
 from mixtune.tracking.mlflow_reader import check, stored
 from mixtune.tracking.resync import note_summary
 from mixtune.tracking.views import address
+from tests.curves import curve_of, point
 from tests.search.test_optuna_study import CURVE
 from tests.tracking.writers import open_writer
 
@@ -164,7 +164,7 @@ def test_the_experiment_keeps_a_view_of_the_study(tracker):
 def test_metrics_are_rounded_for_reading_and_the_curve_is_not(tracker):
     trial = candidate(tracker)
     tracker.started(trial)
-    odd = Curve((Point(8, 0.1, 1 / 3, 2 / 3, 0.123456789, 0.1),))
+    odd = curve_of(point(8, 0.1, 1 / 3, 2 / 3, 0.123456789))
     tracker.reported(trial, REPORT | {"curve": odd.rows()}, 1 / 3)
     tracker.ended(trial, "COMPLETE", 1 / 3, "", odd)
     (child,) = runs(tracker, "trial")
@@ -306,7 +306,7 @@ def test_the_digest_changes_with_pixels_labels_and_names(monkeypatch):
 
 
 def test_a_task_with_fewer_classes_is_told_from_the_whole_one():
-    tasks = [TaskConfig("digits", "cifar_resnet8", classes=n) for n in (None, 3, 4)]
+    tasks = [ClassificationConfig("digits", "cifar_resnet8", classes=n) for n in (None, 3, 4)]
     found = [identity(task) for task in tasks]
     assert [i.classes for i in found] == [10, 3, 4]
     assert len({i.digest for i in found}) == 3

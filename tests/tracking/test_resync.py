@@ -18,7 +18,7 @@ from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from mixtune.config import parse
-from mixtune.errors import InputError, NoRoomError
+from mixtune.errors import DiskFullError, InputError
 from mixtune.search import sqlite
 from mixtune.search.optuna_study import OptunaStudy
 from mixtune.search.space import Space
@@ -400,7 +400,7 @@ def test_a_full_disk_is_one_sentence_and_made_up_for(open_study, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(SqlAlchemyStore, "log_batch", full)
         study.run(0.3, 0.4)
-        with pytest.raises(NoRoomError, match=r"mlflow\.db"):
+        with pytest.raises(DiskFullError, match=r"mlflow\.db"):
             writer.resync()
     assert writer.resync()
     (run,) = contents(writer.uri)[0].values()

@@ -41,7 +41,7 @@ def fake_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "default_generators", (torch.Generator(),))
     monkeypatch.setattr(torch.Tensor, "backward", backward)
     monkeypatch.setattr(torch, "_fused_sgd_", fused_sgd)
-    monkeypatch.setattr("mixtune.tasks.classification.pick_device", lambda _: GPU)
+    monkeypatch.setattr("mixtune.tasks.base.pick_device", lambda _: GPU)
     monkeypatch.setattr("mixtune.data.in_memory._CACHE", WeakKeyDictionary())
     monkeypatch.setattr(FakeTensor, "__deepcopy__", copied, raising=False)
     with FakeTensorMode(allow_non_fake_inputs=True):

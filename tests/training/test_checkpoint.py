@@ -14,7 +14,7 @@ from mixtune.evaluation.bn_recalibration import Recalibration
 from mixtune.optim.recipe import Recipe
 from mixtune.regime import BatchShape, Budget, published
 from mixtune.runtime.process_group import SINGLE_PROCESS
-from mixtune.tasks.config import TaskConfig
+from mixtune.tasks.classification_config import ClassificationConfig
 from mixtune.training.checkpoint import Checkpoint, non_default_fields, read_checkpoint
 from mixtune.training.loop import TrainingDivergedError
 from mixtune.training.run import Evaluation, Run
@@ -217,7 +217,7 @@ def test_images_that_cannot_be_read_end_the_run_and_not_its_checkpoint(tmp_path)
             (tmp_path / part / str(c)).mkdir(parents=True)
             for i in range(6):
                 Image.fromarray(pixels[p, c, i]).save(tmp_path / part / str(c) / f"{i}.png")
-    task = TaskConfig("folder", "cifar_resnet8", str(tmp_path), validation=0.34, workers=0)
+    task = ClassificationConfig("folder", "cifar_resnet8", str(tmp_path), validation=0.34, workers=0)
     small = config(task=task, budget=Budget(4), evaluate=Evaluation((8,), 2))
     fixed = published("fixed", BatchShape(8, 4), [8], 4)
 

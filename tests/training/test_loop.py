@@ -10,7 +10,7 @@ from mixtune.evaluation.latency import with_cost
 from mixtune.optim.recipe import Recipe
 from mixtune.regime import BatchShape, Budget, Schedule, published
 from mixtune.runtime.oom import OutOfMemoryError
-from mixtune.tasks.config import TaskConfig
+from mixtune.tasks.classification_config import ClassificationConfig
 from mixtune.training.loop import TrainingDivergedError, report_steps
 from mixtune.training.run import Evaluation, Run, TrainingConfig
 
@@ -20,7 +20,7 @@ BASE, SIZES = BatchShape(8, 32), [8, 12, 16]
 
 
 def config(**more):
-    task = TaskConfig("digits", "cifar_resnet8", samples=200, validation=0.25)
+    task = ClassificationConfig("digits", "cifar_resnet8", samples=200, validation=0.25)
     return TrainingConfig(**(dict(task=task, budget=Budget(2), evaluate=Evaluation((8, 12), 3), threads=1) | more))
 
 
@@ -99,7 +99,7 @@ def test_training_learns():
     run = Run.prepare(regime(), config(budget=Budget(12), recipe=Recipe(lr=0.2)))
     first, *_, last = run.reports()
     assert last.loss < 0.8 * first.loss
-    assert last.curve.at(8).top1 > 0.3
+    assert last.curve.at(8).metrics["top1"] > 0.3
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_a_sentence():

@@ -10,7 +10,7 @@ from mixtune.runtime.device import CudaTimer
 from mixtune.training import torch_compile
 from mixtune.training.run import Run
 from mixtune.training.step import Engine
-from mixtune.training.torch_compile import TIMED_STEPS, Compiler, compile_network, count_step_kinds
+from mixtune.training.torch_compile import MEASURED_STEPS, Compiler, compile_network, count_step_kinds
 from tests.training.test_loop import config, regime
 
 pytestmark = pytest.mark.arithmetic
@@ -94,7 +94,7 @@ def test_a_long_run_is_compiled_where_each_shape_earns_it_back():
     assert world.said == [
         "steps are compiled: 8x32, 16x8 (45 s to compile, 1.47 times as fast); not worth it: 32x2",
     ]
-    assert world.waits <= 3 * (TIMED_STEPS + 1) + 2 * (TIMED_STEPS + 2)  # reads of five sets of marks
+    assert world.waits <= 3 * (MEASURED_STEPS + 1) + 2 * (MEASURED_STEPS + 2)  # reads of five sets of marks
 
 
 def test_before_anything_is_known_one_shape_is_tried_alone():
@@ -125,8 +125,8 @@ def test_each_phase_is_decided_when_it_is_met():
     world = World(0.055, 0.0375, 45, left)
     fast = world.run(phases_of(left))
     assert world.compiles == [A, B]
-    assert [fast.index(True), fast[20_100:].index(True)] == [TIMED_STEPS + 1] * 2
-    assert sum(fast) == 2 * (20_000 - TIMED_STEPS - 1)
+    assert [fast.index(True), fast[20_100:].index(True)] == [MEASURED_STEPS + 1] * 2
+    assert sum(fast) == 2 * (20_000 - MEASURED_STEPS - 1)
     assert world.said == [
         "steps are compiled: 8x32 (45 s to compile, 1.47 times as fast)",
         "steps are not compiled: compiling 32x2 would cost about 45 s to save about 2 s",
@@ -144,7 +144,7 @@ def test_a_long_run_of_a_published_regime_compiles_nearly_all_of_its_steps(name)
     fast = world.run(schedule)
     assert sorted(world.compiles) == sorted(left)
     assert len(fast) - sum(fast) < 20 * len(left)
-    assert world.waits <= len(left) * (2 * TIMED_STEPS + 3)
+    assert world.waits <= len(left) * (2 * MEASURED_STEPS + 3)
     assert world.said
     assert all(text.startswith("steps are compiled: ") for text in world.said)
 

@@ -6,7 +6,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from mixtune.cli import Bar, duration
+from mixtune.cli import ProgressBar, format_duration
 from mixtune.config import to_plain
 from mixtune.errors import InputError
 from mixtune.regime.files import save_regime
@@ -82,7 +82,7 @@ class Terminal(io.StringIO):
 def test_the_bar_says_speed_and_time_left():
     clock = iter(range(0, 1000, 2))
     stream = Terminal()
-    bar = Bar(100, stream, lambda: next(clock))
+    bar = ProgressBar(100, stream, lambda: next(clock))
     for step in range(41, 51):  # a run that was resumed after 40 steps, 2 s a step
         bar.step(step, 64)
     last = stream.getvalue().split("\r")[-1]
@@ -94,7 +94,7 @@ def test_the_bar_says_speed_and_time_left():
 
 def test_no_bar_where_there_is_no_terminal():
     stream = io.StringIO()
-    bar = Bar(10, stream)
+    bar = ProgressBar(10, stream)
     for step in range(1, 11):
         bar.step(step, 1)
     bar.clear()
@@ -103,4 +103,4 @@ def test_no_bar_where_there_is_no_terminal():
 
 @pytest.mark.parametrize(("seconds", "said"), [(4.4, "4 s"), (200, "3 min 20 s"), (7500, "2 h 05 min")])
 def test_durations(seconds, said):
-    assert duration(seconds) == said
+    assert format_duration(seconds) == said
