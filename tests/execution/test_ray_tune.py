@@ -175,7 +175,7 @@ def test_what_is_odd_about_images_is_counted_on_the_console_and_in_mlflow(
         "images/not judged": 1,
     }
     listed = tmp_path / "trials/0000/images.tsv"
-    assert console.findings().endswith(f": 1 CMYK, 1 not judged, 2 unreadable; named in {listed}")
+    assert console.file_issues().endswith(f": 1 CMYK, 1 not judged, 2 unreadable; named in {listed}")
     assert [line.split("\t")[1] for line in listed.read_text().splitlines()[1:]] == ["unreadable"] * 2 + ["CMYK"]
 
 

@@ -77,6 +77,6 @@ def test_both_shares_are_in_both_forms():
 def test_markdown_has_one_table_per_base_and_budget():
     tables = [RunTable.of(REGIME, Budget(10), 6400), RunTable.of(REGIME, Budget(10, "epochs"), 6400)]
     out = to_markdown([*tables, tables[0]])
-    assert out.count("| regime | from |") == 2
+    assert out.count("| regime | source |") == 2
     assert out.count("| mixed |") == 3
     assert "(equal epochs):" in out
