@@ -35,8 +35,8 @@ def test_views_of_too_small_decodes_are_noticed(tmp_path, monkeypatch):
     found = augmentation.reduced_row(paths, 48)
     assert found["views"] > 9
     assert found["ratio"] > 1
-    plain = augmentation.crops.needed_for
-    monkeypatch.setattr(augmentation.crops, "needed_for", lambda boxes, S: plain(boxes, S // 2))
+    plain = augmentation.crops.region_for_boxes
+    monkeypatch.setattr(augmentation.crops, "region_for_boxes", lambda boxes, S: plain(boxes, S // 2))
     assert augmentation.reduced_row(paths, 48)["ratio"] < 1
 
 
