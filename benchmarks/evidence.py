@@ -64,7 +64,10 @@ def section(name: str, path: Path) -> Iterator[str]:
     data = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"plan": None, "runs": []}
     if data["plan"] != digest(non_default_fields(plan)) or not data["runs"]:
         runs = len(jobs(plan))
-        yield f"Not measured yet: {WHAT[name]}, {runs} runs; `{COMMAND[name]}` does it, in pieces that resume."
+        yield (
+            f"Not measured yet: {WHAT[name]}, {runs} runs; `{COMMAND[name]}` measures it, and continues when it is run "
+            "again."
+        )
         return
     yield from rows(plan, data["runs"])
     made, n = data["hardware"], len({r["seed"] for r in data["runs"]})
@@ -76,9 +79,10 @@ def section(name: str, path: Path) -> Iterator[str]:
     yield (
         f"Top-1 on the test set in %, mean ± deviation over {n} seeds: {plan.network}, {images}, {plan.epochs:g} "
         f"epochs at {plan.base} or the same {' or '.join(plan.spend)}, {minutes:.0f} minutes of training on {where}, "
-        f"torch {made['torch']}. Differences are paired by seed. Batch norm: its running statistics, or those chosen "
-        f"per size on held-back training images. Made by `{COMMAND[name]}`, then "
-        f"`python -m benchmarks.evidence`; every run is in `benchmarks/results/{name}.json`."
+        f'torch {made["torch"]}. Differences are paired by seed. Batch norm: "running" evaluates with the running '
+        'statistics; "calibrated" measures the statistics again at each test size, and uses them where they raise '
+        f"the accuracy on training images that were held back. Made by `{COMMAND[name]}`, then "
+        f"`python -m benchmarks.evidence`. Every run is in `benchmarks/results/{name}.json`."
         + (f" {missing} runs are still missing." if missing else "")
     )
 

@@ -32,7 +32,7 @@ def table() -> str:
     found, made = correlations(data["rows"]), data["hardware"]
     shares = list(found["compress"])
     lines = [
-        "| rank correlation with the whole budget, judged at | " + " | ".join(f"{s} of it" for s in shares) + " |",
+        "| rank correlation with the whole budget | " + " | ".join(f"{s} of the budget" for s in shares) + " |",
         "|---|" + "--:|" * len(shares),
     ]
     for kind, by_share in found.items():
@@ -41,8 +41,8 @@ def table() -> str:
     task, budget = data["training"]["task"], data["training"]["budget"]
     lines += [
         "",
-        f"Spearman's coefficient over {len(data['rows'])} regimes (the published ones and points drawn evenly), one "
-        f"seed each: {task['network']} on {task['samples']:,} images of CIFAR-10, {budget['epochs']:g} epochs, on "
+        f"Spearman's coefficient over {len(data['rows'])} regimes (the published ones and random points), one seed "
+        f"each: {task['network']} on {task['samples']:,} images of CIFAR-10, {budget['epochs']:g} epochs, on "
         f"{made['cpu']}, torch {made['torch']}. Recorded by `python -m benchmarks.recorded --data FOLDER`.",
     ]
     return "\n".join(lines) + "\n"

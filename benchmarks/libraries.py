@@ -35,6 +35,7 @@ from mixtune.data.sources import Files
 from mixtune.regime import BatchShape
 
 S, FILES = 128, 200
+OURS = "mixtune (OpenCV to enlarge, torch to shrink)"
 
 
 def decoders() -> dict[str, Callable[[bytes], Any]]:
@@ -69,7 +70,7 @@ def resizers() -> dict[str, Callable[[np.ndarray], Any]]:
         "torch": partial(crops.resize_into, out),
     }
     if crops.opencv():
-        found["OpenCV where nothing shrinks, else torch"] = partial(crops.resize_crop_into, out)
+        found[OURS] = partial(crops.resize_crop_into, out)
     return found
 
 

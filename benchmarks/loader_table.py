@@ -13,7 +13,18 @@ from benchmarks.common import RESULTS
 from benchmarks.readme import write
 from mixtune.cli import Parser, parse_args, run_command
 
-FORMS = {"original": "as they are", "jpeg": "prepared, JPEG", "ppm": "prepared, PPM"}
+FORMS = {"original": "mixtune, x", "jpeg": "prepared JPEG, x", "ppm": "prepared PPM, x"}
+
+# How the page says what a row of the results compares.
+SENTENCES = {
+    "a mixture in random order against sorted": "speed of a mixture in random order, over the speed of the same steps "
+    "sorted by shape",
+    "decodes per view at D = 4, over 1/D": "decoded images per crop at D = 4, over 1/D",
+    "the crops' distance from torchvision's in distribution, over the one that would be noticed": "distance of the "
+    "distribution of crops from torchvision's, over the smallest distance that a test would detect",
+    "views at 128 px decoded at a reduced scale, their PSNR over that between bicubic and bilinear shrinking": "PSNR "
+    "of crops at 128 px that are decoded at a reduced scale, over the PSNR between bicubic and bilinear shrinking",
+}
 
 
 def table(results: Path = RESULTS) -> str:
@@ -28,7 +39,8 @@ def table(results: Path = RESULTS) -> str:
         if "form" not in row:
             smaller = row["aim"] < row["at_least"]
             verdict = f"{row['ratio']:.3f} (goal {'≤' if smaller else '≥'} {row['at_least']:g}, aim {row['aim']:g})"
-            others.append(f"{row['what'][0].upper()}{row['what'][1:]}: {verdict}")
+            what = SENTENCES.get(row["what"], row["what"])
+            others.append(f"{what[0].upper()}{what[1:]}: {verdict}")
             continue
         place = row["images"], row["S"]
         cells.setdefault(place, {})[row["form"]] = f"{row['ratio']:.2f}"
@@ -38,13 +50,13 @@ def table(results: Path = RESULTS) -> str:
         if row["S"] == 128 and row["form"] != "original":
             before = next(r["bytes_per_image"] for r in rows if r.get("images") == row["images"] and "form" in r)
             kept.append(
-                f"{row['images']} as {row['form'].upper()}: {row['bytes_per_image'] / before:.2f} of the bytes, "
-                f"{row['decibels']:.0f} dB, {row['prepared_per_second']:,.0f} images/s"
+                f"| {row['images']} | {row['form'].upper()} | {row['bytes_per_image'] / before:.2f} "
+                f"| {row['decibels']:.0f} | {row['prepared_per_second']:,.0f} |"
             )
     lines = [
         "| images | size | torchvision, images/s | " + " | ".join(FORMS.values()) + " |",
         "|---|--:|--:|" + "--:|" * len(FORMS),
-        "| goal / aim, at 128 px | | | " + " | ".join(goals[form] for form in FORMS) + " |",
+        "| goal / aim at 128 px | | | " + " | ".join(goals[form] for form in FORMS) + " |",
     ]
     for (images, S), found in cells.items():
         ratios = " | ".join(found.get(form, "") for form in FORMS)
@@ -52,12 +64,17 @@ def table(results: Path = RESULTS) -> str:
     repeats = max(side["n"] for row in rows if "form" in row for side in row["images_per_second"].values())
     lines += [
         "",
-        f"How many times as fast as torchvision's ImageFolder, Pillow and DataLoader, each with "
-        f"{made['settings']['workers']} workers: medians of up to {repeats}, both in one run on "
-        f"{on['cpu']}, torch {on['torch']}, at commit {on['commit'][:7]}. "
+        "x: how many times as many images per second as torchvision's ImageFolder, Pillow and DataLoader. Both use "
+        f"{made['settings']['workers']} workers and were measured in one run; medians of up to {repeats}, on "
+        f"{on['cpu']}, torch {on['torch']}, at commit {on['commit'][:7]}.",
+        "",
+        "| images prepared for 128 px | format | bytes / bytes of the originals | PSNR of evaluated images, dB "
+        "| prepared images/s |",
+        "|---|---|--:|--:|--:|",
+        *kept,
+        "",
+        "Other ratios. "
         + ". ".join(others)
-        + ". Prepared for 128 px (bytes over the originals', PSNR of the evaluated images against theirs, speed of "
-        + f"preparing): {'; '.join(kept)}"
         + ". Made by `python -m benchmarks.loader --data FOLDER`, then `python -m benchmarks.loader_table`.",
     ]
     return "\n".join(lines) + "\n"

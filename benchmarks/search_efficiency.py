@@ -32,6 +32,13 @@ HEADLINE, AT_ONCE = 0.01, 4
 RANDOM, MIXTUNE = "random search, whole budget", "mixtune"
 TO_THE_END = "mixtune, no final: published regimes trained to the end"
 ALONE = "mixtune, without the published regimes"
+TWO_AT_A_RUNG = "no promotion before 2 were at a rung"
+# How the tables name searches that the results name otherwise.
+SHOWN = {
+    TO_THE_END: "mixtune without `final`",
+    ALONE: "mixtune without published regimes",
+    TWO_AT_A_RUNG: "`bootstrap_count: 2`",
+}
 
 Searches = Mapping[str, tuple[SearchMethod, Mapping[str, Any]]]
 SEARCHES: Searches = {
@@ -51,7 +58,7 @@ def _halving(**options: Any) -> Named:
 # Each changes one thing of the first, which is the table's own space.
 CHANGES: dict[str, dict[str, Any]] = {
     "compress, 4 rungs; halving; TPE": {},
-    "no promotion before 2 were at a rung": {"pruner": _halving(bootstrap_count=2)},
+    TWO_AT_A_RUNG: {"pruner": _halving(bootstrap_count=2)},
     "compress, 3 rungs": {"fidelity": Fidelity("compress", 3, 3)},
     "truncate": {"fidelity": Fidelity("truncate"), "pruner": _halving(reduction_factor=3)},
     "whole budget only": {"fidelity": Fidelity("compress", 1, 3), "pruner": Named("none")},
@@ -105,29 +112,32 @@ def table(settings: Mapping[str, Any]) -> list[str]:
         "|---|" + "--:|" * len(tops),
     ]
     for name, by_top in settings["costs"].items():
+        shown = SHOWN.get(name, name)
         cells = [
             f"{_said(by_top[top]['median'])} ({' to '.join(_said(q) for q in by_top[top]['quartiles'])})"
             for top in tops
         ]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        lines.append(f"| {shown} | " + " | ".join(cells) + " |")
     return [*lines, ""]
 
 
 def block(made: Mapping[str, Any]) -> str:
     """The page's table of searches."""
     settings, (first, second, third, *_) = made["settings"], made["rows"]
+    tops = " or ".join(f"{100 * top:g}" for top in TOP)
     said = (
-        "Training compute in whole budgets, pruned trials included, until a network trained on the whole budget "
-        f"scores what the best {' or '.join(f'{100 * top:g}' for top in TOP)} % of evenly drawn points do; medians of "
-        f"{settings['repeats']} simulated searches ({settings['random']:,} of random search), one trial at a time "
-        f"unless said. To the best {100 * HEADLINE:g} %, random search needs {first['ratio']:.1f} times what mixtune "
-        f"needs (goal 5, aim 12) where a final trains the published regimes anyway, {second['ratio']:.1f} times where "
-        f"none does and the search must, and {third['ratio']:.1f} times what it needs without them: those that grow "
-        "are among the best here. "
-        f"Simulated from {settings['regimes']} recorded regimes by Gaussian processes, which foresee "
-        f"{100 * settings['explained']['1/1']:.0f} % of the variance of the score at the whole budget on regimes held "
-        "out; what they miss is added back, as noise. Optuna and Ray judge one run on the way, at 1/9 and 1/3, and are "
-        "not given the published regimes. "
+        f"Compute, in full training runs and with pruned trials, until a regime among the best {tops} % of random ones "
+        f"has been trained on the whole budget. Median of {settings['repeats']} simulated searches "
+        f"({settings['random']:,} of random search), one trial at a time except where the row says otherwise.\n\n"
+        f"To reach the best {100 * HEADLINE:g} %, random search needs {first['ratio']:.1f} times the compute of "
+        f"mixtune with `final` (goal 5, aim 12). It needs {second['ratio']:.1f} times the compute of mixtune without "
+        "`final`, where the search trains every published regime on the whole budget. It needs "
+        f"{third['ratio']:.1f} times the compute of mixtune without published regimes: here, published regimes that "
+        "grow are among the best.\n\n"
+        f"The simulation predicts scores from {settings['regimes']} recorded regimes with Gaussian processes. On "
+        f"regimes left out of the fit they explain {100 * settings['explained']['1/1']:.0f} % of the variance of the "
+        "score on the whole budget; the rest is added as noise. Optuna and Ray train each trial once, evaluate it at "
+        "1/9 and 1/3 of the budget, and are not given the published regimes. "
         "Made by `python -m benchmarks.search_efficiency`."
     )
     return "\n".join([*table(settings), said]) + "\n"
@@ -136,8 +146,8 @@ def block(made: Mapping[str, Any]) -> str:
 def alternatives_block(made: Mapping[str, Any]) -> str:
     """The page's table of what the defaults were chosen from."""
     said = (
-        f"The same for mixtune without the published regimes, {made['settings']['repeats']} searches each; each line "
-        "changes one thing of the first. Made by `python -m benchmarks.search_efficiency --alternatives`."
+        f"The same for mixtune without published regimes, {made['settings']['repeats']} searches each. Each row "
+        "changes one setting of the first row. Made by `python -m benchmarks.search_efficiency --alternatives`."
     )
     ours = {name: found for name, found in made["settings"]["costs"].items() if name != RANDOM}
     return "\n".join([*table({"costs": ours}), said]) + "\n"

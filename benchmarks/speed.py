@@ -20,30 +20,34 @@ STEPS: Goals = {
     "cpu_loop": (
         "cpu_loop --data FOLDER",
         (
-            ("CPU: plain PyTorch loop, a DataLoader per size / engine, time to the same steps", 1.5, 3),
-            ("CPU: share of a trial's wall time outside its steps and evaluations", 0.10, 0.05),
-            ("CPU: random-order mixture / the same steps sorted by shape", 1.03, 1.01),
+            ("CPU: time of a plain PyTorch loop with a DataLoader per size / time of mixtune, same steps", 1.5, 3),
+            ("CPU: share of a trial's wall time that is neither steps nor evaluation", 0.10, 0.05),
+            ("CPU: time of a mixture in random order / time of the same steps sorted by shape", 1.03, 1.01),
         ),
     ),
     "warm_start_cpu": (
         "warm_start --data FOLDER",
-        (("CPU: warm start of a trial whose shapes were seen / cold start", 0.2, 0.05),),
+        (("CPU: start of a trial in a process that has trained its shapes / start in a new process", 0.2, 0.05),),
     ),
-    "warm_start_cuda": ("warm_start", (("GPU: the same", 0.2, 0.05),)),
+    "warm_start_cuda": ("warm_start", (("GPU: the same ratio", 0.2, 0.05),)),
     "gpu_step": (
         "gpu_step",
         (
-            ("GPU: ResNet-44, 32x64 mixture, eager bf16 step / engine's captured step", 5, 8),
-            ("GPU: random-order mixture / the same steps sorted by shape", 1.03, 1.01),
-            ("GPU: slowest / fastest shape of a constant-budget regime", 1.05, 1.02),
-            ("GPU: ResNet-50 at 224, the engine's images/s / (copy bandwidth / 346 MB)", 0.45, 0.60),
+            (
+                "GPU: ResNet-44, mixture at base 32x64: time of an eager bf16 step / of a step as a CUDA graph",
+                5,
+                8,
+            ),
+            ("GPU: time of a mixture in random order / time of the same steps sorted by shape", 1.03, 1.01),
+            ("GPU: time of the slowest / of the fastest shape, all shapes of equal compute", 1.05, 1.02),
+            ("GPU: ResNet-50 at 224 px: share of the bandwidth limit (346 MB per image)", 0.45, 0.60),
         ),
     ),
     "packing": (
         "packing",
         (
-            ("GPU: 8 trials packed in one process / 1 trial, steps per second", 2.7, 5),
-            ("GPU: 8 packed trials / a process per trial, as under Ray with fractional GPUs", 15, 30),
+            ("GPU: steps per second of 8 trials in one process / of 1 trial", 2.7, 5),
+            ("GPU: steps per second of 8 trials in one process / of 8 processes with a share of the GPU each", 15, 30),
         ),
     ),
 }
@@ -51,9 +55,9 @@ SEARCH: Goals = {
     "overhead": (
         "overhead",
         (
-            ("Ray Tune, Optuna and MLflow per trial, 200 trials of a few milliseconds, in ms", 100, 50),
-            ("their share of the wall time of 60 s trials, in %", 0.2, 0.1),
-            ("cost per trial in the second half of 1,000 trials / in the first half", 1.25, 1),
+            ("time per trial of Ray Tune, Optuna and MLflow, in ms (200 trials of a few milliseconds)", 100, 50),
+            ("their share of the wall time of trials of 60 s, in %", 0.2, 0.1),
+            ("time per trial in the second half of 1,000 trials / in the first half", 1.25, 1),
             ("growth of the driver's memory from trial 200 to 1,000, in KiB per trial", 100, 20),
         ),
     ),
@@ -61,15 +65,15 @@ SEARCH: Goals = {
         "parallel",
         (
             ("throughput of two workers / one, on two cores", 1.6, 1.9),
-            ("the same / what two bare processes reach over one", 0.9, 1),
-            ("two workers' idle time under asynchronous pruning, in %", 10, 3),
+            ("that ratio / the same ratio of two processes without Ray", 0.9, 1),
+            ("idle time of two workers with asynchronous pruning, in %", 10, 3),
         ),
     ),
 }
 # By block: its rows, and how they were measured.
 BLOCKS: dict[str, tuple[Goals, str]] = {
-    "speed": (STEPS, "Medians of 5, both sides in one run,"),
-    "costs": (SEARCH, "Real studies through the real chain,"),
+    "speed": (STEPS, "Medians of 5. Both sides were measured in one run,"),
+    "costs": (SEARCH, "Measured on complete studies,"),
 }
 
 
@@ -92,7 +96,7 @@ def table(block: str, results: Path = RESULTS) -> str:
             on = made["hardware"]
             notes.add(f"{on['cpu']}" + (f", {on['gpu']}" if on["gpu"] != "none" else "") + f", torch {on['torch']}")
     where = "; ".join(sorted(notes)) or "no machine yet"
-    return "\n".join(lines) + f"\n\n{how} on {where}; every measurement is in `benchmarks/results`.\n"
+    return "\n".join(lines) + f"\n\n{how} on {where}. Every measurement is in `benchmarks/results`.\n"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -76,7 +76,7 @@ def test_hosted_ci_calls_what_developers_call():
 
 def test_every_library_that_is_imported_is_a_dependency_by_name():
     extras = [d for each in PROJECT["optional-dependencies"].values() for d in each]
-    named = {re.match(r"[\w.-]+", d).group().lower() for d in (*PROJECT["dependencies"], *extras)}
+    named = {re.match(r"[\w.-]+", d).group().lower().replace("_", "-") for d in (*PROJECT["dependencies"], *extras)}
     modules = {m.split(".")[0] for f in ("mixtune", "analysis") for p in (ROOT / f).rglob("*.py") for m in imports(p)}
     libraries = modules - set(sys.stdlib_module_names) - {"mixtune", "analysis", "benchmarks"}
-    assert {DISTRIBUTIONS.get(m, m) for m in libraries} <= named
+    assert {DISTRIBUTIONS.get(m, m).replace("_", "-") for m in libraries} <= named

@@ -139,8 +139,8 @@ def to_markdown(tables: Sequence[RunTable]) -> str:
         out += [
             f"{line}:",
             "",
-            "| regime | from | shapes, with their share of steps / samples in % | phases | steps | epochs "
-            "| images seen | views | compute | an epoch costs | dearest step |",
+            "| regime | source | shapes (SxB or SxBxD), then share of steps / of samples in % | phases | steps "
+            "| epochs | images seen | views | compute | compute of an epoch | most expensive step |",
             "|---|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
             *(_markdown_row(t) for t in tables if t.budget_line == line),
             "",

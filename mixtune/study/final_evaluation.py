@@ -45,8 +45,10 @@ class FinalResult:
         if not fresh:
             return "the best single run of the search"
         mean, led = spread(list(fresh.values())), f"; {self.led}" if self.led else ""
-        among = f"{len(self.replicated)} ({mean}{led})"
-        return f"the best mean{' score' * bool(led)} over {len(fresh)} fresh seeds on held-out images among {among}"
+        return (
+            f"the best mean{' score' * bool(led)} of {len(self.replicated)} regimes, each trained with {len(fresh)} "
+            f"new seeds and evaluated on validation images ({mean}{led})"
+        )
 
     @property
     def verdict(self) -> Verdict:

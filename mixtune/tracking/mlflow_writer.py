@@ -238,7 +238,7 @@ class MlflowWriter:
 
     def _try(self, key: RunKey, ended: bool, act: Callable[[], None]) -> None:
         """Do something about a run; when it fails it is forgotten, and so is what comes shortly after."""
-        if time.monotonic() < self._failed_at + PAUSE_SECONDS:
+        if self._closing or time.monotonic() < self._failed_at + PAUSE_SECONDS:
             self._forget(key, ended)
             return
         try:
@@ -277,7 +277,7 @@ class MlflowWriter:
                 time.sleep(PAUSE_SECONDS)
         self._has_answered()
         self._resync_due = False
-        for key in gaps - state.running:
+        for key in (gaps | set(state.ended)) - state.running:
             self._gaps.pop(key, None)
         if missing := state.missing_in(self._runs):
             raise InputError(f"it refuses trial {missing[0].trial}")

@@ -12,7 +12,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Param, Run
 from mlflow.exceptions import MlflowException
 
 from mixtune.config import to_yaml
-from mixtune.errors import InputError, disk_full_error
+from mixtune.errors import DISK_FULL, InputError, disk_full_error
 from mixtune.runtime.environment import describe_environment
 from mixtune.search import sqlite
 from mixtune.search.space import Space
@@ -110,7 +110,8 @@ def refused(uri: str, err: Exception) -> InputError:
     """Return the error for a store that cannot be written."""
     if isinstance(err, InputError):
         return err
-    if "disk is full" in str(err) or "disk I/O error" in str(err):
+    full = "disk is full" in str(err) or "disk I/O error" in str(err)  # of SQLite
+    if full or (isinstance(err, OSError) and err.errno in DISK_FULL):
         return disk_full_error(masked(uri))
     return InputError(f"--tracking-uri {masked(uri)}: MLflow cannot write there ({cause(err)})")
 

@@ -23,7 +23,7 @@ def test_what_the_benchmark_writes_becomes_the_table(tmp_path, monkeypatch, caps
     assert loader.main(["--data", str(tmp_path / "images"), "--repeats", "1", "--images", "64"]) == 0
     assert re.search("224 x 224.*128 px.*2.*3", capsys.readouterr().out.splitlines()[-1])
     table = loader_table.table(tmp_path).splitlines()
-    assert table[2] == "| goal / aim, at 128 px | | | 2 / 3 | 5 / 10 | 5 / 10 |"
+    assert table[2] == "| goal / aim at 128 px | | | 2 / 3 | 5 / 10 | 5 / 10 |"
     assert [line.split(" | ")[:2] for line in table[3:7]] == [
         ["| 224 x 224 photographs", "128 px"],
         ["| 224 x 224 photographs", "96 px"],

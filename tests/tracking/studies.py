@@ -5,17 +5,18 @@ from dataclasses import asdict, replace
 from mlflow import MlflowClient
 
 from mixtune.config import to_plain, to_yaml
-from mixtune.evaluation.curve import Curve, Point, write_csv
+from mixtune.evaluation.curve import write_csv
 from mixtune.execution.trial_config import make_candidate
 from mixtune.regime.files import save_regime
 from mixtune.search.callbacks import Callbacks
 from mixtune.search.final import Repeat
 from mixtune.search.optuna_study import OptunaStudy
 from mixtune.study.repeats import Repeats
+from tests import curves
 
 
 def curve_of(score):
-    return Curve((Point(8, 0.1, score / 3, 0.9, 1.0, 0.1), Point(12, 0.2, score, 1.0, 0.5, 0.1)))
+    return curves.curve_of(curves.point(8, 0.1, score / 3, 0.9, 1.0), curves.point(12, 0.2, score))
 
 
 def report_of(number, progress, score, **more):
