@@ -30,7 +30,7 @@ def side_by_side(sides: Mapping[str, Callable[[], float]], repeats: int) -> dict
     return found
 
 
-def spread(values: Sequence[float]) -> dict[str, Any]:
+def quartiles_of(values: Sequence[float]) -> dict[str, Any]:
     """Median and quartiles of some measurements, and the measurements."""
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else (values[0],) * 3
     return {"n": len(values), "median": middle, "quartiles": [low, high], "values": list(values)}

@@ -22,7 +22,7 @@ from unittest import mock
 import numpy as np
 
 from benchmarks.recorded import space_of
-from benchmarks.simulated import WHOLE, Fidelity, Floats, Simulated
+from benchmarks.simulated import FULL_BUDGET, FidelityKey, Floats, Simulated
 from mixtune.evaluation.curve import Curve
 from mixtune.execution.coordinator import Coordinator
 from mixtune.search import optuna_study
@@ -57,17 +57,17 @@ class Meter:
             raise Enough
 
 
-Answers = Callable[[Mapping[str, Any]], Mapping[Fidelity, float]]
-Search = Callable[[Space, Answers, Meter, int], None]
+Answers = Callable[[Mapping[str, Any]], Mapping[FidelityKey, float]]
+SearchMethod = Callable[[Space, Answers, Meter, int], None]
 # (report, score, share of the budget since the last one, the score again where that was the whole budget)
 Piece = tuple[int, float, float, float | None]
 
 
-def _judged(scores: Mapping[Fidelity, float]) -> list[Piece]:
+def _judged(scores: Mapping[FidelityKey, float]) -> list[Piece]:
     """One run, judged on the way."""
     on_the_way = [(n, scores["truncate", share], None) for n, share in REPORTS.items()]
     found, before = [], 0
-    for n, score, whole in [*on_the_way, (9, scores[WHOLE], scores[WHOLE])]:
+    for n, score, whole in [*on_the_way, (9, scores[FULL_BUDGET], scores[FULL_BUDGET])]:
         found.append((n, score, (n - before) / 9, whole))
         before = n
     return found
@@ -162,7 +162,7 @@ def _in_memory() -> Iterator[None]:
         yield
 
 
-def _pieces(configuration: Mapping[str, Any], scores: Mapping[Fidelity, float]) -> list[Piece]:
+def _pieces(configuration: Mapping[str, Any], scores: Mapping[FidelityKey, float]) -> list[Piece]:
     """What a trial reports if it is not pruned."""
     if configuration["reports"]:
         return _judged(scores)
@@ -187,7 +187,7 @@ class Contest:
         """Values are the scores that the best parts of the space, ``TOP``, have on the whole budget."""
         space = replace(space_of(), trials=10**6)
         simulated = Simulated(space, rows)
-        drawn = simulated.drawn(DRAWN, 0)[:, simulated.fidelities.index(WHOLE)]
+        drawn = simulated.drawn(DRAWN, 0)[:, simulated.fidelities.index(FULL_BUDGET)]
         return cls(space, simulated, drawn, tuple(float(np.quantile(drawn, 1 - top)) for top in TOP))
 
     def random_search(self, repeats: int) -> list[list[float]]:
@@ -196,7 +196,7 @@ class Contest:
         runs = [draw.choice(self.drawn, int(20 / min(TOP))) for _ in range(repeats)]
         return [[1.0 + int((run >= value).argmax()) for run in runs] for value in self.values]
 
-    def search(self, search: Search, repeats: int, **changes: Any) -> list[list[float]]:
+    def search(self, search: SearchMethod, repeats: int, **changes: Any) -> list[list[float]]:
         """Budgets that a search takes to reach each value; infinite beyond ``LIMIT``."""
         found = []
         for world in range(repeats):

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.common import conclude, side_by_side, spread
+from benchmarks.common import conclude, quartiles_of, side_by_side
 from mixtune.cli import Parser, parse_args, run_command
 from mixtune.data import datasets, sources
 from mixtune.optim.recipe import Recipe
@@ -200,9 +200,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.repeats,
     )
     shares = [outside(args.data, threads) for _ in range(args.repeats)]
-    rest = spread([s["rest"] for s in shares])
-    sides = {name: spread(seconds) for name, seconds in found.items()}
-    ordered = {name: spread(seconds) for name, seconds in orders.items()}
+    rest = quartiles_of([s["rest"] for s in shares])
+    sides = {name: quartiles_of(seconds) for name, seconds in found.items()}
+    ordered = {name: quartiles_of(seconds) for name, seconds in orders.items()}
     rows = [
         {
             "what": f"CPU: plain PyTorch loop with a DataLoader per size / engine, {len(trial.schedule)} steps",
@@ -217,7 +217,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "ratio": rest["median"],
             "at_least": 0.10,
             "aim": 0.05,
-            "shares": {name: spread([s[name] for s in shares]) for name in shares[0]},
+            "shares": {name: quartiles_of([s[name] for s in shares]) for name in shares[0]},
         },
         {
             "what": "CPU: random-order mixture / the same steps sorted by shape",

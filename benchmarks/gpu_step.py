@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.common import conclude, random_images, side_by_side, spread
+from benchmarks.common import conclude, quartiles_of, random_images, side_by_side
 from benchmarks.trial import BASE, SIZES, description, images, large, network_of, steps, wait
 from mixtune.cli import Parser, parse_args, run_command
 from mixtune.regime import Schedule
@@ -110,7 +110,7 @@ def small_network(device: str, count: int, repeats: int) -> list[dict[str, Any]]
             {str(S): lambda S=S: seconds_per_step(device, count, captured=True, S=S) for S in SIZES},  # type: ignore[misc]
             repeats,
         )
-    measured, shapes = ({k: spread(v) for k, v in side.items()} for side in (orders, by_size))
+    measured, shapes = ({k: quartiles_of(v) for k, v in side.items()} for side in (orders, by_size))
     sizes = [shape["median"] for shape in shapes.values()]
     return [
         {
@@ -156,7 +156,7 @@ def large_network(device: str, repeats: int) -> list[dict[str, Any]]:
             },
             repeats,
         )
-    measured = {k: spread(v) for k, v in found.items()}
+    measured = {k: quartiles_of(v) for k, v in found.items()}
     return [
         {
             "what": "GPU: ResNet-50 at 224, the engine's images per second / memory roofline",

@@ -26,7 +26,7 @@ import torch
 from PIL import Image
 
 from benchmarks import loader
-from benchmarks.common import RESULTS, conclude, side_by_side, spread
+from benchmarks.common import RESULTS, conclude, quartiles_of, side_by_side
 from benchmarks.readme import write
 from mixtune.cli import Parser, parse_args, run_command
 from mixtune.data import crops, datasets
@@ -90,7 +90,7 @@ def dali(folder: Path, images: int) -> float:
 
     made = pipeline()
     made.build()
-    return loader.rate(made.run() for _ in range(1 + images // loader.BATCH))
+    return loader.loading_rate(made.run() for _ in range(1 + images // loader.BATCH))
 
 
 def speeds(sides: dict[str, Callable[[Any], Any]], items: Sequence[Any], repeats: int) -> dict[str, list[float]]:
@@ -112,7 +112,7 @@ def rows(task: str, found: dict[str, list[float]]) -> list[dict[str, Any]]:
     return [
         {"what": f"{task}: {name} over {first}", "task": task, "library": name, "base": first}
         | {"ratio": statistics.median(found[name]) / base, "at_least": 1.0, "aim": 1.0}
-        | {"images_per_second": {side: spread(found[side]) for side in (first, name)}}
+        | {"images_per_second": {side: quartiles_of(found[side]) for side in (first, name)}}
         for name in others
     ]
 

@@ -28,7 +28,7 @@ import torch
 from PIL import Image
 
 from benchmarks import augmentation
-from benchmarks.common import conclude, side_by_side, spread
+from benchmarks.common import conclude, quartiles_of, side_by_side
 from mixtune.cli import Parser, parse_args, run_command
 from mixtune.data import augment, crops, datasets, prepare_images, prepared_folder
 from mixtune.data.datasets import IMAGENET_MEAN, IMAGENET_STD
@@ -45,7 +45,7 @@ FORMS = {"original": (2.0, 3.0), "jpeg": (5.0, 10.0), "ppm": (5.0, 10.0)}  # goa
 MIXTURE = tuple(BatchShape(S, round(BATCH * 128**2 / S**2)) for S in (96, 128, 160, 224))
 
 
-def rate(batches: Iterable[Sequence[Any]]) -> float:
+def loading_rate(batches: Iterable[Sequence[Any]]) -> float:
     """Images per second, from the arrival of the first batch to that of the last."""
     began, n = 0.0, 0
     for number, batch in enumerate(batches):
@@ -73,14 +73,14 @@ def torchvisions(folder: Path, S: int, images: int) -> float:
     )
     dataset = ImageFolder(str(folder / "train"), transform)
     sampler = RandomSampler(dataset, replacement=True, num_samples=images)
-    return rate(DataLoader(dataset, BATCH, sampler=sampler, num_workers=CORES))
+    return loading_rate(DataLoader(dataset, BATCH, sampler=sampler, num_workers=CORES))
 
 
 def ours(source: Files, schedule: Schedule, workers: int, issues: FileIssues | None = None) -> float:
     """This loader's images per second."""
     normalise = Normalise(IMAGENET_MEAN, IMAGENET_STD, augment.CPU)
     made = augment.file_batches(source, schedule, augment.Augment(), True, 0, 0, workers, issues=issues)
-    return rate((normalise(x), y) for x, y in made)
+    return loading_rate((normalise(x), y) for x, y in made)
 
 
 def steps(shape: BatchShape, images: int) -> Schedule:
@@ -151,7 +151,7 @@ def likeness(originals: Files, others: Files, S: int) -> float:
 
 def row(what: str, found: dict[str, list[float]], over: str, under: str, goal: tuple[float, float]) -> dict[str, Any]:
     """A ratio of two sides, by their medians."""
-    both = {name: spread(found[name]) for name in (over, under)}
+    both = {name: quartiles_of(found[name]) for name in (over, under)}
     ratio = both[over]["median"] / both[under]["median"]
     return {"what": what, "ratio": ratio, "at_least": goal[0], "aim": goal[1], "images_per_second": both}
 

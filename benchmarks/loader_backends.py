@@ -24,7 +24,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from benchmarks import loader as table
-from benchmarks.common import conclude, spread
+from benchmarks.common import conclude, quartiles_of
 from mixtune.cli import Parser, parse_args, run_command
 from mixtune.data import augment, datasets, loader, prepared_folder
 from mixtune.data.datasets import IMAGENET_MEAN, IMAGENET_STD
@@ -105,7 +105,7 @@ def images_per_second(make: Make, source: Files, schedule: Schedule, workers: in
     normalise = Normalise(IMAGENET_MEAN, IMAGENET_STD, augment.CPU)
     steps = list(loader.training_steps(schedule, len(source), seed=0))
     batches = zip(make(source, steps, workers), steps, strict=True)
-    return table.rate((normalise(x.permute(0, 3, 1, 2)), step.samples.repeat(step.D)) for x, step in batches)
+    return table.loading_rate((normalise(x.permute(0, 3, 1, 2)), step.samples.repeat(step.D)) for x, step in batches)
 
 
 def backends(source: Files, schedule: Schedule, workers: int) -> dict[str, Callable[[], float]]:
@@ -153,7 +153,7 @@ def measured(name: str, folder: Path, S: int, args: argparse.Namespace, made: Pa
                 "images": name, "S": S, "form": form, "workers": workers,
                 "ratio": paired["DataLoader"], "at_least": 1.0, "aim": 0.9,
                 "ratios": paired, "load": os.getloadavg()[0],
-                "images_per_second": {k: spread(v) for k, v in rates.items()},
+                "images_per_second": {k: quartiles_of(v) for k, v in rates.items()},
             }  # fmt: skip
             rows.append(row)
             print(row["what"], {k: f"{statistics.median(v):.0f}" for k, v in rates.items()}, flush=True)

@@ -22,7 +22,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import conclude, side_by_side, spread
+from benchmarks.common import conclude, quartiles_of, side_by_side
 from benchmarks.trial import description, images, network_of, steps, wait
 from mixtune.cli import Parser, parse_args, run_command
 from mixtune.errors import TrainingError
@@ -110,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows: list[dict[str, Any]] = []
 
     def row(what: str, sides: dict[str, Callable[[], float]], at_least: float, aim: float) -> None:
-        measured = {k: spread(v) for k, v in side_by_side(sides, args.repeats).items()}
+        measured = {k: quartiles_of(v) for k, v in side_by_side(sides, args.repeats).items()}
         ours, theirs = (side["median"] for side in measured.values())
         goal = {"at_least": at_least, "aim": aim, "steps_per_second": measured}
         rows.append({"what": what, "ratio": ours / theirs} | goal)

@@ -21,7 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import conclude, side_by_side, spread
+from benchmarks.common import conclude, quartiles_of, side_by_side
 from benchmarks.readme import ROOT
 from mixtune.cli import Parser, parse_args, run_command
 from mixtune.config import load_config
@@ -70,7 +70,7 @@ def makespan(busy: Sequence[tuple[float, float]]) -> float:
     return max(b for _, b in busy) - min(a for a, _ in busy)
 
 
-def rate(busy: Sequence[tuple[float, float]], workers: int) -> float:
+def trial_rate(busy: Sequence[tuple[float, float]], workers: int) -> float:
     """Trials per second while every worker has been warm and there was another trial to begin."""
     begin, end = sorted(b for _, b in sorted(busy)[:workers])[-1], max(a for a, _ in busy)
     done = sum(max(0.0, min(b, end) - max(a, begin)) / (b - a) for a, b in busy)
@@ -145,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         def throughput(workers: int) -> float:
             busy, _ = study(workers, fixed, Path(temporary) / str(next(count)))
             spans[workers].append(makespan(busy))
-            return rate(busy, workers)
+            return trial_rate(busy, workers)
 
         sides = {
             "one": lambda: throughput(1),
@@ -163,19 +163,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = [
         {
             "what": "throughput of two workers over that of one, on two cores",
-            "ratio": spread(ratios)["median"],
+            "ratio": quartiles_of(ratios)["median"],
             "at_least": 1.6,
             "aim": 1.9,
-            "ratios": spread(ratios),
-            "with_start_and_end": spread(whole_spans),
-            "trials_per_second": {name: spread(values) for name, values in found.items()},
+            "ratios": quartiles_of(ratios),
+            "with_start_and_end": quartiles_of(whole_spans),
+            "trials_per_second": {name: quartiles_of(values) for name, values in found.items()},
         },
         {
             "what": "the same over what two bare processes reach over one",
-            "ratio": spread(ratios)["median"] / spread(limits)["median"],
+            "ratio": quartiles_of(ratios)["median"] / quartiles_of(limits)["median"],
             "at_least": 0.9,
             "aim": 1.0,
-            "bare": spread(limits),
+            "bare": quartiles_of(limits),
         },
         {
             "what": "two workers' idle time in a search with asynchronous pruning, in %",

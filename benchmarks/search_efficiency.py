@@ -18,8 +18,8 @@ from functools import partial
 from importlib.metadata import version
 from typing import Any
 
-from benchmarks.common import RESULTS, conclude, spread
-from benchmarks.contest import LIMIT, TOP, Contest, Search, mixtune_search, optuna_alone, ray_asha
+from benchmarks.common import RESULTS, conclude, quartiles_of
+from benchmarks.contest import LIMIT, TOP, Contest, SearchMethod, mixtune_search, optuna_alone, ray_asha
 from benchmarks.readme import write
 from benchmarks.recorded import TABLE
 from mixtune.cli import Parser, parse_args, run_command
@@ -40,7 +40,7 @@ SHOWN = {
     TWO_AT_A_RUNG: "`bootstrap_count: 2`",
 }
 
-Searches = Mapping[str, tuple[Search, Mapping[str, Any]]]
+Searches = Mapping[str, tuple[SearchMethod, Mapping[str, Any]]]
 SEARCHES: Searches = {
     MIXTUNE: (mixtune_search, {"final": Final()}),  # which trains the published regimes, so the search may prune them
     TO_THE_END: (mixtune_search, {}),
@@ -72,7 +72,7 @@ ALTERNATIVES: Searches = {name: (mixtune_search, {"published": (), **changed}) f
 def costs(found: Sequence[Sequence[float]]) -> dict[str, Any]:
     """Median and quartiles of the budgets by value; an infinite one is written as None."""
     named = dict(zip((f"{100 * top:g} %" for top in TOP), found, strict=True))
-    return {top: {k: _plain(v) for k, v in spread(each).items() if k != "values"} for top, each in named.items()}
+    return {top: {k: _plain(v) for k, v in quartiles_of(each).items() if k != "values"} for top, each in named.items()}
 
 
 def _plain(value: Any) -> Any:
@@ -87,7 +87,7 @@ def rows_of(by_search: Mapping[str, Sequence[Sequence[float]]], ours: Sequence[s
     median = {name: statistics.median(found[at]) for name, found in by_search.items()}
 
     def row(other: str, own: str, at_least: float, aim: float) -> dict[str, Any]:
-        ratios = spread([median[other] / cost for cost in by_search[own][at]])
+        ratios = quartiles_of([median[other] / cost for cost in by_search[own][at]])
         what = f"{other} / {own}: compute to reach the best {100 * HEADLINE:g} % of the space"
         return {
             "what": what,

@@ -20,13 +20,13 @@ from mixtune.search.candidates import NEGLIGIBLE, Search
 from mixtune.search.domains import Uniform
 from mixtune.search.space import Space
 
-Fidelity = tuple[str, str]  # ("compress", "1/9")
-WHOLE: Fidelity = ("compress", "1/1")
+FidelityKey = tuple[str, str]  # ("compress", "1/9")
+FULL_BUDGET: FidelityKey = ("compress", "1/1")
 FOLDS = 10
 Floats = npt.NDArray[np.float64]
 
 
-def fidelities(row: Mapping[str, Any]) -> list[Fidelity]:
+def fidelities(row: Mapping[str, Any]) -> list[FidelityKey]:
     """Those that a row of the table holds."""
     return [(kind, share) for kind in ("compress", "truncate") for share in row[kind]]
 
@@ -74,9 +74,9 @@ class Simulated:
         """The part of the scores' variance that is foreseen on regimes held out, by share, for compress."""
         parts = 1 - self.missed.var(axis=0) / self.scores.var(axis=0)
         named = zip(self.fidelities, parts.tolist(), strict=True)
-        return {share: round(part, 3) for (kind, share), part in named if kind == WHOLE[0]}
+        return {share: round(part, 3) for (kind, share), part in named if kind == FULL_BUDGET[0]}
 
-    def of(self, params: Mapping[str, Any], world: int) -> dict[Fidelity, float]:
+    def of(self, params: Mapping[str, Any], world: int) -> dict[FidelityKey, float]:
         """The point's scores. Each ``world`` draws anew what the processes miss."""
         point = features(self.space.search, params)
         seed = hashlib.sha256(np.round(point, 9).tobytes() + world.to_bytes(8, "big")).digest()

@@ -17,7 +17,7 @@ import time
 from collections.abc import Sequence
 from typing import Literal
 
-from benchmarks.common import conclude, random_images, spread
+from benchmarks.common import conclude, quartiles_of, random_images
 from benchmarks.readme import ROOT
 from mixtune.cli import Parser, parse_args, run_command
 
@@ -104,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(
             f"  {i + 1} of {args.repeats}  cold {found[-1]['cold']:.2f} s, warm {found[-1]['warm']:.2f} s", flush=True
         )
-    sides = {side: spread([f[side] for f in found]) for side in ("cold", "warm")}
+    sides = {side: quartiles_of([f[side] for f in found]) for side in ("cold", "warm")}
     row = {
         "what": "warm start of a trial whose shapes were seen / cold start",
         "ratio": sides["warm"]["median"] / sides["cold"]["median"],

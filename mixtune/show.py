@@ -18,7 +18,7 @@ from mixtune.regime.table import RunTable, to_markdown, to_text
 
 
 def parser() -> Parser:
-    """The command's flags."""
+    """Return the parser of the command's flags."""
     p = Parser("mixtune.show", __doc__.split("\n")[0])
     p.add_argument("files", nargs="+", metavar="FILE", help="regime files (YAML)")
     p.add_argument("--epochs", type=float, help="budget in epochs of the base shape (default: the papers', 90 or 200)")

@@ -1,6 +1,6 @@
 import pytest
 
-from benchmarks.parallel import idle, idle_in_rounds, makespan, rate
+from benchmarks.parallel import idle, idle_in_rounds, makespan, trial_rate
 
 
 def test_idle_is_the_time_between_trials_until_the_last_begins():
@@ -13,8 +13,8 @@ def test_idle_is_the_time_between_trials_until_the_last_begins():
 
 def test_the_rate_is_that_of_warm_workers_with_something_to_do():
     # until 6 the second worker is cold; from then to 10 one trial of 4 s and two of 2 s end
-    assert rate([(0, 4), (0, 6), (4, 6), (6, 10), (6, 8), (8, 10), (10, 14)], 2) == pytest.approx(3 / 4)
-    assert rate([(0, 5), (5, 7), (8, 10), (10, 12)], 1) == pytest.approx(2 / 5)  # a second of it is idle
+    assert trial_rate([(0, 4), (0, 6), (4, 6), (6, 10), (6, 8), (8, 10), (10, 14)], 2) == pytest.approx(3 / 4)
+    assert trial_rate([(0, 5), (5, 7), (8, 10), (10, 12)], 1) == pytest.approx(2 / 5)  # a second of it is idle
 
 
 @pytest.mark.parametrize(

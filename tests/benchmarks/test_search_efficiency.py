@@ -11,7 +11,7 @@ from benchmarks import search_efficiency as bench
 from benchmarks.common import RESULTS
 from benchmarks.readme import written
 from benchmarks.recorded import TABLE, space_of
-from benchmarks.simulated import WHOLE, Simulated, features
+from benchmarks.simulated import FULL_BUDGET, Simulated, features
 from mixtune.search.domains import Uniform
 from mixtune.search.fidelity import Fidelity
 from mixtune.search.space import Named
@@ -55,13 +55,13 @@ def test_a_regime_has_the_same_scores_whenever_it_is_asked_for(simulated):
     point = simulated.space.suggest(Uniform(1))
     again = dict(reversed(point.items()))
     assert simulated.of(point, 3) == simulated.of(again, 3)
-    assert len({simulated.of(point, world)[WHOLE] for world in range(20)}) > 10
+    assert len({simulated.of(point, world)[FULL_BUDGET] for world in range(20)}) > 10
 
 
 def test_drawn_regimes_score_and_rank_as_those_of_the_table(simulated):
     own = simulated.scores[len(simulated.space.published) :]  # drawn evenly, as these
     drawn = simulated.drawn(5000, 1)
-    whole = simulated.fidelities.index(WHOLE)
+    whole = simulated.fidelities.index(FULL_BUDGET)
     error = own[:, whole].std() / math.sqrt(len(own))
     assert drawn[:, whole].mean() == pytest.approx(own[:, whole].mean(), abs=3 * error)
     assert drawn[:, whole].std() == pytest.approx(own[:, whole].std(), rel=0.3)

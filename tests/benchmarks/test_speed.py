@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import common, gpu, gpu_step, packing, readme, regimes, speed, warm_start
-from benchmarks.common import conclude, random_images, spread
+from benchmarks.common import conclude, quartiles_of, random_images
 from benchmarks.trial import description, images, steps
 from mixtune.errors import InputError, TrainingError
 from mixtune.regime import BatchShape
@@ -18,13 +18,13 @@ from tests.commands import module_of
 
 
 def test_quartiles_are_those_between_the_measurements():
-    assert spread([3.0, 1.0, 2.0, 5.0, 4.0]) == {
+    assert quartiles_of([3.0, 1.0, 2.0, 5.0, 4.0]) == {
         "n": 5,
         "median": 3.0,
         "quartiles": [2.0, 4.0],
         "values": [3.0, 1.0, 2.0, 5.0, 4.0],
     }
-    assert spread([7.0])["median"] == 7.0
+    assert quartiles_of([7.0])["median"] == 7.0
 
 
 def test_the_last_line_ends_with_the_headline_ratio(tmp_path, monkeypatch, capsys):
