@@ -7,6 +7,7 @@ exception in one of them ends a Ray experiment, so none leaves them.
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import shlex
@@ -79,8 +80,12 @@ def connect(address: str | None, cpus: int, gpus: int) -> None:
 def disconnect() -> None:
     """Stop the local cluster, or leave the other one."""
     global _janitor
+    # Ray ends this process without a word when another thread's garbage collection meets one of its objects meanwhile.
+    gc.collect()
+    gc.disable()
     with contextlib.suppress(Exception):
         ray.shutdown()
+    gc.enable()
     if _janitor is not None:
         _janitor.close()
         _janitor = None
