@@ -21,7 +21,7 @@ from analysis.finished_trial import FinishedTrial
 from analysis.study_runs import StudyRuns
 from mixtune.cli import run_command
 from mixtune.errors import InputError
-from mixtune.search.domains import Domains, Range, Value, ends, said
+from mixtune.search.domains import Domains, Range, Value, extreme_values, shown
 
 MIN_TRIALS = 6  # complete trials: with fewer, fANOVA's trees have nothing to split
 RELIABLE_TRIALS = 30  # with fewer, the order of the parameters changes from trial to trial
@@ -47,7 +47,7 @@ def optuna_study(study: StudyRuns, trials: Sequence[FinishedTrial]) -> optuna.St
 
 def varied_parameters(study: StudyRuns) -> dict[str, Domains]:
     """Return the parameters of a study whose domain holds more than one value: {name: domain}."""
-    return {name: domain for name, domain in study.search.knobs.items() if len(set(ends(domain))) > 1}
+    return {name: domain for name, domain in study.search.domains.items() if len(set(extreme_values(domain))) > 1}
 
 
 def _distribution(domain: Domains) -> BaseDistribution:
@@ -76,11 +76,11 @@ def trend(study: StudyRuns, name: str) -> str:
     values: list[Any] = [t.params[name] for t in study.trials]
     if len(set(values)) < 2 or len(set(scores)) < 2:
         return "did not vary"
-    if not isinstance(study.search.knobs[name], Range):
+    if not isinstance(study.search.domains[name], Range):
         by_value: dict[Value, list[float]] = {}
         for value, score in zip(values, scores, strict=True):
             by_value.setdefault(value, []).append(score)
-        return f"best: {said((max(by_value, key=lambda v: fmean(by_value[v])),))}"
+        return f"best: {shown((max(by_value, key=lambda v: fmean(by_value[v])),))}"
     from scipy import stats
 
     rho = float(stats.spearmanr(values, scores).statistic)

@@ -17,7 +17,16 @@ from mixtune.errors import did_you_mean
 from mixtune.optim.recipe import Recipe
 from mixtune.regime import BatchShape, Mixture, Regime
 from mixtune.regime.literature import window
-from mixtune.search.domains import Domain, Domains, Range, Suggests, draw, ends, holds, said
+from mixtune.search.domains import (
+    Domain,
+    Domains,
+    Range,
+    Suggests,
+    contains_value,
+    extreme_values,
+    shown,
+    suggest_value,
+)
 
 Growth = Literal["none", "gradual", "stepwise", "window"]
 GROWTHS: tuple[Growth, ...] = get_args(Growth)
@@ -28,7 +37,7 @@ SHARES = Range(0.0, 1.0)
 
 @dataclass(frozen=True)
 class Search:
-    """What is searched: each of these may be a value, a list of values or a range (``knobs``).
+    """What is searched: each of these may be a value, a list of values or a range (``domains``).
 
     sizes: the candidates. weights: by size, where not 0 to 1. split: 1 grows batches, 0 adds copies. growth: the order
     of sizes: "none" draws them at random throughout; "gradual" trains one size after the other, smallest first;
@@ -48,18 +57,18 @@ class Search:
     def __post_init__(self) -> None:
         if not self.sizes or min(self.sizes) < 1 or len(set(self.sizes)) < len(self.sizes):
             raise ValueError(f"sizes must be different positive image sizes, not {list(self.sizes)}")
-        for S, knob in self.weights.items():
+        for S, domain in self.weights.items():
             if S not in self.sizes:
                 raise ValueError(f"weights has {S} px, which is not among sizes {list(self.sizes)}")
-            _in_unit(f"weights.{S}", knob)
+            _in_unit(f"weights.{S}", domain)
         _in_unit("split", self.split)
         if isinstance(self.growth, Range) or not set(self.growth) <= set(GROWTHS):
-            raise ValueError(f"growth must be one or several of {', '.join(GROWTHS)}, not {said(self.growth)}")
+            raise ValueError(f"growth must be one or several of {', '.join(GROWTHS)}, not {shown(self.growth)}")
         known = {f.name: f for f in fields(Recipe)}
-        for name, knob in self.recipe.items():
+        for name, domain in self.recipe.items():
             if name not in known:
                 raise ValueError(f"recipe: unknown key {name}; {did_you_mean(name, known)}")
-            for value in ends(knob):
+            for value in extreme_values(domain):
                 try:
                     with_settings(Recipe(), {f"recipe.{name}": value})
                 except ValueError as err:
@@ -67,27 +76,27 @@ class Search:
 
     def weight(self, S: int) -> Domains:
         """What may be the weight of a size."""
-        knob: Domains = self.weights.get(S, SHARES)
-        return knob
+        domain: Domains = self.weights.get(S, SHARES)
+        return domain
 
     @property
     def splits(self) -> tuple[float, float]:
         """The least and the greatest split."""
-        values = [float(v) for v in ends(self.split)]
+        values = [float(v) for v in extreme_values(self.split)]
         return min(values), max(values)
 
     @property
-    def knobs(self) -> dict[str, Domains]:
+    def domains(self) -> dict[str, Domains]:
         """Every parameter of a point by name, in order."""
         found: dict[str, Domains] = {f"w_{S}": self.weight(S) for S in self.sizes}
         found |= {"split": self.split, "growth": self.growth}
-        return found | {f"recipe.{name}": knob for name, knob in self.recipe.items()}
+        return found | {f"recipe.{name}": domain for name, domain in self.recipe.items()}
 
 
-def _in_unit(name: str, knob: Domains) -> None:
-    for value in ends(knob):
+def _in_unit(name: str, domain: Domains) -> None:
+    for value in extreme_values(domain):
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
-            raise ValueError(f"{name} must lie in [0, 1], not {said(knob)}")
+            raise ValueError(f"{name} must lie in [0, 1], not {shown(domain)}")
 
 
 def with_settings(recipe: Recipe, params: Mapping[str, Any]) -> Recipe:
@@ -108,7 +117,7 @@ def with_settings(recipe: Recipe, params: Mapping[str, Any]) -> Recipe:
 
 def suggest(search: Search, trial: Suggests) -> dict[str, Any]:
     """A point: the parameters of one trial."""
-    return {name: draw(trial, name, knob) for name, knob in search.knobs.items()}
+    return {name: suggest_value(trial, name, domain) for name, domain in search.domains.items()}
 
 
 def regime_of(search: Search, base: BatchShape, params: Mapping[str, Any], name: str = "") -> Regime:
@@ -148,14 +157,14 @@ def point_of(search: Search, regime: Regime) -> dict[str, Any]:
             f"{', '.join(map(str, missing))} to search.sizes or leave {regime.name or 'it'} out"
         )
     orders, split = _growths(regime), _split(regime)
-    growth = next((g for g in orders if holds(search.growth, g)), orders[0])
+    growth = next((g for g in orders if contains_value(search.growth, g)), orders[0])
     weights = dict.fromkeys(search.sizes, 0.0)
     # A window that slides passes all sizes alike: what differs between them is seen in their whole shares.
     shares = _shares(regime) if growth != "window" else dict.fromkeys(regime.sizes, 1.0)
     top = max(shares.values())
     weights |= {S: share / top for S, share in shares.items()}
     point = {**{f"w_{S}": w for S, w in weights.items()}, "split": split, "growth": growth}
-    wrong = [k for k, v in point.items() if not holds(search.knobs[k], v)]
+    wrong = [k for k, v in point.items() if not contains_value(search.domains[k], v)]
     if wrong:
         has = " and ".join(f"{k} {point[k]:g}" if isinstance(point[k], float) else f"{k} {point[k]}" for k in wrong)
         keys = " and ".join(f"search.{'weights' if k.startswith('w_') else k}" for k in wrong)

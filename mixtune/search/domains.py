@@ -86,7 +86,7 @@ Domain = Annotated[Any, BeforeValidator(as_domain)]  # Range | tuple[Value, ...]
 Domains = Range | tuple[Value, ...]
 
 
-def draw(trial: Suggests, name: str, domain: Domains) -> Value:
+def suggest_value(trial: Suggests, name: str, domain: Domains) -> Value:
     """Return the parameter's value in this trial. A fixed value is a choice of one and listed among the parameters."""
     if isinstance(domain, Range):
         return trial.suggest_float(name, domain.low, domain.high, log=domain.log)
@@ -94,19 +94,19 @@ def draw(trial: Suggests, name: str, domain: Domains) -> Value:
     return value
 
 
-def holds(domain: Domains, value: Value) -> bool:
+def contains_value(domain: Domains, value: Value) -> bool:
     """Return whether the parameter can take this value."""
     if isinstance(domain, Range):
         return isinstance(value, (int, float)) and domain.low <= value <= domain.high
     return value in domain
 
 
-def ends(domain: Domains) -> tuple[Value, ...]:
+def extreme_values(domain: Domains) -> tuple[Value, ...]:
     """Return the values to check a domain with: a range's ends, or every choice."""
     return (domain.low, domain.high) if isinstance(domain, Range) else domain
 
 
-def said(domain: Domains) -> str:
+def shown(domain: Domains) -> str:
     """Return ``0..1``, ``1`` or ``none | gradual``, for people."""
     if isinstance(domain, Range):
         return f"{domain.low:g}..{domain.high:g}"

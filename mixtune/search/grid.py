@@ -17,9 +17,9 @@ from mixtune.search.domains import Range
 MAX_POINTS = 1_000_000  # that are shuffled; nobody trains that many
 
 
-def size(search: Search) -> int:
+def grid_size(search: Search) -> int:
     """Return how many points there are. Raises ValueError naming a domain that is a range, and for over a million."""
-    for name, domain in search.knobs.items():
+    for name, domain in search.domains.items():
         if isinstance(domain, Range):
             raise ValueError(
                 f"sampler grid: {name} is a range from {domain.low:g} to {domain.high:g}; give a list of values"
@@ -30,21 +30,21 @@ def size(search: Search) -> int:
     return count
 
 
-def points(search: Search, seed: int, count: int) -> dict[str, dict[str, Any]]:
+def grid_points(search: Search, seed: int, count: int) -> dict[str, dict[str, Any]]:
     """Return the first ``count`` points in the order of this seed, by their index in the grid.
 
     Raises what ``size`` raises.
     """
-    order = np.random.default_rng(seed).permutation(size(search))[: max(0, count)]
+    order = np.random.default_rng(seed).permutation(grid_size(search))[: max(0, count)]
     choices = _choices(search)
     lengths = [len(values) for values in choices]
     by_index = {}
     for index in order.tolist():
         indices = np.unravel_index(index, lengths)
         point = [values[int(i)] for values, i in zip(choices, indices, strict=True)]
-        by_index[str(index)] = dict(zip(search.knobs, point, strict=True))
+        by_index[str(index)] = dict(zip(search.domains, point, strict=True))
     return by_index
 
 
 def _choices(search: Search) -> list[tuple[Any, ...]]:
-    return [domain for domain in search.knobs.values() if not isinstance(domain, Range)]
+    return [domain for domain in search.domains.values() if not isinstance(domain, Range)]

@@ -68,7 +68,7 @@ class OptunaStudy:
         self._enqueued_first = {"published": points, "known": space.known_points(stride)}
         if space.sampler.name == "grid":
             count = space.trials - len(points) - len(self._enqueued_first["known"])
-            self._enqueued_first["grid"] = grid.points(space.search, space.seed, count)
+            self._enqueued_first["grid"] = grid.grid_points(space.search, space.seed, count)
         self._proxy = proxy or {}
         self._open(url, space, space.study)
 

@@ -17,7 +17,7 @@ from mixtune.regime.files import load_regime
 from mixtune.regime.rebase import rebased
 from mixtune.search import candidates, grid
 from mixtune.search.candidates import NEGLIGIBLE, Search
-from mixtune.search.domains import Suggests, holds
+from mixtune.search.domains import Suggests, contains_value
 from mixtune.search.fidelity import Fidelity, Stage, stages
 from mixtune.search.final import Final
 from mixtune.search.resources import Resources
@@ -99,7 +99,7 @@ class Space:
         if self.several and self.sampler.name in ("cmaes", "gp"):
             raise ValueError(f"sampler {self.sampler.name} needs one objective; use tpe or nsga2")
         if self.sampler.name == "grid":
-            most = grid.size(self.search) + len(self.published) + len(self.known)
+            most = grid.grid_size(self.search) + len(self.published) + len(self.known)
             if self.trials > most:
                 raise ValueError(f"sampler grid: there are {most} regimes to try, so trials is at most {most}")
         if self.pruning.name == "wilcoxon" and self.folds < 2:
@@ -247,11 +247,11 @@ class Space:
         Raises ValueError when the space does not hold it.
         """
         point = candidates.point_of(self.search, regime)
-        for name, knob in self.search.recipe.items():
+        for name, domain in self.search.recipe.items():
             value = (trained or {}).get(name)
-            if value is None or not holds(knob, value):
+            if value is None or not contains_value(domain, value):
                 value = getattr(self.recipe, name)
-            if not holds(knob, value):
+            if not contains_value(domain, value):
                 raise ValueError(f"recipe.{name} is {value}, which search.recipe.{name} does not hold; add it there")
             point[f"recipe.{name}"] = value
         return point

@@ -53,8 +53,8 @@ def point_of(tags: Mapping[str, str], params: Mapping[str, str], search: Search,
         values: dict[str, Value] = json.loads(tags[POINT])
     else:
         known = {f"w_{int(k[2:])}" if k.startswith("w_") else k: v for k, v in params.items()}  # w_08 is w_8
-        values = {k: _read(known[k], domain) for k, domain in search.knobs.items() if k in known}
-    if missing := sorted(set(search.knobs) - set(values)):
+        values = {k: _read(known[k], domain) for k, domain in search.domains.items() if k in known}
+    if missing := sorted(set(search.domains) - set(values)):
         raise InputError(f"{source}: has no parameter {missing[0]}, which its study searched; mixtune did not write it")
     return values
 

@@ -1,4 +1,4 @@
-"""Importances with every kind of knob: the made-up score depends on one of them, which must come out."""
+"""Importances with every kind of domain: the made-up score depends on one of them, which must come out."""
 
 import csv
 import math

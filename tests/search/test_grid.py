@@ -74,4 +74,4 @@ def test_a_grid_that_nobody_could_train_is_refused(settings):
     many = {S: [i / 20 for i in range(21)] for S in (4, 8, 12)}
     search = LISTS | {"weights": many, "split": [i / 100 for i in range(101)]}
     with pytest.raises(ValueError, match=r"has 1,870,722 points; list fewer"):
-        grid.size(parse({**search}, type(parse(settings, Space, "f").search), "f"))
+        grid.grid_size(parse({**search}, type(parse(settings, Space, "f").search), "f"))
