@@ -22,7 +22,7 @@ from mixtune.secrets import masked
 from mixtune.study.statistics import mean_sd
 from mixtune.tasks.registry import DEFAULT, task_class
 from mixtune.tracking.mlflow_reader import CURVE, Stored, parent_of, stored
-from mixtune.tracking.parameters import point_of, section
+from mixtune.tracking.parameters import read_point, section
 
 _NEEDED = ("task.dataset", "task.network", "base.S", "base.B", "budget.epochs", "search.sizes")
 
@@ -238,7 +238,7 @@ def _finished(run: Stored, study: StudyRuns) -> FinishedTrial:
         tags["mixtune.family"],
         tags["mixtune.regime"],
         Curve.from_rows(_rows(run, study.metrics.names), study.metrics),
-        point_of(tags, run.params, study.search, f"--study {study.name}: run {run.id} in {masked(study.uri)}"),
+        read_point(tags, run.params, study.search, f"--study {study.name}: run {run.id} in {masked(study.uri)}"),
         {metric: dict(sorted(values.items())) for metric, values in sorted(more.items())},
         run.metrics.get("seconds"),
         int(tags.get("mixtune.seed", 0)),

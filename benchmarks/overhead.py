@@ -32,7 +32,7 @@ from mixtune.profiling.concurrency import Concurrency
 from mixtune.search.callbacks import Callbacks, Candidate, State
 from mixtune.search.paths import StudyPaths, locked
 from mixtune.search.space import Space
-from mixtune.study.stores import opened
+from mixtune.study.stores import open_stores
 
 REPORTS, WINDOW, TRIAL_SECONDS = 4, 100, 60.0
 
@@ -100,7 +100,7 @@ def study(trials: int, at_once: int, folder: Path) -> tuple[Times, float]:
         ROOT / "search_spaces" / "digits.yaml", Space, [f"trials={trials}", f"evaluate.reports={REPORTS}"]
     )
     times, places = Times(), StudyPaths(folder)
-    with locked(folder), opened(space, places, 4, False) as opened_study:
+    with locked(folder), open_stores(space, places, 4, False) as opened_study:
         coordinator = Coordinator(
             opened_study.trials, space.training(1), folder, Callbacks([times, opened_study.tracker])
         )

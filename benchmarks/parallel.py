@@ -32,7 +32,7 @@ from mixtune.search.callbacks import Callbacks
 from mixtune.search.paths import StudyPaths, locked
 from mixtune.search.space import Space
 from mixtune.search.trial_result import TrialResult
-from mixtune.study.stores import opened
+from mixtune.study.stores import open_stores
 from mixtune.training.run import Run
 
 _run_trial = ray_tune.run_trial
@@ -50,7 +50,7 @@ def timed_trial(config: dict[str, Any]) -> None:
 def study(workers: int, changes: Sequence[str], folder: Path) -> tuple[list[tuple[float, float]], list[TrialResult]]:
     """Run a search; returns (began, ended) of every trial in seconds, and the outcomes, both by number."""
     space = load_config(ROOT / "search_spaces" / "digits.yaml", Space, changes)
-    with locked(folder), opened(space, StudyPaths(folder), 4, False) as opened_study:
+    with locked(folder), open_stores(space, StudyPaths(folder), 4, False) as opened_study:
         coordinator = Coordinator(opened_study.trials, space.training(1), folder, Callbacks([opened_study.tracker]))
         ray_tune.run_trial = timed_trial
         ray_tune.connect(None, workers, 0)

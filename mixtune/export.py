@@ -76,7 +76,7 @@ def export_network(args: argparse.Namespace) -> int:
         network, chosen, around = deployed.restore(run_, point.S)
         print(f"batch-norm statistics: {chosen[point.S]}")
         about = deployed.description(run_, point, chosen, around, needs)
-        for path in written.save(network, Path(args.network), run_.curve.sizes, formats, about):
+        for path in written.save_format(network, Path(args.network), run_.curve.sizes, formats, about):
             print(f"wrote {path}")
         if "mlflow" in formats:
             print(f"serve it:\n  {_serve(Path(args.network) / 'mlflow')}")

@@ -17,7 +17,7 @@ from mixtune.errors import DiskFullError
 from mixtune.execution.coordinator import Coordinator
 from mixtune.search.callbacks import Callbacks
 from mixtune.search.optuna_study import OptunaStudy
-from mixtune.search.paths import save
+from mixtune.search.paths import save_text
 from mixtune.search.space import Space
 from mixtune.training.checkpoint import Checkpoint
 from tests.accounts import assert_exact
@@ -77,9 +77,9 @@ def test_a_checkpoint_stays_what_it_was(tmp_path):
 
 
 def test_space_and_best_files_stay_what_they_were(tmp_path):
-    save(tmp_path / "space.yaml", "a: 1\n")
+    save_text(tmp_path / "space.yaml", "a: 1\n")
     with room_for(10), pytest.raises(DiskFullError):
-        save(tmp_path / "space.yaml", "a: 2\n" * 10)
+        save_text(tmp_path / "space.yaml", "a: 2\n" * 10)
     assert (tmp_path / "space.yaml").read_text() == "a: 1\n"
     assert names(tmp_path) == ["space.yaml"]
 

@@ -16,10 +16,10 @@ from torch import Tensor
 from mixtune.deploy.network import STATISTICS, Deployed
 from mixtune.errors import InputError
 
-CLOSE = 1e-3  # how far the logits of a written network may be from the original's
+OUTPUT_TOLERANCE = 1e-3  # how far the logits of a written network may be from the original's
 
 
-def save(
+def save_format(
     network: Deployed, folder: Path, sizes: Sequence[int], formats: Sequence[str], about: dict[str, Any]
 ) -> list[Path]:
     """Write the network in these formats beside deploy.yaml; every written one is run at every size and compared.
@@ -125,7 +125,7 @@ def _check(network: Deployed, other: Callable[[Tensor], Tensor], sizes: Sequence
             except Exception as err:
                 cause = str(err).split("\n")[0]
                 raise InputError(f"{what} cannot run the network at {S} px ({cause}); leave that size out") from None
-            if not off <= CLOSE:
+            if not off <= OUTPUT_TOLERANCE:
                 raise InputError(f"{what} gives other logits than PyTorch at {S} px (off by {off:.2g})")
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from mixtune.deploy.network import STATISTICS
 from mixtune.errors import InputError
-from mixtune.tracking.mlflow_reader import cause, opened
+from mixtune.tracking.mlflow_reader import cause, open_tracking
 
 ALIAS = "best"
 
@@ -39,7 +39,7 @@ def register(folder: Path, about: Mapping[str, Any], uri: str, name: str) -> str
     """
     import mlflow
 
-    client, experiment = opened(uri)
+    client, experiment = open_tracking(uri)
     try:
         mlflow.set_tracking_uri(uri)
         tags = {"mixtune.kind": "model"}

@@ -81,7 +81,7 @@ class Score:
                 return f"best {label} for at most {self.gmacs:g} GMACs"
 
 
-CLOSE = 0.01  # of the primary metric's range
+NEAR_BEST = 0.01  # of the primary metric's range
 
 
 def direction(name: str, metrics: Metrics) -> Direction:
@@ -102,6 +102,6 @@ def objective(name: str, curve: Curve, score: Score) -> float:
     if name == "score":
         return score.of(curve)
     if name == "gmacs":
-        least = max(curve.qualities) - CLOSE
+        least = max(curve.qualities) - NEAR_BEST
         return min(p.gmacs for p, quality in zip(curve.points, curve.qualities, strict=True) if quality >= least)
     return statistics.fmean(curve.by_size(name).values())

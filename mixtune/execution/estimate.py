@@ -20,7 +20,7 @@ from mixtune.profiling.concurrency import Concurrency, concurrency_for, local_re
 from mixtune.profiling.forecast import Forecast
 from mixtune.profiling.resource_profile import ResourceProfile, gib
 from mixtune.regime import Budget, CostTable
-from mixtune.search.paths import StudyPaths, locked, save
+from mixtune.search.paths import StudyPaths, locked, save_text
 from mixtune.search.space import Space
 from mixtune.training.run import TrainingConfig
 
@@ -96,7 +96,7 @@ def prepare_trials(
     free_disk = forecast.check_disk(plan, study.paths.folder, trials_left)
     for line in messages.forecast_lines(space, plan, profile, free_disk, nodes):
         write(line)
-    save(folder / FORECAST, to_yaml(plan))
+    save_text(folder / FORECAST, to_yaml(plan))
     return TrialSetup(training, concurrency, profile, gpus, plan)
 
 
@@ -163,7 +163,7 @@ def _profile(
         speeds = ray_tune.call(packing.measure_packing, concurrency, training, space.base, limit)
         profile = replace(profile, packing=speeds)
     profile = replace(profile, key=key)
-    save(path, to_yaml(profile))
+    save_text(path, to_yaml(profile))
     return profile
 
 
@@ -180,7 +180,7 @@ def _costs(space: Space, training: TrainingConfig, profile: ResourceProfile, pat
         table = CostTable("seconds", {s.shape: s.seconds for s in profile.steps}, profile.measured_on)
     if path.exists():
         table = replace(table, costs={**table.costs, **CostTable.load(path, table.measured_on).costs})
-    save(path, table.text())
+    save_text(path, table.text())
     return {str(shape): cost for shape, cost in table.costs.items()}
 
 

@@ -37,7 +37,7 @@ class Janitor:
         )
 
     def close(self) -> None:
-        """Have what was started ended now; the janitor ends after it."""
+        """End all processes that the search started, now; then the janitor exits."""
         os.environ.pop(MARK, None)
         assert self._process.stdin is not None
         with contextlib.suppress(OSError):

@@ -128,10 +128,10 @@ def _dry_run(args: argparse.Namespace, studies: Sequence[tuple[Space, StudyPaths
 def _forecast_both(args: argparse.Namespace, studies: Sequence[tuple[Space, StudyPaths]]) -> bool:
     """Print what the proxy and the full task will take, if neither has begun; return whether it was printed."""
     from mixtune.execution.estimate import forecast_studies
-    from mixtune.study.stores import begun
+    from mixtune.study.stores import study_exists
     from mixtune.tracking import mlflow_reader
 
-    if args.resume or any(begun(*study) for study in studies):
+    if args.resume or any(study_exists(*study) for study in studies):
         return False
     for _, paths in studies:
         mlflow_reader.check(paths.tracking_uri)

@@ -2,7 +2,7 @@
 
 Two rounds. *Leaders*: the best searched regimes and the published ones, with fresh seeds on the held-out images; their
 means choose the winner. *Final*: the best searched regime by that evidence and the published ones, on the whole
-training set, judged once on the test set, which chooses nothing.
+training set, evaluated once on the test set; that result is reported and chooses nothing.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ class OptunaStudy:
     """An open study: hands out candidates, takes reports, decides on pruning and records how trials ended.
 
     Every method repeats what it does while the storage does not answer. Raises StorageAwayError when that takes longer
-    than ``storage.RETRY_SECONDS``, DiskFullError on a full disk.
+    than ``storage.STORAGE_RETRY_SECONDS``, DiskFullError on a full disk.
     """
 
     def __init__(self, url: str, space: Space, stride: int, proxy: Mapping[str, float] | None = None) -> None:

@@ -55,7 +55,7 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def save(path: Path, text: str) -> None:
+def save_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all. Raises InputError, and the earlier one is intact then."""
     atomic_write(path, text.encode())
 

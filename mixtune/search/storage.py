@@ -29,7 +29,7 @@ log = logging.getLogger("mixtune")
 # How long a statement waits for another process's lock on an SQLite file; Optuna repeats some statements five times.
 LOCK_SECONDS = 3.0
 # How long a call is repeated. Trials go on training meanwhile; one that reports waits for the call, with its GPU.
-RETRY_SECONDS = 600.0
+STORAGE_RETRY_SECONDS = 600.0
 _FULL = ("disk is full", "disk i/o error")  # SQLite's words for a full disk and for a limit on file sizes
 _FIRST = b'{"op_code":'  # what a journal begins with
 
@@ -165,7 +165,7 @@ def holds_study(url: str, name: str) -> bool:
 class Retry:
     """Call functions of the storage at ``url``, again and again while it does not answer.
 
-    Each call takes ``RETRY_SECONDS`` at most, and is made once only after one that took that long, until the storage
+    Each call takes ``STORAGE_RETRY_SECONDS`` at most, and is made once only after one that took that long, until the storage
     answers again.
     """
 
@@ -176,7 +176,7 @@ class Retry:
         """Return what the function returns. Raises StorageAwayError after the last attempt, DiskFullError at once."""
         attempts = TenacityRetrying(
             retry=retry_if_exception_type(StorageAwayError),
-            stop=stop_after_delay(0 if self._away else RETRY_SECONDS),
+            stop=stop_after_delay(0 if self._away else STORAGE_RETRY_SECONDS),
             wait=wait_exponential(0.5, max=10),
             before_sleep=_warn,
             reraise=True,
@@ -199,7 +199,7 @@ class Retry:
 def _warn(attempt: RetryCallState) -> None:
     if attempt.attempt_number == 1 and attempt.outcome and (err := attempt.outcome.exception()):
         said = "the study's storage does not answer (%s); it is asked again for %g s at most"
-        log.warning(said, _cause(err), RETRY_SECONDS)
+        log.warning(said, _cause(err), STORAGE_RETRY_SECONDS)
 
 
 @contextlib.contextmanager

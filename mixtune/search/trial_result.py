@@ -17,8 +17,8 @@ from mixtune.search.final import Repeat
 class TrialResult:
     """A finished trial as the study has recorded it.
 
-    score: None where there was no report. proxy: its score on the proxy task. reports: the scores on the way, by the
-    pruner's step. began, ended: in local time.
+    score: None where there was no report. proxy: its score on the proxy task. reports: intermediate scores, by the
+    step number that the pruner was given. began, ended: in local time.
     """
 
     number: int

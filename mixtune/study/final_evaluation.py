@@ -15,7 +15,7 @@ from mixtune.study.console import RoundConsole, spread
 from mixtune.study.leaders import finalists, leaders
 from mixtune.study.repeats import Repeats
 from mixtune.study.run_trials import TrialRunner
-from mixtune.study.stores import OpenStudy, opened_round
+from mixtune.study.stores import OpenStudy, open_round_stores
 from mixtune.study.verdict import Verdict, verdict
 
 Runs = Mapping[int, Mapping[int, TrialResult]]  # finished repeats by the number of their trial, then by seed
@@ -130,7 +130,7 @@ def _round(
     wanted = [(o, Repeat(o.number, seed, round_)) for seed in seeds for o in regimes]
     if not wanted:
         return {}, []
-    with opened_round(study, Repeats(paths.storage_url, space, round_, wanted)) as mine:
+    with open_round_stores(study, Repeats(paths.storage_url, space, round_, wanted)) as mine:
         assert isinstance(mine.trials, Repeats)
         for repeat, reason in mine.trials.failed_before.items():
             write(f"{round_}: #{repeat.of} with seed {repeat.seed} failed ({reason}) and starts again")

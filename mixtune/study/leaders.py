@@ -1,4 +1,4 @@
-"""Leaders: who of a search is trained again, and who of those is judged on the test set."""
+"""Leaders: which regimes of a search are trained again, and which of those are evaluated on the test set."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ Scores = Mapping[int, Mapping[int, float]]  # by number of the trial, then by se
 
 
 def leaders(outcomes: Sequence[TrialResult], count: int, front: Sequence[int] = ()) -> tuple[list[TrialResult], str]:
-    """``count`` searched regimes of what was trained to the end, and the published ones; and how those were chosen.
+    """Return the best ``count`` searched regimes that were trained to the end, the published ones, and how they were
+    chosen.
 
-    The best by score. With several objectives no more than are on the Pareto ``front`` (numbers, those first that stand
-    apart): the best score there, which the winner is chosen by, then in the order of the front. The best comes first; a
-    published regime that was pruned is at the end: fresh seeds will tell what it is worth.
+    The best are those with the highest scores. With several objectives they are taken from the Pareto front: the highest
+    score first, by which the winner is chosen, then in the order of ``front`` (trial numbers, largest crowding distance
+    first). A published regime that was pruned comes last: it is trained again with fresh seeds too.
     """
     complete = sorted((o for o in outcomes if o.state == "COMPLETE"), key=lambda o: (-(o.score or 0.0), o.number))
     searched = [o for o in complete if not o.published]
@@ -32,7 +33,7 @@ def leaders(outcomes: Sequence[TrialResult], count: int, front: Sequence[int] = 
     return [o for o in complete if o.published or o in searched[:count]] + pruned, how
 
 
-def worth(outcome: TrialResult, replicated: Scores) -> float:
+def mean_score(outcome: TrialResult, replicated: Scores) -> float:
     """A regime's mean score over its fresh seeds; over the run of the search where it has none."""
     fresh = replicated.get(outcome.number)
     return statistics.fmean(fresh.values()) if fresh else (outcome.score or 0.0)
@@ -40,6 +41,6 @@ def worth(outcome: TrialResult, replicated: Scores) -> float:
 
 def finalists(led: Sequence[TrialResult], replicated: Scores) -> list[TrialResult]:
     """The best searched leader and the published ones, the winner first; those whose fresh runs failed come last."""
-    order = sorted(led, key=lambda o: (bool(replicated) and not replicated.get(o.number), -worth(o, replicated)))
+    order = sorted(led, key=lambda o: (bool(replicated) and not replicated.get(o.number), -mean_score(o, replicated)))
     best = next((o for o in order if not o.published), None)
     return [o for o in order if o.published or o is best]

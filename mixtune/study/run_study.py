@@ -17,7 +17,7 @@ from mixtune.regime.files import save_regime
 from mixtune.search.callbacks import Callbacks
 from mixtune.search.optuna_factories import check_named
 from mixtune.search.optuna_study import OptunaStudy
-from mixtune.search.paths import StudyPaths, locked, save
+from mixtune.search.paths import StudyPaths, locked, save_text
 from mixtune.search.space import Space
 from mixtune.search.trial_result import TrialResult
 from mixtune.study import rank_correlation
@@ -25,7 +25,7 @@ from mixtune.study.console import Console, pareto_table, results_table
 from mixtune.study.final_evaluation import FinalResult, run_final
 from mixtune.study.proxy import proxy_agreement
 from mixtune.study.run_trials import TrialRunner
-from mixtune.study.stores import OpenStudy, begun, opened
+from mixtune.study.stores import OpenStudy, open_stores, study_exists
 from mixtune.tracking import mlflow_reader
 from mixtune.tracking.resync import note_summary
 
@@ -79,9 +79,9 @@ def run_study(
         at_the_end.callback(ray_tune.disconnect)
         runner = TrialRunner(StudyToRun(space, paths, n_train), concurrency, write, remeasure)
         # What does not fit is refused before the study is begun, so that it may be begun with another base.
-        if not (resume or begun(space, paths)):
+        if not (resume or study_exists(space, paths)):
             runner.prepare(space.trials)
-        with opened(space, paths, stride, resume, proxy_scores) as study:
+        with open_stores(space, paths, stride, resume, proxy_scores) as study:
             trials, final = study.trials, None
             _write_what_happens(trials, study.stale, paths, write)
             interrupted = False
@@ -123,7 +123,7 @@ def _close(
         best_file = _write_best(best, chosen, paths, space)
         artifacts.append(best_file)
         summary = {"score": best.score, "trial": best.number, "family": best.published or "searched"}
-        summary |= {"regime": str(regime_of(space, best)), "chosen": chosen}
+        summary |= {"regime": str(trained_regime(space, best)), "chosen": chosen}
         summary["verdict"] = final.verdict.sentence() if final else ""  # an earlier one does not stay
         summary["failed"] = "; ".join(final.missing) if final else ""
         if pareto:
@@ -157,19 +157,19 @@ def _write_best(best: TrialResult, chosen: str, paths: StudyPaths, space: Space)
     if not regime_file.exists():  # run by another machine of a cluster without a shared folder
         regime_file.parent.mkdir(parents=True, exist_ok=True)
         training = replace(space.training(), recipe=space.recipe_of(best.params))
-        save_regime(regime_file, regime_of(space, best), to_plain(training))
-    save(path, f"# Trial {best.number}, {chosen}.\n{regime_file.read_text(encoding='utf-8')}")
+        save_regime(regime_file, trained_regime(space, best), to_plain(training))
+    save_text(path, f"# Trial {best.number}, {chosen}.\n{regime_file.read_text(encoding='utf-8')}")
     return path
 
 
-def regime_of(space: Space, outcome: TrialResult) -> Regime:
+def trained_regime(space: Space, outcome: TrialResult) -> Regime:
     """Return the regime that a finished trial trained."""
     return space.regime(outcome.params, outcome.published)
 
 
 def table(space: Space, result: StudyResult) -> str:
     """Return the best trials beside the published regimes, and what else there is to say of the study."""
-    lines = results_table(result.outcomes, lambda o: regime_of(space, o))
+    lines = results_table(result.outcomes, lambda o: trained_regime(space, o))
     if result.infeasible:
         first = next(iter(result.infeasible.values()))
         lines += f"\n{len(result.infeasible)} candidates could not be trained ({first})"

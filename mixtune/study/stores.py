@@ -11,7 +11,7 @@ from mixtune.config import to_yaml
 from mixtune.errors import DiskFullError, InputError, StorageAwayError
 from mixtune.search import sqlite
 from mixtune.search.optuna_study import OptunaStudy
-from mixtune.search.paths import StudyPaths, save
+from mixtune.search.paths import StudyPaths, save_text
 from mixtune.search.space import Space
 from mixtune.search.storage import holds_study
 from mixtune.secrets import masked
@@ -32,7 +32,7 @@ class OpenStudy:
             self.trials.reconcile()
 
 
-def begun(space: Space, paths: StudyPaths) -> bool:
+def study_exists(space: Space, paths: StudyPaths) -> bool:
     """Return whether the study is there already; nothing is made. Raises InputError when its storage is unusable."""
     if paths.storage is None and not paths.folder.exists():
         return False
@@ -40,14 +40,14 @@ def begun(space: Space, paths: StudyPaths) -> bool:
 
 
 @contextlib.contextmanager
-def opened(
+def open_stores(
     space: Space, paths: StudyPaths, stride: int, resume: bool, proxy: Mapping[str, float] | None = None
 ) -> Iterator[OpenStudy]:
     """Begin the study or go on with it; with ``resume``, only go on. proxy: see ``OptunaStudy``.
 
     Raises InputError when a store cannot be used or does not answer.
     """
-    if resume and not begun(space, paths):
+    if resume and not study_exists(space, paths):
         where = masked(paths.storage_url)
         raise InputError(f"--resume: {where} holds no study {space.study!r}; without --resume it is begun")
     _check_unsent(paths.folder)
@@ -56,7 +56,7 @@ def opened(
         sqlite.use_write_ahead_log(paths.storage_url)
         tracker = MlflowWriter(paths.tracking_uri, space, paths.folder, trials)
         sqlite.use_write_ahead_log(paths.tracking_uri)
-        save(paths.folder / "space.yaml", to_yaml(space))
+        save_text(paths.folder / "space.yaml", to_yaml(space))
         stale = trials.reconcile()
         tracker.start_resync()
         yield OpenStudy(trials, tracker, stale)
@@ -79,7 +79,7 @@ def _check_unsent(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def opened_round(study: OpenStudy, trials: OptunaStudy) -> Iterator[OpenStudy]:
+def open_round_stores(study: OpenStudy, trials: OptunaStudy) -> Iterator[OpenStudy]:
     """Use a study of its own beside an open one, in the same storage and tracked by the same runs; close it."""
     try:
         yield OpenStudy(trials, study.tracker, trials.reconcile())

@@ -226,7 +226,7 @@ class Classification(Task[Batch]):
     @classmethod
     def expected_images(cls, config: TaskConfig) -> tuple[int, str] | None:
         """Return how many images would be trained on where the data are not there yet."""
-        return classification_data.expected_images(cast(ClassificationConfig, config))
+        return classification_data.expected_training_images(cast(ClassificationConfig, config))
 
     @classmethod
     def identity(cls, config: TaskConfig) -> DataIdentity:

@@ -16,7 +16,7 @@ class ClassificationConfig(TaskConfig):
 
     dataset: one that a library holds or downloads (digits are with scikit-learn), or a folder of image files, one
     folder per class. samples are taken evenly from all classes. classes: so many of the data set's classes
-    (``class_subset.chosen`` says which).
+    (``class_subset.select_classes`` says which).
     """
 
     kind: Literal["classification"] = field(default="classification", kw_only=True)

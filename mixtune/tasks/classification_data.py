@@ -45,7 +45,7 @@ def _digest(name: str, root: str | None, classes: int | None = None) -> str:
     return state.hexdigest()[:16]
 
 
-def expected_images(config: ClassificationConfig) -> tuple[int, str] | None:
+def expected_training_images(config: ClassificationConfig) -> tuple[int, str] | None:
     """Return how many images would be trained on, and of what that is the number where the data are missing.
 
     None where they are there, or nothing is known of them. Raise InputError for more classes than there can be.

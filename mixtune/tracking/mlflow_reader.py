@@ -82,7 +82,7 @@ class Stored:
 
 def stored(uri: str, study: str) -> Iterator[Stored]:
     """Yield every trial and repeated run of a study. Raises InputError when the store holds no such study."""
-    client, experiment = opened(uri)
+    client, experiment = open_tracking(uri)
     kinds = "tags.`mixtune.kind` != 'study'"
     empty, token = True, None
     while True:
@@ -118,7 +118,7 @@ def children_of(client: MlflowClient, experiment: str, parent: str) -> Iterator[
 
 def parent_of(uri: str, study: str) -> tuple[str, dict[str, str], dict[str, str]]:
     """Return a study's parent run: (id, parameters, tags). Raises InputError when there is none."""
-    client, experiment = opened(uri)
+    client, experiment = open_tracking(uri)
     where = f"tags.`mixtune.study` = '{_quoted(study)}' and tags.`mixtune.kind` = 'study'"
     runs = client.search_runs([experiment], where, max_results=1)
     if not runs:
@@ -143,7 +143,7 @@ def fetched(uri: str, run_id: str, name: str, folder: Path) -> Path:
         raise InputError(f"{uri}: run {run_id} holds no file {name} that can be read ({cause(err)})") from None
 
 
-def opened(uri: str) -> tuple[MlflowClient, str]:
+def open_tracking(uri: str) -> tuple[MlflowClient, str]:
     """Return a client of a store, and the id of the experiment there. Raises InputError when there is none."""
     _check_address(uri)
     path = sqlite.sqlite_path(uri)

@@ -35,7 +35,7 @@ QUEUED = 2000  # events; a trial of four reports has six
 MERGED = 256  # events that are written together
 LINGER_SECONDS = 0.25  # MLflow is so far behind at least; the events of a short trial are one by then
 PAUSE_SECONDS = 1.0  # after MLflow did not answer; what happens meanwhile is forgotten
-RETRY_SECONDS = 10.0  # a resync is tried again until it has made no progress for so long
+RESYNC_RETRY_SECONDS = 10.0  # a resync is tried again until it has made no progress for so long
 APART_SECONDS = 60.0  # from one resync to the next while trials run
 SILENT_SECONDS = 30.0  # whoever waits for MLflow does so until it has done nothing for so long ...
 LONGEST_SECONDS = 600.0  # ... and no longer than this in all
@@ -165,7 +165,7 @@ class MlflowWriter:
         self._hurry.set()
         with contextlib.suppress(queue.Full):
             self._queue.put_nowait(None)
-        self._thread.join(timeout=RETRY_SECONDS)
+        self._thread.join(timeout=RESYNC_RETRY_SECONDS)
         self._study.close()
 
     def _stop_watching(self) -> None:
@@ -272,7 +272,7 @@ class MlflowWriter:
                 self._has_failed(err)
                 before, left = left, len(state.missing_in(self._runs))
                 progress = time.monotonic() if left < before else progress
-                if self._closing or time.monotonic() > progress + RETRY_SECONDS:
+                if self._closing or time.monotonic() > progress + RESYNC_RETRY_SECONDS:
                     raise refused(self.uri, err) from None
                 time.sleep(PAUSE_SECONDS)
         self._has_answered()

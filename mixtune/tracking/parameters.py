@@ -44,7 +44,7 @@ def exact(params: Mapping[str, Value]) -> str:
     return json.dumps(dict(params))
 
 
-def point_of(tags: Mapping[str, str], params: Mapping[str, str], search: Search, source: str) -> dict[str, Value]:
+def read_point(tags: Mapping[str, str], params: Mapping[str, str], search: Search, source: str) -> dict[str, Value]:
     """Return a trial's point: from its tag, or from its rounded parameters where a study is older than the tag.
 
     Raises InputError naming ``source`` where it lacks one of the search's parameters.

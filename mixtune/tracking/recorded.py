@@ -11,7 +11,7 @@ from mlflow.exceptions import MlflowException
 
 from mixtune.errors import InputError
 from mixtune.secrets import masked
-from mixtune.tracking.mlflow_reader import CURVE, cause, opened
+from mixtune.tracking.mlflow_reader import CURVE, cause, open_tracking
 from mixtune.tracking.mlflow_runs import ChildRuns, Refusals
 from mixtune.tracking.run_content import RunContent
 
@@ -21,7 +21,7 @@ def record_repeat(uri: str, parent: str, content: RunContent) -> None:
 
     Raises InputError when the store does not take it.
     """
-    client, experiment = opened(uri)
+    client, experiment = open_tracking(uri)
     try:
         runs = ChildRuns(client, uri, experiment, parent, Refusals())
         runs.load()

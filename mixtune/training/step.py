@@ -28,7 +28,7 @@ from mixtune.training.cuda_graphs import (
     StepValues,
     write_scalar,
 )
-from mixtune.training.torch_compile import Compiler, Forward, count_step_kinds
+from mixtune.training.torch_compile import CompiledForward, Compiler, count_step_kinds
 
 _DROPOUT, _BLEND = 1, 2  # separate the random streams of a step
 
@@ -131,9 +131,9 @@ class Engine:
             self.ema.update(values.ema_weight)
         return loss.detach()
 
-    def _model(self, shape: BatchShape | None) -> Forward:
+    def _model(self, shape: BatchShape | None) -> CompiledForward:
         """Return what computes the network: itself or what it was compiled to, wrapped where processes share a step."""
-        model: Forward = self.network
+        model: CompiledForward = self.network
         if self._compiler is not None and shape is not None:
             model = self._compiler.forward((shape, self._frozen))
         if self._parallel is None:

@@ -23,7 +23,7 @@ from mixtune.regime import BatchShape, Schedule
 from mixtune.runtime.device import DeviceTimer
 from mixtune.runtime.oom import is_out_of_memory
 
-Forward = Callable[[Tensor], Any]
+CompiledForward = Callable[[Tensor], Any]
 StepKind = tuple[BatchShape, bool]  # the whole step's shape, and whether all layers but the head are frozen
 EXPECTED_SPEEDUP, EXPECTED_COMPILE_SECONDS = 1.3, 60.0  # assumed until a kind of step was compiled
 MEASURED_STEPS = (
@@ -31,10 +31,10 @@ MEASURED_STEPS = (
 )
 
 
-def compile_network(network: nn.Module) -> Forward:
+def compile_network(network: nn.Module) -> CompiledForward:
     """Return the network compiled anew for every input shape, each as one whole graph. It shares the weights."""
     torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
-    forward: Forward = torch.compile(network, dynamic=False, fullgraph=True)
+    forward: CompiledForward = torch.compile(network, dynamic=False, fullgraph=True)
     return forward
 
 
@@ -75,7 +75,7 @@ class Compiler:
         say: Callable[[str], None],
         timer: DeviceTimer,
         broadcast: Callable[[Callable[[], dict[str, Any] | None]], dict[str, Any] | None] = lambda load: load(),
-        compile_fn: Callable[[nn.Module], Forward] = compile_network,
+        compile_fn: Callable[[nn.Module], CompiledForward] = compile_network,
     ) -> None:
         self._network, self._say, self._timer, self._broadcast, self._compile = (
             network,
@@ -92,9 +92,9 @@ class Compiler:
         self._speedups: dict[StepKind, float] = {}  # seconds of an uncompiled step over those of a compiled one
         self._failures: dict[StepKind, str] = {}
         self._unannounced: set[StepKind] = set()
-        self._compiled: Forward | None = None
+        self._compiled: CompiledForward | None = None
 
-    def forward(self, kind: StepKind) -> Forward:
+    def forward(self, kind: StepKind) -> CompiledForward:
         """Return what computes the network in a step of this kind."""
         if self._states[kind] not in (CompileState.TIMING_COMPILED, CompileState.COMPILED) or kind in self._failures:
             return self._network

@@ -225,7 +225,7 @@ def locked(path):
 def impatient(monkeypatch):
     """Locks are waited for 0.05 s, and calls are repeated for no more than 0.2 s, without pauses."""
     monkeypatch.setattr(storage, "LOCK_SECONDS", 0.05)
-    monkeypatch.setattr(storage, "RETRY_SECONDS", 0.2)
+    monkeypatch.setattr(storage, "STORAGE_RETRY_SECONDS", 0.2)
     monkeypatch.setattr("optuna.storages._rdb.storage.time.sleep", lambda _: None)  # between its own five attempts
     monkeypatch.setattr("tenacity.nap.time.sleep", lambda _: None)
 
@@ -267,7 +267,7 @@ class Flaky:
 
 @pytest.mark.parametrize("after", [False, True])
 def test_a_database_that_comes_and_goes_loses_and_doubles_nothing(study, monkeypatch, after):
-    monkeypatch.setattr(storage, "RETRY_SECONDS", 60.0)
+    monkeypatch.setattr(storage, "STORAGE_RETRY_SECONDS", 60.0)
     trials = study(pruner={"name": "none"})
     flaky = Flaky(monkeypatch, after)
     for score in (0.2, 0.3, 0.4, 0.5):
@@ -354,7 +354,7 @@ def test_after_the_limit_every_call_is_made_once_until_one_is_answered(impatient
 
 def test_opening_waits_for_a_database_that_is_locked(study, tmp_path, monkeypatch):
     study().close()
-    monkeypatch.setattr(storage, "RETRY_SECONDS", 60.0)
+    monkeypatch.setattr(storage, "STORAGE_RETRY_SECONDS", 60.0)
     lock = locked(tmp_path / "study.db")
     lock.__enter__()
     pauses = []

@@ -15,7 +15,7 @@ from mixtune.search.paths import StudyPaths
 from mixtune.search.space import Space
 from mixtune.study.final_evaluation import run_final
 from mixtune.study.repeats import Repeats
-from mixtune.study.stores import opened
+from mixtune.study.stores import open_stores
 from tests.curves import curve_of, point
 from tests.tracking.writers import Silent
 
@@ -81,7 +81,7 @@ def recorded(tmp_path, empty_store):
 
 
 def conclude(space, paths, runner, said=None):
-    with opened(space, paths, 4, False) as study:
+    with open_stores(space, paths, 4, False) as study:
         if study.trials.remaining():
             runner.run(study, paths.folder, Callbacks([study.tracker]))
         try:

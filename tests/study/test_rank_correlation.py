@@ -10,7 +10,7 @@ from mixtune.search.trial_result import TrialResult
 from mixtune.study import run_study
 from mixtune.study.rank_correlation import ENOUGH, agreements, early_steps, metrics, sentence
 from mixtune.study.run_study import StudyResult, table
-from mixtune.study.stores import opened
+from mixtune.study.stores import open_stores
 from tests.search.test_optuna_study import CURVE
 
 RUNGS = {"kind": "compress", "rungs": 3, "factor": 3}
@@ -67,7 +67,7 @@ def test_they_are_metrics_by_share_of_the_budget():
 def test_a_study_keeps_its_own_in_mlflow(space, tmp_path, empty_store):
     empty_store(tmp_path)
     space, paths = replace(space, pruner=Named("none"), trials=9), StudyPaths(tmp_path)
-    with opened(space, paths, 4, False) as study:
+    with open_stores(space, paths, 4, False) as study:
         for n in range(9):
             trial, _ = study.trials.ask()
             for step, score in ((1, n / 10), (3, -n / 10), (9, n / 10)):

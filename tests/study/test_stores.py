@@ -4,7 +4,7 @@ from mixtune.config import parse
 from mixtune.errors import InputError
 from mixtune.search.paths import StudyPaths
 from mixtune.search.space import Space
-from mixtune.study.stores import begun, opened
+from mixtune.study.stores import open_stores, study_exists
 
 
 @pytest.mark.parametrize("folder", [".", "leaders"])
@@ -13,14 +13,14 @@ def test_records_that_an_earlier_version_kept_from_its_database_are_named(tmp_pa
     path.parent.mkdir(exist_ok=True)
     path.write_text('{"do": "finish", "trial": 3}\n')
     space, places = parse(tiny, Space, "f"), StudyPaths(tmp_path)
-    with pytest.raises(InputError, match=r"unsent-study\.jsonl"), opened(space, places, 4, False):
+    with pytest.raises(InputError, match=r"unsent-study\.jsonl"), open_stores(space, places, 4, False):
         pass
     assert path.exists()
-    assert not begun(space, places)
+    assert not study_exists(space, places)
 
 
 def test_resuming_begins_no_study(tmp_path, tiny):
     space, places = parse(tiny, Space, "f"), StudyPaths(tmp_path / "study")
-    with pytest.raises(InputError, match=r"--resume: .*study\.journal"), opened(space, places, 4, True):
+    with pytest.raises(InputError, match=r"--resume: .*study\.journal"), open_stores(space, places, 4, True):
         pass
     assert list(tmp_path.iterdir()) == []

@@ -196,33 +196,33 @@ def test_watching_without_its_library_is_one_sentence(tmp_path, tiny, empty_stor
 def test_a_database_of_something_else_is_neither_written_nor_read(tmp_path, tiny):
     import sqlite3
 
-    from mixtune.tracking.mlflow_reader import opened
+    from mixtune.tracking.mlflow_reader import open_tracking
 
     path = tmp_path / "study.db"
     with sqlite3.connect(path) as db:
         db.execute("create table studies (name varchar(32))")
     db.close()
     before = path.read_bytes()
-    for look in (check, opened):
+    for look in (check, open_tracking):
         with pytest.raises(InputError, match="MLflow did not write this"):
             look(f"sqlite:///{path}")
     assert path.read_bytes() == before
     path.write_bytes(b"no database at all")
     with pytest.raises(InputError, match="cannot be read"):
-        opened(f"sqlite:///{path}")
+        open_tracking(f"sqlite:///{path}")
 
 
 def test_a_database_of_another_mlflow_says_how_to_bring_it_up_to_date(tmp_path, empty_store):
     import sqlite3
 
-    from mixtune.tracking.mlflow_reader import opened
+    from mixtune.tracking.mlflow_reader import open_tracking
 
     uri = empty_store(tmp_path)
     with sqlite3.connect(tmp_path / "mlflow.db") as db:
         db.execute("update alembic_version set version_num = 'f5a4f2784254'")
     db.close()
     with pytest.raises(InputError, match=f"another version of MLflow wrote this.* python -m mlflow db upgrade {uri}"):
-        opened(uri)
+        open_tracking(uri)
 
 
 def test_a_server_that_does_not_answer_is_one_sentence():
@@ -231,10 +231,10 @@ def test_a_server_that_does_not_answer_is_one_sentence():
 
 
 def test_a_path_is_answered_with_the_address_that_was_meant(tmp_path, empty_store):
-    from mixtune.tracking.mlflow_reader import opened
+    from mixtune.tracking.mlflow_reader import open_tracking
 
     uri = empty_store(tmp_path)
-    for look in (check, opened):
+    for look in (check, open_tracking):
         with pytest.raises(InputError, match=f"is no address of a database or a server; give {uri}"):
             look(uri.removeprefix("sqlite:///"))
         for folder in ("mlruns", f"file://{tmp_path}/mlruns"):

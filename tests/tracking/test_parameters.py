@@ -60,7 +60,7 @@ def test_a_point_is_read_to_the_bit_and_shown_with_four_digits(search):
         shown = parameters.point(point, 3)
         assert all(len(v) <= 9 for v in shown.values())
         assert shown.keys() == {f"w_{int(k[2:]):03d}" if k.startswith("w_") else k for k in point}
-        found = parameters.point_of({parameters.POINT: parameters.exact(point)}, shown, search, "f")
+        found = parameters.read_point({parameters.POINT: parameters.exact(point)}, shown, search, "f")
         assert found == point
         assert [type(v) for v in found.values()] == [type(v) for v in point.values()]
 
@@ -70,7 +70,7 @@ def test_the_point_of_an_older_study_is_read_from_its_parameters(search):
     for seed in range(20):
         point = suggest(search, Uniform(seed))
         shown = parameters.point(point, 3) | {"family": "searched", "regime": "8x32 100%"}
-        found = parameters.point_of({}, shown, search, "f")
+        found = parameters.read_point({}, shown, search, "f")
         assert found == {k: pytest.approx(v, rel=1e-3) if isinstance(v, float) else v for k, v in point.items()}
         assert [type(v) for v in found.values()] == [type(v) for v in point.values()]
 
@@ -78,11 +78,11 @@ def test_the_point_of_an_older_study_is_read_from_its_parameters(search):
 def test_rounding_does_not_leave_a_range():
     search = parse({"sizes": [8], "split": {"low": 0.123456, "high": 0.56784}, "growth": "none"}, Search, "f")
     shown = {"w_8": "1", "growth": "none"}
-    assert parameters.point_of({}, shown | {"split": "0.1235"}, search, "f")["split"] == 0.1235
-    assert parameters.point_of({}, shown | {"split": "0.1234"}, search, "f")["split"] == 0.123456
+    assert parameters.read_point({}, shown | {"split": "0.1235"}, search, "f")["split"] == 0.1235
+    assert parameters.read_point({}, shown | {"split": "0.1234"}, search, "f")["split"] == 0.123456
 
 
 def test_a_point_that_lacks_a_parameter_is_one_sentence():
     search = parse({"sizes": [8]}, Search, "f")
     with pytest.raises(InputError, match="run 7: has no parameter growth, which its study searched"):
-        parameters.point_of({}, {"w_8": "1", "split": "1"}, search, "run 7")
+        parameters.read_point({}, {"w_8": "1", "split": "1"}, search, "run 7")

@@ -391,7 +391,7 @@ def test_after_an_outage_the_next_trial_that_ends_has_mlflow_made_equal(open_stu
 
 
 def test_a_full_disk_is_one_sentence_and_made_up_for(open_study, monkeypatch):
-    monkeypatch.setattr(mlflow_writer, "RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(mlflow_writer, "RESYNC_RETRY_SECONDS", 0.0)
     study, writer = open_study()
 
     def full(*arguments, **more):
