@@ -13,9 +13,9 @@ from typing import Literal
 class Fidelity:
     """How a trial is judged before it has spent its whole budget.
 
-    compress: a rung trains the whole schedule, growth and learning rate included, on a share of the budget; a trial that
-    is not pruned is trained again from scratch on the next share. Shares are 1/factor^(rungs-1), ..., 1/factor, 1; with one rung there
-    is the whole budget only.
+    compress: a rung trains the whole schedule, growth and learning rate included, on a share of the budget; a trial
+    that is not pruned is trained again from scratch on the next share. Shares are 1/factor^(rungs-1), ..., 1/factor, 1;
+    with one rung there is the whole budget only.
     truncate: one training run, judged on the way at ``evaluate.reports`` equal shares of the budget. It costs less per
     survivor, and is unfair to regimes that grow and to annealed learning rates: on the recorded table its scores ranked
     regimes far worse (``benchmarks.fidelity``), which is why compress is the default.
