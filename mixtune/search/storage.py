@@ -165,8 +165,8 @@ def holds_study(url: str, name: str) -> bool:
 class Retry:
     """Call functions of the storage at ``url``, again and again while it does not answer.
 
-    Each call takes ``STORAGE_RETRY_SECONDS`` at most. After one that took that long, calls are made once only, until the
-    storage answers again.
+    Each call takes ``STORAGE_RETRY_SECONDS`` at most. After one that took that long, calls are made once only, until
+    the storage answers again.
     """
 
     def __init__(self, url: str) -> None:

@@ -15,8 +15,8 @@ def leaders(outcomes: Sequence[TrialResult], count: int, front: Sequence[int] = 
     chosen.
 
     The best have the highest scores. With several objectives they are taken from the Pareto front: the highest score
-    first, by which the winner is chosen, then in the order of ``front`` (trial numbers, largest crowding distance first).
-    A published regime that was pruned comes last: it is trained again with fresh seeds too.
+    first, by which the winner is chosen, then in the order of ``front`` (trial numbers, largest crowding distance
+    first). A published regime that was pruned comes last: it is trained again with fresh seeds too.
     """
     complete = sorted((o for o in outcomes if o.state == "COMPLETE"), key=lambda o: (-(o.score or 0.0), o.number))
     searched = [o for o in complete if not o.published]
