@@ -48,7 +48,9 @@ def _statistics(network: Deployed, folder: Path) -> list[Path]:
     path.unlink(missing_ok=True)
     if not network.statistics:
         return []
-    save_file({f"{S}/{k}": v.contiguous() for S, found in network.statistics.items() for k, v in found.items()}, path)
+    # Clones: several sizes may take the same running statistics, and safetensors refuses tensors that share memory.
+    each = {f"{S}/{k}": v.clone().contiguous() for S, values in network.statistics.items() for k, v in values.items()}
+    save_file(each, path)
     return [path]
 
 

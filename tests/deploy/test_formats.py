@@ -70,6 +70,16 @@ def test_a_network_judged_with_recalibrated_statistics_is_deployed_with_them(fin
     assert all(k.rpartition(".")[2] in ("running_mean", "running_var", "num_batches_tracked") for k in changed)
 
 
+def test_sizes_that_share_their_statistics_are_written(tmp_path):
+    shared = {"stem.1.running_mean": torch.arange(16.0)}
+    network = Deployed(registry.create_network("cifar_resnet8", 10), (0.3,) * 3, (0.3,) * 3).eval()
+    network.statistics = {8: shared, 12: shared}
+    (path,) = formats._statistics(network, tmp_path)
+    with safe_open(path, "pt") as file:
+        assert sorted(file.keys()) == ["12/stem.1.running_mean", "8/stem.1.running_mean"]
+        assert torch.equal(file.get_tensor("8/stem.1.running_mean"), shared["stem.1.running_mean"])
+
+
 def test_a_written_network_that_says_something_else_is_refused():
     network = Deployed(registry.create_network("cifar_resnet8", 10), (0.3,) * 3, (0.3,) * 3).eval()
     with pytest.raises(InputError, match="onnxruntime gives other logits than PyTorch at 8 px"):
