@@ -149,6 +149,8 @@ def test_a_signal_ends_a_process_that_loads(files, sent, code):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,
+        # A shell's background job ignores SIGINT, and its children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     assert process.stdout.readline() == b"batch\n"
     start = time.monotonic()
