@@ -71,29 +71,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     recalibration = config.evaluate.recalibrate or (Recalibration() if args.recalibrate else None)
     task_config = dataclasses.replace(config.task, weights=None)
     task = make_task(task_config, "test" if args.test else "validation", config.device, recalibration)
-    asked = {f"--sizes {args.sizes}" if args.sizes else source: sizes}
+    sizes_by_source = {f"--sizes {args.sizes}" if args.sizes else source: sizes}
     if args.corruptions is not None:
-        asked[f"--corruptions {args.corruptions}"] = (args.corruptions,)
-    task.check_sizes(asked)
-    for said, wanted in asked.items():
+        sizes_by_source[f"--corruptions {args.corruptions}"] = (args.corruptions,)
+    task.check_sizes(sizes_by_source)
+    for flag, wanted in sizes_by_source.items():
         try:
             check_shapes([BatchShape(S, 1) for S in wanted], config.task)
         except ValueError as err:
-            raise InputError(f"{said}: {err}") from None
+            raise InputError(f"{flag}: {err}") from None
     try:
         network = task.network(0)
     except ValueError as err:
         raise InputError(f"{source}: {err}") from None
     task.load_weights(network, path)
     try:
-        judged = task.mirrored(network) if args.mirror else network
+        evaluated = task.mirrored(network) if args.mirror else network
     except InputError as err:
         raise InputError(f"--mirror: {err}") from None
-    curve = task.evaluate(judged, sizes)
+    curve = task.evaluate(evaluated, sizes)
     if args.latency is not None:
         if args.latency < 1:
             raise InputError(f"--latency must be at least 1 image, not {args.latency}")
-        curve = with_cost(curve, judged, args.latency, task.device)
+        curve = with_cost(curve, evaluated, args.latency, task.device)
 
     print(f"{config.task.network} on {config.task.dataset}, {'test set' if args.test else 'hold-out'}, {task.device}")
     columns = "".join(f" {f'{metric.label} {metric.unit}'.strip():>8}" for metric in curve.metrics)
@@ -106,8 +106,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         line += f"  {task.chosen[p.S][0]}" if recalibration else ""
         print(line)
     if args.corruptions and recalibration and args.corruptions not in sizes:
-        task.evaluate(judged, [args.corruptions])  # chooses the statistics at this size
-    rows = robustness(task, judged, args.corruptions) if args.corruptions else []
+        task.evaluate(evaluated, [args.corruptions])  # chooses the statistics at this size
+    rows = robustness(task, evaluated, args.corruptions) if args.corruptions else []
     if rows:
         primary = curve.primary
         name = f"{primary.label} {primary.unit}".strip()

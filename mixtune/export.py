@@ -49,7 +49,7 @@ def parser() -> Parser:
 
 def export_network(args: argparse.Namespace) -> int:
     """Pick network and size by need, and write it where ``--network`` says."""
-    from mixtune.deploy import formats as written
+    from mixtune.deploy import formats
     from mixtune.deploy import network as deployed
     from mixtune.deploy.pick import Need, pick
     from mixtune.training.run_folder import FinishedRun
@@ -58,38 +58,38 @@ def export_network(args: argparse.Namespace) -> int:
     metrics = runs[0].config.task.metrics
     needs = [Need.parse("at most", text, metrics) for text in args.at_most]
     needs += [Need.parse("at least", text, metrics) for text in args.at_least]
-    formats = args.formats.split(",")
+    names = args.formats.split(",")
     if args.register and not (args.network and args.tracking_uri):
         raise InputError("--register NAME needs --network FOLDER, and --tracking-uri to say which MLflow store")
-    if args.register and "torch" not in formats:
-        formats.append("torch")  # what is served is made of it
-    for name in formats:
-        if name not in written.WRITERS:
-            raise InputError(f"--formats: unknown format {name!r}; {did_you_mean(name, written.WRITERS)}")
+    if args.register and "torch" not in names:
+        names.append("torch")  # what is served is made of it
+    for name in names:
+        if name not in formats.WRITERS:
+            raise InputError(f"--formats: unknown format {name!r}; {did_you_mean(name, formats.WRITERS)}")
     run_, point = pick(runs, needs)
-    asked = " and ".join(map(str, needs)) or f"the best {metrics.primary.label}"
+    criteria = " and ".join(map(str, needs)) or f"the best {metrics.primary.label}"
     measured = f" and {1000 * point.latency:.3g} ms" if point.latency is not None else ""
     primary = metrics.primary
     value = f"{primary.label} {primary.shown(point.metrics[primary.name])} {primary.unit}".strip()
-    print(f"{asked}: {run_.folder} at {point.S} px, {value}, {point.gmacs:.4g} GMACs{measured}")
+    print(f"{criteria}: {run_.folder} at {point.S} px, {value}, {point.gmacs:.4g} GMACs{measured}")
     if args.network:
         network, chosen, around = deployed.restore(run_, point.S)
         print(f"batch-norm statistics: {chosen[point.S]}")
         about = deployed.description(run_, point, chosen, around, needs)
-        for path in written.save_format(network, Path(args.network), run_.curve.sizes, formats, about):
+        for path in formats.save_format(network, Path(args.network), run_.curve.sizes, names, about):
             print(f"wrote {path}")
-        if "mlflow" in formats:
+        if "mlflow" in names:
             print(f"serve it:\n  {_serve(Path(args.network) / 'mlflow')}")
         if args.register:
             from mixtune.deploy.serving import register
 
-            said = register(Path(args.network), about, args.tracking_uri, args.register)
-            print(f"registered {said}; serve it:\n  {_serve(said, args.tracking_uri)}")
+            model = register(Path(args.network), about, args.tracking_uri, args.register)
+            print(f"registered {model}; serve it:\n  {_serve(model, args.tracking_uri)}")
     return 0
 
 
 def _serve(model: str | Path, store: str = "") -> str:
-    """The command that serves a model on this machine; it can be pasted into a fresh shell."""
+    """Return the command that serves a model on this machine; it can be pasted into a fresh shell."""
     uri = shell_line(f"MLFLOW_TRACKING_URI={store}") + " " if store else ""
     command = shell_line("-m", "mlflow", "models", "serve", "-m", model, "--env-manager", "local", "--port", "5001")
     return f"{path_assignment()}{uri}{python_command()} {command}"
@@ -128,12 +128,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             n, usual = published_run_length(regime.base)
             n, epochs = args.samples or n, args.epochs or usual
-            found = timm_flags(regime, Budget(epochs, args.spend), n, args.processes, args.spread, args.random_mix)
+            flags = timm_flags(regime, Budget(epochs, args.spend), n, args.processes, args.spread, args.random_mix)
             print(
-                f"# {regime.name or regime}: {found.steps:,} steps for {epochs:g} epochs of {n:,} images "
-                f"at {regime.base} (equal {args.spend}); timm gives {100 * found.deviation:.2f} % of them other sizes"
+                f"# {regime.name or regime}: {flags.steps:,} steps for {epochs:g} epochs of {n:,} images "
+                f"at {regime.base} (equal {args.spend}); timm gives {100 * flags.deviation:.2f} % of them other sizes"
             )
-            print(shell_line(*found.flags))
+            print(shell_line(*flags.flags))
     except ValueError as err:
         raise InputError(f"{args.regime}: {err}") from None
     return 0

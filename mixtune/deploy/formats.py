@@ -41,7 +41,7 @@ def save_format(
 
 
 def _statistics(network: Deployed, folder: Path) -> list[Path]:
-    """The batch-norm statistics of other sizes, as SIZE/BUFFER; no file where all sizes take the network's own."""
+    """Write the batch-norm statistics of other sizes, as SIZE/BUFFER; nothing where all take the network's own."""
     from safetensors.torch import save_file
 
     path = folder / STATISTICS
@@ -83,7 +83,7 @@ def _mlflow(network: Deployed, folder: Path, sizes: Sequence[int]) -> Path:
 
 
 def program(network: Deployed, sizes: Sequence[int]) -> torch.export.ExportedProgram:
-    """The network as a torch.export program with batch, height and width open. [N, 3, H, W] -> [N, classes]
+    """Return the network as a torch.export program with batch, height and width open. [N, 3, H, W] -> [N, classes]
 
     Raises InputError for a network whose sizes cannot be left open.
     """

@@ -33,9 +33,9 @@ def save_model(folder: Path, about: Mapping[str, Any]) -> Path:
 
 
 def register(folder: Path, about: Mapping[str, Any], uri: str, name: str) -> str:
-    """Log FOLDER/mlflow to a tracking store and register it as NAME with the alias "best"; returns its models:/ URI.
+    """Log FOLDER/mlflow to a tracking store and register it as NAME with the alias "best"; return its models:/ URI.
 
-    Raises InputError when the store does not take it.
+    Raise InputError when the store does not take it.
     """
     import mlflow
 
@@ -46,8 +46,8 @@ def register(folder: Path, about: Mapping[str, Any], uri: str, name: str) -> str
         run = client.create_run(experiment, run_name=f"model {name}", tags=tags).info.run_id
         with mlflow.start_run(run_id=run), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            made = mlflow.pyfunc.log_model(name="model", registered_model_name=name, **_described(folder, about))
-        version = str(made.registered_model_version)
+            model = mlflow.pyfunc.log_model(name="model", registered_model_name=name, **_described(folder, about))
+        version = str(model.registered_model_version)
         client.set_registered_model_alias(name, ALIAS, version)
     except Exception as err:
         raise InputError(f"--register {name}: {uri} does not take the model ({cause(err)})") from None

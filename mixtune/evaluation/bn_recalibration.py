@@ -152,7 +152,7 @@ def cross_fitted(results: Mapping[str, Results]) -> Results:
     return joined
 
 
-def judge(
+def best_results(
     network: nn.Module,
     images: Callable[[], Results],
     choice: Callable[[], Results] | None,

@@ -53,28 +53,28 @@ def measure_cost(network: nn.Module, S: int, batch: int, device: torch.device, r
 
 @torch.inference_mode()
 def peak_memory(network: nn.Module, images: Tensor) -> int:
-    """Bytes of the weights, of ``images`` and of the most activations that are alive at once in a forward pass.
+    """Return the bytes of the weights, of ``images`` and of the most activations alive at once in a forward pass.
 
     As PyTorch's allocator counts them, on a CPU as on a GPU; so neither the interpreter, nor CUDA's context, nor what
     a library keeps for itself is in it, and the figure does not change from run to run.
     """
-    held = sum(t.nbytes for t in (*network.parameters(), *network.buffers(), images))
+    resident = sum(t.nbytes for t in (*network.parameters(), *network.buffers(), images))
     if images.device.type == "cuda":
         torch.cuda.synchronize(images.device)
         torch.cuda.reset_peak_memory_stats(images.device)
         before = torch.cuda.memory_allocated(images.device)
         network(images)
         torch.cuda.synchronize(images.device)
-        return held + torch.cuda.max_memory_allocated(images.device) - before
+        return resident + torch.cuda.max_memory_allocated(images.device) - before
     from torch.profiler import ProfilerActivity, profile
 
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watch:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         network(images)
-    assert watch.profiler is not None
-    assert watch.profiler.kineto_results is not None
-    found = [e for e in watch.profiler.kineto_results.events() if e.name() == "[memory]"]
-    found.sort(key=lambda e: e.start_ns())
-    return held + max(accumulate(e.nbytes() for e in found), default=0)  # a release counts negative
+    assert profiled.profiler is not None
+    assert profiled.profiler.kineto_results is not None
+    allocations = [e for e in profiled.profiler.kineto_results.events() if e.name() == "[memory]"]
+    allocations.sort(key=lambda e: e.start_ns())
+    return resident + max(accumulate(e.nbytes() for e in allocations), default=0)  # a release counts negative
 
 
 def with_cost(curve: Curve, network: nn.Module, batch: int, device: torch.device) -> Curve:

@@ -88,7 +88,7 @@ class Predictions:
         }
 
 
-def judged(logits: Tensor, targets: Tensor) -> Predictions:
+def predictions_of(logits: Tensor, targets: Tensor) -> Predictions:
     """Return predictions from logits [N, classes] and labels [N], LEFT_OUT where there is no image to judge."""
     logits = logits.float()
     confidence, predicted = logits.softmax(1).max(1)
@@ -100,4 +100,4 @@ def judged(logits: Tensor, targets: Tensor) -> Predictions:
 @torch.inference_mode()
 def predict(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Predictions:
     """Return what a network in evaluation mode predicts for normalised batches ([N, 3, S, S], [N])."""
-    return Predictions.join([judged(network(inputs), targets) for inputs, targets in batches])
+    return Predictions.join([predictions_of(network(inputs), targets) for inputs, targets in batches])

@@ -91,8 +91,8 @@ class _Cell(nn.Module):
                 operation = next(operations)
                 y = operation(states[source])
                 if drop is not None and not isinstance(operation, nn.Identity):
-                    kept = torch.rand(len(y), 1, 1, 1, device=y.device) >= drop
-                    y = y * (kept / (1 - drop)).to(y.dtype)
+                    keep = torch.rand(len(y), 1, 1, 1, device=y.device) >= drop
+                    y = y * (keep / (1 - drop)).to(y.dtype)
                 terms.append(y)
             states.append(terms[0] + terms[1])
         return torch.cat([states[i] for i in self.out], 1)

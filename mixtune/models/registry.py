@@ -69,7 +69,7 @@ def create_network(
     weights: str | None = None,
     names: Sequence[str] = (),
 ) -> nn.Module:
-    """A freshly initialised network; the same seed gives the same weights.
+    """Return a freshly initialised network; the same seed gives the same weights.
 
     dropout: before the classifier (in a wide ResNet inside the blocks); drop_path: of the last residual branch, growing
     linearly from the first. weights: "pretrained" for timm's, which are downloaded, or a file; a classifier for other
@@ -116,7 +116,7 @@ def _timm(name: str, classes: int, dropout: float, drop_path: float, pretrained:
 
 
 def layer_groups(network: nn.Module, n: int) -> list[list[nn.Parameter]]:
-    """The parameters in ``n`` groups in the order of the network's parts; the last group is its last part, the head.
+    """Return the parameters in ``n`` groups in the order of the network's parts; the last group is its head.
 
     The parts before it are divided into n-1 runs of about as many parts each. Raises ValueError for fewer parts than
     groups.
@@ -153,7 +153,7 @@ def _nearest(name: str, known: list[str]) -> str:
 
 @cache
 def total_stride(name: str) -> int:
-    """By how much the network shrinks an image side in all: training sizes must be multiples of it."""
+    """Return by how much the network shrinks an image side in all: training sizes must be multiples of it."""
     for pattern, _, stride in _OURS:
         if pattern.fullmatch(name):
             return stride
@@ -165,7 +165,7 @@ def total_stride(name: str) -> int:
 
 @cache
 def gmacs(name: str, classes: int, S: int) -> float:
-    """Multiply-accumulates of one S x S image through the network, in 10^9 (1 MAC = 2 FLOPs). Runs nothing."""
+    """Return the 10^9 multiply-accumulates of one S x S image through the network (1 MAC = 2 FLOPs). Runs nothing."""
     with torch.device("meta"):
         net = create_network(name, classes).eval()
         with FlopCounterMode(display=False) as counter, torch.no_grad():

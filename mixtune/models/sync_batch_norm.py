@@ -30,7 +30,7 @@ def convert_to_sync_batch_norm(network: nn.Module) -> nn.Module:
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over processes, and that of its gradients."""
+    """Sum over processes, forward and backward."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:  # type: ignore[override]

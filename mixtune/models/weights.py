@@ -16,20 +16,20 @@ CLASS_NAMES = "class_names"  # in the header of a safetensors file: a list in JS
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """Names and tensors of a weight file or of a run's checkpoint. Raises InputError when it is missing or damaged."""
+    """Return the tensors of a weight file or of a run's checkpoint, by name. Raise InputError when it is damaged."""
     path = Path(path)
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
             return dict(load_file(path))
-        found = torch.load(path, map_location="cpu", weights_only=True)
-        if "engine" in found:  # a run's checkpoint: what is evaluated
-            found = found["engine"].get("average") or found["engine"]["weights"]
-        found = found.get("state_dict", found)
-        if not found or not all(isinstance(v, Tensor) for v in found.values()):
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        if "engine" in content:  # a run's checkpoint: what is evaluated
+            content = content["engine"].get("average") or content["engine"]["weights"]
+        content = content.get("state_dict", content)
+        if not content or not all(isinstance(v, Tensor) for v in content.values()):
             raise TypeError("no tensors")
-        return dict(found)
+        return dict(content)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except Exception:  # damaged files fail in many ways, inside torch, zip, pickle and safetensors
@@ -37,20 +37,20 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 def naming(names: Sequence[str]) -> dict[str, str]:
-    """What a file of weights says of the classes that its network tells apart, in the order of its outputs."""
+    """Return what the header of a weight file says of the classes, in the order of the network's outputs."""
     return {CLASS_NAMES: json.dumps(list(names))} if names else {}
 
 
 def class_names(path: str | Path) -> tuple[str, ...]:
-    """The classes that a file of weights names; none where it does not say. The file must be whole."""
+    """Return the classes that a weight file names; none where it names none. The file must be whole."""
     if Path(path).suffix != ".safetensors":
         return ()
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:
-        said = (file.metadata() or {}).get(CLASS_NAMES, "[]")
+        text = (file.metadata() or {}).get(CLASS_NAMES, "[]")
     try:
-        return tuple(str(name) for name in json.loads(said))
+        return tuple(str(name) for name in json.loads(text))
     except (ValueError, TypeError):  # another program's idea of it
         return ()
 
@@ -60,28 +60,28 @@ def load_weights(
 ) -> None:
     """Put a file's weights into the network ``name``, which is to tell ``classes`` apart (their names, where known).
 
-    new_head: keep the network's own last layer where the file's is for other classes. Raises InputError when the file
+    new_head: keep the network's own last layer where the file's is for other classes. Raise InputError when the file
     is of another network or for other classes.
     """
-    found, own, its = read_weights(path), network.state_dict(), class_names(path)
-    other_classes = bool(its and classes) and its != tuple(classes)
+    weights, own, named = read_weights(path), network.state_dict(), class_names(path)
+    other_classes = bool(named and classes) and named != tuple(classes)
     if other_classes and not new_head:
-        there, here = next((a, b) for a, b in zip_longest(its, classes) if a != b)
+        theirs, ours = next((a, b) for a, b in zip_longest(named, classes) if a != b)
         raise InputError(
-            f"{path} holds the weights of a network for other classes than this task's: {len(its)}, and here are "
-            f"{len(classes)}; the first that differs is {there or 'missing'} there and {here or 'missing'} here"
+            f"{path} holds the weights of a network for other classes than this task's: {len(named)}, and here are "
+            f"{len(classes)}; the first that differs is {theirs or 'missing'} there and {ours or 'missing'} here"
         )
     if new_head:
         linear = [n for n, m in network.named_modules() if isinstance(m, nn.Linear)]
-        other = {k for k in own if k in found and found[k].shape != own[k].shape}
-        head = {k for k in other if k.rpartition(".")[0] in linear and found[k].shape[1:] == own[k].shape[1:]}
+        other = {k for k in own if k in weights and weights[k].shape != own[k].shape}
+        head = {k for k in other if k.rpartition(".")[0] in linear and weights[k].shape[1:] == own[k].shape[1:]}
         if other_classes:
-            head |= {k for k in own if k in found and k.rpartition(".")[0] in linear[-1:]}
-        found = {k: own[k] if k in head else v for k, v in found.items()}
-    strangers = sorted(set(found) ^ set(own)) or sorted(k for k in own if found[k].shape != own[k].shape)
+            head |= {k for k in own if k in weights and k.rpartition(".")[0] in linear[-1:]}
+        weights = {k: own[k] if k in head else v for k, v in weights.items()}
+    strangers = sorted(set(weights) ^ set(own)) or sorted(k for k in own if weights[k].shape != own[k].shape)
     if strangers:
         raise InputError(
             f"{path} holds the weights of another network than {name} (they differ in {len(strangers)} tensors, "
             f"first {strangers[0]})"
         )
-    network.load_state_dict(found)
+    network.load_state_dict(weights)

@@ -137,8 +137,8 @@ class Classification(Task[Batch]):
         loss = recipe.loss(outputs, targets)
         if recipe.distill is not None and teacher is not None:
             with torch.no_grad():
-                taught = teacher(inputs)
-            loss = loss + recipe.distill.loss(outputs[0] if isinstance(outputs, tuple) else outputs, taught)
+                teacher_logits = teacher(inputs)
+            loss = loss + recipe.distill.loss(outputs[0] if isinstance(outputs, tuple) else outputs, teacher_logits)
         return loss
 
     def teacher(self, recipe: Recipe) -> nn.Module | None:
@@ -166,7 +166,7 @@ class Classification(Task[Batch]):
             for kind in self.recalibration.views
         }
         choice = None if self._choice is None else partial(self._judge, network, self._choice, S)
-        best, predictions = bn_recalibration.judge(network, images, choice, running, candidates)
+        best, predictions = bn_recalibration.best_results(network, images, choice, running, candidates)
         self.chosen[S] = (best, candidates.get(best, {}))
         return predictions
 

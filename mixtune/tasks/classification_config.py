@@ -32,10 +32,10 @@ class ClassificationConfig(TaskConfig):
 
     @property
     def in_memory(self) -> bool:
-        """Whether the images are held in memory, which are those of 32 pixels or fewer."""
+        """Return whether the images are held in memory, which are those of 32 pixels or fewer."""
         return self.dataset in IN_MEMORY
 
     @property
     def needs_data(self) -> bool:
-        """Whether ``data`` names a folder: scikit-learn holds the digits."""
+        """Return whether ``data`` names a folder: scikit-learn holds the digits."""
         return self.dataset != "digits"

@@ -26,11 +26,11 @@ def identity(config: ClassificationConfig) -> DataIdentity:
         _, subset = splits.stratified_split(labels, config.samples / n, seed=1)
         labels = labels[subset]
     if config.folds > 1:
-        train, judged = len(splits.fold_split(labels, config.folds, 0, seed=0)[0]), len(labels)
+        train, validation = len(splits.fold_split(labels, config.folds, 0, seed=0)[0]), len(labels)
     else:
-        train, judged = map(len, splits.stratified_split(labels, config.validation, seed=0))
+        train, validation = map(len, splits.stratified_split(labels, config.validation, seed=0))
     digest = _digest(config.dataset, config.data, config.classes)
-    return DataIdentity(config.dataset, digest, dataset.classes, train, judged, len(dataset.test))
+    return DataIdentity(config.dataset, digest, dataset.classes, train, validation, len(dataset.test))
 
 
 @lru_cache(maxsize=2)
@@ -51,8 +51,8 @@ def expected_training_images(config: ClassificationConfig) -> tuple[int, str] | 
     None where they are there, or nothing is known of them. Raise InputError for more classes than there can be.
     """
     name, root = config.dataset, datasets.data_folder(config.data)
-    there = not config.in_memory and any((root / part).exists() for part in ("train", "val"))
-    if there or name not in TRAINING_IMAGES:
+    present = not config.in_memory and any((root / part).exists() for part in ("train", "val"))
+    if present or name not in TRAINING_IMAGES:
         return None
     n = TRAINING_IMAGES[name]
     if config.classes is not None:

@@ -54,17 +54,17 @@ class TaskConfig:
 
     @property
     def held_out(self) -> float | tuple[int, int]:
-        """The share of the training images that is held out, or which fold of how many."""
+        """Return the share of the training images that is held out, or which fold of how many."""
         return (self.fold, self.folds) if self.folds > 1 else self.validation
 
     @property
     def in_memory(self) -> bool:
-        """Whether the images are held in memory; else they are files, which are read while training."""
+        """Return whether the images are held in memory; else they are files, which are read while training."""
         return False
 
     @property
     def needs_data(self) -> bool:
-        """Whether ``data`` names a folder that must be there; a data set that a library holds needs none."""
+        """Return whether ``data`` names a folder that must be there; a data set that a library holds needs none."""
         return True
 
     def readers(self, threads: int) -> int:
